@@ -1,0 +1,175 @@
+"""Multiply-accumulates (MACs) of one image, in closed form and as fvcore counts them.
+
+The papers call this figure FLOPs. Both counters here agree to the last digit: products of matrices
+and convolutions count one per multiply-accumulate, a LayerNorm counts 5 per element (fvcore's
+convention), additions, activations, softmax and resizing count nothing.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+from timm.layers import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from lfvit.errors import ConfigError
+from lfvit.models.two_stage import FirstPass, TwoStageViT
+
+NORM_PER_ELEMENT = 5
+
+
+def count_macs(model: nn.Module, stage: str | None = None) -> float:
+    """MACs of one image through a model of this project, in closed form.
+
+    Args:
+        model: a one-pass ViT of timm or a `TwoStageViT`.
+        stage: "first" or "second" for one pass of a two-pass model; None for all of it. The second
+            pass is counted on top of the first, not including it.
+
+    Raises:
+        ConfigError: unknown stage, a stage of a one-pass model, or a model it cannot count.
+    """
+    if stage not in (None, "first", "second"):
+        raise ConfigError(f"stage={stage!r} is unknown; valid: first, second, None")
+    if isinstance(model, TwoStageViT):
+        macs = {"first": _first_pass, "second": _second_pass}
+        stages = macs if stage is None else [stage]
+        return float(sum(macs[name](model) for name in stages))
+    if stage is not None:
+        raise ConfigError(f"stage={stage!r}: a {type(model).__name__} has one pass; use stage=None")
+    if isinstance(model, VisionTransformer):
+        return float(_one_pass(model))
+    raise ConfigError(f"cannot count a {type(model).__name__}; use a model of lfvit.create_model")
+
+
+def expected_gmacs(macs_first: float, macs_second: float, exit_fraction: float) -> float:
+    """GMACs per image when the given fraction of images exits after the first pass."""
+    return (macs_first + (1 - exit_fraction) * macs_second) / 1e9
+
+
+def _one_pass(vit: VisionTransformer) -> int:
+    patches = vit.patch_embed.num_patches
+    tokens = patches + vit.num_prefix_tokens
+    blocks = sum(_block(block, tokens) for block in vit.blocks)
+    # timm norms every token, then takes the class token
+    return _weights(vit.patch_embed.proj, patches) + blocks + _norm(vit.norm, tokens) + _weights(vit.head, 1)
+
+
+def _first_pass(model: TwoStageViT) -> int:
+    core, cells = model.backbone, model.grid**2
+    tokens = 1 + cells
+    blocks = sum(
+        _block(block, tokens, class_row=index >= model.gca_start)
+        for index, block in enumerate(core.blocks)
+    )
+    embed = _weights(core.patch_embed.proj, cells)
+    return embed + blocks + _norm(core.norm, tokens) + _weights(core.head, 1)
+
+
+def _second_pass(model: TwoStageViT) -> int:
+    core, cells = model.backbone, model.grid**2
+    kept = _kept_cells(model)
+    tokens = 1 + 4 * kept + (cells - kept if model.background else 0)
+    reuse = 0
+    if model.reuse is not None:
+        reuse = sum(
+            _norm(module, cells) if isinstance(module, nn.LayerNorm) else _weights(module, cells)
+            for module in model.reuse.modules()
+            if isinstance(module, (nn.Linear, nn.LayerNorm))
+        )
+    embed = _weights(core.patch_embed.proj, 4 * kept)
+    blocks = sum(_block(block, tokens) for block in core.blocks)
+    return embed + reuse + blocks + _norm(core.norm, 1) + _weights(core.head, 1)
+
+
+def _kept_cells(model: TwoStageViT) -> int:
+    """How many cells become fine: asked of the selector, so that a new one needs no edit here."""
+    blank = torch.zeros(1, model.grid, model.grid)
+    return model.select(blank).cells.shape[1]
+
+
+def _block(block: Block, tokens: int, class_row: bool = False) -> int:
+    attn: Attention = block.attn
+    width = attn.num_heads * attn.head_dim
+    macs = _norm(block.norm1, tokens) + _norm(block.norm2, tokens)
+    macs += _weights(attn.qkv, tokens) + _weights(attn.proj, tokens)
+    macs += _weights(block.mlp.fc1, tokens) + _weights(block.mlp.fc2, tokens)
+    for norm in (attn.q_norm, attn.k_norm, attn.norm):
+        macs += 0 if isinstance(norm, nn.Identity) else NORM_PER_ELEMENT * tokens * width
+    macs += 2 * tokens * tokens * width  # queries x keys, weights x values
+    return macs + (tokens * width if class_row else 0)  # one query x keys
+
+
+def _weights(layer: nn.Module, positions: int) -> int:
+    """A linear layer or convolution applied at so many positions; nothing for an identity."""
+    return layer.weight.numel() * positions if hasattr(layer, "weight") else 0
+
+
+def _norm(layer: nn.Module, tokens: int) -> int:
+    return NORM_PER_ELEMENT * layer.weight.numel() * tokens if hasattr(layer, "weight") else 0
+
+
+# --- fvcore -------------------------------------------------------------------------------------
+
+
+def trace_macs(model: nn.Module, image_size: int, stage: str | None = None) -> float:
+    """MACs of one image as fvcore counts them on a traced run, fused attention off.
+
+    The independent check of `count_macs`: the two agree exactly. Runs on the model's device.
+    """
+    images = torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device)
+    if not isinstance(model, TwoStageViT):
+        return _trace(model, model, (images,))
+    view = images[..., ::2, ::2]
+    total = 0.0
+    if stage in (None, "first"):
+        total += _trace(model, _Call(lambda view: tuple(model.first_pass(images, view))), (view,))
+    if stage in (None, "second"):
+        with torch.no_grad():
+            first = model.eval().first_pass(images, view)
+        selection = model.select(first.gca)
+
+        def second(images: Tensor, *tensors: Tensor) -> Tensor:
+            return model.second_pass(images, FirstPass(*tensors), selection)
+
+        total += _trace(model, _Call(second), (images, *first))
+    return total
+
+
+class _Call(nn.Module):
+    """A function as a module, which is what fvcore traces."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(*inputs)
+
+
+def _trace(model: nn.Module, call: nn.Module, inputs: tuple[Tensor, ...]) -> float:
+    with _plain_attention(model), torch.no_grad():
+        analysis = FlopCountAnalysis(call.eval(), inputs)
+        analysis.unsupported_ops_warnings(False)
+        analysis.uncalled_modules_warnings(False)
+        analysis.tracer_warnings("none")
+        return float(analysis.total())
+
+
+@contextmanager
+def _plain_attention(model: nn.Module) -> Iterator[None]:
+    """Fused attention off and evaluation mode on for a while: fvcore cannot see inside the former."""
+    layers = [module for module in model.modules() if isinstance(module, Attention)]
+    before, training = [layer.fused_attn for layer in layers], model.training
+    model.eval()
+    try:
+        for layer in layers:
+            layer.fused_attn = False
+        yield
+    finally:
+        for layer, fused in zip(layers, before, strict=True):
+            layer.fused_attn = fused
+        model.train(training)

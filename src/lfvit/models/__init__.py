@@ -1,0 +1,158 @@
+"""The models, in plain PyTorch. `create_model` is the one place that checks their settings."""
+
+from typing import Any
+
+import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from lfvit.errors import ConfigError
+from lfvit.models.backbone import Backbone, build_vit
+from lfvit.models.reuse import REUSE
+from lfvit.models.selection import SELECTORS
+from lfvit.models.two_stage import TwoStageViT
+
+TWO_STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "lf_vit": {
+        "region_size": None,  # from the grid, see default_region_size
+        "alpha": 0.88,
+        "beta": 0.99,
+        "gca_start": 3,
+        "selector": "ngca",
+        "reuse": "mlp",
+        "background": True,
+    },
+}
+"""Two-pass methods and the published settings of each."""
+
+METHODS = ("vit", *TWO_STAGE_DEFAULTS)
+
+
+def create_model(
+    method: str,
+    *,
+    backbone: str | dict[str, Any],
+    image_size: int = 224,
+    num_classes: int = 1000,
+    drop_path_rate: float = 0.0,
+    pretrained: bool = False,
+    **options: Any,
+) -> nn.Module:
+    """Build a model by name.
+
+    Args:
+        method: "vit" for timm's one-pass ViT, "lf_vit" for the two-pass model.
+        backbone: a timm ViT name such as "deit_small_patch16_224", or a mapping with embed_dim,
+            depth, num_heads and optionally family ("vit"), patch_size (16), mlp_ratio (4),
+            qkv_bias (True), norm_eps (1e-6).
+        image_size: side S in pixels of the full-resolution image. The two-pass methods need a
+            patch grid that halves evenly: S a multiple of twice the patch size.
+        num_classes: outputs of the head.
+        drop_path_rate: stochastic depth of the last block, for training.
+        pretrained: start from timm's weights for the named backbone.
+        **options: of the two-pass methods. region_size (m, coarse cells; default 5 on a 7 x 7
+            grid, 8 on 9 x 9), alpha in (0, 1] (0.88), beta in [0, 1) (0.99), gca_start (3),
+            selector ("ngca"), reuse ("mlp" or "none"), background (True).
+
+    Returns:
+        "vit": timm's model; images (B, 3, S, S) -> logits (B, C).
+        Two-pass: a `TwoStageViT`; ``model(images)`` -> `TwoStageOutput`,
+        ``model.infer(images, threshold)`` -> `Inference`.
+
+    Raises:
+        ConfigError: naming the setting, its value and what would be valid.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"method={method!r} is unknown; valid: {', '.join(METHODS)}")
+    _whole("image_size", image_size, 1)
+    _whole("num_classes", num_classes, 1)
+    _number("drop_path_rate", drop_path_rate, drop_path_rate >= 0 and drop_path_rate < 1, "[0, 1)")
+    vit = build_vit(backbone, image_size, num_classes, drop_path_rate, pretrained)
+    if method == "vit":
+        if options:
+            raise ConfigError(f"method=vit has no setting {next(iter(options))!r}; it takes none")
+        return vit
+    options = _with_defaults(method, options)
+    core = Backbone(vit)
+    grid = coarse_grid(image_size, core.patch_size)
+    if options["region_size"] is None:
+        options["region_size"] = default_region_size(grid)
+    _check(options, grid, image_size, len(core.blocks))
+    first_block = vit.blocks[0]
+    mlp_ratio = first_block.mlp.fc1.out_features / core.embed_dim
+    options["reuse"] = REUSE[options["reuse"]](core.embed_dim, mlp_ratio, first_block.norm1.eps)
+    model = TwoStageViT(core, image_size=image_size, **options)
+    if pretrained:
+        _spread_positions(vit, model)
+    return model
+
+
+def coarse_grid(image_size: int, patch_size: int) -> int:
+    """Side g of the coarse grid, in cells of two patches by two."""
+    step = 2 * patch_size
+    if image_size % step or image_size < step:
+        below = max(image_size // step, 1) * step
+        raise ConfigError(
+            f"image_size={image_size} does not halve into whole patches of {patch_size}; it must "
+            f"be a multiple of {step}, such as {below} or {below + step}"
+        )
+    return image_size // step
+
+
+def default_region_size(grid: int) -> int:
+    """The published window: 5 cells on the 7 x 7 grid of 224 pixels, 8 on the 9 x 9 of 288."""
+    return {7: 5, 9: 8}.get(grid, max(1, round(grid * 5 / 7)))
+
+
+def _with_defaults(method: str, options: dict[str, Any]) -> dict[str, Any]:
+    defaults = TWO_STAGE_DEFAULTS[method]
+    unknown = sorted(set(options) - set(defaults))
+    if unknown:
+        raise ConfigError(
+            f"method={method} has no setting {unknown[0]!r}; valid: {', '.join(defaults)}"
+        )
+    return {**defaults, **options}
+
+
+def _check(options: dict[str, Any], grid: int, image_size: int, depth: int) -> None:
+    m, alpha, beta = options["region_size"], options["alpha"], options["beta"]
+    _whole("region_size", m, 1)
+    if m > grid:
+        raise ConfigError(
+            f"region_size={m} does not fit the {grid} x {grid} grid of image_size={image_size}; "
+            f"valid: 1 to {grid}"
+        )
+    _number("alpha", alpha, 0 < alpha <= 1, "above 0, up to 1")
+    _number("beta", beta, 0 <= beta < 1, "from 0, below 1")
+    _whole("gca_start", options["gca_start"], 0)
+    if options["gca_start"] >= depth:
+        raise ConfigError(
+            f"gca_start={options['gca_start']} leaves no block to count; the backbone has {depth}, "
+            f"valid: 0 to {depth - 1}"
+        )
+    for key, table in (("selector", SELECTORS), ("reuse", REUSE)):
+        if options[key] not in table:
+            raise ConfigError(f"{key}={options[key]!r} is unknown; valid: {', '.join(table)}")
+    if not isinstance(options["background"], bool):
+        raise ConfigError(f"background={options['background']!r} must be true or false")
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name}={value!r} must be a whole number, {least} or more")
+
+
+def _number(name: str, value: Any, valid: bool, range_in_words: str) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not valid:
+        raise ConfigError(f"{name}={value!r} is out of range; valid: {range_in_words}")
+
+
+@torch.no_grad()
+def _spread_positions(vit: VisionTransformer, model: TwoStageViT) -> None:
+    """Carry a pretrained ViT's position embeddings over to both grids."""
+    for target, side in ((model.first_pos_embed, model.grid), (model.second_pos_embed, 2 * model.grid)):
+        target.copy_(resample_abs_pos_embed(vit.pos_embed, [side, side]))
+
+
+__all__ = ["METHODS", "TWO_STAGE_DEFAULTS", "TwoStageViT", "coarse_grid", "create_model"]

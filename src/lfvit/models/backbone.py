@@ -1,0 +1,258 @@
+"""A plain ViT opened up: timm's parts, run on any sequence of tokens.
+
+timm's own ``forward`` embeds one image and runs every token through every block. The two-pass
+models need the same weights on sequences they compose themselves, and need to see where the class
+token looks. `Backbone` takes the modules of a timm `VisionTransformer` over, unchanged, and offers
+just that.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention, PatchEmbed
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from lfvit.errors import ConfigError
+
+CUSTOM_KEYS = ("embed_dim", "depth", "num_heads", "patch_size", "mlp_ratio", "qkv_bias", "norm_eps")
+
+
+def build_vit(
+    backbone: str | dict[str, Any],
+    image_size: int,
+    num_classes: int,
+    drop_path_rate: float = 0.0,
+    pretrained: bool = False,
+) -> VisionTransformer:
+    """Build timm's `VisionTransformer` for one image size.
+
+    Args:
+        backbone: a timm model name, or a mapping with ``family: vit``, ``embed_dim``, ``depth``,
+            ``num_heads`` and optionally ``patch_size`` (16), ``mlp_ratio`` (4), ``qkv_bias``
+            (True), ``norm_eps`` (1e-6).
+        image_size: side in pixels.
+        num_classes: outputs of the head.
+        drop_path_rate: stochastic depth of the last block; earlier blocks scale linearly.
+        pretrained: fetch timm's weights for a named model, position embeddings resampled.
+
+    Raises:
+        ConfigError: unknown name or key, or sizes that do not divide.
+    """
+    common = {
+        "img_size": image_size,
+        "num_classes": num_classes,
+        "drop_path_rate": drop_path_rate,
+    }
+    if isinstance(backbone, str):
+        return _named_vit(backbone, pretrained, common)
+    if pretrained:
+        raise ConfigError(
+            "pretrained=true needs a backbone with a timm name, such as "
+            "deit_small_patch16_224; a custom size has no published weights"
+        )
+    return _custom_vit(dict(backbone), common)
+
+
+def _named_vit(name: str, pretrained: bool, common: dict[str, Any]) -> VisionTransformer:
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name.split('_')[0]}*patch16_224*")[:5]
+        raise ConfigError(
+            f"backbone={name!r} is not a model timm knows; "
+            f"try one of {close or ['deit_small_patch16_224']}"
+        )
+    try:
+        vit = timm.create_model(name, pretrained=pretrained, **common)
+    except (OSError, RuntimeError) as error:  # RuntimeError: no weights, or no way to reach them
+        if not pretrained:
+            raise
+        raise ConfigError(
+            f"the weights of backbone={name!r} could not be fetched ({error}); download them "
+            "elsewhere and pass the file to load_checkpoint, or set pretrained=false"
+        ) from error
+    except TypeError as error:
+        raise ConfigError(f"backbone={name!r} is not a plain ViT of timm: {error}") from error
+    if not isinstance(vit, VisionTransformer):
+        raise ConfigError(
+            f"backbone={name!r} is a {type(vit).__name__}; a plain ViT is needed, such as "
+            "deit_small_patch16_224"
+        )
+    return vit
+
+
+def _custom_vit(spec: dict[str, Any], common: dict[str, Any]) -> VisionTransformer:
+    family = spec.pop("family", "vit")
+    if family != "vit":
+        raise ConfigError(f"backbone.family={family!r} is unknown; valid: vit")
+    unknown = sorted(set(spec) - set(CUSTOM_KEYS))
+    if unknown:
+        raise ConfigError(f"backbone has no setting {unknown[0]!r}; valid: {', '.join(CUSTOM_KEYS)}")
+    for key in ("embed_dim", "depth", "num_heads"):
+        if not isinstance(spec.get(key), int) or spec[key] < 1:
+            raise ConfigError(f"backbone.{key}={spec.get(key)!r} must be a whole number above 0")
+    if spec["embed_dim"] % spec["num_heads"]:
+        raise ConfigError(
+            f"backbone.embed_dim={spec['embed_dim']} is not a multiple of "
+            f"num_heads={spec['num_heads']}"
+        )
+    eps = spec.pop("norm_eps", 1e-6)
+    patch_size = spec.get("patch_size", 16)
+    if common["img_size"] % patch_size:
+        raise ConfigError(
+            f"image_size={common['img_size']} is not a multiple of patch_size={patch_size}"
+        )
+
+    def norm_layer(dim: int, **kwargs: Any) -> nn.LayerNorm:
+        return nn.LayerNorm(dim, eps=eps, **kwargs)
+
+    return VisionTransformer(**common, **spec, norm_layer=norm_layer)
+
+
+class Backbone(nn.Module):
+    """What both passes share: patch embedding, class token, blocks, final norm and head.
+
+    The modules come from a timm `VisionTransformer` and keep their names, so that state dicts
+    differ from timm's by a prefix only. Position embeddings are not here: each pass has its own.
+    """
+
+    def __init__(self, vit: VisionTransformer) -> None:
+        super().__init__()
+        _refuse_unsupported(vit)
+        self.patch_embed = vit.patch_embed
+        self.cls_token = vit.cls_token
+        self.blocks = vit.blocks
+        self.norm = vit.norm
+        self.head_drop = vit.head_drop
+        self.head = vit.head
+        self.embed_dim: int = vit.embed_dim
+        self.patch_size: int = vit.patch_embed.patch_size[0]
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Every patch of every image as a token: (B, 3, S, S) -> (B, (S/P)^2, D), row-major."""
+        return self.patch_embed.proj(images).flatten(2).transpose(1, 2)
+
+    def embed_patches(self, images: Tensor, positions: Tensor) -> Tensor:
+        """Only the patches asked for: the convolution of `embed` as one product on gathered pixels.
+
+        Args:
+            images: (B, 3, S, S)
+            positions: (B, K) row-major indices into the (S/P) x (S/P) grid.
+
+        Returns:
+            (B, K, D)
+        """
+        P = self.patch_size
+        grid = images.shape[-1] // P
+        patches = images.unflatten(3, (grid, P)).unflatten(2, (grid, P))  # (B, 3, G, P, G, P)
+        patches = patches.permute(0, 2, 4, 1, 3, 5)  # (B, G, G, 3, P, P), still a view
+        rows = torch.arange(len(images), device=images.device)[:, None]
+        chosen = patches[rows, positions // grid, positions % grid]  # (B, K, 3, P, P)
+        proj = self.patch_embed.proj
+        return F.linear(chosen.flatten(2), proj.weight.flatten(1), proj.bias)
+
+    def run(self, tokens: Tensor, class_rows_from: int | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Run all blocks on any sequence whose first token is the class token.
+
+        Args:
+            tokens: (B, N, D)
+            class_rows_from: collect the class attention of the blocks from this index (0-based)
+                on; None collects none.
+
+        Returns:
+            tokens (B, N, D) before the final norm, and one (B, N-1) class attention per counted
+            block, in order.
+        """
+        rows: list[Tensor] = []
+        for index, block in enumerate(self.blocks):
+            counted = class_rows_from is not None and index >= class_rows_from
+            tokens, row = run_block(block, tokens, counted)
+            if row is not None:
+                rows.append(row)
+        return tokens, rows
+
+    def classify(self, class_token: Tensor) -> Tensor:
+        """Logits from the normed class token: (B, D) -> (B, C)."""
+        return self.head(self.head_drop(class_token))
+
+
+def run_block(block: Block, tokens: Tensor, class_row: bool) -> tuple[Tensor, Tensor | None]:
+    """timm's pre-norm block on tokens (B, N, D), with its class attention (B, N-1) if asked for."""
+    update, row = attend(block.attn, block.norm1(tokens), class_row)
+    tokens = tokens + block.drop_path1(block.ls1(update))
+    tokens = tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
+    return tokens, row
+
+
+def attend(attn: Attention, tokens: Tensor, class_row: bool) -> tuple[Tensor, Tensor | None]:
+    """timm's self-attention on tokens (B, N, D), with the class attention (B, N-1) if asked for.
+
+    The full N x N attention is never built where the fused kernel is on: the class row is one
+    query against all keys, computed beside it.
+    """
+    B, N, _ = tokens.shape
+    qkv = attn.qkv(tokens).reshape(B, N, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
+    q, k, v = qkv.unbind(0)  # (B, H, N, d) each
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    row = class_attention(q[:, :, :1], k, attn.scale) if class_row else None
+    dropout = attn.attn_drop.p if attn.training else 0.0
+    if attn.fused_attn:
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=attn.scale)
+    else:
+        weights = (q * attn.scale @ k.transpose(-2, -1)).softmax(dim=-1)  # (B, H, N, N)
+        out = F.dropout(weights, dropout) @ v
+    out = attn.norm(out.transpose(1, 2).reshape(B, N, -1))
+    return attn.proj_drop(attn.proj(out)), row
+
+
+@torch.no_grad()
+def class_attention(query: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """Attention of the class token to every other token, averaged over heads, in float32.
+
+    The softmax runs over all keys; the class token's attention to itself is dropped afterwards
+    without rescaling (LF-ViT section 3.2, CF-ViT section 4.1). A score for choosing where to look:
+    no gradient passes through it.
+
+    Args:
+        query: (B, H, 1, d), keys: (B, H, N, d)
+
+    Returns:
+        (B, N-1)
+    """
+    logits = (query.float() * scale) @ keys.float().transpose(-2, -1)  # (B, H, 1, N)
+    return logits.softmax(dim=-1)[:, :, 0, 1:].mean(dim=1)
+
+
+def _refuse_unsupported(vit: VisionTransformer) -> None:
+    reasons = list(_unsupported(vit))
+    if reasons:
+        raise ConfigError(
+            f"this {type(vit).__name__} cannot serve both passes: it has {'; '.join(reasons)}. "
+            "A ViT with one class token and learned position embeddings is needed, such as "
+            "deit_small_patch16_224"
+        )
+
+
+def _unsupported(vit: VisionTransformer) -> Iterable[str]:
+    """What `Backbone` would silently drop or compute differently from timm's own forward."""
+    if vit.num_prefix_tokens != 1 or vit.cls_token is None:
+        yield f"{vit.num_prefix_tokens} prefix tokens"
+    if vit.global_pool != "token" or not isinstance(vit.fc_norm, nn.Identity):
+        yield f"global_pool={vit.global_pool!r}"
+    if vit.pos_embed is None or vit.no_embed_class:
+        yield "no position embedding for the class token"
+    if not isinstance(vit.norm_pre, nn.Identity):
+        yield "a norm before the blocks"
+    if type(vit.patch_embed) is not PatchEmbed or not isinstance(
+        vit.patch_embed.norm, nn.Identity
+    ):
+        yield f"a {type(vit.patch_embed).__name__} stem that is more than one convolution"
+    for block in vit.blocks:
+        if type(block) is not Block or type(block.attn) is not Attention:
+            yield f"blocks of type {type(block).__name__} with {type(block.attn).__name__}"
+            break
+        if getattr(block.attn, "gate", None) is not None:
+            yield "gated attention"
+            break

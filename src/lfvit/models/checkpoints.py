@@ -1,0 +1,189 @@
+"""Weights from files: this project's own, timm/DeiT's and the released LF-ViT ones.
+
+A file is only ever read as weights: nothing in it is executed.
+"""
+
+import argparse
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from lfvit.errors import CheckpointError
+from lfvit.models.two_stage import TwoStageViT
+
+WRAPPERS = ("state_dict", "model", "module", "model_state_dict")  # where files keep their weights
+PREFIXES = ("model.", "module.", "_orig_mod.")  # what trainers put before every name
+POSITIONS = ("first_pos_embed", "second_pos_embed", "pos_embed")
+
+RELEASED_NAMES = (  # the released two-pass files -> this project's names
+    (r"^pos_embed_list\.0$", "first_pos_embed"),
+    (r"^pos_embed_list\.1$", "second_pos_embed"),
+    (r"^reuse_block\.0\.", "reuse.norm."),
+    (r"^reuse_block\.1\.", "reuse.mlp."),
+    (r"^(cls_token$|patch_embed\.|blocks\.|norm\.|head\.)", r"backbone.\1"),
+)
+
+
+def load_checkpoint(
+    model: nn.Module, source: str | Path | Mapping[str, Any], *, new_head: bool = False
+) -> None:
+    """Load weights into a model built by `lfvit.create_model`.
+
+    Accepts this project's files, timm/DeiT weights and the released LF-ViT files, as a path
+    (.ckpt, .pth, .pt, .safetensors) or as a state dict. Position embeddings of another image size
+    are resampled (bicubic, as timm does); a one-pass file fills both grids of a two-pass model.
+
+    Args:
+        model: changed in place.
+        source: path or state dict.
+        new_head: keep the model's own head where the file has another number of classes, for
+            fine-tuning.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, holds more than weights, or does not fit;
+            the message names the file, the first keys that do not fit and what would.
+    """
+    name = "the state dict" if isinstance(source, Mapping) else str(source)
+    found = extract_weights(source if isinstance(source, Mapping) else read_file(source), name)
+    weights = _rename(model, found)
+    own = model.state_dict()
+    for key in POSITIONS:
+        if key in weights and key in own and weights[key].shape != own[key].shape:
+            weights[key] = _resample(weights[key], own[key], name)
+    head = "backbone.head." if isinstance(model, TwoStageViT) else "head."
+    if new_head:
+        for key in [k for k in weights if k.startswith(head)]:
+            if weights[key].shape != own[key].shape:
+                weights[key] = own[key]
+    _refuse_misfits(model, weights, own, name)
+    model.load_state_dict(weights)
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """Read a file of weights to CPU memory without executing anything from it.
+
+    Raises:
+        CheckpointError: missing, truncated, or not made of plain weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; pass the path of a .ckpt, .pth or .safetensors")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # released training scripts store their parsed arguments, which are plain values
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: truncated or not a safetensors file ({error})") from error
+    except Exception as error:  # torch.load raises many kinds for damaged files
+        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
+            global_ = re.search(r"GLOBAL ([\w.]+)", str(error))
+            raise CheckpointError(
+                f"{path}: holds more than weights ({global_[1] if global_ else 'pickled code'}), "
+                "and nothing from a file is executed; save its state_dict alone with "
+                "torch.save(model.state_dict(), ...) where you trust it"
+            ) from error
+        raise CheckpointError(
+            f"{path}: truncated or not a PyTorch file ({type(error).__name__}); copy or download "
+            "it again"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dict of weights")
+    return content
+
+
+def extract_weights(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
+    """The named tensors of a file, without its wrappers and name prefixes."""
+    for wrapper in WRAPPERS:
+        if isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            break
+    weights = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if not weights:
+        raise CheckpointError(
+            f"{name}: no weights found; its entries are {', '.join(map(str, list(content)[:5]))}"
+        )
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) for key in weights):
+            weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    return weights
+
+
+def _rename(model: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """To the model's own names: the file's layout shows in its position embeddings."""
+    if not isinstance(model, TwoStageViT) or "first_pos_embed" in found:
+        return dict(found)
+    weights = {}
+    for key, value in found.items():
+        for pattern, replacement in RELEASED_NAMES:
+            key = re.sub(pattern, replacement, key)
+        weights[key] = value
+    if "pos_embed" in weights:  # a one-pass file: both grids start from it, the reuse term is new
+        weights["first_pos_embed"] = weights["second_pos_embed"] = weights.pop("pos_embed")
+        own = model.state_dict()
+        weights.update({key: own[key] for key in own if key.startswith("reuse.")})
+    if model.reuse is None:
+        weights = {key: value for key, value in weights.items() if not key.startswith("reuse.")}
+    return weights
+
+
+def _resample(positions: Tensor, own: Tensor, name: str) -> Tensor:
+    """Position embeddings (1, 1 + n*n, D) resampled to the model's own grid."""
+    side = (positions.shape[1] - 1) ** 0.5 if positions.ndim == 3 else 0.5
+    if side != int(side) or positions.shape[-1] != own.shape[-1]:
+        return positions  # reported as a misfit, with its shape
+    grid = round((own.shape[1] - 1) ** 0.5)
+    return resample_abs_pos_embed(positions, [grid, grid])
+
+
+def _refuse_misfits(
+    model: nn.Module, weights: dict[str, Tensor], own: dict[str, Tensor], name: str
+) -> None:
+    missing = [key for key in own if key not in weights]
+    unexpected = [key for key in weights if key not in own]
+    shapes = [
+        f"{key} {_size(weights[key])} instead of {_size(own[key])}"
+        for key in own
+        if key in weights and weights[key].shape != own[key].shape
+    ]
+    if not (missing or unexpected or shapes):
+        return
+    parts = []
+    for label, keys in (("missing", missing), ("unknown", unexpected), ("of another size", shapes)):
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            parts.append(f"{label}: {', '.join(keys[:3])}{more}")
+    raise CheckpointError(
+        f"{name}: does not fit this {type(model).__name__}. {'; '.join(parts)}. {_advice(weights, own)}"
+    )
+
+
+def _advice(weights: dict[str, Tensor], own: dict[str, Tensor]) -> str:
+    """What model would take the file, as far as its shapes tell."""
+    by_end = {key.removeprefix("backbone."): value for key, value in weights.items()}
+    norm, head = by_end.get("norm.weight"), by_end.get("head.weight")
+    blocks = {key.split(".")[1] for key in by_end if re.match(r"blocks\.\d+\.", key)}
+    if norm is None or not blocks:
+        return "Files that fit: this project's checkpoints, timm/DeiT ViTs, released LF-ViT files"
+    two_stage = "first_pos_embed" in weights and any(k.startswith("reuse.") for k in weights)
+    classes = f", num_classes={len(head)}" if head is not None else ""
+    text = (
+        f"The file is a {'two-pass model' if two_stage else 'ViT'} with embed_dim={len(norm)}, "
+        f"depth={len(blocks)}{classes}: create the model with these"
+    )
+    own_head = own.get("head.weight", own.get("backbone.head.weight"))
+    if head is not None and own_head is not None and len(head) != len(own_head):
+        text += ", or pass new_head=True to keep its own head"
+    return text
+
+
+def _size(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"

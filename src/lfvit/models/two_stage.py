@@ -1,0 +1,210 @@
+"""The two-pass vision transformer: look once at half resolution, and again where it matters.
+
+LF-ViT (Hu et al., AAAI 2024, arXiv 2402.00033) is this model with a window selector. Read it from
+top to bottom: `forward` looks twice at every image, `infer` stops early where it can, and both are
+made of the same three steps.
+
+Shapes: B images, S image side, P patch side, G = S/P fine grid, g = G/2 coarse grid, k cells that
+become fine, D width, C classes.
+"""
+
+from typing import NamedTuple
+
+import torch
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from lfvit.models.backbone import Backbone
+from lfvit.models.selection import (
+    Selection,
+    coarse_cell,
+    global_class_attention,
+    remaining_cells,
+    select,
+)
+from lfvit.models.view import half_resolution
+
+
+class FirstPass(NamedTuple):
+    """What the first pass leaves for the second.
+
+    logits: (B, C).
+    gca: (B, g, g) float32, where the class token looked.
+    inputs: (B, g*g, D) coarse tokens as they entered block 1, with position embedding.
+    outputs: (B, g*g, D) coarse tokens after the final norm.
+    """
+
+    logits: Tensor
+    gca: Tensor
+    inputs: Tensor
+    outputs: Tensor
+
+
+class TwoStageOutput(NamedTuple):
+    """Both passes on every image: logits (B, C) each, and where the second one looked."""
+
+    first_logits: Tensor
+    second_logits: Tensor
+    selection: Selection
+
+
+class Inference(NamedTuple):
+    """Early exit: the answer of whichever pass gave it.
+
+    logits: (B, C).
+    exited: (B,) bool, True where the first pass answered.
+    confidence: (B,) float32, the first pass's largest softmax probability.
+    selection: where the second pass looked, or would have looked.
+    """
+
+    logits: Tensor
+    exited: Tensor
+    confidence: Tensor
+    selection: Selection
+
+
+class TwoStageViT(nn.Module):
+    """One backbone used twice; build it with `lfvit.create_model`, which checks the settings.
+
+    Args:
+        backbone: the shared weights.
+        image_size: S in pixels.
+        region_size: m, side of the window in coarse cells (window selectors only).
+        alpha: share of the candidate cells that becomes fine, in (0, 1].
+        beta: weight of the past in the average of class attention, in [0, 1).
+        gca_start: first block (0-based) whose class attention counts.
+        selector: how the cells are chosen, a name in `lfvit.models.selection.SELECTORS`.
+        reuse: module from the first pass's output tokens (B, n, D) to the term added to the fine
+            tokens of the same cell (B, n, D); None adds nothing.
+        background: keep the cells that are not chosen as coarse tokens of the second pass.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        image_size: int,
+        region_size: int,
+        alpha: float,
+        beta: float,
+        gca_start: int,
+        selector: str,
+        reuse: nn.Module | None,
+        background: bool = True,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.reuse = reuse
+        self.image_size = image_size
+        self.grid = image_size // backbone.patch_size // 2
+        self.region_size = region_size
+        self.alpha = alpha
+        self.beta = beta
+        self.gca_start = gca_start
+        self.selector = selector
+        self.background = background
+        D = backbone.embed_dim
+        self.first_pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, D))
+        self.second_pos_embed = nn.Parameter(torch.zeros(1, 1 + 4 * self.grid**2, D))
+        trunc_normal_(self.first_pos_embed, std=0.02)
+        trunc_normal_(self.second_pos_embed, std=0.02)
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that weight decay leaves alone, as in DeiT."""
+        return {"first_pos_embed", "second_pos_embed", "backbone.cls_token"}
+
+    def forward(
+        self, images: Tensor, view: Tensor | None = None, *, selector: str | None = None
+    ) -> TwoStageOutput:
+        """Both passes for every image.
+
+        Args:
+            images: (B, 3, S, S), normalised.
+            view: (B, 3, S/2, S/2) if already made (`lfvit.models.view.half_resolution`).
+            selector: use this one instead of the model's own, such as "none" in phase one of
+                training.
+        """
+        first = self.first_pass(images, view)
+        selection = self.select(first.gca, selector)
+        return TwoStageOutput(
+            first.logits, self.second_pass(images, first, selection), selection
+        )
+
+    @torch.no_grad()
+    def infer(self, images: Tensor, threshold: float, view: Tensor | None = None) -> Inference:
+        """Early exit: only images whose confidence is below `threshold` are looked at again.
+
+        Works for any batch, including one image, none left and all left. Without gradients.
+
+        Args:
+            images: (B, 3, S, S), normalised.
+            threshold: eta; 0 answers everything in the first pass, above 1 nothing.
+            view: (B, 3, S/2, S/2) if already made.
+        """
+        first = self.first_pass(images, view)
+        selection = self.select(first.gca)
+        confidence = first.logits.float().softmax(dim=1).amax(dim=1)
+        exited = confidence >= threshold
+        logits = first.logits
+        rest = (~exited).nonzero()[:, 0]  # the one place that waits for the device
+        if len(rest):
+            second = self.second_pass(
+                images[rest], FirstPass(*(t[rest] for t in first)), _rows(selection, rest)
+            )
+            logits = logits.index_copy(0, rest, second.to(logits.dtype))
+        return Inference(logits, exited, confidence, selection)
+
+    def first_pass(self, images: Tensor, view: Tensor | None = None) -> FirstPass:
+        """Classify the half-resolution view, and score where to look."""
+        view = half_resolution(images) if view is None else view
+        self._check_view(view)
+        backbone = self.backbone
+        coarse = backbone.embed(view) + self.first_pos_embed[:, 1:]  # (B, g*g, D)
+        class_token = backbone.cls_token + self.first_pos_embed[:, :1]  # (1, 1, D)
+        tokens = torch.cat([class_token.expand(len(view), -1, -1).to(coarse), coarse], dim=1)
+        tokens, rows = backbone.run(tokens, class_rows_from=self.gca_start)
+        tokens = backbone.norm(tokens)
+        return FirstPass(
+            logits=backbone.classify(tokens[:, 0]),
+            gca=global_class_attention(rows, self.beta),
+            inputs=coarse,
+            outputs=tokens[:, 1:],
+        )
+
+    def select(self, gca: Tensor, selector: str | None = None) -> Selection:
+        """Choose the cells that become fine from the score map (B, g, g)."""
+        return select(gca, selector or self.selector, self.region_size, self.alpha)
+
+    def second_pass(self, images: Tensor, first: FirstPass, selection: Selection) -> Tensor:
+        """Classify again (B, C): fine tokens where it matters, coarse ones everywhere else."""
+        backbone = self.backbone
+        positions = self.second_pos_embed[0, 1:][selection.fine_indices]  # (B, 4k, D)
+        fine = backbone.embed_patches(images, selection.fine_indices) + positions
+        if self.reuse is not None:
+            parents = coarse_cell(selection.fine_indices, self.grid)  # (B, 4k)
+            fine = fine + _take(self.reuse(first.outputs), parents)
+        class_token = backbone.cls_token + self.second_pos_embed[:, :1]
+        tokens = [class_token.expand(len(images), -1, -1).to(fine), fine]
+        if self.background:
+            tokens.append(_take(first.inputs, remaining_cells(selection.cells, self.grid)).to(fine))
+        out, _ = backbone.run(torch.cat(tokens, dim=1))  # (B, 1 + 4k + g*g - k, D)
+        return backbone.classify(backbone.norm(out[:, 0]))
+
+    def _check_view(self, view: Tensor) -> None:
+        side = self.image_size // 2
+        if view.shape[-2:] != (side, side):
+            raise ValueError(
+                f"images of {self.image_size} x {self.image_size} pixels were expected (a view of "
+                f"{side} x {side}), not a view of {view.shape[-2]} x {view.shape[-1]}; create the "
+                "model with the image_size of the data"
+            )
+
+
+def _take(tokens: Tensor, positions: Tensor) -> Tensor:
+    """tokens (B, n, D) at positions (B, K) -> (B, K, D)."""
+    return tokens.gather(1, positions[:, :, None].expand(-1, -1, tokens.shape[-1]))
+
+
+def _rows(selection: Selection, rows: Tensor) -> Selection:
+    """The selection of some images of the batch."""
+    return Selection(*(None if t is None else t[rows] for t in selection))
