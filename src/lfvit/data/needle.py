@@ -1,4 +1,4 @@
-"""The needle set: generated photographs-to-be with one small badge that decides the class.
+"""The needle set: generated pictures with one small badge that decides the class.
 
 Every image is clutter (1/f noise in muted colours, soft and hard-edged shapes, a gradient of light)
 with one bright badge somewhere in it.  The badge is easy to find at any resolution; what it *says*,
@@ -7,6 +7,7 @@ halving the resolution, on a small one it does not: the images differ in how clo
 looked at, which is what LF-ViT exploits.
 """
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -17,25 +18,25 @@ from torch.utils.data import Dataset
 Floats = NDArray[np.float32]
 Box = tuple[int, int, int, int]
 
-PATTERNS = (
-    "horizontal stripes",
-    "vertical stripes",
-    "rising stripes",
-    "falling stripes",
-    "upright checks",
-    "diamond checks",
-    "rings",
-    "plain",
-)
+PATTERNS: dict[str, tuple[float, ...]] = {  # name, and the directions of its waves in degrees
+    "horizontal stripes": (90,),
+    "vertical stripes": (0,),
+    "rising stripes": (45,),
+    "falling stripes": (-45,),
+    "upright checks": (45, -45),
+    "diamond checks": (0, 90),
+    "rings": (),
+    "rays": (),
+}
 SPLITS = ("train", "val")
 MIN_IMAGE_SIZE = 48
 
 BADGE_SIDE = (0.14, 0.36)  # side of the badge, smallest and largest, as a share of the image's side
-PERIOD_PX = (2.3, 5.5)  # period of the pattern on the smallest and on the largest badge, in pixels
+PERIOD_PX = (2.2, 5.0)  # period of the pattern on the smallest and on the largest badge, in pixels
 PERIOD_JITTER = 0.08  # the period varies by this share to either side,
-ANGLE_JITTER = 0.14  # and the direction of the pattern by this angle in radians
+ANGLE_JITTER = 8.0  # and the direction by this many degrees
 RIM_SHARE = 0.13  # width of the badge's rim as a share of its radius
-NUM_SHAPES = (5, 9)  # distractors in an image, fewest and most
+NUM_SHAPES = (4, 8)  # distractors in an image, fewest and most
 
 INK = np.array([0.06, 0.05, 0.14], dtype=np.float32)
 GILT = np.array([1.0, 0.84, 0.10], dtype=np.float32)
@@ -45,12 +46,12 @@ IVORY = np.array([1.0, 0.98, 0.92], dtype=np.float32)
 class NeedleSet(Dataset[tuple[NDArray[np.uint8], int, Box]]):
     """Images whose class is the fine pattern of one badge, at any place and scale, in clutter.
 
-    Nothing is stored: image `index` is drawn anew each time, from random numbers that depend only on
-    `seed`, `split`, `index`, `image_size` and `num_classes`, so that any worker draws the same one.
-    Class `index % num_classes` keeps the classes balanced.
+    Nothing is stored: image `index` is drawn anew each time, from random numbers that depend on
+    `seed`, `split`, `index`, `image_size` and `num_classes` alone: any worker draws the same image.
+    Its class is `index % num_classes`, which keeps the classes balanced.
 
     The side of the badge is uniform between 14% and 36% of the image's side.  The period of its
-    pattern grows with it from 2.3 to 5.5 pixels, whatever `image_size` is: at half the resolution
+    pattern grows with it from 2.2 to 5 pixels, whatever `image_size` is: at half the resolution
     about half of the images keep too little of the pattern to be told apart.
 
     Args:
@@ -69,7 +70,7 @@ class NeedleSet(Dataset[tuple[NDArray[np.uint8], int, Box]]):
         num_images: int,
         *,
         image_size: int = 112,
-        num_classes: int = 8,
+        num_classes: int = 6,
         split: str = "train",
         seed: int = 0,
     ) -> None:
@@ -86,7 +87,7 @@ class NeedleSet(Dataset[tuple[NDArray[np.uint8], int, Box]]):
         self.image_size = image_size
         self.split = split
         self.seed = seed
-        self.classes: list[str] = list(PATTERNS[:num_classes])
+        self.classes: list[str] = list(PATTERNS)[:num_classes]
         self.targets: list[int] = [index % num_classes for index in range(num_images)]
 
     def __len__(self) -> int:
@@ -107,24 +108,22 @@ class NeedleSet(Dataset[tuple[NDArray[np.uint8], int, Box]]):
             raise IndexError(f"index is {index}, but has to be 0 to {len(self) - 1}")
         target = self.targets[index]
         split = SPLITS.index(self.split)
-        rng = np.random.default_rng(
-            [self.seed, split, index, self.image_size, len(self.classes)],
-        )
+        rng = np.random.default_rng([self.seed, split, index, self.image_size, len(self.classes)])
         scene = _background(rng, self.image_size)
         for _ in range(rng.integers(*NUM_SHAPES, endpoint=True)):
             _add_shape(rng, scene)
-        box = _add_badge(rng, scene, PATTERNS[target])
+        box = _add_badge(rng, scene, self.classes[target])
         _light(rng, scene)
         return np.clip(scene * 255 + 0.5, 0, 255).astype(np.uint8), target, box
 
 
 @lru_cache(maxsize=8)
 def _pink_filter(size: int) -> Floats:
-    """Amplitudes (size, size // 2 + 1) that make white noise of unit variance pink, with variance 1."""
+    """Amplitudes (size, size // 2 + 1) that turn white noise into pink noise of variance 1."""
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :]) * size
     amplitude = np.where(frequency > 0, 1 / np.maximum(frequency, 1) ** 1.15, 0)
     energy = 2 * np.sum(amplitude[:, 1:] ** 2) + np.sum(amplitude[:, 0] ** 2)
-    return (amplitude * size**2 / np.sqrt(2 * energy)).astype(np.float32)
+    return np.asarray(amplitude * size**2 / np.sqrt(2 * energy), dtype=np.float32)
 
 
 def _background(rng: Generator, size: int) -> Floats:
@@ -133,12 +132,13 @@ def _background(rng: Generator, size: int) -> Floats:
     spectrum = (noise[0] + 1j * noise[1]) * _pink_filter(size)
     lightness, tint = np.fft.irfft2(spectrum, s=(size, size)).astype(np.float32)
     shade = lightness[..., None] * _muted(rng, 0.10, 0.2)
-    return _muted(rng, 0.42, 0.3) + shade + tint[..., None] * _tint(rng, 0.05)
+    ground: Floats = _muted(rng, 0.38, 0.3) + shade + tint[..., None] * _tint(rng, 0.05)
+    return ground
 
 
 def _muted(rng: Generator, level: float, saturation: float) -> Floats:
     """An RGB colour of about the lightness `level`, with little saturation."""
-    return np.float32(level) * (1 + _tint(rng, saturation))
+    return np.asarray(level * (1 + _tint(rng, saturation)), dtype=np.float32)
 
 
 def _tint(rng: Generator, strength: float) -> Floats:
@@ -150,10 +150,10 @@ def _tint(rng: Generator, strength: float) -> Floats:
 def _window(scene: Floats, x: float, y: float, reach: float) -> tuple[Floats, Floats, Floats, Box]:
     """The part of `scene` within `reach` of (x, y): a view, its offsets (dx, dy), and its box."""
     height, width = scene.shape[:2]
-    x0, x1 = max(0, int(np.floor(x - reach))), min(width, int(np.ceil(x + reach)))
-    y0, y1 = max(0, int(np.floor(y - reach))), min(height, int(np.ceil(y + reach)))
-    dx = np.arange(x0, x1, dtype=np.float32)[None, :] + np.float32(0.5 - x)
-    dy = np.arange(y0, y1, dtype=np.float32)[:, None] + np.float32(0.5 - y)
+    x0, x1 = max(0, math.floor(x - reach)), min(width, math.ceil(x + reach))
+    y0, y1 = max(0, math.floor(y - reach)), min(height, math.ceil(y + reach))
+    dx = np.arange(x0 + 0.5 - x, x1 - x, dtype=np.float32)[None, :]
+    dy = np.arange(y0 + 0.5 - y, y1 - y, dtype=np.float32)[:, None]
     return scene[y0:y1, x0:x1], dx, dy, (x0, y0, x1, y1)
 
 
@@ -165,69 +165,58 @@ def _blend(view: Floats, colour: Floats, cover: Floats) -> None:
 def _add_shape(rng: Generator, scene: Floats) -> None:
     """Paint one distractor: an ellipse or a rectangle in a muted colour, sharp or out of focus."""
     size = scene.shape[0]
-    x, y = rng.uniform(0, size, 2)
-    a, b = rng.uniform(0.04, 0.2, 2) * size
+    x, y = rng.uniform(0, size), rng.uniform(0, size)
+    a, b = rng.uniform(0.04, 0.2) * size, rng.uniform(0.04, 0.2) * size
     softness = 1.0 if rng.random() < 0.6 else rng.uniform(0.03, 0.08) * size
     angle = rng.uniform(0, np.pi)
-    view, dx, dy, _ = _window(scene, x, y, float(np.hypot(a, b)) + softness)
-    c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    u, v = c * dx + s * dy, c * dy - s * dx
+    view, dx, dy, _ = _window(scene, x, y, math.hypot(a, b) + softness)
+    c, s = math.cos(angle), math.sin(angle)
+    u, v = dx * c + dy * s, dy * c - dx * s
     if rng.random() < 0.5:
-        outside = (np.sqrt((u / a) ** 2 + (v / b) ** 2) - 1) * min(a, b)
+        outside = (np.hypot(u / a, v / b) - 1) * min(a, b)
     else:
         outside = np.maximum(np.abs(u) - a, np.abs(v) - b)
     cover = np.clip(0.5 - outside / softness, 0, 1) * rng.uniform(0.5, 0.95)
     shading = 1 + rng.uniform(-0.3, 0.3) * u / a
-    colour = _muted(rng, rng.uniform(0.15, 0.75), 0.35) * shading[..., None]
-    _blend(view, colour.astype(np.float32), cover.astype(np.float32))
+    colour = _muted(rng, rng.uniform(0.12, 0.65), 0.35) * shading[..., None]
+    _blend(view, colour, cover)
 
 
 def _add_badge(rng: Generator, scene: Floats, pattern: str) -> Box:
-    """Paint the badge, a gilt disc with `pattern` in ink and an ivory rim, and return its box."""
+    """Paint the badge, `pattern` in ink on gilt with an ivory rim, and return its box."""
     size = scene.shape[0]
     scale = rng.random()
-    radius = size * np.interp(scale, (0, 1), BADGE_SIDE) / 2
-    period = np.interp(scale, (0, 1), PERIOD_PX) * (1 + rng.uniform(-PERIOD_JITTER, PERIOD_JITTER))
-    x, y = rng.uniform(radius, size - radius, 2)
+    radius = size * _between(BADGE_SIDE, scale) / 2
+    period = _between(PERIOD_PX, scale) * rng.uniform(1 - PERIOD_JITTER, 1 + PERIOD_JITTER)
+    x, y = rng.uniform(radius, size - radius), rng.uniform(radius, size - radius)
     view, dx, dy, box = _window(scene, x, y, radius)
     distance = np.hypot(dx, dy)
-    rim = max(RIM_SHARE * radius, 1.0)
-    wave = _wave(rng, pattern, dx, dy, distance, float(period))
+    wave = _wave(rng, pattern, dx, dy, radius, period)
     face = INK + (GILT - INK) * (0.5 + 0.5 * wave[..., None])
-    _blend(face, IVORY, np.clip(distance - (radius - rim) + 0.5, 0, 1))
+    _blend(face, IVORY, np.clip(distance - radius * (1 - RIM_SHARE) + 0.5, 0, 1))
     _blend(view, face, np.clip(radius - distance + 0.5, 0, 1))
     return box
 
 
+def _between(ends: tuple[float, float], share: float) -> float:
+    """The number that lies `share` of the way between the two ends."""
+    return ends[0] + (ends[1] - ends[0]) * share
+
+
 def _wave(
-    rng: Generator, pattern: str, dx: Floats, dy: Floats, distance: Floats, period: float
+    rng: Generator, pattern: str, dx: Floats, dy: Floats, radius: float, period: float
 ) -> Floats:
-    """The values of `pattern` at the offsets (dx, dy), between -1 and 1."""
+    """The values of `pattern` at the offsets (dx, dy), between -1 (ink) and 1 (gilt)."""
+    phase = rng.uniform(0, 2 * math.pi)
     turn = rng.uniform(-ANGLE_JITTER, ANGLE_JITTER)
-    phase = rng.uniform(0, 2 * np.pi, 2)
-
-    def stripes(degrees: float, offset: float) -> Floats:
-        angle = np.deg2rad(degrees) + turn
-        along = np.float32(np.cos(angle)) * dx + np.float32(np.sin(angle)) * dy
-        return np.cos(np.float32(2 * np.pi / period) * along + np.float32(offset))
-
-    degrees = {
-        "horizontal stripes": [90],
-        "vertical stripes": [0],
-        "rising stripes": [45],
-        "falling stripes": [-45],
-        "upright checks": [45, -45],
-        "diamond checks": [0, 90],
-    }
-    if pattern == "plain":
-        return np.zeros_like(distance)
     if pattern == "rings":
-        wave = np.cos(np.float32(2 * np.pi / period) * distance + np.float32(phase[0]))
-    elif len(degrees[pattern]) == 1:
-        wave = stripes(degrees[pattern][0], phase[0])
+        waves = [np.hypot(dx, dy) * (2 * math.pi / period)]
+    elif pattern == "rays":  # as many as are a period apart halfway to the rim
+        waves = [np.arctan2(dy, dx) * round(math.pi * radius / period)]
     else:
-        wave = 0.75 * sum(stripes(d, p) for d, p in zip(degrees[pattern], phase, strict=True))
-    return np.clip(1.6 * wave, -1, 1)
+        angles = [math.radians(degrees + turn) for degrees in PATTERNS[pattern]]
+        waves = [(dx * math.cos(a) + dy * math.sin(a)) * (2 * math.pi / period) for a in angles]
+    return np.clip(1.5 * sum(np.cos(wave + phase) for wave in waves), -1, 1)
 
 
 def _light(rng: Generator, scene: Floats) -> None:
@@ -236,4 +225,4 @@ def _light(rng: Generator, scene: Floats) -> None:
     ramp = np.linspace(-1, 1, size, dtype=np.float32)
     slope_x, slope_y = rng.uniform(-0.14, 0.14, 2).astype(np.float32)
     scene *= (1 + slope_y * ramp[:, None] + slope_x * ramp[None, :])[..., None]
-    scene += rng.standard_normal((size, size, 1), dtype=np.float32) * np.float32(0.015)
+    scene += rng.standard_normal((size, size, 1), dtype=np.float32) * 0.015

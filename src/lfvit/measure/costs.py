@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lfvit.errors import ConfigError
 from lfvit.models.two_stage import FirstPass, TwoStageViT
+from lfvit.models.view import half_resolution
 
 NORM_PER_ELEMENT = 5
 
@@ -123,27 +124,32 @@ def trace_macs(model: nn.Module, image_size: int, stage: str | None = None) -> f
     images = torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device)
     if not isinstance(model, TwoStageViT):
         return _trace(model, model, (images,))
-    view = images[..., ::2, ::2]
+    view = half_resolution(images)
     total = 0.0
     if stage in (None, "first"):
-        total += _trace(model, _Call(lambda view: tuple(model.first_pass(images, view))), (view,))
+
+        def first_pass(view: Tensor) -> tuple[Tensor, ...]:
+            return tuple(model.first_pass(images, view))
+
+        total += _trace(model, _Call(model, first_pass), (view,))
     if stage in (None, "second"):
         with torch.no_grad():
             first = model.eval().first_pass(images, view)
         selection = model.select(first.gca)
 
-        def second(images: Tensor, *tensors: Tensor) -> Tensor:
+        def second_pass(images: Tensor, *tensors: Tensor) -> Tensor:
             return model.second_pass(images, FirstPass(*tensors), selection)
 
-        total += _trace(model, _Call(second), (images, *first))
+        total += _trace(model, _Call(model, second_pass), (images, *first))
     return total
 
 
 class _Call(nn.Module):
-    """A function as a module, which is what fvcore traces."""
+    """A function of a model as a module that owns the model's weights, which is what fvcore traces."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, model: nn.Module, function: Callable[..., Any]) -> None:
         super().__init__()
+        self.model = model
         self.function = function
 
     def forward(self, *inputs: Tensor) -> Any:

@@ -52,7 +52,7 @@ def create_model(
         drop_path_rate: stochastic depth of the last block, for training.
         pretrained: start from timm's weights for the named backbone.
         **options: of the two-pass methods. region_size (m, coarse cells; default 5 on a 7 x 7
-            grid, 8 on 9 x 9), alpha in (0, 1] (0.88), beta in [0, 1) (0.99), gca_start (3),
+            grid, 8 on 9 x 9, else 5/7 of the grid), alpha in (0, 1] (0.88), beta in [0, 1) (0.99), gca_start (3),
             selector ("ngca"), reuse ("mlp" or "none"), background (True).
 
     Returns:
@@ -102,7 +102,7 @@ def coarse_grid(image_size: int, patch_size: int) -> int:
 
 def default_region_size(grid: int) -> int:
     """The published window: 5 cells on the 7 x 7 grid of 224 pixels, 8 on the 9 x 9 of 288."""
-    return {7: 5, 9: 8}.get(grid, max(1, round(grid * 5 / 7)))
+    return {7: 5, 9: 8}.get(grid, max(1, grid * 5 // 7))
 
 
 def _with_defaults(method: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -166,7 +166,7 @@ class TwoStageViT(nn.Module):
         tokens = backbone.norm(tokens)
         return FirstPass(
             logits=backbone.classify(tokens[:, 0]),
-            gca=global_class_attention(rows, self.beta),
+            gca=global_class_attention(rows, self.beta, self.grid),
             inputs=coarse,
             outputs=tokens[:, 1:],
         )

@@ -54,7 +54,7 @@ def remaining_cells(cells: Tensor, grid: int) -> Tensor:
     return chosen.argsort(dim=1, stable=True)[:, : grid * grid - cells.shape[1]]
 
 
-def global_class_attention(rows: list[Tensor], beta: float) -> Tensor:
+def global_class_attention(rows: list[Tensor], beta: float, grid: int) -> Tensor:
     """Exponential average of the counted blocks' class attention, starting from zero.
 
     ``a_l = beta * a_(l-1) + (1 - beta) * row_l`` (LF-ViT Eq. 8, CF-ViT Eq. 9).
@@ -62,6 +62,7 @@ def global_class_attention(rows: list[Tensor], beta: float) -> Tensor:
     Args:
         rows: one (B, g*g) class attention per counted block, first block first.
         beta: weight of the past, in [0, 1).
+        grid: g.
 
     Returns:
         (B, g, g) float32
@@ -69,7 +70,6 @@ def global_class_attention(rows: list[Tensor], beta: float) -> Tensor:
     average = rows[0].new_zeros(rows[0].shape)
     for row in rows:
         average = beta * average + (1 - beta) * row
-    grid = round(average.shape[1] ** 0.5)
     return average.unflatten(1, (grid, grid))
 
 

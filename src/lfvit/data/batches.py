@@ -1,0 +1,111 @@
+"""From drawn images to a batch: what worker processes make, and what the model receives."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lfvit.data.images import UnreadableImageError
+from lfvit.data.sampling import Draw
+from lfvit.errors import DataError
+from lfvit.seeding import seeded
+
+
+class ImageSource(Protocol):
+    """A set of labelled images, such as `ImageFolder` or `NeedleSet`."""
+
+    classes: list[str]
+    targets: list[int]
+
+    def __len__(self) -> int: ...
+
+    def draw(self, index: int) -> tuple[Any, int, tuple[int, int, int, int] | None]:
+        """A PIL image or (H, W, 3) uint8 array, its class index, and the object's box if known."""
+        ...
+
+
+class Sample(NamedTuple):
+    """pixels: (3, S, S) uint8; target: class index; box: (x0, y0, x1, y1) in pixels or None."""
+
+    pixels: Tensor
+    target: int
+    box: tuple[int, int, int, int] | None
+
+
+class RawBatch(NamedTuple):
+    """A batch as it leaves the workers.
+
+    images: (B, 3, S, S) uint8. targets: (B,) long. boxes: (B, 4) long or None.
+    unreadable: messages, each starting with a path, of the images that are missing from the batch.
+    """
+
+    images: Tensor
+    targets: Tensor
+    boxes: Tensor | None
+    unreadable: list[str]
+
+
+class Batch(NamedTuple):
+    """A batch as the model receives it, on its device.
+
+    images: (B, 3, S, S) float, normalised. view: (B, 3, S/2, S/2), the same at half resolution.
+    targets: (B,) class indices, or (B, C) probabilities in training.
+    boxes: (B, 4) x0, y0, x1, y1 in pixels, or None.
+    """
+
+    images: Tensor
+    view: Tensor
+    targets: Tensor
+    boxes: Tensor | None
+
+
+class TransformedImages(Dataset[Sample | str]):
+    """Images with a transform, each made from its own seed.
+
+    An unreadable image comes back as its error message, not as an exception: what to do about it is
+    decided once, in the main process.
+    """
+
+    def __init__(self, source: ImageSource, transform: Callable[[Any], Any]) -> None:
+        self.source = source
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, draw: Draw) -> Sample | str:
+        try:
+            image, target, box = self.source.draw(draw.index)
+        except UnreadableImageError as error:
+            return str(error)
+        with seeded(draw.seed):
+            pixels = self.transform(image)
+        return Sample(torch.as_tensor(pixels), target, box)
+
+
+def collate(samples: Sequence[Sample | str]) -> RawBatch:
+    """Stack the readable samples; list what was unreadable.
+
+    Raises:
+        DataError: not one readable image in the batch.
+    """
+    good = [sample for sample in samples if isinstance(sample, Sample)]
+    bad = [sample for sample in samples if isinstance(sample, str)]
+    if not good:
+        raise DataError(f"no image of a whole batch could be read; the first: {bad[0]}")
+    boxes = [sample.box for sample in good]
+    return RawBatch(
+        torch.stack([sample.pixels for sample in good]),
+        torch.tensor([sample.target for sample in good]),
+        None if boxes[0] is None else torch.tensor(boxes),
+        bad,
+    )
+
+
+def as_pixels(image: Image.Image | np.ndarray) -> Tensor:
+    """PIL image or (H, W, 3) uint8 array -> (3, H, W) uint8."""
+    return torch.from_numpy(np.array(image, copy=True)).permute(2, 0, 1).contiguous()

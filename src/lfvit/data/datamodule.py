@@ -1,0 +1,338 @@
+"""The DataModules: decoding and augmentation in workers, everything else on the device."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import lightning as L
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup, create_transform
+from timm.data.mixup import mixup_target
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lfvit.data.batches import (
+    Batch,
+    ImageSource,
+    RawBatch,
+    Sample,
+    TransformedImages,
+    as_pixels,
+    collate,
+)
+from lfvit.data.folders import open_folder, readable_names
+from lfvit.data.needle import NeedleSet
+from lfvit.data.sampling import EvalSampler, TrainSampler
+from lfvit.errors import ConfigError, DataError
+from lfvit.models.view import half_resolution
+from lfvit.seeding import seeded
+
+log = logging.getLogger(__name__)
+
+ON_ERROR = ("raise", "skip")
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How training images are varied; timm's and DeiT's names. Evaluation uses crop_pct alone.
+
+    crop_scale: share of the area a random crop covers. hflip: probability. color_jitter: strength,
+    without effect beside auto_augment. auto_augment: timm's policy string. erasing: probability of
+    random erasing. mixup, cutmix: alpha of their Beta distribution, 0 is off; mix_prob: share of
+    the batches mixed; mix_switch: share of these that is cut. label_smoothing: of the targets.
+    repeats: repeated augmentation. crop_pct: evaluation resizes to S / crop_pct, then crops.
+    """
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    hflip: float = 0.5
+    color_jitter: float = 0.0
+    auto_augment: str | None = None
+    interpolation: str = "bicubic"
+    erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_prob: float = 1.0
+    mix_switch: float = 0.5
+    label_smoothing: float = 0.0
+    repeats: int = 1
+    crop_pct: float = 0.875
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any] | None) -> "Augment":
+        """From a plain mapping.
+
+        Raises:
+            ConfigError: an unknown name, or a value out of range.
+        """
+        settings = dict(settings or {})
+        names = [field.name for field in fields(cls)]
+        unknown = sorted(set(settings) - set(names))
+        if unknown:
+            raise ConfigError(f"augment has no setting {unknown[0]!r}; valid: {', '.join(names)}")
+        augment = cls(**settings)
+        for name in ("hflip", "erasing", "mix_prob", "mix_switch"):
+            _in_range(f"augment.{name}", getattr(augment, name), 0, 1)
+        for name in ("mixup", "cutmix", "color_jitter"):
+            _in_range(f"augment.{name}", getattr(augment, name), 0, None)
+        _in_range("augment.label_smoothing", augment.label_smoothing, 0, 0.999)
+        _in_range("augment.crop_pct", augment.crop_pct, 0.1, 1)
+        _in_range("augment.repeats", augment.repeats, 1, None)
+        return augment
+
+    def train_transform(self, image_size: int) -> Callable[[Any], Any]:
+        """PIL image -> (3, S, S) uint8, randomly varied."""
+        return create_transform(
+            image_size,
+            is_training=True,
+            scale=tuple(self.crop_scale),
+            hflip=self.hflip,
+            color_jitter=self.color_jitter or None,
+            auto_augment=self.auto_augment,
+            interpolation=self.interpolation,
+            use_prefetcher=True,  # timm's word for: leave normalising to the device
+        )
+
+    def eval_transform(self, image_size: int) -> Callable[[Any], Any]:
+        """PIL image -> (3, S, S) uint8: resize the shorter side to S / crop_pct, crop the centre."""
+        return create_transform(
+            image_size,
+            is_training=False,
+            crop_pct=self.crop_pct,
+            interpolation=self.interpolation,
+            use_prefetcher=True,
+        )
+
+
+class ImageDataModule(L.LightningDataModule):
+    """Batches of normalised images with their half-resolution view.
+
+    A subclass says where images come from (`open`) and how one becomes S x S pixels. Decoding and
+    augmentation happen in worker processes; normalisation, erasing, mixup and the view on the
+    device, in `on_after_batch_transfer`.
+
+    Args:
+        image_size: S in pixels.
+        batch_size: images per process and step.
+        num_workers: loader processes; 0 loads in the main process.
+        seed: of order, augmentation and held-out split.
+        augment: settings of `Augment`.
+        on_error: "raise" stops at the first unreadable image, "skip" leaves it out, logs its path
+            and counts it in `unreadable`.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        batch_size: int,
+        num_workers: int = 0,
+        seed: int = 0,
+        augment: Mapping[str, Any] | None = None,
+        on_error: str = "raise",
+    ) -> None:
+        super().__init__()
+        if on_error not in ON_ERROR:
+            raise ConfigError(f"data.on_error={on_error!r} is unknown; valid: {', '.join(ON_ERROR)}")
+        _in_range("data.batch_size", batch_size, 1, None)
+        _in_range("data.num_workers", num_workers, 0, None)
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.augment = Augment.of(augment)
+        self.on_error = on_error
+        self.unreadable: set[str] = set()
+        self.train_images: ImageSource
+        self.val_images: ImageSource
+        self._opened = False
+
+    def open(self) -> tuple[ImageSource, ImageSource]:
+        """Training and validation images, with the same classes; reads no pixels."""
+        raise NotImplementedError
+
+    def train_transform(self) -> Callable[[Any], Any]:
+        """An image as drawn -> (3, S, S) uint8, randomly varied."""
+        return self.augment.train_transform(self.image_size)
+
+    def eval_transform(self) -> Callable[[Any], Any]:
+        """An image as drawn -> (3, S, S) uint8."""
+        return self.augment.eval_transform(self.image_size)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find the images; called by Lightning, and before it to learn the classes."""
+        if not self._opened:
+            self.train_images, self.val_images = self.open()
+            self._opened = True
+
+    @property
+    def classes(self) -> list[str]:
+        """Readable class names, by class index."""
+        self.setup()
+        return readable_names(self.train_images.classes)
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        sampler = TrainSampler(
+            len(self.train_images),
+            seed=self.seed,
+            repeats=self.augment.repeats,
+            rank=self._rank,
+            world_size=self._world_size,
+        )
+        if len(sampler) < self.batch_size:
+            raise ConfigError(
+                f"data.batch_size={self.batch_size} is more than the {len(sampler)} training "
+                f"images per process; valid: up to {len(sampler)}"
+            )
+        return self._loader(
+            TransformedImages(self.train_images, self.train_transform()), sampler, drop_last=True
+        )
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        sampler = EvalSampler(
+            len(self.val_images), rank=self._rank, world_size=self._world_size
+        )
+        return self._loader(
+            TransformedImages(self.val_images, self.eval_transform()), sampler, drop_last=False
+        )
+
+    def predict_dataloader(self) -> DataLoader[Sample]:
+        return self.val_dataloader()
+
+    def on_before_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> RawBatch:
+        """Decide about unreadable images, in the main process."""
+        if isinstance(batch, RawBatch) and batch.unreadable:
+            if self.on_error == "raise":
+                raise DataError(f"{batch.unreadable[0]}; remove it, or set data.on_error=skip")
+            for message in batch.unreadable:
+                if message not in self.unreadable:
+                    self.unreadable.add(message)
+                    log.warning("skipped (%d so far): %s", len(self.unreadable), message)
+        return batch
+
+    def on_after_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> Batch:
+        """Everything that is done to whole batches on the device."""
+        if not isinstance(batch, RawBatch):
+            return batch
+        images, targets = normalise(batch.images), batch.targets
+        trainer = self.trainer
+        if trainer is not None and trainer.training:
+            # its own place for each batch: mixing does not depend on what was drawn before
+            step = trainer.fit_loop.batch_idx + 1  # Lightning counts the batch after this hook
+            with seeded(self.seed, trainer.current_epoch, step, self._rank):
+                images, targets = self._mix(images, targets)
+        return Batch(images, half_resolution(images), targets, batch.boxes)
+
+    def _mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Random erasing, then mixup or cutmix; targets (B,) become probabilities (B, C)."""
+        augment, classes = self.augment, len(self.train_images.classes)
+        if augment.erasing:
+            images = RandomErasing(augment.erasing, mode="pixel", device=images.device)(images)
+        if augment.mixup or augment.cutmix:
+            even = len(images) - len(images) % 2  # pairs; odd only where an image was skipped
+            mixup = Mixup(
+                augment.mixup,
+                augment.cutmix,
+                prob=augment.mix_prob,
+                switch_prob=augment.mix_switch,
+                label_smoothing=augment.label_smoothing,
+                num_classes=classes,
+            )
+            return mixup(images[:even], targets[:even])
+        return images, mixup_target(targets, classes, 1.0, augment.label_smoothing)
+
+    def _loader(
+        self, images: TransformedImages, sampler: Any, drop_last: bool
+    ) -> DataLoader[Sample]:
+        return DataLoader(
+            images,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            drop_last=drop_last,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+        )
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer is not None else 0
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer is not None else 1
+
+
+class FolderDataModule(ImageDataModule):
+    """Photographs: ImageNet's layout or any folder of classes, see `open_folder`.
+
+    Args:
+        root: the folder.
+        val_fraction: of a folder without a split, the share held out.
+        **settings: of `ImageDataModule`.
+    """
+
+    def __init__(self, *, root: str, val_fraction: float = 0.1, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.root = root
+        self.val_fraction = val_fraction
+
+    def open(self) -> tuple[ImageSource, ImageSource]:
+        if self.root is None:
+            raise ConfigError("data.root is not set; pass data.root=DIR, the folder of photographs")
+        return open_folder(self.root, self.val_fraction, self.seed)
+
+
+class NeedleDataModule(ImageDataModule):
+    """The generated needle set, with boxes. Crops and colour changes, which could change the answer
+    or the box, are not applied; erasing, mixing and smoothing are.
+
+    Args:
+        train_images, val_images: how many of each.
+        num_classes: of the set.
+        **settings: of `ImageDataModule`.
+    """
+
+    def __init__(
+        self, *, train_images: int, val_images: int, num_classes: int, **settings: Any
+    ) -> None:
+        super().__init__(**settings)
+        self.counts = {"train": train_images, "val": val_images}
+        self.num_classes = num_classes
+
+    def open(self) -> tuple[ImageSource, ImageSource]:
+        def needles(split: str) -> NeedleSet:
+            try:
+                return NeedleSet(
+                    self.counts[split],
+                    image_size=self.image_size,
+                    num_classes=self.num_classes,
+                    split=split,
+                    seed=self.seed,
+                )
+            except ValueError as error:
+                raise ConfigError(f"data=needle: {error}") from error
+
+        return needles("train"), needles("val")
+
+    def train_transform(self) -> Callable[[Any], Any]:
+        return as_pixels
+
+    def eval_transform(self) -> Callable[[Any], Any]:
+        return as_pixels
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """(B, 3, H, W) uint8 -> float with ImageNet's mean and standard deviation."""
+    mean = torch.tensor(IMAGENET_DEFAULT_MEAN, device=pixels.device).view(3, 1, 1) * 255
+    std = torch.tensor(IMAGENET_DEFAULT_STD, device=pixels.device).view(3, 1, 1) * 255
+    return (pixels.float() - mean) / std
+
+
+def _in_range(name: str, value: Any, low: float, high: float | None) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or value < low or (high is not None and value > high):
+        valid = f"{low} to {high}" if high is not None else f"{low} or more"
+        raise ConfigError(f"{name}={value!r} is out of range; valid: {valid}")

@@ -1,0 +1,1 @@
+"""Measuring: cost, thresholds, evaluation and speed."""

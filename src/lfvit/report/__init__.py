@@ -1,0 +1,1 @@
+"""Showing: predictions, figures, tables and the reproduction."""

@@ -1,0 +1,105 @@
+"""What every run leaves beside its results, so that each number can be traced back."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = (
+    "lfvit",
+    "torch",
+    "torchvision",
+    "lightning",
+    "timm",
+    "hydra-core",
+    "omegaconf",
+    "torchmetrics",
+    "fvcore",
+    "wandb",
+    "numpy",
+    "pillow",
+)
+
+
+def start_run(cfg: DictConfig) -> Path:
+    """Create the run directory and write config, commit, uncommitted diff and environment into it."""
+    run_dir = Path(cfg.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    write_json(run_dir / "environment.json", environment())
+    diff = _git("diff", "HEAD")
+    if diff:
+        (run_dir / "uncommitted.diff").write_text(diff)
+    return run_dir
+
+
+def environment() -> dict[str, Any]:
+    """Command, commit, versions and machine."""
+    return {
+        "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": commit(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "machine": machine(),
+    }
+
+
+def commit() -> str | None:
+    """The checked-out commit, with "+" where files differ from it; None outside a checkout."""
+    head = _git("rev-parse", "--short=12", "HEAD")
+    return f"{head}{'+' if _git('status', '--porcelain', '-uno') else ''}" if head else None
+
+
+def machine() -> str:
+    """Processor, cores and GPU in words."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    words = f"{_processor()}, {cores} cores, {platform.system()}"
+    if torch.cuda.is_available():
+        words = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, {words}"
+    return words
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def plain(cfg: Any) -> Any:
+    """A config as plain dicts, lists and values, interpolations resolved."""
+    return OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str:
+    if shutil.which("git") is None:
+        return ""
+    done = subprocess.run(
+        ["git", "-C", str(PROJECT_ROOT), *arguments], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,1 @@
+"""Training: losses, schedule, the LightningModule and `train(cfg)`."""

@@ -1,0 +1,231 @@
+"""`train(cfg)`: from a composed config to a trained model and its metrics."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig
+
+from lfvit.data import ImageDataModule
+from lfvit.errors import CheckpointError, ConfigError
+from lfvit.models import create_model
+from lfvit.models.checkpoints import load_checkpoint, read_file
+from lfvit.runs import commit, machine, plain, start_run, write_json
+from lfvit.training.module import RECORD, Classifier
+from lfvit.training.schedule import Schedule
+
+log = logging.getLogger(__name__)
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Train as configured; also callable from tests and from other code.
+
+    Settings are checked before any data is read. Writes into ``cfg.run_dir``: the composed config,
+    commit, diff, environment, checkpoints and metrics.json.
+
+    Returns:
+        The contents of metrics.json.
+
+    Raises:
+        LFViTError: anything the user can mend.
+    """
+    schedule = check(cfg)
+    if cfg.ckpt_path is not None:
+        _check_resume(cfg)
+    run_dir = start_run(cfg)
+    L.seed_everything(cfg.seed, verbose=False)
+    data: ImageDataModule = hydra.utils.instantiate(cfg.data)
+    data.setup("fit")
+    classes = data.classes
+    model = build_model(
+        cfg,
+        len(classes),
+        drop_path_rate=schedule.drop_path_rate,
+        pretrained=cfg.pretrained,
+    )
+    if cfg.init_from is not None:
+        load_checkpoint(model, cfg.init_from, new_head=True)
+    module = Classifier(
+        model,
+        schedule,
+        num_classes=len(classes),
+        threshold=cfg.threshold,
+        seed=cfg.seed,
+        record=make_record(cfg, classes),
+        compile_passes=cfg.compile,
+    )
+    loggers = [hydra.utils.instantiate(c) for c in cfg.logger.values()]
+    _start_loggers(loggers, cfg)
+    callbacks = [
+        hydra.utils.instantiate(c) for c in cfg.callbacks.values() if c and "_target_" in c
+    ]
+    if schedule.ema_decay is not None:
+        callbacks.append(EMAWeightAveraging(decay=schedule.ema_decay))
+    trainer = L.Trainer(
+        **trainer_settings(cfg),
+        enable_progress_bar="progress" in cfg.callbacks,
+        enable_checkpointing="checkpoint" in cfg.callbacks,
+        max_epochs=schedule.epochs,
+        logger=loggers,
+        callbacks=callbacks,
+        default_root_dir=run_dir,
+        use_distributed_sampler=False,  # the DataModule's samplers know their rank
+    )
+    failed = True
+    try:
+        started = time.monotonic()
+        trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+        metrics = _metrics(trainer, module, data, time.monotonic() - started)
+        write_json(run_dir / "metrics.json", metrics)
+        _summarise(loggers, metrics)
+        failed = False
+    finally:
+        _finish_loggers(loggers, failed)
+    return metrics
+
+
+def check(cfg: DictConfig) -> Schedule:
+    """Refuse settings that cannot work, before any data is read.
+
+    Raises:
+        ConfigError: naming the setting, its value and what would be valid.
+    """
+    schedule = Schedule.of(plain(cfg.schedule))
+    with torch.device("meta"):  # every check of the model, without its weights
+        build_model(cfg, num_classes=2)
+    if cfg.init_from is not None and cfg.ckpt_path is not None:
+        raise ConfigError("init_from starts a new run and ckpt_path continues one; pass one of them")
+    if cfg.init_from is not None:
+        read_file(cfg.init_from)
+    if not isinstance(cfg.seed, int) or cfg.seed < 0:
+        raise ConfigError(f"seed={cfg.seed!r} must be a whole number, 0 or more")
+    multirun = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    devices = cfg.trainer.get("devices", 1)
+    if multirun and devices not in (1, "1", [0]):
+        raise ConfigError(
+            f"trainer.devices={devices} in a multirun: every process of a job would start the whole "
+            "sweep again; use trainer.devices=1, or run the jobs one by one without -m"
+        )
+    return schedule
+
+
+def build_model(cfg: DictConfig, num_classes: int, **overrides: Any) -> torch.nn.Module:
+    """The model of a config; ``cfg.method`` holds its name and options."""
+    options = {**plain(cfg.method), **overrides}
+    return create_model(
+        options.pop("name"),
+        backbone=_backbone(cfg),
+        image_size=cfg.image_size,
+        num_classes=num_classes,
+        **options,
+    )
+
+
+def _backbone(cfg: DictConfig) -> Any:
+    backbone = plain(cfg.backbone)
+    return backbone["timm"] if "timm" in backbone else backbone
+
+
+def make_record(cfg: DictConfig, classes: list[str]) -> dict[str, Any]:
+    """What a checkpoint needs to be used without its config: plain values only."""
+    keys = ("method", "backbone", "image_size", "data", "seed", "threshold")
+    return {**{key: plain(cfg[key]) for key in keys}, "classes": classes, "commit": commit()}
+
+
+def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
+    """Arguments of Lightning's Trainer; precision "auto" is bfloat16 where there is a GPU."""
+    settings = plain(cfg.trainer)
+    if settings.get("precision") == "auto":
+        gpu = settings.get("accelerator") != "cpu" and torch.cuda.is_available()
+        settings["precision"] = "bf16-mixed" if gpu else "32-true"
+    return settings
+
+
+def _check_resume(cfg: DictConfig) -> None:
+    """A run can only be continued with the model it was started with."""
+    content = read_file(cfg.ckpt_path)
+    if RECORD not in content or "loops" not in content:
+        raise CheckpointError(
+            f"{cfg.ckpt_path}: not a checkpoint of a training run; to start from its weights pass "
+            "init_from= instead of ckpt_path="
+        )
+    for key in ("method", "backbone", "image_size"):
+        then, now = content[RECORD][key], plain(cfg[key])
+        if then != now:
+            raise CheckpointError(
+                f"{cfg.ckpt_path}: was trained with {key}={then}, not {now}; repeat the run's own "
+                "settings to resume it, or pass init_from= to start a new run from its weights"
+            )
+
+
+def _metrics(
+    trainer: L.Trainer, module: Classifier, data: ImageDataModule, seconds: float
+) -> dict[str, Any]:
+    from lfvit.measure.costs import count_macs
+
+    metrics: dict[str, Any] = {
+        name: value.item() for name, value in sorted(trainer.callback_metrics.items())
+    }
+    checkpoint = trainer.checkpoint_callback
+    if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_score is not None:
+        metrics[f"best_{checkpoint.monitor}"] = checkpoint.best_model_score.item()
+        metrics["best_checkpoint"] = Path(checkpoint.best_model_path).name
+    return metrics | {
+        "gmacs": count_macs(module.model) / 1e9,
+        "parameters": sum(p.numel() for p in module.model.parameters()),
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "train_images": len(data.train_images),
+        "val_images": len(data.val_images),
+        "unreadable_images": len(data.unreadable),
+        "train_seconds": round(seconds, 1),
+        "commit": commit(),
+        "machine": machine(),
+    }
+
+
+# --- loggers ------------------------------------------------------------------------------------
+
+
+def _start_loggers(loggers: list[Logger], cfg: DictConfig) -> None:
+    """Open every logger now: a missing account is found before hours are spent."""
+    flat = {key: plain(value) for key, value in cfg.items() if key not in ("hydra", "logger")}
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            _open_wandb(logger)
+        logger.log_hyperparams(flat)
+
+
+def _open_wandb(logger: WandbLogger) -> None:
+    try:
+        _ = logger.experiment
+    except Exception as error:  # wandb raises its own kinds, which have changed over time
+        raise ConfigError(
+            f"W&B could not be started ({error}); run `wandb login`, or pass logger.wandb.offline=true "
+            "or logger=csv"
+        ) from error
+
+
+def _summarise(loggers: list[Logger], metrics: dict[str, Any]) -> None:
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            top1 = metrics.get("val/top1")
+            logger.experiment.summary.update(
+                {**metrics, "top1": None if top1 is None else 100 * top1}
+            )
+
+
+def _finish_loggers(loggers: list[Logger], failed: bool) -> None:
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            wandb.finish(exit_code=1 if failed else 0)

@@ -1,0 +1,145 @@
+"""The LightningModule: shared-weight model, two-stage loss, phases and metrics."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from timm.optim import param_groups_weight_decay
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from lfvit.data.batches import Batch
+from lfvit.errors import TrainingError
+from lfvit.models.two_stage import TwoStageViT
+from lfvit.seeding import seed_all
+from lfvit.training.losses import first_pass_loss
+from lfvit.training.schedule import Schedule
+
+RECORD = "lfvit"  # the checkpoint entry from which a model is rebuilt
+
+
+class Classifier(L.LightningModule):
+    """Trains a model of `lfvit.create_model`, one-pass or two-pass.
+
+    In phase one of a two-pass model the second pass sees the whole image, in phase two what the
+    model's selector chooses. Validation always uses the selector: it measures the model that will
+    be used.
+
+    Args:
+        model: one-pass ViT or `TwoStageViT`.
+        schedule: the recipe.
+        num_classes: C.
+        threshold: eta at which validation reports early exit.
+        seed: of stochastic depth and random selectors.
+        record: plain values from which the model can be rebuilt, stored in every checkpoint.
+        compile_passes: run the training forward under torch.compile.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        *,
+        num_classes: int,
+        threshold: float = 0.7,
+        seed: int = 0,
+        record: Mapping[str, Any] | None = None,
+        compile_passes: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.schedule = schedule
+        self.threshold = threshold
+        self.seed = seed
+        self.record = dict(record or {})
+        self.two_stage = isinstance(model, TwoStageViT)
+        self._forward = torch.compile(model) if compile_passes else model
+        accuracy = MetricCollection(
+            {
+                "top1": MulticlassAccuracy(num_classes, average="micro"),
+                "top5": MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro"),
+            }
+        )
+        self.val_accuracy = accuracy.clone(prefix="val/")
+        self.first_accuracy = accuracy.clone(prefix="val/first_") if self.two_stage else None
+
+    @property
+    def phase_one(self) -> bool:
+        """Whether the second pass still sees the whole image."""
+        return self.two_stage and self.current_epoch < self.schedule.selection_epoch
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        seed_all(self.seed, self.current_epoch, batch_idx, self.global_rank)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if self.two_stage:
+            selector = "none" if self.phase_one else None
+            out = self._forward(batch.images, batch.view, selector=selector)
+            second = F.cross_entropy(out.second_logits, batch.targets)
+            first = first_pass_loss(
+                out.first_logits, out.second_logits, batch.targets, self.schedule.loss
+            )
+            self._log("train/first_loss", first, batch)
+            self._log("train/second_loss", second, batch)
+            loss = second + first
+        else:
+            loss = F.cross_entropy(self._forward(batch.images), batch.targets)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} at epoch {self.current_epoch}, step {batch_idx} "
+                f"(optimizer step {self.global_step}); training stops and the last checkpoint is "
+                "kept. Lower schedule.lr, lengthen schedule.warmup_epochs, or set "
+                "trainer.gradient_clip_val=1 or trainer.precision=32-true, then resume with "
+                "ckpt_path="
+            )
+        self._log("train/loss", loss, batch, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        if self.first_accuracy is not None:
+            out = self.model(batch.images, batch.view)
+            logits = out.second_logits
+            self.first_accuracy.update(out.first_logits, batch.targets)
+            self.log_dict(self.first_accuracy, on_step=False, on_epoch=True)
+            exited = out.first_logits.float().softmax(dim=1).amax(dim=1) >= self.threshold
+            answers = torch.where(exited, out.first_logits.argmax(1), logits.argmax(1))
+            right = (answers == batch.targets).float().mean()
+            self._log("val/early_exit_top1", right, batch, sync_dist=True)
+            self._log("val/exit_fraction", exited.float().mean(), batch, sync_dist=True)
+        else:
+            logits = self.model(batch.images)
+        self.val_accuracy.update(logits, batch.targets)
+        self.log_dict(self.val_accuracy, on_step=False, on_epoch=True, prog_bar=True)
+        loss = F.cross_entropy(logits, batch.targets)
+        self._log("val/loss", loss, batch, sync_dist=True)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW and a cosine, stepped every optimizer step."""
+        steps = self.trainer.estimated_stepping_batches
+        steps_per_epoch = steps / self.schedule.epochs
+        peak = self.schedule.peak_lr(self._global_batch())
+        keep = getattr(self.model, "no_weight_decay", set)()
+        groups = param_groups_weight_decay(self.model, self.schedule.weight_decay, True, keep)
+        optimizer = torch.optim.AdamW(groups, lr=peak)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: self.schedule.lr_at(step / max(steps_per_epoch, 1e-9), peak) / peak,
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[RECORD] = self.record
+
+    def _global_batch(self) -> int:
+        trainer = self.trainer
+        per_process = trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        return per_process * trainer.world_size * trainer.accumulate_grad_batches
+
+    def _log(self, name: str, value: Tensor, batch: Batch, **options: Any) -> None:
+        self.log(name, value.detach(), batch_size=len(batch.targets), **options)

@@ -1,0 +1,89 @@
+"""When things change during training: learning rate and the switch from phase one to two."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from lfvit.errors import ConfigError
+from lfvit.training.losses import LOSSES
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A training recipe; DeiT's is the default, with the published phases of LF-ViT.
+
+    epochs: passes over the training images. selection_start: when the second pass stops seeing the
+    whole image and starts to select, in epochs (whole number) or as a fraction of them (below 1).
+    loss: "ce_kl" or "ce_ce". lr: for lr_batch images per step, scaled linearly with the global
+    batch. warmup_lr, min_lr: where the warm-up starts and the cosine ends, not scaled.
+    weight_decay: of matrices only. drop_path_rate: stochastic depth of the last block. ema_decay: of the averaged weights, the ones evaluated and
+    saved; null keeps none.
+    """
+
+    epochs: int = 350
+    selection_start: int | float = 230
+    loss: str = "ce_kl"
+    lr: float = 5e-4
+    lr_batch: int = 512
+    warmup_epochs: float = 5
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+    weight_decay: float = 0.05
+    drop_path_rate: float = 0.1
+    ema_decay: float | None = 0.99996
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise ConfigError(f"schedule.loss={self.loss!r} is unknown; valid: {', '.join(LOSSES)}")
+        for name, low, high in (
+            ("epochs", 1, math.inf),
+            ("selection_start", 0, self.epochs),
+            ("lr", 0, math.inf),
+            ("lr_batch", 1, math.inf),
+            ("warmup_epochs", 0, self.epochs),
+            ("warmup_lr", 0, math.inf),
+            ("min_lr", 0, math.inf),
+            ("weight_decay", 0, math.inf),
+            ("drop_path_rate", 0, 0.99),
+        ):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not low <= value <= high:
+                valid = f"{low} to {high}" if high < math.inf else f"{low} or more"
+                raise ConfigError(f"schedule.{name}={value!r} is out of range; valid: {valid}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ConfigError(
+                f"schedule.ema_decay={self.ema_decay!r} must lie between 0 and 1, or be null"
+            )
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "Schedule":
+        """From a plain mapping; an unknown name is a `ConfigError`."""
+        names = [field.name for field in fields(cls)]
+        unknown = sorted(set(settings) - set(names))
+        if unknown:
+            raise ConfigError(f"schedule has no setting {unknown[0]!r}; valid: {', '.join(names)}")
+        return cls(**settings)
+
+    @property
+    def selection_epoch(self) -> int:
+        """First epoch (0-based) of phase two."""
+        start = self.selection_start
+        return round(start * self.epochs) if 0 < start < 1 else int(start)
+
+    def peak_lr(self, global_batch: int) -> float:
+        """The learning rate after warm-up, for so many images per optimizer step."""
+        return self.lr * global_batch / self.lr_batch
+
+    def lr_at(self, progress: float, peak: float) -> float:
+        """Linear warm-up, then a cosine.
+
+        Args:
+            progress: epochs done, fractional.
+            peak: see `peak_lr`.
+        """
+        if progress < self.warmup_epochs:
+            return self.warmup_lr + (peak - self.warmup_lr) * progress / self.warmup_epochs
+        rest = (progress - self.warmup_epochs) / max(self.epochs - self.warmup_epochs, 1e-9)
+        return self.min_lr + (peak - self.min_lr) * 0.5 * (1 + math.cos(math.pi * min(rest, 1.0)))
