@@ -50,6 +50,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "machine": machine(),
+        "threads": torch.get_num_threads(),
     }
 
 

@@ -221,7 +221,8 @@ def class_attention(query: Tensor, keys: Tensor, scale: float) -> Tensor:
     Returns:
         (B, N-1)
     """
-    logits = (query.float() * scale) @ keys.float().transpose(-2, -1)  # (B, H, 1, N)
+    with torch.autocast(query.device.type, enabled=False):  # mixed precision would round it again
+        logits = (query.float() * scale) @ keys.float().transpose(-2, -1)  # (B, H, 1, N)
     return logits.softmax(dim=-1)[:, :, 0, 1:].mean(dim=1)
 
 
