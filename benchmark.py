@@ -2,7 +2,7 @@ import hydra
 from omegaconf import DictConfig
 
 from lfvit.cli import entry_point
-from lfvit.measure.benchmark import benchmark
+from lfvit.commands.benchmark import benchmark
 
 
 @entry_point

@@ -2,7 +2,7 @@ import hydra
 from omegaconf import DictConfig
 
 from lfvit.cli import entry_point
-from lfvit.measure.evaluate import evaluate
+from lfvit.commands.evaluate import evaluate
 
 
 @entry_point

@@ -2,7 +2,7 @@ import hydra
 from omegaconf import DictConfig
 
 from lfvit.cli import entry_point
-from lfvit.report.predict import predict
+from lfvit.commands.predict import predict
 
 
 @entry_point

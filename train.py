@@ -2,7 +2,7 @@ import hydra
 from omegaconf import DictConfig
 
 from lfvit.cli import entry_point
-from lfvit.training.fit import train
+from lfvit.commands.train import train
 
 
 @entry_point

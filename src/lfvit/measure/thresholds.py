@@ -82,9 +82,30 @@ def cheapest_at(curve: Sequence[OperatingPoint], top1: float) -> OperatingPoint 
     return min(good, key=lambda point: point["gmacs"], default=None)
 
 
-def stratified_halves(targets: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Two disjoint halves of the images with the same class mix: indices (N1,), (N2,), sorted."""
+def stratified_split(targets: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Two disjoint parts of the images with the same class mix, as far as whole images allow.
+
+    Args:
+        targets: (N,) class indices.
+        share: of the images in the first part, in (0, 1).
+        seed: of the split.
+
+    Returns:
+        Indices (N1,) and (N2,), each ascending.
+
+    Raises:
+        ConfigError: share outside (0, 1), or too few images to fill both parts.
+    """
+    if not 0 < share < 1:
+        raise ConfigError(f"calibration={share!r} must lie between 0 and 1")
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(len(targets), generator=generator)
     by_class = shuffled[targets[shuffled].argsort(stable=True)]  # classes in turn, random within
-    return by_class[0::2].sort().values, by_class[1::2].sort().values
+    # walk along the classes and take an image each time another `share` of them has gone by
+    steps = ((torch.arange(len(targets)) + 1) * share).floor()
+    first = torch.cat([steps[:1], steps.diff()]) > 0
+    if not first.any() or first.all():
+        raise ConfigError(
+            f"calibration={share} of {len(targets)} images leaves one of the two parts empty"
+        )
+    return by_class[first].sort().values, by_class[~first].sort().values

@@ -1,1 +1,1 @@
-"""Training: losses, schedule, the LightningModule and `train(cfg)`."""
+"""Training: losses, schedule and the LightningModule."""

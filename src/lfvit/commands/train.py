@@ -14,9 +14,10 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig
 
+from lfvit.commands.setup import build_model, make_record, trainer_settings
 from lfvit.data import ImageDataModule
 from lfvit.errors import CheckpointError, ConfigError
-from lfvit.models import create_model
+from lfvit.measure.costs import count_macs
 from lfvit.models.checkpoints import load_checkpoint, read_file
 from lfvit.runs import commit, machine, plain, start_run, write_json
 from lfvit.training.module import RECORD, Classifier
@@ -117,38 +118,6 @@ def check(cfg: DictConfig) -> Schedule:
     return schedule
 
 
-def build_model(cfg: DictConfig, num_classes: int, **overrides: Any) -> torch.nn.Module:
-    """The model of a config; ``cfg.method`` holds its name and options."""
-    options = {**plain(cfg.method), **overrides}
-    return create_model(
-        options.pop("name"),
-        backbone=_backbone(cfg),
-        image_size=cfg.image_size,
-        num_classes=num_classes,
-        **options,
-    )
-
-
-def _backbone(cfg: DictConfig) -> Any:
-    backbone = plain(cfg.backbone)
-    return backbone["timm"] if "timm" in backbone else backbone
-
-
-def make_record(cfg: DictConfig, classes: list[str]) -> dict[str, Any]:
-    """What a checkpoint needs to be used without its config: plain values only."""
-    keys = ("method", "backbone", "image_size", "data", "seed", "threshold")
-    return {**{key: plain(cfg[key]) for key in keys}, "classes": classes, "commit": commit()}
-
-
-def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
-    """Arguments of Lightning's Trainer; precision "auto" is bfloat16 where there is a GPU."""
-    settings = plain(cfg.trainer)
-    if settings.get("precision") == "auto":
-        gpu = settings.get("accelerator") != "cpu" and torch.cuda.is_available()
-        settings["precision"] = "bf16-mixed" if gpu else "32-true"
-    return settings
-
-
 def _check_resume(cfg: DictConfig) -> None:
     """A run can only be continued with the model it was started with."""
     content = read_file(cfg.ckpt_path)
@@ -169,8 +138,6 @@ def _check_resume(cfg: DictConfig) -> None:
 def _metrics(
     trainer: L.Trainer, module: Classifier, data: ImageDataModule, seconds: float
 ) -> dict[str, Any]:
-    from lfvit.measure.costs import count_macs
-
     metrics: dict[str, Any] = {
         name: value.item() for name, value in sorted(trainer.callback_metrics.items())
     }

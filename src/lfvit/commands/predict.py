@@ -1,0 +1,149 @@
+"""`predict(cfg)`: classify files, say which pass answered, and show where the model looked."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, ListConfig
+from PIL import Image
+from torch import Tensor, nn
+
+from lfvit.commands.setup import Trained, load_trained
+from lfvit.data.datamodule import ON_ERROR, Augment, normalise
+from lfvit.data.folders import images_of
+from lfvit.data.images import UnreadableImageError, read_image
+from lfvit.errors import ConfigError
+from lfvit.measure.costs import count_macs
+from lfvit.models.two_stage import TwoStageViT
+from lfvit.models.view import half_resolution
+from lfvit.report.pictures import Look, save_image, save_looks
+from lfvit.runs import start_run, write_json
+
+log = logging.getLogger(__name__)
+
+
+def predict(cfg: DictConfig) -> list[dict[str, Any]]:
+    """Classify one file, several, or a folder; writes predictions.json and a picture for each.
+
+    Returns:
+        One entry per readable image: path, top classes with their probabilities, confidence, which
+        pass answered, GMACs spent and the region.
+
+    Raises:
+        LFViTError: anything the user can mend; what was predicted before is kept.
+    """
+    if cfg.on_error not in ON_ERROR:
+        raise ConfigError(f"on_error={cfg.on_error!r} is unknown; valid: {', '.join(ON_ERROR)}")
+    sources = list(cfg.image) if isinstance(cfg.image, ListConfig) else [cfg.image]
+    paths = [path for source in sources for path in images_of(source)]
+    trained = load_trained(cfg.ckpt_path, {"threshold": cfg.threshold})
+    run_dir = start_run(cfg)
+    device = _device(cfg.accelerator)
+    trained.model.to(device)
+    found: list[dict[str, Any]] = []
+    skipped = 0
+    try:
+        for number, path in enumerate(paths):
+            try:
+                image = read_image(path)
+            except UnreadableImageError as error:
+                if cfg.on_error == "raise":
+                    raise UnreadableImageError(f"{error}; on_error=skip leaves it out") from error
+                log.warning("skipped: %s", error)
+                skipped += 1
+                continue
+            picture = run_dir / f"{number:04d}_{path.stem}.png" if cfg.pictures else None
+            entry = predict_image(trained, image, device, cfg.top, picture)
+            found.append({"path": str(path), **entry})
+            _print(found[-1])
+    finally:
+        write_json(run_dir / "predictions.json", {"images": found, "skipped": skipped})
+        print(f"{len(found)} images, {skipped} unreadable; written to {run_dir}")
+    return found
+
+
+def predict_image(
+    trained: Trained, image: Image.Image, device: torch.device, top: int, picture: Path | None
+) -> dict[str, Any]:
+    """Classify one RGB image, and draw it if a path for the picture is given."""
+    model, record = trained
+    augment = Augment.of(record.get("data", {}).get("augment"))
+    transformed = augment.eval_transform(record["image_size"])(image)
+    pixels = torch.as_tensor(transformed)[None].to(device)
+    images = normalise(pixels)
+    with torch.inference_mode():
+        entry, logits, look = _run(model, images, record.get("threshold", 0.7))
+    probabilities = logits.float().softmax(dim=1)[0]
+    best = probabilities.topk(min(top, len(probabilities)))
+    classes = [
+        {"class": record["classes"][index], "probability": round(value, 4)}
+        for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
+    entry = {"top": classes, "confidence": classes[0]["probability"], **entry}
+    if picture is not None:
+        title = f"{classes[0]['class']} {classes[0]['probability']:.0%}"
+        full = _to_array(pixels[0])
+        if look is None:
+            save_image(full, title, picture)
+        else:
+            view = _to_array(half_resolution(pixels.float())[0])
+            save_looks([look._replace(image=full, view=view, title=title)], picture)
+        entry["picture"] = picture.name
+    return entry
+
+
+def _run(
+    model: nn.Module, images: Tensor, threshold: float
+) -> tuple[dict[str, Any], Tensor, Look | None]:
+    """Which pass answered and at what cost, the logits (1, C), and where the model looked."""
+    if not isinstance(model, TwoStageViT):
+        return {"answered_by": "only pass", "gmacs": count_macs(model) / 1e9}, model(images), None
+    out = model.infer(images, threshold)
+    exited = bool(out.exited[0])
+    chosen = out.selection
+    region = None if chosen.region is None else chosen.region[0].cpu()
+    entry = {
+        "answered_by": "first pass" if exited else "second pass",
+        "first_confidence": round(out.confidence[0].item(), 4),
+        "threshold": threshold,
+        "gmacs": count_macs(model, "first" if exited else None) / 1e9,
+        "region": None if region is None else region.tolist(),
+        "region_size": None if region is None else model.region_size,
+    }
+    blank = np.zeros(0)
+    look = Look(
+        image=blank,
+        view=blank,
+        gca=chosen.gca[0].cpu(),
+        region=region,
+        region_size=model.region_size,
+        fine=chosen.fine_indices[0].cpu(),
+        exited=exited,
+        title="",
+    )
+    return entry, out.logits, look
+
+
+def _print(entry: dict[str, Any]) -> None:
+    print(f"\n{entry['path']}")
+    for line in entry["top"]:
+        print(f"  {100 * line['probability']:5.1f} %  {line['class']}")
+    print(f"  answered by the {entry['answered_by']}, {entry['gmacs']:.3f} GMACs")
+
+
+def _device(accelerator: str) -> torch.device:
+    if accelerator == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    known = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}
+    if accelerator not in known:
+        raise ConfigError(f"accelerator={accelerator!r} is unknown; valid: auto, cpu, gpu")
+    if known[accelerator] == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("accelerator=gpu, but no GPU is visible; use accelerator=cpu")
+    return torch.device(known[accelerator])
+
+
+def _to_array(pixels: Tensor) -> np.ndarray:
+    """(3, H, W) in 0..255 -> (H, W, 3) uint8."""
+    return pixels.round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()

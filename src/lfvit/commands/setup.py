@@ -1,0 +1,127 @@
+"""From configs and checkpoints to models, data and trainer settings, for every command."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from lfvit.data import ImageDataModule
+from lfvit.errors import CheckpointError, ConfigError, DataError
+from lfvit.models import create_model
+from lfvit.models.checkpoints import load_checkpoint, read_file
+from lfvit.runs import commit, plain
+from lfvit.training.module import RECORD
+
+
+class Trained(NamedTuple):
+    """A model with its weights, and what its checkpoint says about it (see `make_record`)."""
+
+    model: nn.Module
+    record: dict[str, Any]
+
+
+def build_model(settings: Mapping[str, Any], num_classes: int, **overrides: Any) -> nn.Module:
+    """The model of a config or record: its ``method``, ``backbone`` and ``image_size``."""
+    options = {**plain(settings["method"]), **overrides}
+    backbone = plain(settings["backbone"])
+    return create_model(
+        options.pop("name"),
+        backbone=backbone.get("timm", backbone),
+        image_size=settings["image_size"],
+        num_classes=num_classes,
+        **options,
+    )
+
+
+def make_record(cfg: DictConfig, classes: list[str]) -> dict[str, Any]:
+    """What a checkpoint needs to be used without its config: plain values only."""
+    keys = ("method", "backbone", "image_size", "data", "seed", "threshold")
+    return {**{key: plain(cfg[key]) for key in keys}, "classes": classes, "commit": commit()}
+
+
+def load_trained(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Trained:
+    """The model of a checkpoint, in evaluation mode, on the CPU.
+
+    Args:
+        path: a checkpoint of this project, or other weights if `overrides` describe the model.
+        overrides: method, backbone, image_size and threshold; None keeps the checkpoint's own.
+
+    Raises:
+        CheckpointError, ConfigError: unreadable, not describing its model, or not fitting it.
+    """
+    content = read_file(path)
+    record: dict[str, Any] = dict(content.get(RECORD) or {})
+    record.update({k: plain(v) for k, v in (overrides or {}).items() if v is not None})
+    lacking = [key for key in ("method", "backbone", "image_size") if key not in record]
+    if lacking:
+        raise CheckpointError(
+            f"{path}: does not say what model its weights belong to; pass {lacking[0]}= as well, "
+            "for example method=vit backbone=deit_small image_size=224"
+        )
+    classes = record.setdefault("classes", [str(i) for i in range(_num_classes(content, path))])
+    model = build_model(record, len(classes))
+    try:
+        load_checkpoint(model, content)
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace("the state dict", str(path), 1)) from error
+    return Trained(model.eval(), record)
+
+
+def open_data(cfg: DictConfig, record: Mapping[str, Any]) -> ImageDataModule:
+    """The data of an evaluation: the checkpoint's own, as far as ``cfg.data`` does not say else.
+
+    Raises:
+        DataError: other classes than the model was trained on.
+    """
+    OmegaConf.update(cfg, "image_size", record["image_size"])
+    own = record.get("data", {})
+    if "_target_" not in cfg.data:  # data=as_trained
+        if not own:
+            raise ConfigError("the checkpoint names no data; pass data=imagefolder data.root=DIR")
+        changes = {key: value for key, value in plain(cfg.data).items() if value is not None}
+        if "root" in changes and "root" not in own:
+            raise ConfigError(
+                "data.root is set, but the checkpoint was trained on generated images; pass "
+                "data=imagefolder as well"
+            )
+        settings = {**own, **changes}
+    else:
+        settings = plain(cfg.data)
+    settings["augment"] = own.get("augment", settings.get("augment"))
+    settings["image_size"] = record["image_size"]
+    data: ImageDataModule = hydra.utils.instantiate(settings)
+    data.setup("validate")
+    if data.classes != record["classes"] and own:
+        unknown = sorted(set(data.classes) ^ set(record["classes"])) or ["their order"]
+        raise DataError(
+            f"the data's {len(data.classes)} classes are not the {len(record['classes'])} the model "
+            f"was trained on; they differ in {', '.join(map(str, unknown[:3]))}"
+        )
+    if len(data.classes) != len(record["classes"]):
+        raise DataError(
+            f"the data has {len(data.classes)} classes, the model {len(record['classes'])} outputs"
+        )
+    return data
+
+
+def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
+    """Arguments of Lightning's Trainer; precision "auto" is bfloat16 where there is a GPU."""
+    settings: dict[str, Any] = hydra.utils.instantiate(plain(cfg.trainer))
+    if settings.get("precision") == "auto":
+        gpu = settings.get("accelerator") != "cpu" and torch.cuda.is_available()
+        settings["precision"] = "bf16-mixed" if gpu else "32-true"
+    return settings
+
+
+def _num_classes(content: Mapping[str, Any], path: str | Path) -> int:
+    from lfvit.models.checkpoints import extract_weights
+
+    weights = extract_weights(content, str(path))
+    heads = [value for key, value in weights.items() if key.split(".")[-2:] == ["head", "weight"]]
+    if not heads:
+        raise CheckpointError(f"{path}: has no head.weight, so its number of classes is unknown")
+    return len(heads[0])

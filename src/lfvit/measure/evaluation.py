@@ -1,0 +1,147 @@
+"""One run over a set of images, and everything that follows from it."""
+
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torchmetrics.functional.classification import multiclass_accuracy
+
+from lfvit.data import Batch
+from lfvit.measure.costs import count_macs
+from lfvit.measure.localisation import (
+    coverage,
+    looked_at,
+    random_windows,
+    summarise,
+)
+from lfvit.measure.thresholds import (
+    OperatingPoint,
+    cheapest_at,
+    default_thresholds,
+    stratified_split,
+    sweep_thresholds,
+)
+from lfvit.models.two_stage import TwoStageViT
+
+
+class Outputs(NamedTuple):
+    """What a model said about N images.
+
+    first: (N, C) logits of the only or first pass. second: (N, C) or None for a one-pass model.
+    targets: (N,). boxes: (N, 4) or None. covered: (N,) share of each box looked at, or None.
+    """
+
+    first: Tensor
+    second: Tensor | None
+    targets: Tensor
+    boxes: Tensor | None = None
+    covered: Tensor | None = None
+
+
+class Collector(L.LightningModule):
+    """Runs a model in ``trainer.predict``, every image through every pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Outputs:
+        model = self.model
+        if not isinstance(model, TwoStageViT):
+            return Outputs(model(batch.images).float().cpu(), None, batch.targets.cpu())
+        out = model(batch.images, batch.view)
+        boxes = covered = None
+        if batch.boxes is not None:
+            mask = looked_at(out.selection, model.region_size)
+            boxes, covered = batch.boxes.cpu(), coverage(mask, batch.boxes, model.image_size).cpu()
+        return Outputs(
+            out.first_logits.float().cpu(),
+            out.second_logits.float().cpu(),
+            batch.targets.cpu(),
+            boxes,
+            covered,
+        )
+
+
+def join(batches: list[Outputs]) -> Outputs:
+    """The outputs of all batches as one."""
+    columns = zip(*batches, strict=True)
+    return Outputs(*(None if c[0] is None else torch.cat(c) for c in columns))
+
+
+def pass_accuracy(logits: Tensor, targets: Tensor) -> dict[str, float]:
+    """Top-1 and top-5 in percent; with fewer than five classes, top-5 is all of them."""
+    classes = logits.shape[1]
+    return {
+        f"top{k}": 100
+        * multiclass_accuracy(
+            logits, targets, classes, average="micro", top_k=min(k, classes)
+        ).item()
+        for k in (1, 5)
+    }
+
+
+def results(
+    model: nn.Module, outputs: Outputs, threshold: float, calibration: float, seed: int
+) -> dict[str, Any]:
+    """The contents of evaluate.json: each pass, the threshold curve, and calibrated points.
+
+    Args:
+        model: for its cost.
+        outputs: see `Outputs`.
+        threshold: eta reported as "operating_point".
+        calibration: share of the images the calibrated threshold is chosen on.
+        seed: of that split.
+    """
+    found: dict[str, Any] = {"images": len(outputs.targets)}
+    first = pass_accuracy(outputs.first, outputs.targets)
+    if outputs.second is None:
+        found["first"] = {**first, "gmacs": count_macs(model) / 1e9}
+        return {**found, "second": None, "curve": [], "operating_point": None, "calibrated": None}
+    macs = count_macs(model, "first"), count_macs(model, "second")
+    second = pass_accuracy(outputs.second, outputs.targets)
+    found["first"] = {**first, "gmacs": macs[0] / 1e9}
+    found["second"] = {**second, "gmacs": sum(macs) / 1e9}
+    found["curve"] = _curve(outputs, macs, default_thresholds())
+    found["operating_point"] = _curve(outputs, macs, [threshold])[0]
+    found["calibrated"] = calibrated(outputs, macs, calibration, seed)
+    if outputs.covered is not None and isinstance(model, TwoStageViT):
+        found["localisation"] = {
+            "region": summarise(outputs.covered),
+            "random_windows": random_windows(
+                outputs.boxes, model.grid, model.region_size, model.image_size
+            ),
+        }
+    return found
+
+
+def calibrated(
+    outputs: Outputs, macs: tuple[float, float], share: float, seed: int
+) -> dict[str, Any]:
+    """The cheapest threshold that keeps the second pass's accuracy, chosen on one part of the
+    images and reported on the rest."""
+    chosen, reported = stratified_split(outputs.targets, share, seed)
+    on_chosen, on_rest = _take(outputs, chosen), _take(outputs, reported)
+    goal = pass_accuracy(on_chosen.second, on_chosen.targets)["top1"]
+    # the last point of the curve lets no image exit, so there always is one
+    point = cheapest_at(_curve(on_chosen, macs, default_thresholds()), goal - 1e-9)
+    assert point is not None
+    return {
+        "rule": "cheapest threshold with at least the second pass's top1 on the calibration part",
+        "seed": seed,
+        "calibration_images": len(chosen),
+        "reported_images": len(reported),
+        **_curve(on_rest, macs, [point["threshold"]])[0],
+        "second_top1": pass_accuracy(on_rest.second, on_rest.targets)["top1"],
+    }
+
+
+def _curve(
+    outputs: Outputs, macs: tuple[float, float], thresholds: list[float]
+) -> list[OperatingPoint]:
+    return sweep_thresholds(outputs.first, outputs.second, outputs.targets, *macs, thresholds)
+
+
+def _take(outputs: Outputs, rows: Tensor) -> Outputs:
+    return Outputs(*(None if value is None else value[rows] for value in outputs))

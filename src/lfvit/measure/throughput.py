@@ -1,0 +1,67 @@
+"""Timing models side by side on one machine."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from lfvit.models.two_stage import TwoStageViT
+
+
+def time_interleaved(
+    cases: Mapping[str, Callable[[], object]], *, warmup: int, repeats: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of every repetition of every case.
+
+    The cases take turns, so that a machine that slows down slows all of them. Each timing starts
+    and ends with the device idle.
+
+    Args:
+        cases: name -> what is timed.
+        warmup: untimed rounds first.
+        repeats: timed rounds.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    with torch.inference_mode():
+        for round_ in range(warmup + repeats):
+            for name, run in cases.items():
+                _synchronise(device)
+                start = time.perf_counter()
+                run()
+                _synchronise(device)
+                if round_ >= warmup:
+                    seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def threshold_for(model: TwoStageViT, images: Tensor, exit_fraction: float) -> float:
+    """The threshold at which this share of these images exits, to the nearest whole image.
+
+    Random images have meaningless confidences; this states the share instead of the threshold.
+    """
+    with torch.inference_mode():
+        confidence = model.infer(images, 0.0).confidence.sort(descending=True).values
+    exits = round(exit_fraction * len(images))
+    if exits == 0:
+        return 2.0
+    if exits == len(images):
+        return 0.0
+    return (confidence[exits - 1] + confidence[exits]).item() / 2
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least this share of the values does not exceed."""
+    ordered = sorted(values)
+    return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and range of repeated timings."""
+    return {"median": median(values), "fastest": min(values), "slowest": max(values)}
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,86 @@
+"""Figures, drawn from the contents of result files."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"  # safe for colour blindness
+STYLE: dict[str, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "svg.fonttype": "none",
+}
+
+
+def plot_evaluation(found: Mapping[str, Any], path: Path) -> None:
+    """evaluate.json of a two-pass model as a picture: accuracy against cost, and against eta."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 3.8), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        draw_curve(left, found, "early exit", BLUE)
+        _finish_cost_axes(left)
+        draw_thresholds(right, found["curve"])
+        figure.savefig(path, dpi=150)
+
+
+def plot_comparison(models: Mapping[str, Mapping[str, Any]], paths: Iterable[Path]) -> None:
+    """Several evaluate.json in one plot of accuracy against GMACs."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.subplots()
+        for (name, found), colour in zip(models.items(), (BLUE, ORANGE, GREEN, GREY), strict=False):
+            if found["curve"]:
+                draw_curve(axes, found, name, colour)
+            else:
+                point = found["first"]
+                axes.plot(point["gmacs"], point["top1"], "D", color=colour, label=name, zorder=4)
+        _finish_cost_axes(axes)
+        for path in paths:
+            figure.savefig(path, dpi=150)
+
+
+def draw_curve(axes: Axes, found: Mapping[str, Any], name: str, colour: str) -> None:
+    """The early-exit curve of a two-pass model, with its two ends marked."""
+    curve = sorted(found["curve"], key=lambda point: point["gmacs"])
+    axes.plot([p["gmacs"] for p in curve], [p["top1"] for p in curve], color=colour, label=name)
+    for point, marker, text in (
+        (found["first"], "o", "first pass alone"),
+        (found["second"], "s", "both passes"),
+    ):
+        axes.plot(point["gmacs"], point["top1"], marker, color=colour, zorder=3)
+        axes.annotate(
+            text,
+            (point["gmacs"], point["top1"]),
+            xytext=(0, -14),
+            textcoords="offset points",
+            fontsize=8,
+            ha="left" if marker == "o" else "right",
+            color=colour,
+        )
+
+
+def draw_thresholds(axes: Axes, curve: list[dict[str, float]]) -> None:
+    """Accuracy and the share of images that exit, against the threshold eta."""
+    etas = [p["threshold"] for p in curve]
+    axes.plot(etas, [p["top1"] for p in curve], color=BLUE)
+    axes.set(xlabel="threshold η", ylabel="top-1 (%)", xlim=(0, 1.01))
+    axes.yaxis.label.set_color(BLUE)
+    exits = axes.twinx()
+    exits.plot(etas, [100 * p["exit_fraction"] for p in curve], color=ORANGE, ls="--")
+    exits.set(ylabel="answered by the first pass (%)", ylim=(0, 100))
+    exits.yaxis.label.set_color(ORANGE)
+    exits.grid(False)
+    exits.spines["right"].set_visible(True)
+
+
+def _finish_cost_axes(axes: Axes) -> None:
+    axes.margins(0.08, 0.15)
+    axes.set(xlabel="GMACs per image (multiply-accumulates)", ylabel="top-1 (%)")
+    axes.legend(frameon=False, loc="lower right")
