@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from lfvit.commands.predict import _device
-from lfvit.commands.setup import build_model
+from lfvit.commands.setup import build_model, find_device
 from lfvit.errors import ConfigError
 from lfvit.measure.costs import count_macs, expected_gmacs
 from lfvit.measure.throughput import quantile, spread, threshold_for, time_interleaved
@@ -49,7 +48,7 @@ def benchmark(cfg: DictConfig) -> list[dict[str, Any]]:
             raise ConfigError(f"exit_fractions={fraction} must lie between 0 and 1")
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
-    device, dtype = _device(cfg.accelerator), PRECISIONS[cfg.precision]
+    device, dtype = find_device(cfg.accelerator), PRECISIONS[cfg.precision]
     torch.manual_seed(cfg.seed)
     models = {name: _build(cfg, name, device, dtype) for name in cfg.models}
     run_dir = start_run(cfg)

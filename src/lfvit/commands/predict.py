@@ -10,7 +10,7 @@ from omegaconf import DictConfig, ListConfig
 from PIL import Image
 from torch import Tensor, nn
 
-from lfvit.commands.setup import Trained, load_trained
+from lfvit.commands.setup import Trained, find_device, load_trained
 from lfvit.data.datamodule import ON_ERROR, Augment, normalise
 from lfvit.data.folders import images_of
 from lfvit.data.images import UnreadableImageError, read_image
@@ -40,7 +40,7 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     paths = [path for source in sources for path in images_of(source)]
     trained = load_trained(cfg.ckpt_path, {"threshold": cfg.threshold})
     run_dir = start_run(cfg)
-    device = _device(cfg.accelerator)
+    device = find_device(cfg.accelerator)
     trained.model.to(device)
     found: list[dict[str, Any]] = []
     skipped = 0
@@ -131,17 +131,6 @@ def _print(entry: dict[str, Any]) -> None:
     for line in entry["top"]:
         print(f"  {100 * line['probability']:5.1f} %  {line['class']}")
     print(f"  answered by the {entry['answered_by']}, {entry['gmacs']:.3f} GMACs")
-
-
-def _device(accelerator: str) -> torch.device:
-    if accelerator == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    known = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}
-    if accelerator not in known:
-        raise ConfigError(f"accelerator={accelerator!r} is unknown; valid: auto, cpu, gpu")
-    if known[accelerator] == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("accelerator=gpu, but no GPU is visible; use accelerator=cpu")
-    return torch.device(known[accelerator])
 
 
 def _to_array(pixels: Tensor) -> np.ndarray:

@@ -12,7 +12,7 @@ from torch import nn
 from lfvit.data import ImageDataModule
 from lfvit.errors import CheckpointError, ConfigError, DataError
 from lfvit.models import create_model
-from lfvit.models.checkpoints import load_checkpoint, read_file
+from lfvit.models.checkpoints import extract_weights, load_checkpoint, read_file
 from lfvit.runs import commit, plain
 from lfvit.training.module import RECORD
 
@@ -117,9 +117,19 @@ def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
     return settings
 
 
-def _num_classes(content: Mapping[str, Any], path: str | Path) -> int:
-    from lfvit.models.checkpoints import extract_weights
+def find_device(accelerator: str) -> torch.device:
+    """auto, cpu or gpu; auto is the GPU where there is one."""
+    if accelerator == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    known = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}
+    if accelerator not in known:
+        raise ConfigError(f"accelerator={accelerator!r} is unknown; valid: auto, cpu, gpu")
+    if known[accelerator] == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("accelerator=gpu, but no GPU is visible; use accelerator=cpu")
+    return torch.device(known[accelerator])
 
+
+def _num_classes(content: Mapping[str, Any], path: str | Path) -> int:
     weights = extract_weights(content, str(path))
     heads = [value for key, value in weights.items() if key.split(".")[-2:] == ["head", "weight"]]
     if not heads:

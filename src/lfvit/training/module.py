@@ -56,7 +56,8 @@ class Classifier(L.LightningModule):
         self.seed = seed
         self.record = dict(record or {})
         self.two_stage = isinstance(model, TwoStageViT)
-        self._forward = torch.compile(model) if compile_passes else model
+        if compile_passes:
+            model.compile()  # in place: names in the state dict stay as they are
         accuracy = MetricCollection(
             {
                 "top1": MulticlassAccuracy(num_classes, average="micro"),
@@ -77,7 +78,7 @@ class Classifier(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self.two_stage:
             selector = "none" if self.phase_one else None
-            out = self._forward(batch.images, batch.view, selector=selector)
+            out = self.model(batch.images, batch.view, selector=selector)
             second = F.cross_entropy(out.second_logits, batch.targets)
             first = first_pass_loss(
                 out.first_logits, out.second_logits, batch.targets, self.schedule.loss
@@ -86,7 +87,7 @@ class Classifier(L.LightningModule):
             self._log("train/second_loss", second, batch)
             loss = second + first
         else:
-            loss = F.cross_entropy(self._forward(batch.images), batch.targets)
+            loss = F.cross_entropy(self.model(batch.images), batch.targets)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at epoch {self.current_epoch}, step {batch_idx} "
