@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig, ListConfig
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from lfvit.commands.setup import Trained, find_device, load_trained
 from lfvit.data.datamodule import ON_ERROR, Augment, normalise
@@ -18,7 +17,7 @@ from lfvit.errors import ConfigError
 from lfvit.measure.costs import count_macs
 from lfvit.models.two_stage import TwoStageViT
 from lfvit.models.view import half_resolution
-from lfvit.report.pictures import Look, save_image, save_looks
+from lfvit.report.pictures import Look, save_looks
 from lfvit.runs import start_run, write_json
 
 log = logging.getLogger(__name__)
@@ -42,6 +41,8 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     run_dir = start_run(cfg)
     device = find_device(cfg.accelerator)
     trained.model.to(device)
+    augment = Augment.of(trained.record.get("data", {}).get("augment"))
+    transform = augment.eval_transform(trained.record["image_size"])
     found: list[dict[str, Any]] = []
     skipped = 0
     try:
@@ -54,8 +55,10 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
                 log.warning("skipped: %s", error)
                 skipped += 1
                 continue
-            picture = run_dir / f"{number:04d}_{path.stem}.png" if cfg.pictures else None
-            entry = predict_image(trained, image, device, cfg.top, picture)
+            entry, look = look_at(trained, torch.as_tensor(transform(image)).to(device), cfg.top)
+            if cfg.pictures:
+                entry["picture"] = f"{number:04d}_{path.stem}.png"
+                save_looks([look], run_dir / entry["picture"])
             found.append({"path": str(path), **entry})
             _print(found[-1])
     finally:
@@ -64,47 +67,43 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     return found
 
 
-def predict_image(
-    trained: Trained, image: Image.Image, device: torch.device, top: int, picture: Path | None
-) -> dict[str, Any]:
-    """Classify one RGB image, and draw it if a path for the picture is given."""
+def look_at(trained: Trained, pixels: Tensor, top: int) -> tuple[dict[str, Any], Look]:
+    """Classify one image.
+
+    Args:
+        trained: model and record; the model may be on any device.
+        pixels: (3, S, S) uint8, on the model's device.
+        top: how many classes to name.
+
+    Returns:
+        The entry for predictions.json, and what to draw.
+    """
     model, record = trained
-    augment = Augment.of(record.get("data", {}).get("augment"))
-    transformed = augment.eval_transform(record["image_size"])(image)
-    pixels = torch.as_tensor(transformed)[None].to(device)
-    images = normalise(pixels)
+    images = normalise(pixels[None])
+    threshold = record.get("threshold", 0.7)
     with torch.inference_mode():
-        entry, logits, look = _run(model, images, record.get("threshold", 0.7))
+        if isinstance(model, TwoStageViT):
+            out = model.infer(images, threshold)
+            logits, exited, selection = out.logits, bool(out.exited[0]), out.selection
+        else:
+            logits, exited, selection = model(images), True, None
     probabilities = logits.float().softmax(dim=1)[0]
     best = probabilities.topk(min(top, len(probabilities)))
     classes = [
         {"class": record["classes"][index], "probability": round(value, 4)}
         for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
     ]
-    entry = {"top": classes, "confidence": classes[0]["probability"], **entry}
-    if picture is not None:
-        title = f"{classes[0]['class']} {classes[0]['probability']:.0%}"
-        full = _to_array(pixels[0])
-        if look is None:
-            save_image(full, title, picture)
-        else:
-            view = _to_array(half_resolution(pixels.float())[0])
-            save_looks([look._replace(image=full, view=view, title=title)], picture)
-        entry["picture"] = picture.name
-    return entry
-
-
-def _run(
-    model: nn.Module, images: Tensor, threshold: float
-) -> tuple[dict[str, Any], Tensor, Look | None]:
-    """Which pass answered and at what cost, the logits (1, C), and where the model looked."""
-    if not isinstance(model, TwoStageViT):
-        return {"answered_by": "only pass", "gmacs": count_macs(model) / 1e9}, model(images), None
-    out = model.infer(images, threshold)
-    exited = bool(out.exited[0])
-    chosen = out.selection
-    region = None if chosen.region is None else chosen.region[0].cpu()
-    entry = {
+    entry: dict[str, Any] = {"top": classes, "confidence": classes[0]["probability"]}
+    look = Look(
+        image=_to_array(pixels),
+        view=_to_array(half_resolution(pixels[None].float())[0]),
+        answer=f"{classes[0]['class']}, {classes[0]['probability']:.0%}",
+        exited=exited,
+    )
+    if selection is None:
+        return {**entry, "answered_by": "only pass", "gmacs": count_macs(model) / 1e9}, look
+    region = None if selection.region is None else selection.region[0].cpu()
+    entry |= {
         "answered_by": "first pass" if exited else "second pass",
         "first_confidence": round(out.confidence[0].item(), 4),
         "threshold": threshold,
@@ -112,18 +111,12 @@ def _run(
         "region": None if region is None else region.tolist(),
         "region_size": None if region is None else model.region_size,
     }
-    blank = np.zeros(0)
-    look = Look(
-        image=blank,
-        view=blank,
-        gca=chosen.gca[0].cpu(),
+    return entry, look._replace(
+        gca=selection.gca[0].cpu(),
+        fine=selection.fine_indices[0].cpu(),
         region=region,
         region_size=model.region_size,
-        fine=chosen.fine_indices[0].cpu(),
-        exited=exited,
-        title="",
     )
-    return entry, out.logits, look
 
 
 def _print(entry: dict[str, Any]) -> None:

@@ -14,73 +14,71 @@ from lfvit.report.plots import BLUE, ORANGE, STYLE
 
 
 class Look(NamedTuple):
-    """One image with what a two-pass model did to it.
+    """One image with what a model did to it.
 
-    image: (S, S, 3) uint8. view: (S/2, S/2, 3) uint8. gca: (g, g). region: row and column of the
-    window or None. region_size: m. fine: (4k,) fine patches, row-major. exited: whether the first
-    pass answered. title: drawn above. box: x0, y0, x1, y1 of the object if known.
+    image: (S, S, 3) uint8. view: (S/2, S/2, 3) uint8. answer: class and probability in words.
+    exited: whether the first (or only) pass answered. box: x0, y0, x1, y1 of the object if known.
+    Of a two-pass model also: gca (g, g), fine (4k,) fine patches, row-major, and with a window
+    selector region, row and column of the window, and region_size, m.
     """
 
     image: np.ndarray
     view: np.ndarray
-    gca: Tensor
-    region: Tensor | None
-    region_size: int
-    fine: Tensor
+    answer: str
     exited: bool
-    title: str
     box: tuple[int, ...] | None = None
+    gca: Tensor | None = None
+    fine: Tensor | None = None
+    region: Tensor | None = None
+    region_size: int = 0
 
 
 def save_looks(looks: list[Look], path: Path) -> None:
-    """One row per image: the half-resolution view, class attention over it, the second look."""
-    rows = len(looks)
+    """One row per image: the half-resolution view, class attention over it, the second look.
+
+    Of a one-pass model, the image alone.
+    """
+    panels = 1 if looks[0].gca is None else 3
     with mpl.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(7.5, 2.75 * rows), layout="constrained")
-        grid = figure.subplots(rows, 3, squeeze=False)
+        figure = Figure(figsize=(2.6 * panels, 2.8 * len(looks)), layout="constrained")
+        grid = figure.subplots(len(looks), panels, squeeze=False)
         for axes, look in zip(grid, looks, strict=True):
-            _draw(axes, look)
+            for axis in axes:
+                axis.set_axis_off()
+            if look.gca is None:
+                axes[0].imshow(look.image)
+                axes[0].set_title(look.answer, fontsize=9)
+            else:
+                _draw(axes, look, look.gca)
         figure.savefig(path, dpi=120)
 
 
-def save_image(image: np.ndarray, title: str, path: Path) -> None:
-    """An image with a title, for models that look once."""
-    with mpl.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(3, 3.2), layout="constrained")
-        axes = figure.subplots()
-        axes.imshow(image)
-        axes.set_axis_off()
-        axes.set_title(title, fontsize=9)
-        figure.savefig(path, dpi=120)
-
-
-def _draw(axes: Any, look: Look) -> None:
+def _draw(axes: Any, look: Look, gca: Tensor) -> None:
     side = look.image.shape[0]
+    frame = (0, side, side, 0)
     seen, attention, second = axes
-    for axis, title in zip(axes, ("first look", "class attention", _caption(look)), strict=True):
-        axis.set_axis_off()
-        axis.set_title(title, fontsize=9)
-    seen.imshow(look.view)
-    seen.set_title(look.title, fontsize=9, loc="left")
-    attention.imshow(look.image.mean(axis=2), cmap="gray", extent=(0, side, side, 0))
-    attention.imshow(
-        look.gca.numpy(), cmap="inferno", alpha=0.6, extent=(0, side, side, 0), interpolation="nearest"
-    )
-    second.imshow(_coarse_outside(look), extent=(0, side, side, 0))
+    seen.imshow(look.view, extent=frame)
+    attention.imshow(look.image.mean(axis=2), cmap="gray", extent=frame)
+    attention.imshow(gca.numpy(), cmap="inferno", alpha=0.6, extent=frame, interpolation="nearest")
+    second.imshow(_coarse_outside(look), extent=frame)
     _frame(second, look)
     if look.box is not None:
         x0, y0, x1, y1 = look.box
         second.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec="white", lw=1))
-
-
-def _caption(look: Look) -> str:
-    return "not needed" if look.exited else "second look"
+    titles = ("first look", "class attention", "second look")
+    answered = 0 if look.exited else 2
+    for number, (axis, title) in enumerate(zip(axes, titles, strict=True)):
+        axis.set_title(f"{title}: {look.answer}" if number == answered else title, fontsize=9)
+    if look.exited:
+        second.set_title("second look: not needed", fontsize=9)
 
 
 def _coarse_outside(look: Look) -> np.ndarray:
     """What the second pass gets: full resolution in the fine patches, half and paler elsewhere."""
-    side, patches = look.image.shape[0], 2 * look.gca.shape[0]
-    patch = side // patches
+    assert look.gca is not None
+    assert look.fine is not None
+    patches = 2 * look.gca.shape[0]
+    patch = look.image.shape[0] // patches
     fine = np.zeros(patches * patches, dtype=bool)
     fine[look.fine.numpy()] = True
     mask = np.kron(fine.reshape(patches, patches), np.ones((patch, patch), dtype=bool))
@@ -90,7 +88,8 @@ def _coarse_outside(look: Look) -> np.ndarray:
 
 
 def _frame(axes: Axes, look: Look) -> None:
-    if look.region is None:
+    """The window: solid where the second pass looked, dashed where it would have."""
+    if look.region is None or look.gca is None:
         return
     cell = look.image.shape[0] / look.gca.shape[0]
     row, column = look.region.tolist()
