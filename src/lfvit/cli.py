@@ -1,8 +1,10 @@
 """How a command ends: with a result, or with one message that names the fix."""
 
+import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import wraps
@@ -16,6 +18,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lfvit.errors import LFViTError
+
+# Remarks of the libraries to their own developers, which would bury what a command has to say.
+for _message in (
+    r".*torch\.jit\.\w+. is deprecated",
+    r".*isinstance\(treespec, LeafSpec\)",
+    r".*exists and is not empty",
+    r".*smaller than the logging interval",
+    r".*does not have many workers",
+    r".*lr_scheduler\.step\(\)",
+):
+    warnings.filterwarnings("ignore", message=_message)
+logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 
 
 def entry_point(main: Callable[[], Any]) -> Callable[[], Any]:
@@ -69,8 +83,8 @@ def _explain(error: Exception) -> str:
         return text
     close = get_close_matches(leaf, valid, n=1)
     where = f"{parent} has" if parent else "there is"
-    hint = f"; did you mean {close[0]}?" if close else ""
-    return f"{where} no setting {leaf!r}{hint} valid: {', '.join(valid)}"
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{where} no setting {leaf!r}; {hint}valid: {', '.join(valid)}"
 
 
 def _valid_keys(key: str, parent: str) -> list[str]:

@@ -31,7 +31,7 @@ PACKAGES = (
 
 
 def start_run(cfg: DictConfig) -> Path:
-    """Create the run directory and write config, commit, uncommitted diff and environment into it."""
+    """Create the run directory, with config, commit, uncommitted diff and environment in it."""
     run_dir = Path(cfg.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))

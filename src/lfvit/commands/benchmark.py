@@ -86,7 +86,8 @@ def _build(cfg: DictConfig, name: str, device: torch.device, dtype: torch.dtype)
         model.first_pass = torch.compile(model.first_pass)  # type: ignore[method-assign]
         model.second_pass = torch.compile(model.second_pass)  # type: ignore[method-assign]
         return model
-    return torch.compile(model)
+    model.compile()
+    return model
 
 
 def _cases(
@@ -94,8 +95,7 @@ def _cases(
 ) -> dict[str, Case]:
     """A one-pass model is one case, a two-pass model one for every share of images that exits."""
     if not isinstance(model, TwoStageViT):
-        plain_model = getattr(model, "_orig_mod", model)
-        facts = {"model": name, "exit_fraction": None, "gmacs": count_macs(plain_model) / 1e9}
+        facts = {"model": name, "exit_fraction": None, "gmacs": count_macs(model) / 1e9}
         return {name: Case(partial(model, images), facts)}
     first, second = count_macs(model, "first"), count_macs(model, "second")
     cases = {}

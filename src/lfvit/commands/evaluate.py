@@ -37,7 +37,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     trainer = L.Trainer(
         **trainer_settings(cfg), logger=False, enable_checkpointing=False, default_root_dir=run_dir
     )
-    batches = trainer.predict(Collector(model), datamodule=data)
+    batches: Any = trainer.predict(Collector(model), datamodule=data)
     found = {
         "checkpoint": str(cfg.ckpt_path),
         "method": record["method"],

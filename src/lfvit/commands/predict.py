@@ -1,7 +1,6 @@
 """`predict(cfg)`: classify files, say which pass answered, and show where the model looked."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,7 +77,8 @@ def look_at(trained: Trained, pixels: Tensor, top: int) -> tuple[dict[str, Any],
     Returns:
         The entry for predictions.json, and what to draw.
     """
-    model, record = trained
+    record = trained.record
+    model: Any = trained.model
     images = normalise(pixels[None])
     threshold = record.get("threshold", 0.7)
     with torch.inference_mode():

@@ -48,8 +48,8 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
             "# Accuracy against cost on the needle set",
             markdown_table(rows),
             *_localisation(found),
-            f"`{about['command']}`, commit {about['commit']}, {about['machine']}. Generated images: "
-            "this shows that the pipeline works; claims are made on photographs.",
+            f"`{about['command']}`, commit {about['commit']}, {about['machine']}. "
+            "Generated images: this shows that the pipeline works; claims are made on photographs.",
         ]
     )
     (out / "table.md").write_text(text + "\n")

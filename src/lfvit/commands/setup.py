@@ -98,8 +98,8 @@ def open_data(cfg: DictConfig, record: Mapping[str, Any]) -> ImageDataModule:
     if data.classes != record["classes"] and own:
         unknown = sorted(set(data.classes) ^ set(record["classes"])) or ["their order"]
         raise DataError(
-            f"the data's {len(data.classes)} classes are not the {len(record['classes'])} the model "
-            f"was trained on; they differ in {', '.join(map(str, unknown[:3]))}"
+            f"the data's {len(data.classes)} classes are not the {len(record['classes'])} the "
+            f"model was trained on; they differ in {', '.join(map(str, unknown[:3]))}"
         )
     if len(data.classes) != len(record["classes"]):
         raise DataError(

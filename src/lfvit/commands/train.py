@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from lfvit.commands.setup import build_model, make_record, trainer_settings
@@ -43,45 +44,14 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         _check_resume(cfg)
     run_dir = start_run(cfg)
     L.seed_everything(cfg.seed, verbose=False)
-    data: ImageDataModule = hydra.utils.instantiate(cfg.data)
-    data.setup("fit")
-    classes = data.classes
-    model = build_model(
-        cfg,
-        len(classes),
-        drop_path_rate=schedule.drop_path_rate,
-        pretrained=cfg.pretrained,
-    )
-    if cfg.init_from is not None:
-        load_checkpoint(model, cfg.init_from, new_head=True)
-    module = Classifier(
-        model,
-        schedule,
-        num_classes=len(classes),
-        threshold=cfg.threshold,
-        seed=cfg.seed,
-        record=make_record(cfg, classes),
-        compile_passes=cfg.compile,
-    )
-    loggers = [hydra.utils.instantiate(c) for c in cfg.logger.values()]
-    _start_loggers(loggers, cfg)
-    callbacks = [
-        hydra.utils.instantiate(c) for c in cfg.callbacks.values() if c and "_target_" in c
-    ]
-    if schedule.ema_decay is not None:
-        callbacks.append(EMAWeightAveraging(decay=schedule.ema_decay))
-    trainer = L.Trainer(
-        **trainer_settings(cfg),
-        enable_progress_bar="progress" in cfg.callbacks,
-        enable_checkpointing="checkpoint" in cfg.callbacks,
-        max_epochs=schedule.epochs,
-        logger=loggers,
-        callbacks=callbacks,
-        default_root_dir=run_dir,
-        use_distributed_sampler=False,  # the DataModule's samplers know their rank
-    )
+    loggers: list[Logger] = []
     failed = True
     try:
+        loggers += [hydra.utils.instantiate(c) for c in cfg.logger.values()]
+        _start_loggers(loggers, cfg)
+        trainer = build_trainer(cfg, schedule, loggers)
+        data: ImageDataModule = hydra.utils.instantiate(cfg.data)
+        module = build_module(cfg, schedule, data.classes)
         started = time.monotonic()
         trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
         metrics = _metrics(trainer, module, data, time.monotonic() - started)
@@ -91,6 +61,50 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     finally:
         _finish_loggers(loggers, failed)
     return metrics
+
+
+def build_trainer(cfg: DictConfig, schedule: Schedule, loggers: list[Logger]) -> L.Trainer:
+    """Lightning's Trainer with the configured callbacks.
+
+    Raises:
+        ConfigError: a setting Lightning refuses.
+    """
+    callbacks = [
+        hydra.utils.instantiate(c) for c in cfg.callbacks.values() if c and "_target_" in c
+    ]
+    if schedule.ema_decay is not None:
+        callbacks.append(EMAWeightAveraging(decay=schedule.ema_decay))
+    try:
+        return L.Trainer(
+            **trainer_settings(cfg),
+            enable_progress_bar="progress" in cfg.callbacks,
+            enable_checkpointing="checkpoint" in cfg.callbacks,
+            max_epochs=schedule.epochs,
+            logger=loggers,
+            callbacks=callbacks,
+            default_root_dir=cfg.run_dir,
+            use_distributed_sampler=False,  # the DataModule's samplers know their rank
+        )
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise ConfigError(f"trainer={plain(cfg.trainer)}: {error}") from error
+
+
+def build_module(cfg: DictConfig, schedule: Schedule, classes: list[str]) -> Classifier:
+    """The model of the config for these classes, with its initial weights, ready to train."""
+    model = build_model(
+        cfg, len(classes), drop_path_rate=schedule.drop_path_rate, pretrained=cfg.pretrained
+    )
+    if cfg.init_from is not None:
+        load_checkpoint(model, cfg.init_from, new_head=True)
+    return Classifier(
+        model,
+        schedule,
+        num_classes=len(classes),
+        threshold=cfg.threshold,
+        seed=cfg.seed,
+        record=make_record(cfg, classes),
+        compile_passes=cfg.compile,
+    )
 
 
 def check(cfg: DictConfig) -> Schedule:
@@ -103,7 +117,9 @@ def check(cfg: DictConfig) -> Schedule:
     with torch.device("meta"):  # every check of the model, without its weights
         build_model(cfg, num_classes=2)
     if cfg.init_from is not None and cfg.ckpt_path is not None:
-        raise ConfigError("init_from starts a new run and ckpt_path continues one; pass one of them")
+        raise ConfigError(
+            "init_from starts a new run and ckpt_path continues one; pass one of them"
+        )
     if cfg.init_from is not None:
         read_file(cfg.init_from)
     if not isinstance(cfg.seed, int) or cfg.seed < 0:
@@ -112,8 +128,8 @@ def check(cfg: DictConfig) -> Schedule:
     devices = cfg.trainer.get("devices", 1)
     if multirun and devices not in (1, "1", [0]):
         raise ConfigError(
-            f"trainer.devices={devices} in a multirun: every process of a job would start the whole "
-            "sweep again; use trainer.devices=1, or run the jobs one by one without -m"
+            f"trainer.devices={devices} in a multirun: every process of a job would start the "
+            "whole sweep again; use trainer.devices=1, or run the jobs one by one without -m"
         )
     return schedule
 
@@ -164,7 +180,9 @@ def _metrics(
 
 def _start_loggers(loggers: list[Logger], cfg: DictConfig) -> None:
     """Open every logger now: a missing account is found before hours are spent."""
-    flat = {key: plain(value) for key, value in cfg.items() if key not in ("hydra", "logger")}
+    flat: dict[str, Any] = {
+        str(key): plain(value) for key, value in cfg.items() if key not in ("hydra", "logger")
+    }
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             _open_wandb(logger)
@@ -176,8 +194,8 @@ def _open_wandb(logger: WandbLogger) -> None:
         _ = logger.experiment
     except Exception as error:  # wandb raises its own kinds, which have changed over time
         raise ConfigError(
-            f"W&B could not be started ({error}); run `wandb login`, or pass logger.wandb.offline=true "
-            "or logger=csv"
+            f"W&B could not be started ({error}); run `wandb login`, or pass "
+            "logger.wandb.offline=true or logger=csv"
         ) from error
 
 

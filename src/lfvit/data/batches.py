@@ -18,8 +18,11 @@ from lfvit.seeding import seeded
 class ImageSource(Protocol):
     """A set of labelled images, such as `ImageFolder` or `NeedleSet`."""
 
-    classes: list[str]
-    targets: list[int]
+    @property
+    def classes(self) -> list[str]: ...
+
+    @property
+    def targets(self) -> list[int]: ...
 
     def __len__(self) -> int: ...
 
@@ -79,7 +82,7 @@ class TransformedImages(Dataset[Sample | str]):
 
     def __getitem__(self, draw: Draw) -> Sample | str:
         try:
-            image, target, box = self.source.draw(draw.index)
+            image, target, box = self.source.draw(draw.image)
         except UnreadableImageError as error:
             return str(error)
         with seeded(draw.seed):

@@ -86,16 +86,16 @@ class Augment:
         return create_transform(
             image_size,
             is_training=True,
-            scale=tuple(self.crop_scale),
+            scale=(self.crop_scale[0], self.crop_scale[1]),
             hflip=self.hflip,
-            color_jitter=self.color_jitter or None,
+            color_jitter=self.color_jitter or None,  # type: ignore[arg-type]
             auto_augment=self.auto_augment,
             interpolation=self.interpolation,
             use_prefetcher=True,  # timm's word for: leave normalising to the device
         )
 
     def eval_transform(self, image_size: int) -> Callable[[Any], Any]:
-        """PIL image -> (3, S, S) uint8: resize the shorter side to S / crop_pct, crop the centre."""
+        """PIL image -> (3, S, S) uint8: shorter side to S / crop_pct, centre crop."""
         return create_transform(
             image_size,
             is_training=False,
@@ -134,7 +134,9 @@ class ImageDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         if on_error not in ON_ERROR:
-            raise ConfigError(f"data.on_error={on_error!r} is unknown; valid: {', '.join(ON_ERROR)}")
+            raise ConfigError(
+                f"data.on_error={on_error!r} is unknown; valid: {', '.join(ON_ERROR)}"
+            )
         _in_range("data.batch_size", batch_size, 1, None)
         _in_range("data.num_workers", num_workers, 0, None)
         self.image_size = image_size
@@ -172,7 +174,7 @@ class ImageDataModule(L.LightningDataModule):
         self.setup()
         return readable_names(self.train_images.classes)
 
-    def train_dataloader(self) -> DataLoader[Sample]:
+    def train_dataloader(self) -> DataLoader[Sample | str]:
         sampler = TrainSampler(
             len(self.train_images),
             seed=self.seed,
@@ -189,15 +191,13 @@ class ImageDataModule(L.LightningDataModule):
             TransformedImages(self.train_images, self.train_transform()), sampler, drop_last=True
         )
 
-    def val_dataloader(self) -> DataLoader[Sample]:
-        sampler = EvalSampler(
-            len(self.val_images), rank=self._rank, world_size=self._world_size
-        )
+    def val_dataloader(self) -> DataLoader[Sample | str]:
+        sampler = EvalSampler(len(self.val_images), rank=self._rank, world_size=self._world_size)
         return self._loader(
             TransformedImages(self.val_images, self.eval_transform()), sampler, drop_last=False
         )
 
-    def predict_dataloader(self) -> DataLoader[Sample]:
+    def predict_dataloader(self) -> DataLoader[Sample | str]:
         return self.val_dataloader()
 
     def on_before_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> RawBatch:
@@ -244,7 +244,7 @@ class ImageDataModule(L.LightningDataModule):
 
     def _loader(
         self, images: TransformedImages, sampler: Any, drop_last: bool
-    ) -> DataLoader[Sample]:
+    ) -> DataLoader[Sample | str]:
         return DataLoader(
             images,
             batch_size=self.batch_size,

@@ -139,9 +139,7 @@ def _images_below(folder: Path) -> list[Path]:
     ]
 
 
-def _hold_out(
-    images: ImageFolder, fraction: float, seed: int
-) -> tuple[ImageFolder, ImageFolder]:
+def _hold_out(images: ImageFolder, fraction: float, seed: int) -> tuple[ImageFolder, ImageFolder]:
     if not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
         raise ConfigError(f"data.val_fraction={fraction!r} must lie between 0 and 1")
     targets = np.asarray(images.targets)

@@ -32,7 +32,7 @@ SPLITS = ("train", "val")
 MIN_IMAGE_SIZE = 48
 
 BADGE_SIDE = (0.14, 0.36)  # side of the badge, smallest and largest, as a share of the image's side
-PERIOD_PX = (2.2, 3.6)  # period of the pattern on the smallest and on the largest badge, in pixels
+PERIOD_PX = (2.2, 4.0)  # period of the pattern on the smallest and on the largest badge, in pixels
 PERIOD_JITTER = 0.08  # the period varies by this share to either side,
 ANGLE_JITTER = 8.0  # and the direction by this many degrees
 RIM_SHARE = 0.13  # width of the badge's rim as a share of its radius
@@ -51,8 +51,8 @@ class NeedleSet(Dataset[tuple[NDArray[np.uint8], int, Box]]):
     Its class is `index % num_classes`, which keeps the classes balanced.
 
     The side of the badge is uniform between 14% and 36% of the image's side.  The period of its
-    pattern grows with it from 2.2 to 3.6 pixels, whatever `image_size` is: at half the resolution
-    about half of the images keep too little of the pattern to be told apart.
+    pattern grows with it from 2.2 to 4 pixels, whatever `image_size` is: at half the resolution
+    about half of the images keep too little of their pattern to be told apart.
 
     Args:
         num_images: how many images the set has, at least 1.

@@ -14,9 +14,9 @@ from lfvit.seeding import derive
 
 
 class Draw(NamedTuple):
-    """One sample to make: the image's index, and the seed of its augmentation."""
+    """One sample to make: the index of the image, and the seed of its augmentation."""
 
-    index: int
+    image: int
     seed: int
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from fvcore.nn import FlopCountAnalysis
 from timm.layers import Attention
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lfvit.errors import ConfigError
@@ -56,7 +56,12 @@ def _one_pass(vit: VisionTransformer) -> int:
     tokens = patches + vit.num_prefix_tokens
     blocks = sum(_block(block, tokens) for block in vit.blocks)
     # timm norms every token, then takes the class token
-    return _weights(vit.patch_embed.proj, patches) + blocks + _norm(vit.norm, tokens) + _weights(vit.head, 1)
+    return (
+        _weights(vit.patch_embed.proj, patches)
+        + blocks
+        + _norm(vit.norm, tokens)
+        + _weights(vit.head, 1)
+    )
 
 
 def _first_pass(model: TwoStageViT) -> int:
@@ -92,8 +97,8 @@ def _kept_cells(model: TwoStageViT) -> int:
     return model.select(blank).cells.shape[1]
 
 
-def _block(block: Block, tokens: int, class_row: bool = False) -> int:
-    attn: Attention = block.attn
+def _block(block: Any, tokens: int, class_row: bool = False) -> int:
+    attn = block.attn
     width = attn.num_heads * attn.head_dim
     macs = _norm(block.norm1, tokens) + _norm(block.norm2, tokens)
     macs += _weights(attn.qkv, tokens) + _weights(attn.proj, tokens)
@@ -104,12 +109,12 @@ def _block(block: Block, tokens: int, class_row: bool = False) -> int:
     return macs + (tokens * width if class_row else 0)  # one query x keys
 
 
-def _weights(layer: nn.Module, positions: int) -> int:
+def _weights(layer: Any, positions: int) -> int:
     """A linear layer or convolution applied at so many positions; nothing for an identity."""
     return layer.weight.numel() * positions if hasattr(layer, "weight") else 0
 
 
-def _norm(layer: nn.Module, tokens: int) -> int:
+def _norm(layer: Any, tokens: int) -> int:
     return NORM_PER_ELEMENT * layer.weight.numel() * tokens if hasattr(layer, "weight") else 0
 
 
@@ -145,7 +150,7 @@ def trace_macs(model: nn.Module, image_size: int, stage: str | None = None) -> f
 
 
 class _Call(nn.Module):
-    """A function of a model as a module that owns the model's weights, which is what fvcore traces."""
+    """A function of a model as a module with the model's weights, which is what fvcore traces."""
 
     def __init__(self, model: nn.Module, function: Callable[..., Any]) -> None:
         super().__init__()
@@ -167,15 +172,15 @@ def _trace(model: nn.Module, call: nn.Module, inputs: tuple[Tensor, ...]) -> flo
 
 @contextmanager
 def _plain_attention(model: nn.Module) -> Iterator[None]:
-    """Fused attention off and evaluation mode on for a while: fvcore cannot see inside the former."""
+    """For a while, fused attention off, which fvcore cannot see into, and evaluation mode on."""
     layers = [module for module in model.modules() if isinstance(module, Attention)]
     before, training = [layer.fused_attn for layer in layers], model.training
     model.eval()
     try:
         for layer in layers:
-            layer.fused_attn = False
+            layer.fused_attn = False  # type: ignore[misc]
         yield
     finally:
         for layer, fused in zip(layers, before, strict=True):
-            layer.fused_attn = fused
+            layer.fused_attn = fused  # type: ignore[misc]
         model.train(training)

@@ -33,10 +33,10 @@ class Outputs(NamedTuple):
     """
 
     first: Tensor
-    second: Tensor | None
+    second: Any
     targets: Tensor
-    boxes: Tensor | None = None
-    covered: Tensor | None = None
+    boxes: Any = None
+    covered: Any = None
 
 
 class Collector(L.LightningModule):
@@ -66,8 +66,8 @@ class Collector(L.LightningModule):
 
 def join(batches: list[Outputs]) -> Outputs:
     """The outputs of all batches as one."""
-    columns = zip(*batches, strict=True)
-    return Outputs(*(None if c[0] is None else torch.cat(c) for c in columns))
+    columns: Any = [None if c[0] is None else torch.cat(c) for c in zip(*batches, strict=True)]
+    return Outputs(*columns)
 
 
 def pass_accuracy(logits: Tensor, targets: Tensor) -> dict[str, float]:
@@ -144,4 +144,5 @@ def _curve(
 
 
 def _take(outputs: Outputs, rows: Tensor) -> Outputs:
-    return Outputs(*(None if value is None else value[rows] for value in outputs))
+    picked: Any = [None if value is None else value[rows] for value in outputs]
+    return Outputs(*picked)

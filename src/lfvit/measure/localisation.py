@@ -67,7 +67,7 @@ def _windows(corners: Tensor, size: int, grid: int) -> Tensor:
 
 
 def _overlaps(boxes: Tensor, patches: int, image_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Overlap in pixels of each box with each row (B, G) and column (B, G) of patches; areas (B,)."""
+    """Pixels each box shares with each row (B, G) and column (B, G) of patches; areas (B,)."""
     edges = torch.arange(patches + 1, device=boxes.device) * (image_size / patches)
     boxes = boxes.to(edges)
 

@@ -60,7 +60,9 @@ def sweep_thresholds(
     second_right = (second_logits.argmax(dim=1) == targets)[order].long()
     # right[n]: images answered rightly when the n most confident ones exit
     exits_right = torch.cat([first_right.new_zeros(1), first_right.cumsum(0)])
-    stays_right = second_right.sum() - torch.cat([second_right.new_zeros(1), second_right.cumsum(0)])
+    stays_right = second_right.sum() - torch.cat(
+        [second_right.new_zeros(1), second_right.cumsum(0)]
+    )
     right = exits_right + stays_right
     eta = torch.tensor(etas, dtype=confidence.dtype, device=confidence.device)
     exits = torch.searchsorted(-confidence, -eta, right=True)  # how many have confidence >= eta
@@ -77,7 +79,7 @@ def sweep_thresholds(
 
 
 def cheapest_at(curve: Sequence[OperatingPoint], top1: float) -> OperatingPoint | None:
-    """The cheapest point of a curve with at least this accuracy (percent); None if there is none."""
+    """The cheapest point of a curve with at least this accuracy (percent), if there is one."""
     good = [point for point in curve if point["top1"] >= top1]
     return min(good, key=lambda point: point["gmacs"], default=None)
 

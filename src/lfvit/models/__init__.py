@@ -52,8 +52,8 @@ def create_model(
         drop_path_rate: stochastic depth of the last block, for training.
         pretrained: start from timm's weights for the named backbone.
         **options: of the two-pass methods. region_size (m, coarse cells; default 5 on a 7 x 7
-            grid, 8 on 9 x 9, else 5/7 of the grid), alpha in (0, 1] (0.88), beta in [0, 1) (0.99), gca_start (3),
-            selector ("ngca"), reuse ("mlp" or "none"), background (True).
+            grid, 8 on 9 x 9, else 5/7 of the grid), alpha in (0, 1] (0.88), beta in [0, 1)
+            (0.99), gca_start (3), selector ("ngca"), reuse ("mlp" or "none"), background (True).
 
     Returns:
         "vit": timm's model; images (B, 3, S, S) -> logits (B, C).
@@ -69,35 +69,26 @@ def create_model(
     _whole("num_classes", num_classes, 1)
     _number("drop_path_rate", drop_path_rate, drop_path_rate >= 0 and drop_path_rate < 1, "[0, 1)")
     vit = build_vit(backbone, image_size, num_classes, drop_path_rate, pretrained)
+    patch_size = vit.patch_embed.patch_size[0]
+    _multiple(image_size, patch_size, f"patches of {patch_size}")
     if method == "vit":
         if options:
             raise ConfigError(f"method=vit has no setting {next(iter(options))!r}; it takes none")
         return vit
     options = _with_defaults(method, options)
     core = Backbone(vit)
-    grid = coarse_grid(image_size, core.patch_size)
+    _multiple(image_size, 2 * patch_size, f"patches of {patch_size} at half resolution as well")
+    grid = image_size // (2 * patch_size)  # side g of the coarse grid
     if options["region_size"] is None:
         options["region_size"] = default_region_size(grid)
     _check(options, grid, image_size, len(core.blocks))
-    first_block = vit.blocks[0]
+    first_block: Any = vit.blocks[0]
     mlp_ratio = first_block.mlp.fc1.out_features / core.embed_dim
     options["reuse"] = REUSE[options["reuse"]](core.embed_dim, mlp_ratio, first_block.norm1.eps)
     model = TwoStageViT(core, image_size=image_size, **options)
     if pretrained:
         _spread_positions(vit, model)
     return model
-
-
-def coarse_grid(image_size: int, patch_size: int) -> int:
-    """Side g of the coarse grid, in cells of two patches by two."""
-    step = 2 * patch_size
-    if image_size % step or image_size < step:
-        below = max(image_size // step, 1) * step
-        raise ConfigError(
-            f"image_size={image_size} does not halve into whole patches of {patch_size}; it must "
-            f"be a multiple of {step}, such as {below} or {below + step}"
-        )
-    return image_size // step
 
 
 def default_region_size(grid: int) -> int:
@@ -138,6 +129,15 @@ def _check(options: dict[str, Any], grid: int, image_size: int, depth: int) -> N
         raise ConfigError(f"background={options['background']!r} must be true or false")
 
 
+def _multiple(image_size: int, step: int, what: str) -> None:
+    if image_size % step:
+        below = max(image_size // step, 1) * step
+        raise ConfigError(
+            f"image_size={image_size} does not divide into {what}; it must be a multiple of "
+            f"{step}, such as {below} or {below + step}"
+        )
+
+
 def _whole(name: str, value: Any, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name}={value!r} must be a whole number, {least} or more")
@@ -151,8 +151,11 @@ def _number(name: str, value: Any, valid: bool, range_in_words: str) -> None:
 @torch.no_grad()
 def _spread_positions(vit: VisionTransformer, model: TwoStageViT) -> None:
     """Carry a pretrained ViT's position embeddings over to both grids."""
-    for target, side in ((model.first_pos_embed, model.grid), (model.second_pos_embed, 2 * model.grid)):
+    for target, side in (
+        (model.first_pos_embed, model.grid),
+        (model.second_pos_embed, 2 * model.grid),
+    ):
         target.copy_(resample_abs_pos_embed(vit.pos_embed, [side, side]))
 
 
-__all__ = ["METHODS", "TWO_STAGE_DEFAULTS", "TwoStageViT", "coarse_grid", "create_model"]
+__all__ = ["METHODS", "TWO_STAGE_DEFAULTS", "TwoStageViT", "create_model"]

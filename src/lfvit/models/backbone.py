@@ -89,7 +89,9 @@ def _custom_vit(spec: dict[str, Any], common: dict[str, Any]) -> VisionTransform
         raise ConfigError(f"backbone.family={family!r} is unknown; valid: vit")
     unknown = sorted(set(spec) - set(CUSTOM_KEYS))
     if unknown:
-        raise ConfigError(f"backbone has no setting {unknown[0]!r}; valid: {', '.join(CUSTOM_KEYS)}")
+        raise ConfigError(
+            f"backbone has no setting {unknown[0]!r}; valid: {', '.join(CUSTOM_KEYS)}"
+        )
     for key in ("embed_dim", "depth", "num_heads"):
         if not isinstance(spec.get(key), int) or spec[key] < 1:
             raise ConfigError(f"backbone.{key}={spec.get(key)!r} must be a whole number above 0")
@@ -99,11 +101,6 @@ def _custom_vit(spec: dict[str, Any], common: dict[str, Any]) -> VisionTransform
             f"num_heads={spec['num_heads']}"
         )
     eps = spec.pop("norm_eps", 1e-6)
-    patch_size = spec.get("patch_size", 16)
-    if common["img_size"] % patch_size:
-        raise ConfigError(
-            f"image_size={common['img_size']} is not a multiple of patch_size={patch_size}"
-        )
 
     def norm_layer(dim: int, **kwargs: Any) -> nn.LayerNorm:
         return nn.LayerNorm(dim, eps=eps, **kwargs)
@@ -122,7 +119,7 @@ class Backbone(nn.Module):
         super().__init__()
         _refuse_unsupported(vit)
         self.patch_embed = vit.patch_embed
-        self.cls_token = vit.cls_token
+        self.cls_token: nn.Parameter = vit.cls_token
         self.blocks = vit.blocks
         self.norm = vit.norm
         self.head_drop = vit.head_drop
@@ -153,7 +150,9 @@ class Backbone(nn.Module):
         proj = self.patch_embed.proj
         return F.linear(chosen.flatten(2), proj.weight.flatten(1), proj.bias)
 
-    def run(self, tokens: Tensor, class_rows_from: int | None = None) -> tuple[Tensor, list[Tensor]]:
+    def run(
+        self, tokens: Tensor, class_rows_from: int | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Run all blocks on any sequence whose first token is the class token.
 
         Args:
@@ -178,7 +177,7 @@ class Backbone(nn.Module):
         return self.head(self.head_drop(class_token))
 
 
-def run_block(block: Block, tokens: Tensor, class_row: bool) -> tuple[Tensor, Tensor | None]:
+def run_block(block: Any, tokens: Tensor, class_row: bool) -> tuple[Tensor, Tensor | None]:
     """timm's pre-norm block on tokens (B, N, D), with its class attention (B, N-1) if asked for."""
     update, row = attend(block.attn, block.norm1(tokens), class_row)
     tokens = tokens + block.drop_path1(block.ls1(update))
@@ -186,7 +185,7 @@ def run_block(block: Block, tokens: Tensor, class_row: bool) -> tuple[Tensor, Te
     return tokens, row
 
 
-def attend(attn: Attention, tokens: Tensor, class_row: bool) -> tuple[Tensor, Tensor | None]:
+def attend(attn: Any, tokens: Tensor, class_row: bool) -> tuple[Tensor, Tensor | None]:
     """timm's self-attention on tokens (B, N, D), with the class attention (B, N-1) if asked for.
 
     The full N x N attention is never built where the fused kernel is on: the class row is one
@@ -246,9 +245,7 @@ def _unsupported(vit: VisionTransformer) -> Iterable[str]:
         yield "no position embedding for the class token"
     if not isinstance(vit.norm_pre, nn.Identity):
         yield "a norm before the blocks"
-    if type(vit.patch_embed) is not PatchEmbed or not isinstance(
-        vit.patch_embed.norm, nn.Identity
-    ):
+    if type(vit.patch_embed) is not PatchEmbed or not isinstance(vit.patch_embed.norm, nn.Identity):
         yield f"a {type(vit.patch_embed).__name__} stem that is more than one convolution"
     for block in vit.blocks:
         if type(block) is not Block or type(block.attn) is not Attention:

@@ -74,7 +74,9 @@ def read_file(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; pass the path of a .ckpt, .pth or .safetensors")
+        raise CheckpointError(
+            f"{path}: no such file; pass the path of a .ckpt, .pth or .safetensors"
+        )
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -162,7 +164,8 @@ def _refuse_misfits(
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             parts.append(f"{label}: {', '.join(keys[:3])}{more}")
     raise CheckpointError(
-        f"{name}: does not fit this {type(model).__name__}. {'; '.join(parts)}. {_advice(weights, own)}"
+        f"{name}: does not fit this {type(model).__name__}. {'; '.join(parts)}. "
+        f"{_advice(weights, own)}"
     )
 
 

@@ -8,7 +8,7 @@ Shapes: B images, S image side, P patch side, G = S/P fine grid, g = G/2 coarse 
 become fine, D width, C classes.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import trunc_normal_
@@ -126,9 +126,7 @@ class TwoStageViT(nn.Module):
         """
         first = self.first_pass(images, view)
         selection = self.select(first.gca, selector)
-        return TwoStageOutput(
-            first.logits, self.second_pass(images, first, selection), selection
-        )
+        return TwoStageOutput(first.logits, self.second_pass(images, first, selection), selection)
 
     @torch.no_grad()
     def infer(self, images: Tensor, threshold: float, view: Tensor | None = None) -> Inference:
@@ -207,4 +205,5 @@ def _take(tokens: Tensor, positions: Tensor) -> Tensor:
 
 def _rows(selection: Selection, rows: Tensor) -> Selection:
     """The selection of some images of the batch."""
-    return Selection(*(None if t is None else t[rows] for t in selection))
+    picked: Any = [None if t is None else t[rows] for t in selection]
+    return Selection(*picked)

@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -117,12 +118,12 @@ class Classifier(L.LightningModule):
         loss = F.cross_entropy(logits, batch.targets)
         self._log("val/loss", loss, batch, sync_dist=True)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW and a cosine, stepped every optimizer step."""
         steps = self.trainer.estimated_stepping_batches
         steps_per_epoch = steps / self.schedule.epochs
         peak = self.schedule.peak_lr(self._global_batch())
-        keep = getattr(self.model, "no_weight_decay", set)()
+        keep: set[str] = getattr(self.model, "no_weight_decay", set)()
         groups = param_groups_weight_decay(self.model, self.schedule.weight_decay, True, keep)
         optimizer = torch.optim.AdamW(groups, lr=peak)
         scheduler = torch.optim.lr_scheduler.LambdaLR(

@@ -17,8 +17,8 @@ class Schedule:
     whole image and starts to select, in epochs (whole number) or as a fraction of them (below 1).
     loss: "ce_kl" or "ce_ce". lr: for lr_batch images per step, scaled linearly with the global
     batch. warmup_lr, min_lr: where the warm-up starts and the cosine ends, not scaled.
-    weight_decay: of matrices only. drop_path_rate: stochastic depth of the last block. ema_decay: of the averaged weights, the ones evaluated and
-    saved; null keeps none.
+    weight_decay: of matrices only. drop_path_rate: stochastic depth of the last block. ema_decay:
+    of the averaged weights, the ones evaluated and saved; null keeps none.
     """
 
     epochs: int = 350

@@ -1,0 +1,44 @@
+# Every target works on a fresh clone: it builds .venv when that is missing or out of date.
+PYTHON ?= python3
+VENV   := .venv
+STAMP  := $(VENV)/.installed
+RUN    := $(VENV)/bin/python
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install test lint format reproduce clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## build .venv with pinned versions (about 5 GB, a few minutes)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed, and $(PYTHON) is $$($(PYTHON) --version 2>&1);" \
+		     "name another one: make PYTHON=python3.12"; exit 1; }
+	@echo "==> creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "==> installing the packages of constraints.txt (PyTorch is the large one)"
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+	@echo "==> ready: $(RUN)"
+
+test: $(STAMP)  ## run the test suite (a few minutes on 2 cores; ARGS="-k selection" for a part)
+	$(RUN) -m pytest $(ARGS)
+
+lint: $(STAMP)  ## check style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(STAMP)  ## put the style in order
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+reproduce: $(STAMP)  ## train and compare LF-ViT and a ViT on generated images (under 10 minutes)
+	$(RUN) reproduce.py $(ARGS)
+
+clean:  ## remove .venv and caches; outputs/ stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
