@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from lfvit.checks import check_choice, check_range, check_whole
 from lfvit.commands.setup import build_model, find_device
-from lfvit.errors import ConfigError
 from lfvit.measure.costs import count_macs, expected_gmacs
 from lfvit.measure.throughput import quantile, spread, threshold_for, time_interleaved
 from lfvit.models.two_stage import TwoStageViT
@@ -41,11 +41,12 @@ def benchmark(cfg: DictConfig) -> list[dict[str, Any]]:
     Raises:
         ConfigError: a setting that cannot work.
     """
-    if cfg.precision not in PRECISIONS:
-        raise ConfigError(f"precision={cfg.precision!r} is unknown; valid: {', '.join(PRECISIONS)}")
+    check_choice("precision", cfg.precision, PRECISIONS)
+    check_whole("repeats", cfg.repeats, 1)
     for fraction in cfg.exit_fractions:
-        if not 0 <= fraction <= 1:
-            raise ConfigError(f"exit_fractions={fraction} must lie between 0 and 1")
+        check_range("exit_fractions", fraction, 0, 1)
+    for batch_size in cfg.batch_sizes:
+        check_whole("batch_sizes", batch_size, 1)
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     device, dtype = find_device(cfg.accelerator), PRECISIONS[cfg.precision]

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from lfvit.checks import check_range
 from lfvit.commands.setup import load_trained, open_data, trainer_settings
 from lfvit.errors import ConfigError
 from lfvit.measure.costs import count_macs, trace_macs
@@ -25,8 +26,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         LFViTError: anything the user can mend.
     """
-    if not 0 < cfg.calibration < 1:
-        raise ConfigError(f"calibration={cfg.calibration!r} must lie between 0 and 1")
+    check_range("calibration", cfg.calibration, 0, 1, above=True, below=True)
     overrides = {key: cfg.get(key) for key in ("method", "backbone", "image_size", "threshold")}
     model, record = load_trained(cfg.ckpt_path, overrides)
     data = open_data(cfg, record)

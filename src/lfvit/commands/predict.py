@@ -8,11 +8,11 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
+from lfvit.checks import check_choice, check_whole
 from lfvit.commands.setup import Trained, find_device, load_trained
 from lfvit.data.datamodule import ON_ERROR, Augment, normalise
 from lfvit.data.folders import images_of
 from lfvit.data.images import UnreadableImageError, read_image
-from lfvit.errors import ConfigError
 from lfvit.measure.costs import count_macs
 from lfvit.models.two_stage import TwoStageViT
 from lfvit.models.view import half_resolution
@@ -32,8 +32,8 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     Raises:
         LFViTError: anything the user can mend; what was predicted before is kept.
     """
-    if cfg.on_error not in ON_ERROR:
-        raise ConfigError(f"on_error={cfg.on_error!r} is unknown; valid: {', '.join(ON_ERROR)}")
+    check_choice("on_error", cfg.on_error, ON_ERROR)
+    check_whole("top", cfg.top, 1)
     sources = list(cfg.image) if isinstance(cfg.image, ListConfig) else [cfg.image]
     paths = [path for source in sources for path in images_of(source)]
     trained = load_trained(cfg.ckpt_path, {"threshold": cfg.threshold})

@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from lfvit.checks import check_choice
 from lfvit.data import ImageDataModule
 from lfvit.errors import CheckpointError, ConfigError, DataError
 from lfvit.models import create_model
@@ -121,12 +122,10 @@ def find_device(accelerator: str) -> torch.device:
     """auto, cpu or gpu; auto is the GPU where there is one."""
     if accelerator == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    known = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}
-    if accelerator not in known:
-        raise ConfigError(f"accelerator={accelerator!r} is unknown; valid: auto, cpu, gpu")
-    if known[accelerator] == "cuda" and not torch.cuda.is_available():
+    check_choice("accelerator", accelerator, ["auto", "cpu", "gpu"])
+    if accelerator == "gpu" and not torch.cuda.is_available():
         raise ConfigError("accelerator=gpu, but no GPU is visible; use accelerator=cpu")
-    return torch.device(known[accelerator])
+    return torch.device("cuda" if accelerator == "gpu" else "cpu")
 
 
 def _num_classes(content: Mapping[str, Any], path: str | Path) -> int:

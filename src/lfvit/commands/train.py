@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
+from lfvit.checks import check_range, check_whole
 from lfvit.commands.setup import build_model, make_record, trainer_settings
 from lfvit.data import ImageDataModule
 from lfvit.errors import CheckpointError, ConfigError
@@ -122,8 +123,8 @@ def check(cfg: DictConfig) -> Schedule:
         )
     if cfg.init_from is not None:
         read_file(cfg.init_from)
-    if not isinstance(cfg.seed, int) or cfg.seed < 0:
-        raise ConfigError(f"seed={cfg.seed!r} must be a whole number, 0 or more")
+    check_whole("seed", cfg.seed, 0)
+    check_range("threshold", cfg.threshold, 0)
     multirun = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     devices = cfg.trainer.get("devices", 1)
     if multirun and devices not in (1, "1", [0]):

@@ -13,6 +13,7 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lfvit.checks import check_choice, check_names, check_range, check_whole
 from lfvit.data.batches import (
     Batch,
     ImageSource,
@@ -68,17 +69,15 @@ class Augment:
         """
         settings = dict(settings or {})
         names = [field.name for field in fields(cls)]
-        unknown = sorted(set(settings) - set(names))
-        if unknown:
-            raise ConfigError(f"augment has no setting {unknown[0]!r}; valid: {', '.join(names)}")
+        check_names("augment", settings, names)
         augment = cls(**settings)
         for name in ("hflip", "erasing", "mix_prob", "mix_switch"):
-            _in_range(f"augment.{name}", getattr(augment, name), 0, 1)
+            check_range(f"augment.{name}", getattr(augment, name), 0, 1)
         for name in ("mixup", "cutmix", "color_jitter"):
-            _in_range(f"augment.{name}", getattr(augment, name), 0, None)
-        _in_range("augment.label_smoothing", augment.label_smoothing, 0, 0.999)
-        _in_range("augment.crop_pct", augment.crop_pct, 0.1, 1)
-        _in_range("augment.repeats", augment.repeats, 1, None)
+            check_range(f"augment.{name}", getattr(augment, name), 0)
+        check_range("augment.label_smoothing", augment.label_smoothing, 0, 1, below=True)
+        check_range("augment.crop_pct", augment.crop_pct, 0, 1, above=True)
+        check_whole("augment.repeats", augment.repeats, 1)
         return augment
 
     def train_transform(self, image_size: int) -> Callable[[Any], Any]:
@@ -133,12 +132,9 @@ class ImageDataModule(L.LightningDataModule):
         on_error: str = "raise",
     ) -> None:
         super().__init__()
-        if on_error not in ON_ERROR:
-            raise ConfigError(
-                f"data.on_error={on_error!r} is unknown; valid: {', '.join(ON_ERROR)}"
-            )
-        _in_range("data.batch_size", batch_size, 1, None)
-        _in_range("data.num_workers", num_workers, 0, None)
+        check_choice("data.on_error", on_error, ON_ERROR)
+        check_whole("data.batch_size", batch_size, 1)
+        check_whole("data.num_workers", num_workers, 0)
         self.image_size = image_size
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -329,10 +325,3 @@ def normalise(pixels: Tensor) -> Tensor:
     mean = torch.tensor(IMAGENET_DEFAULT_MEAN, device=pixels.device).view(3, 1, 1) * 255
     std = torch.tensor(IMAGENET_DEFAULT_STD, device=pixels.device).view(3, 1, 1) * 255
     return (pixels.float() - mean) / std
-
-
-def _in_range(name: str, value: Any, low: float, high: float | None) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or value < low or (high is not None and value > high):
-        valid = f"{low} to {high}" if high is not None else f"{low} or more"
-        raise ConfigError(f"{name}={value!r} is out of range; valid: {valid}")

@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 from timm.data import ImageNetInfo
 
+from lfvit.checks import check_range
 from lfvit.data.images import EXTENSIONS, read_image
-from lfvit.errors import ConfigError, DataError
+from lfvit.errors import DataError
 
 LAYOUTS = "DIR/train/CLASS/*.jpg with DIR/val/CLASS/*.jpg, or DIR/CLASS/*.jpg"
 
@@ -140,8 +141,7 @@ def _images_below(folder: Path) -> list[Path]:
 
 
 def _hold_out(images: ImageFolder, fraction: float, seed: int) -> tuple[ImageFolder, ImageFolder]:
-    if not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
-        raise ConfigError(f"data.val_fraction={fraction!r} must lie between 0 and 1")
+    check_range("data.val_fraction", fraction, 0, 1, above=True, below=True)
     targets = np.asarray(images.targets)
     rng = np.random.default_rng([seed, len(images)])
     held: list[int] = []

@@ -6,6 +6,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
+from lfvit.checks import check_range
 from lfvit.errors import ConfigError
 from lfvit.measure.costs import expected_gmacs
 
@@ -98,8 +99,7 @@ def stratified_split(targets: Tensor, share: float, seed: int) -> tuple[Tensor, 
     Raises:
         ConfigError: share outside (0, 1), or too few images to fill both parts.
     """
-    if not 0 < share < 1:
-        raise ConfigError(f"calibration={share!r} must lie between 0 and 1")
+    check_range("calibration", share, 0, 1, above=True, below=True)
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(len(targets), generator=generator)
     by_class = shuffled[targets[shuffled].argsort(stable=True)]  # classes in turn, random within

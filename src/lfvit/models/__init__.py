@@ -7,6 +7,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from lfvit.checks import check_choice, check_names, check_range, check_whole
 from lfvit.errors import ConfigError
 from lfvit.models.backbone import Backbone, build_vit
 from lfvit.models.reuse import REUSE
@@ -63,19 +64,18 @@ def create_model(
     Raises:
         ConfigError: naming the setting, its value and what would be valid.
     """
-    if method not in METHODS:
-        raise ConfigError(f"method={method!r} is unknown; valid: {', '.join(METHODS)}")
-    _whole("image_size", image_size, 1)
-    _whole("num_classes", num_classes, 1)
-    _number("drop_path_rate", drop_path_rate, drop_path_rate >= 0 and drop_path_rate < 1, "[0, 1)")
+    check_choice("method", method, METHODS)
+    check_whole("image_size", image_size, 1)
+    check_whole("num_classes", num_classes, 1)
+    check_range("drop_path_rate", drop_path_rate, 0, 1, below=True)
     vit = build_vit(backbone, image_size, num_classes, drop_path_rate, pretrained)
     patch_size = vit.patch_embed.patch_size[0]
     _multiple(image_size, patch_size, f"patches of {patch_size}")
     if method == "vit":
-        if options:
-            raise ConfigError(f"method=vit has no setting {next(iter(options))!r}; it takes none")
+        check_names("method=vit", options, ["drop_path_rate", "pretrained"])
         return vit
-    options = _with_defaults(method, options)
+    check_names(f"method={method}", options, TWO_STAGE_DEFAULTS[method])
+    options = {**TWO_STAGE_DEFAULTS[method], **options}
     core = Backbone(vit)
     _multiple(image_size, 2 * patch_size, f"patches of {patch_size} at half resolution as well")
     grid = image_size // (2 * patch_size)  # side g of the coarse grid
@@ -96,35 +96,24 @@ def default_region_size(grid: int) -> int:
     return {7: 5, 9: 8}.get(grid, max(1, grid * 5 // 7))
 
 
-def _with_defaults(method: str, options: dict[str, Any]) -> dict[str, Any]:
-    defaults = TWO_STAGE_DEFAULTS[method]
-    unknown = sorted(set(options) - set(defaults))
-    if unknown:
-        raise ConfigError(
-            f"method={method} has no setting {unknown[0]!r}; valid: {', '.join(defaults)}"
-        )
-    return {**defaults, **options}
-
-
 def _check(options: dict[str, Any], grid: int, image_size: int, depth: int) -> None:
-    m, alpha, beta = options["region_size"], options["alpha"], options["beta"]
-    _whole("region_size", m, 1)
+    m, start = options["region_size"], options["gca_start"]
+    check_whole("region_size", m, 1)
     if m > grid:
         raise ConfigError(
             f"region_size={m} does not fit the {grid} x {grid} grid of image_size={image_size}; "
             f"valid: 1 to {grid}"
         )
-    _number("alpha", alpha, 0 < alpha <= 1, "above 0, up to 1")
-    _number("beta", beta, 0 <= beta < 1, "from 0, below 1")
-    _whole("gca_start", options["gca_start"], 0)
-    if options["gca_start"] >= depth:
+    check_range("alpha", options["alpha"], 0, 1, above=True)
+    check_range("beta", options["beta"], 0, 1, below=True)
+    check_whole("gca_start", start, 0)
+    if start >= depth:
         raise ConfigError(
-            f"gca_start={options['gca_start']} leaves no block to count; the backbone has {depth}, "
-            f"valid: 0 to {depth - 1}"
+            f"gca_start={start} leaves no block to count; the backbone has {depth}, valid: 0 to "
+            f"{depth - 1}"
         )
-    for key, table in (("selector", SELECTORS), ("reuse", REUSE)):
-        if options[key] not in table:
-            raise ConfigError(f"{key}={options[key]!r} is unknown; valid: {', '.join(table)}")
+    check_choice("selector", options["selector"], SELECTORS)
+    check_choice("reuse", options["reuse"], REUSE)
     if not isinstance(options["background"], bool):
         raise ConfigError(f"background={options['background']!r} must be true or false")
 
@@ -136,16 +125,6 @@ def _multiple(image_size: int, step: int, what: str) -> None:
             f"image_size={image_size} does not divide into {what}; it must be a multiple of "
             f"{step}, such as {below} or {below + step}"
         )
-
-
-def _whole(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{name}={value!r} must be a whole number, {least} or more")
-
-
-def _number(name: str, value: Any, valid: bool, range_in_words: str) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not valid:
-        raise ConfigError(f"{name}={value!r} is out of range; valid: {range_in_words}")
 
 
 @torch.no_grad()

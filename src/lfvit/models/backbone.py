@@ -119,7 +119,7 @@ class Backbone(nn.Module):
         super().__init__()
         _refuse_unsupported(vit)
         self.patch_embed = vit.patch_embed
-        self.cls_token: nn.Parameter = vit.cls_token
+        self.cls_token: Any = vit.cls_token  # never None, see _unsupported
         self.blocks = vit.blocks
         self.norm = vit.norm
         self.head_drop = vit.head_drop

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from lfvit.errors import ConfigError
+from lfvit.checks import check_choice, check_names, check_range, check_whole
 from lfvit.training.losses import LOSSES
 
 
@@ -34,36 +34,22 @@ class Schedule:
     ema_decay: float | None = 0.99996
 
     def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise ConfigError(f"schedule.loss={self.loss!r} is unknown; valid: {', '.join(LOSSES)}")
-        for name, low, high in (
-            ("epochs", 1, math.inf),
-            ("selection_start", 0, self.epochs),
-            ("lr", 0, math.inf),
-            ("lr_batch", 1, math.inf),
-            ("warmup_epochs", 0, self.epochs),
-            ("warmup_lr", 0, math.inf),
-            ("min_lr", 0, math.inf),
-            ("weight_decay", 0, math.inf),
-            ("drop_path_rate", 0, 0.99),
-        ):
-            value = getattr(self, name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not low <= value <= high:
-                valid = f"{low} to {high}" if high < math.inf else f"{low} or more"
-                raise ConfigError(f"schedule.{name}={value!r} is out of range; valid: {valid}")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ConfigError(
-                f"schedule.ema_decay={self.ema_decay!r} must lie between 0 and 1, or be null"
-            )
+        check_choice("schedule.loss", self.loss, LOSSES)
+        check_whole("schedule.epochs", self.epochs, 1)
+        check_whole("schedule.lr_batch", self.lr_batch, 1)
+        check_range("schedule.selection_start", self.selection_start, 0, self.epochs)
+        check_range("schedule.warmup_epochs", self.warmup_epochs, 0, self.epochs)
+        check_range("schedule.lr", self.lr, 0, above=True)
+        for name in ("warmup_lr", "min_lr", "weight_decay"):
+            check_range(f"schedule.{name}", getattr(self, name), 0)
+        check_range("schedule.drop_path_rate", self.drop_path_rate, 0, 1, below=True)
+        if self.ema_decay is not None:
+            check_range("schedule.ema_decay", self.ema_decay, 0, 1, above=True, below=True)
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Schedule":
         """From a plain mapping; an unknown name is a `ConfigError`."""
-        names = [field.name for field in fields(cls)]
-        unknown = sorted(set(settings) - set(names))
-        if unknown:
-            raise ConfigError(f"schedule has no setting {unknown[0]!r}; valid: {', '.join(names)}")
+        check_names("schedule", settings, [field.name for field in fields(cls)])
         return cls(**settings)
 
     @property

@@ -1,0 +1,103 @@
+"""What the tests share: small models, a folder of awkward photographs, composed configs."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from PIL import Image
+
+os.environ.setdefault("WANDB_MODE", "offline")
+torch.set_num_threads(1)  # the suite runs in several processes
+
+ROOT = Path(__file__).parents[1]
+TINY = {"embed_dim": 24, "depth": 5, "num_heads": 2, "patch_size": 8}
+
+
+@pytest.fixture
+def tiny() -> dict:
+    """A backbone that fits any test: 7 x 7 coarse cells on 112 pixels."""
+    return dict(TINY)
+
+
+@pytest.fixture(scope="session")
+def composed() -> Callable[..., DictConfig]:
+    """Compose a config as the command line does."""
+
+    def compose_config(name: str, *overrides: str) -> DictConfig:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return compose(name, list(overrides))
+
+    return compose_config
+
+
+def photograph(size: tuple[int, int], hue: int, seed: int) -> Image.Image:
+    """Smooth noise around a colour: something a transform can work on."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 90, (6, 6, 3)) + np.roll([150, 60, 20], hue)
+    return Image.fromarray(small.clip(0, 255).astype(np.uint8)).resize(size, Image.BICUBIC)
+
+
+def write_photographs(root: Path, per_class: int = 8) -> Path:
+    """Three classes of images of mixed size, mode and format."""
+    sizes = [(90, 70), (64, 128), (40, 40), (200, 120)]
+    for hue, name in enumerate(("apple", "pear", "plum")):
+        (root / name).mkdir(parents=True)
+        for i in range(per_class):
+            image = photograph(sizes[i % len(sizes)], hue, 10 * hue + i)
+            path = root / name / f"{i:02d}"
+            match i % 8:
+                case 0:
+                    image.save(path.with_suffix(".jpg"))
+                case 1:
+                    image.convert("L").save(path.with_suffix(".png"))
+                case 2:
+                    image.convert("CMYK").save(path.with_suffix(".jpeg"))
+                case 3:
+                    image.convert("P").save(path.with_suffix(".png"))
+                case 4:
+                    gray = np.asarray(image.convert("L")).astype(np.uint16) * 256
+                    Image.fromarray(gray).save(path.with_suffix(".png"))
+                case 5:
+                    image.convert("RGBA").save(path.with_suffix(".png"))
+                case 6:
+                    image.save(path.with_suffix(".WEBP"), "WEBP")
+                case 7:
+                    image.convert("LA").save(path.with_suffix(".png"))
+    return root
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder of classes, no split."""
+    return write_photographs(tmp_path_factory.mktemp("photographs"))
+
+
+NEEDLE_FAST = (
+    "data.train_images=32",
+    "data.val_images=16",
+    "data.num_workers=0",
+    "data.batch_size=8",
+    "schedule.epochs=2",
+    "schedule.warmup_epochs=0.5",
+    "callbacks.progress=null",
+    "backbone.embed_dim=24",
+    "backbone.num_heads=2",
+    "trainer.accelerator=cpu",
+)
+
+
+@pytest.fixture(scope="session")
+def trained_run(
+    tmp_path_factory: pytest.TempPathFactory, composed: Callable[..., DictConfig]
+) -> Path:
+    """The directory of a finished two-epoch run of a tiny LF-ViT on the needle set."""
+    from lfvit.commands.train import train
+
+    run_dir = tmp_path_factory.mktemp("run")
+    train(composed("train", *NEEDLE_FAST, f"run_dir={run_dir}"))
+    return run_dir

@@ -1,0 +1,149 @@
+"""Weights of every origin, and files that are not what they should be."""
+
+import argparse
+import pickle
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+import golden_vectors
+import lfvit
+from lfvit.errors import CheckpointError
+
+
+@pytest.fixture
+def model(tiny):
+    return lfvit.create_model("lf_vit", backbone=tiny, image_size=112, num_classes=7).eval()
+
+
+@pytest.fixture
+def timm_vit():
+    return timm.create_model("deit_tiny_patch16_224", num_classes=5, depth=4).eval()
+
+
+def small(**options):
+    backbone = {"embed_dim": 192, "depth": 4, "num_heads": 3}
+    return lfvit.create_model("lf_vit", backbone=backbone, num_classes=5, **options).eval()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_own_weights_come_back(model, tiny, tmp_path, suffix):
+    path = tmp_path / f"weights{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(model.state_dict(), path)
+    other = lfvit.create_model("lf_vit", backbone=tiny, image_size=112, num_classes=7).eval()
+    lfvit.load_checkpoint(other, path)
+    images = torch.randn(1, 3, 112, 112)
+    assert torch.equal(other(images).second_logits, model(images).second_logits)
+
+
+def test_trainer_prefixes_and_wrappers_are_removed(model):
+    weights = {f"model.{key}": value + 1 for key, value in model.state_dict().items()}
+    lfvit.load_checkpoint(model, {"state_dict": weights, "epoch": 3})
+    assert torch.equal(model.state_dict()["first_pos_embed"], weights["model.first_pos_embed"])
+
+
+def test_timm_weights_fill_both_passes(timm_vit):
+    two_pass = small()
+    lfvit.load_checkpoint(two_pass, timm_vit.state_dict())
+    assert torch.equal(two_pass.second_pos_embed, timm_vit.pos_embed)
+    assert two_pass.first_pos_embed.shape == (1, 50, 192)
+    # the second pass without selection, background and reuse is then timm's own forward
+    plain = small(selector="none", reuse="none")
+    lfvit.load_checkpoint(plain, timm_vit.state_dict())
+    images = torch.randn(2, 3, 224, 224)
+    torch.testing.assert_close(plain(images).second_logits, timm_vit(images), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("image_size", [288, 160])
+def test_positions_are_resampled_to_other_image_sizes(timm_vit, image_size):
+    two_pass = small(image_size=image_size)
+    lfvit.load_checkpoint(two_pass, timm_vit.state_dict())
+    one_pass = lfvit.create_model(
+        "vit",
+        backbone={"embed_dim": 192, "depth": 4, "num_heads": 3},
+        image_size=image_size,
+        num_classes=5,
+    )
+    lfvit.load_checkpoint(one_pass, timm_vit.state_dict())
+    assert torch.equal(one_pass.pos_embed, two_pass.second_pos_embed)
+
+
+def test_released_files_with_their_extra_entries(tmp_path):
+    shapes = golden_vectors.released_shapes(D=32, depth=4, classes=6, grid=7)
+    weights = golden_vectors.weights(shapes, seed=3)
+    path = tmp_path / "released.pth"
+    extra = {"optimizer": {"lr": 0.1}, "epoch": 349, "flops": [1.1, 3.8]}
+    torch.save({"model": weights, "args": argparse.Namespace(lr=1e-3), **extra}, path)
+    model = lfvit.create_model(
+        "lf_vit", backbone={"embed_dim": 32, "depth": 4, "num_heads": 2}, num_classes=6
+    )
+    lfvit.load_checkpoint(model, path)
+    assert torch.equal(model.first_pos_embed, weights["pos_embed_list.0"])
+    assert torch.equal(model.reuse.mlp.fc1.weight, weights["reuse_block.1.fc1.weight"])
+
+
+def test_another_head_is_an_error_unless_asked_for(timm_vit):
+    backbone = {"embed_dim": 192, "depth": 4, "num_heads": 3}
+    for method in ("lf_vit", "vit"):
+        model = lfvit.create_model(method, backbone=backbone, num_classes=9)
+        with pytest.raises(CheckpointError, match=r"num_classes=5.*new_head=True"):
+            lfvit.load_checkpoint(model, timm_vit.state_dict())
+        lfvit.load_checkpoint(model, timm_vit.state_dict(), new_head=True)
+
+
+def test_a_foreign_file_names_itself_its_keys_and_what_would_fit(model, tmp_path):
+    path = tmp_path / "resnet.pth"
+    torch.save({"conv1.weight": torch.zeros(3), "fc.weight": torch.zeros(3)}, path)
+    with pytest.raises(CheckpointError) as error:
+        lfvit.load_checkpoint(model, path)
+    assert str(path) in str(error.value)
+    assert "unknown: conv1.weight, fc.weight" in str(error.value)
+    assert "Files that fit: this project's checkpoints" in str(error.value)
+
+
+def test_a_vit_of_another_size_says_which(model, timm_vit):
+    with pytest.raises(CheckpointError, match="embed_dim=192, depth=4, num_classes=5"):
+        lfvit.load_checkpoint(model, timm_vit.state_dict())
+
+
+def test_a_misfit_changes_nothing(model):
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    weights = {key: value + 1 for key, value in before.items()}
+    del weights["backbone.norm.bias"]
+    with pytest.raises(CheckpointError, match=r"missing: backbone\.norm\.bias"):
+        lfvit.load_checkpoint(model, weights)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("keep", [0, 10, 500, 0.9])
+def test_truncated_files(model, tmp_path, suffix, keep):
+    path = tmp_path / f"cut{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(model.state_dict(), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+    with pytest.raises(CheckpointError, match="truncated"):
+        lfvit.load_checkpoint(model, path)
+
+
+def test_missing_file(model, tmp_path):
+    with pytest.raises(CheckpointError, match="no such file"):
+        lfvit.load_checkpoint(model, tmp_path / "nowhere.pth")
+
+
+class Bomb:
+    def __reduce__(self):
+        return (exec, ("import pathlib; pathlib.Path('exploded').touch()",))
+
+
+def test_nothing_in_a_file_is_executed(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": Bomb()}, "bomb.pth")
+    with open("plain.pth", "wb") as file:
+        pickle.dump(Bomb(), file)
+    for name in ("bomb.pth", "plain.pth"):
+        with pytest.raises(CheckpointError, match=name):
+            lfvit.load_checkpoint(model, name)
+    assert not (tmp_path / "exploded").exists()

@@ -1,0 +1,260 @@
+"""The two-pass model: exact to the released code and to a slow reference, early exit, compile."""
+
+import pytest
+import torch
+
+import golden_vectors
+import lfvit
+import reference
+from lfvit.models.selection import SELECTORS
+
+
+def lf_vit(tiny, image_size=112, **options):
+    torch.manual_seed(0)
+    model = lfvit.create_model(
+        "lf_vit", backbone=tiny, image_size=image_size, num_classes=7, **options
+    )
+    return model.eval()
+
+
+def test_matches_the_released_implementation():
+    golden = golden_vectors.load("lf224_m5")
+    model = lfvit.create_model(
+        "lf_vit",
+        backbone={"embed_dim": 48, "depth": 6, "num_heads": 3},
+        image_size=224,
+        num_classes=10,
+        region_size=5,
+        alpha=golden["alpha"],
+        beta=golden["beta"],
+    ).eval()
+    lfvit.load_checkpoint(
+        model, golden_vectors.weights(golden["parameter_order"], golden["weight_seed"])
+    )
+    with torch.no_grad():
+        out = model(golden_vectors.images(golden["batch"], 224, golden["input_seed"]))
+    close = {"atol": 1e-4, "rtol": 0}
+    torch.testing.assert_close(
+        out.first_logits, torch.tensor(golden["first_stage_logits"]), **close
+    )
+    torch.testing.assert_close(
+        out.second_logits, torch.tensor(golden["second_stage_logits"]), **close
+    )
+    torch.testing.assert_close(
+        out.selection.gca.flatten(1), torch.tensor(golden["gca"]), atol=1e-7, rtol=1e-4
+    )
+    assert out.selection.region.tolist() == golden["region_top_left"]
+    assert out.selection.fine_indices.tolist() == golden["selected_fine_indices"]
+
+
+@pytest.mark.parametrize(
+    ("side", "m", "alpha", "beta", "options"),
+    [
+        (224, 3, 0.5, 0.0, {}),
+        (224, 4, 0.7, 0.5, {}),
+        (224, 6, 1.0, 0.9, {}),
+        (224, 7, 0.92, 0.99, {}),
+        (288, 8, 0.88, 0.99, {}),
+        (288, 3, 1.0, 0.0, {}),
+        (160, 2, 0.6, 0.99, {"gca_start": 0}),
+        (224, 5, 0.88, 0.99, {"reuse": "none"}),
+        (224, 5, 0.88, 0.99, {"background": False}),
+        (224, 1, 1.0, 0.99, {"gca_start": 4, "background": False, "reuse": "none"}),
+    ],
+)
+def test_matches_a_slow_reference(side, m, alpha, beta, options):
+    shapes = golden_vectors.released_shapes(D=32, depth=5, classes=6, grid=side // 32)
+    weights = golden_vectors.weights(shapes, seed=m)
+    images = golden_vectors.images(2, side, seed=side)
+    model = lfvit.create_model(
+        "lf_vit",
+        backbone={"embed_dim": 32, "depth": 5, "num_heads": 2},
+        image_size=side,
+        num_classes=6,
+        region_size=m,
+        alpha=alpha,
+        beta=beta,
+        **options,
+    ).eval()
+    lfvit.load_checkpoint(model, weights)
+    slow_options = {**options, "reuse": options.get("reuse") != "none"}
+    with torch.no_grad():
+        out = model(images)
+    for i, image in enumerate(images):
+        slow = reference.lf_vit(
+            image,
+            weights,
+            patch_size=16,
+            heads=2,
+            region_size=m,
+            alpha=alpha,
+            beta=beta,
+            **slow_options,
+        )
+        assert out.selection.region[i].tolist() == slow["region"]
+        assert out.selection.fine_indices[i].tolist() == slow["fine_indices"]
+        for fast, name in (
+            (out.first_logits, "first_logits"),
+            (out.second_logits, "second_logits"),
+        ):
+            torch.testing.assert_close(fast[i].double(), slow[name], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("image_size", [112, 144, 80])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_early_exit_gives_the_logits_of_the_pass_that_answered(tiny, image_size, batch):
+    model = lf_vit(tiny, image_size)
+    images = torch.randn(batch, 3, image_size, image_size)
+    with torch.no_grad():
+        out = model(images)
+    confidence = out.first_logits.softmax(1).amax(1)
+    middle = confidence.median().item()
+    for threshold in (0.0, middle, 1.01):
+        found = model.infer(images, threshold)
+        expected = torch.where(
+            (confidence >= threshold)[:, None], out.first_logits, out.second_logits
+        )
+        torch.testing.assert_close(found.logits, expected, atol=1e-5, rtol=1e-5)
+        assert found.exited.tolist() == (confidence >= threshold).tolist()
+        torch.testing.assert_close(found.confidence, confidence)
+    assert model.infer(images, 0.0).exited.all()
+    assert not model.infer(images, 1.01).exited.any()
+
+
+def test_an_image_is_answered_alike_alone_and_in_a_batch(tiny):
+    model = lf_vit(tiny)
+    images = torch.randn(4, 3, 112, 112)
+    together = model(images)
+    for i in range(4):
+        alone = model(images[i : i + 1])
+        torch.testing.assert_close(alone.second_logits[0], together.second_logits[i])
+        assert (
+            alone.selection.fine_indices[0].tolist() == together.selection.fine_indices[i].tolist()
+        )
+
+
+def test_a_given_view_is_the_view_the_model_makes(tiny):
+    from lfvit.models.view import half_resolution
+
+    model, images = lf_vit(tiny), torch.randn(2, 3, 112, 112)
+    torch.testing.assert_close(
+        model(images).second_logits, model(images, half_resolution(images)).second_logits
+    )
+
+
+def test_images_of_another_size_are_refused(tiny):
+    with pytest.raises(ValueError, match="112 x 112 pixels were expected"):
+        lf_vit(tiny)(torch.randn(1, 3, 144, 144))
+
+
+@pytest.mark.parametrize("selector", sorted(SELECTORS))
+def test_every_selector_trains_and_infers(tiny, selector):
+    model = lf_vit(tiny, selector=selector, region_size=4).train()
+    out = model(torch.randn(3, 3, 112, 112))
+    (out.second_logits.sum() + out.first_logits.sum()).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None]
+    assert without == []
+    with torch.no_grad():
+        found = model.eval().infer(torch.randn(3, 3, 112, 112), 1.01)
+    assert found.logits.shape == (3, 7)
+
+
+def test_the_selector_can_be_replaced_for_a_call(tiny):
+    model = lf_vit(tiny)
+    images = torch.randn(2, 3, 112, 112)
+    whole = lf_vit(tiny, selector="none")
+    whole.load_state_dict(model.state_dict())
+    out = model(images, selector="none")
+    assert out.selection.fine_indices.tolist() == [list(range(196))] * 2
+    torch.testing.assert_close(out.second_logits, whole(images).second_logits)
+
+
+def test_fused_and_plain_attention_agree(tiny):
+    model, images = lf_vit(tiny), torch.randn(2, 3, 112, 112)
+    fused = model(images)
+    for block in model.backbone.blocks:
+        assert block.attn.fused_attn
+        block.attn.fused_attn = False
+    plain = model(images)
+    torch.testing.assert_close(plain.second_logits, fused.second_logits, atol=1e-5, rtol=1e-4)
+
+
+def test_the_first_pass_is_timms_own_forward_with_its_positions(tiny):
+    """One image at half size through timm's ViT gives the first pass's logits."""
+    model = lf_vit(tiny)
+    vit = lfvit.create_model("vit", backbone=tiny, image_size=56, num_classes=7).eval()
+    weights = {
+        name.removeprefix("backbone."): value
+        for name, value in model.state_dict().items()
+        if name.startswith("backbone.")
+    }
+    vit.load_state_dict({**weights, "pos_embed": model.first_pos_embed})
+    view = torch.randn(2, 3, 56, 56)
+    torch.testing.assert_close(model.first_pass(None, view).logits, vit(view))
+
+
+def test_layer_scale_is_not_dropped():
+    import timm
+
+    from lfvit.models.backbone import Backbone
+
+    vit = timm.create_model(
+        "deit_tiny_patch16_224", img_size=64, depth=2, init_values=0.3, num_classes=5
+    ).eval()
+    tokens = torch.randn(2, 9, vit.embed_dim)
+    expected = vit.blocks(tokens)
+    found, rows = Backbone(vit).run(tokens, class_rows_from=1)
+    torch.testing.assert_close(found, expected)
+    assert [row.shape for row in rows] == [(2, 8)]
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch16_224.dino", "deit_tiny_patch16_224"])
+def test_named_backbones_run(name):
+    model = lfvit.create_model("lf_vit", backbone=name, image_size=96, num_classes=3).eval()
+    assert model(torch.randn(1, 3, 96, 96)).second_logits.shape == (1, 3)
+
+
+def test_bfloat16_stays_close_and_selects_in_float32(tiny):
+    model, images = lf_vit(tiny), torch.randn(3, 3, 112, 112)
+    exact = model(images)
+    half = model.bfloat16()(images.bfloat16())
+    assert half.first_logits.dtype == torch.bfloat16
+    assert half.selection.gca.dtype == torch.float32
+    torch.testing.assert_close(half.first_logits.float(), exact.first_logits, atol=0.05, rtol=0.05)
+
+
+def test_autocast_trains_in_bfloat16(tiny):
+    model = lf_vit(tiny).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(torch.randn(2, 3, 112, 112))
+        found = model.infer(torch.randn(2, 3, 112, 112), 1.01)
+    out.second_logits.float().sum().backward()
+    assert out.selection.gca.dtype == torch.float32
+    assert found.logits.isfinite().all()
+
+
+def test_compiles_without_graph_breaks(tiny):
+    model, images = lf_vit(tiny), torch.randn(3, 3, 112, 112)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        found, expected = compiled(images), model(images)
+    torch.testing.assert_close(found.second_logits, expected.second_logits)
+    assert found.selection.fine_indices.tolist() == expected.selection.fine_indices.tolist()
+
+
+def test_infer_runs_under_compile(tiny):
+    model, images = lf_vit(tiny), torch.randn(4, 3, 112, 112)
+    middle = model.infer(images, 0).confidence.median().item()
+    compiled = torch.compile(model.infer, backend="aot_eager")
+    for threshold in (0.0, middle, 1.01):
+        found, expected = compiled(images, threshold), model.infer(images, threshold)
+        torch.testing.assert_close(found.logits, expected.logits)
+
+
+def test_keeps_no_state_between_calls(tiny):
+    model = lf_vit(tiny)
+    before = set(vars(model)), {k: v.clone() for k, v in model.state_dict().items()}
+    model(torch.randn(2, 3, 112, 112))
+    model.infer(torch.randn(1, 3, 112, 112), 0.5)
+    assert set(vars(model)) == before[0]
+    assert all(torch.equal(v, before[1][k]) for k, v in model.state_dict().items())

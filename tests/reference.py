@@ -1,0 +1,136 @@
+"""LF-ViT once more, slowly: one image at a time, in loops, in float64, from the papers' equations.
+
+Nothing here is shared with the package; it is what the fast path is compared with.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def layer_norm(x: Tensor, w: dict[str, Tensor], name: str, eps: float = 1e-6) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    scaled = centred / (centred.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+    return scaled * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+
+def linear(x: Tensor, w: dict[str, Tensor], name: str) -> Tensor:
+    return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+
+def gelu(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def run_blocks(tokens: Tensor, w: dict, depth: int, heads: int) -> tuple[Tensor, list[Tensor]]:
+    """All blocks on (N, D); also the class attention (N-1,) of every block."""
+    N, D = tokens.shape
+    rows = []
+    for block in range(depth):
+        name = f"blocks.{block}"
+        qkv = linear(layer_norm(tokens, w, f"{name}.norm1"), w, f"{name}.attn.qkv")
+        q, k, v = qkv.reshape(N, 3, heads, D // heads).permute(1, 2, 0, 3)
+        outputs, row = [], torch.zeros(N - 1, dtype=tokens.dtype)
+        for head in range(heads):
+            attention = (q[head] @ k[head].T / math.sqrt(D // heads)).softmax(-1)
+            row += attention[0, 1:] / heads
+            outputs.append(attention @ v[head])
+        rows.append(row)
+        tokens = tokens + linear(torch.cat(outputs, dim=1), w, f"{name}.attn.proj")
+        hidden = gelu(linear(layer_norm(tokens, w, f"{name}.norm2"), w, f"{name}.mlp.fc1"))
+        tokens = tokens + linear(hidden, w, f"{name}.mlp.fc2")
+    return tokens, rows
+
+
+def half(image: Tensor) -> Tensor:
+    """Bilinear, align_corners=True, pixel by pixel: (3, S, S) -> (3, S/2, S/2)."""
+    S = image.shape[-1]
+    place = torch.linspace(0, S - 1, S // 2, dtype=torch.float64)
+    low = place.floor().long().clamp(max=S - 2)
+    share = (place - low).to(image)
+    rows = image[:, low] * (1 - share)[:, None] + image[:, low + 1] * share[:, None]
+    return rows[:, :, low] * (1 - share) + rows[:, :, low + 1] * share
+
+
+def embed(image: Tensor, w: dict, P: int) -> Tensor:
+    """Every patch by hand: (3, S, S) -> ((S/P)^2, D)."""
+    kernel, G = w["patch_embed.proj.weight"], image.shape[-1] // P
+    tokens = []
+    for r in range(G):
+        for c in range(G):
+            patch = image[:, r * P : (r + 1) * P, c * P : (c + 1) * P]
+            tokens.append((kernel * patch).sum((1, 2, 3)) + w["patch_embed.proj.bias"])
+    return torch.stack(tokens)
+
+
+def best_window(gca: Tensor, m: int) -> tuple[int, int]:
+    """Eq. 9 and 10 of LF-ViT."""
+    g = len(gca)
+    sums = {
+        (r, c): sum(gca[r + i, c + j].item() for i in range(m) for j in range(m))
+        for r in range(g - m + 1)
+        for c in range(g - m + 1)
+    }
+    return max(sums, key=lambda corner: sums[corner])
+
+
+def keep_in_window(gca: Tensor, corner: tuple[int, int], m: int, alpha: float) -> list[int]:
+    g = len(gca)
+    cells = [(corner[0] + i) * g + corner[1] + j for i in range(m) for j in range(m)]
+    ranked = sorted(cells, key=lambda cell: -gca.flatten()[cell].item())
+    return sorted(ranked[: math.ceil(round(alpha * m * m, 9))])
+
+
+def lf_vit(
+    image: Tensor,
+    weights: dict[str, Tensor],
+    *,
+    patch_size: int,
+    heads: int,
+    region_size: int,
+    alpha: float,
+    beta: float,
+    gca_start: int = 3,
+    reuse: bool = True,
+    background: bool = True,
+) -> dict:
+    """One image (3, S, S) through both passes; weights under the released names."""
+    w = {key: value.double() for key, value in weights.items()}
+    image = image.double()
+    depth = 1 + max(int(key.split(".")[1]) for key in w if key.startswith("blocks."))
+    first_positions, second_positions = w["pos_embed_list.0"][0], w["pos_embed_list.1"][0]
+
+    coarse = embed(half(image), w, patch_size) + first_positions[1:]
+    g = math.isqrt(len(coarse))
+    class_token = w["cls_token"][0] + first_positions[:1]
+    tokens, rows = run_blocks(torch.cat([class_token, coarse]), w, depth, heads)
+    tokens = layer_norm(tokens, w, "norm")
+    average = torch.zeros(g * g, dtype=torch.float64)
+    for row in rows[gca_start:]:
+        average = beta * average + (1 - beta) * row
+    gca = average.reshape(g, g)
+
+    corner = best_window(gca, region_size)
+    cells = keep_in_window(gca, corner, region_size, alpha)
+    hidden = gelu(linear(layer_norm(tokens[1:], w, "reuse_block.0", 1e-6), w, "reuse_block.1.fc1"))
+    reused = linear(hidden, w, "reuse_block.1.fc2")
+    all_fine = embed(image, w, patch_size)
+    fine_indices, fine = [], []
+    for position in range(4 * g * g):
+        row, column = divmod(position, 2 * g)
+        cell = (row // 2) * g + column // 2
+        if cell in cells:
+            token = all_fine[position] + second_positions[1 + position]
+            fine_indices.append(position)
+            fine.append(token + reused[cell] if reuse else token)
+    rest = [coarse[cell] for cell in range(g * g) if cell not in cells] if background else []
+    class_token = w["cls_token"][0, 0] + second_positions[0]
+    out, _ = run_blocks(torch.stack([class_token, *fine, *rest]), w, depth, heads)
+    return {
+        "first_logits": linear(tokens[0], w, "head"),
+        "second_logits": linear(layer_norm(out[0], w, "norm"), w, "head"),
+        "gca": gca,
+        "region": list(corner),
+        "fine_indices": fine_indices,
+    }
