@@ -115,7 +115,7 @@ def test_early_exit_gives_the_logits_of_the_pass_that_answered(tiny, image_size,
             (confidence >= threshold)[:, None], out.first_logits, out.second_logits
         )
         torch.testing.assert_close(found.logits, expected, atol=1e-5, rtol=1e-5)
-        assert found.exited.tolist() == (confidence >= threshold).tolist()
+        assert found.exited.tolist() == exits.tolist()
         torch.testing.assert_close(found.confidence, confidence)
     assert model.infer(images, 0.0).exited.all()
     assert not model.infer(images, 1.01).exited.any()
@@ -244,7 +244,7 @@ def test_compiles_without_graph_breaks(tiny):
 
 def test_infer_runs_under_compile(tiny):
     model, images = lf_vit(tiny), torch.randn(4, 3, 112, 112)
-    middle = model.infer(images, 0).confidence.median().item()
+    middle = model.infer(images, 0).confidence.mean().item()  # no image sits on the threshold
     compiled = torch.compile(model.infer, backend="aot_eager")
     for threshold in (0.0, middle, 1.01):
         found, expected = compiled(images, threshold), model.infer(images, threshold)

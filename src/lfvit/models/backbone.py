@@ -7,6 +7,7 @@ just that.
 """
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 import timm
@@ -59,11 +60,9 @@ def build_vit(
 
 def _named_vit(name: str, pretrained: bool, common: dict[str, Any]) -> VisionTransformer:
     if not timm.is_model(name):
-        close = timm.list_models(f"*{name.split('_')[0]}*patch16_224*")[:5]
-        raise ConfigError(
-            f"backbone={name!r} is not a model timm knows; "
-            f"try one of {close or ['deit_small_patch16_224']}"
-        )
+        known = timm.list_models(["deit*", "vit*"])
+        close = get_close_matches(name, known, n=3) or ["deit_small_patch16_224"]
+        raise ConfigError(f"backbone={name!r} is no model of timm; try {', '.join(close)}")
     try:
         vit = timm.create_model(name, pretrained=pretrained, **common)
     except (OSError, RuntimeError) as error:  # RuntimeError: no weights, or no way to reach them
