@@ -111,9 +111,8 @@ def test_early_exit_gives_the_logits_of_the_pass_that_answered(tiny, image_size,
     middle = confidence.median().item()
     for threshold in (0.0, middle, 1.01):
         found = model.infer(images, threshold)
-        expected = torch.where(
-            (confidence >= threshold)[:, None], out.first_logits, out.second_logits
-        )
+        exits = confidence >= threshold
+        expected = torch.where(exits[:, None], out.first_logits, out.second_logits)
         torch.testing.assert_close(found.logits, expected, atol=1e-5, rtol=1e-5)
         assert found.exited.tolist() == exits.tolist()
         torch.testing.assert_close(found.confidence, confidence)

@@ -127,26 +127,25 @@ def trace_macs(model: nn.Module, image_size: int, stage: str | None = None) -> f
     The independent check of `count_macs`: the two agree exactly. Runs on the model's device.
     """
     images = torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device)
-    if not isinstance(model, TwoStageViT):
-        return _trace(model, model, (images,))
-    view = half_resolution(images)
-    total = 0.0
-    if stage in (None, "first"):
+    with _plain_attention(model), torch.no_grad():
+        if not isinstance(model, TwoStageViT):
+            return _trace(model, images)
+        view = half_resolution(images)
+        first = model.first_pass(images, view)
+        selection = model.select(first.gca)
 
         def first_pass(view: Tensor) -> tuple[Tensor, ...]:
             return tuple(model.first_pass(images, view))
 
-        total += _trace(model, _Call(model, first_pass), (view,))
-    if stage in (None, "second"):
-        with torch.no_grad():
-            first = model.eval().first_pass(images, view)
-        selection = model.select(first.gca)
-
         def second_pass(images: Tensor, *tensors: Tensor) -> Tensor:
             return model.second_pass(images, FirstPass(*tensors), selection)
 
-        total += _trace(model, _Call(model, second_pass), (images, *first))
-    return total
+        total = 0.0
+        if stage in (None, "first"):
+            total += _trace(_Call(model, first_pass), view)
+        if stage in (None, "second"):
+            total += _trace(_Call(model, second_pass), images, *first)
+        return total
 
 
 class _Call(nn.Module):
@@ -161,13 +160,12 @@ class _Call(nn.Module):
         return self.function(*inputs)
 
 
-def _trace(model: nn.Module, call: nn.Module, inputs: tuple[Tensor, ...]) -> float:
-    with _plain_attention(model), torch.no_grad():
-        analysis = FlopCountAnalysis(call.eval(), inputs)
-        analysis.unsupported_ops_warnings(False)
-        analysis.uncalled_modules_warnings(False)
-        analysis.tracer_warnings("none")
-        return float(analysis.total())
+def _trace(call: nn.Module, *inputs: Tensor) -> float:
+    analysis = FlopCountAnalysis(call.eval(), inputs)
+    analysis.unsupported_ops_warnings(False)
+    analysis.uncalled_modules_warnings(False)
+    analysis.tracer_warnings("none")
+    return float(analysis.total())
 
 
 @contextmanager

@@ -1,0 +1,94 @@
+"""Finding and splitting folders of photographs."""
+
+import shutil
+
+import pytest
+from PIL import Image
+
+from lfvit.data.folders import images_of, open_folder, readable_names
+from lfvit.errors import ConfigError, DataError
+
+
+def make(root, classes=("a", "b"), count=10):
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (8, 8)).save(root / name / f"{i}.png")
+    return root
+
+
+def test_a_folder_without_split_is_split_by_class(tmp_path):
+    root = make(tmp_path / "x", count=20)
+    train, val = open_folder(root, val_fraction=0.25, seed=3)
+    assert train.classes == val.classes == ["a", "b"]
+    assert [val.targets.count(t) for t in (0, 1)] == [5, 5]
+    assert not set(train.paths) & set(val.paths)
+    assert len(train) + len(val) == 40
+    assert all(path.parent.name == "ab"[t] for path, t in zip(val.paths, val.targets, strict=True))
+    again, other = open_folder(root, 0.25, seed=3)[1], open_folder(root, 0.25, seed=4)[1]
+    assert again.paths == val.paths
+    assert other.paths != val.paths
+
+
+def test_every_class_keeps_and_holds_out_at_least_one(tmp_path):
+    root = make(tmp_path / "x", count=2)
+    for fraction in (0.01, 0.99):
+        train, val = open_folder(root, fraction)
+        assert [train.targets, val.targets] == [[0, 1], [0, 1]]
+
+
+def test_imagenet_layout(tmp_path):
+    make(tmp_path / "train")
+    make(tmp_path / "val", count=3)
+    train, val = open_folder(tmp_path)
+    assert (len(train), len(val)) == (20, 6)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda root: None, "no such folder; expected DIR/train"),
+        (lambda root: root.mkdir(), "holds no class folders"),
+        (lambda root: make(root / "train"), "has train/ but no val/"),
+        (lambda root: make(root, classes=("train", "x")), "has train/ but no val/"),
+        (lambda root: (make(root), (root / "empty").mkdir()), "empty: holds no images"),
+        (lambda root: make(root, count=1), "class 'a' has one image"),
+        (
+            lambda root: (make(root / "train", ("a", "b")), make(root / "val", ("a", "c"))),
+            "different classes; 'b' is only in train",
+        ),
+    ],
+)
+def test_folders_that_cannot_work_say_what_was_expected(tmp_path, build, message):
+    build(tmp_path / "root")
+    with pytest.raises(DataError, match=message):
+        open_folder(tmp_path / "root")
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, "half", True])
+def test_wrong_fractions(tmp_path, fraction):
+    with pytest.raises(ConfigError, match=r"data\.val_fraction="):
+        open_folder(make(tmp_path / "x"), fraction)
+
+
+def test_hidden_files_and_folders_are_not_classes_or_images(tmp_path):
+    root = make(tmp_path / "x")
+    shutil.copytree(root / "a", root / ".cache")
+    (root / "a" / "._0.png").write_bytes(b"x")
+    train, val = open_folder(root)
+    assert train.classes == ["a", "b"]
+    assert len(train) + len(val) == 20
+
+
+def test_wordnet_ids_become_words():
+    assert readable_names(["n01440764", "apple"]) == ["tench", "apple"]
+
+
+def test_images_to_predict(tmp_path):
+    root = make(tmp_path / "x", count=2)
+    assert len(images_of(root)) == 4
+    assert images_of(root / "a" / "0.png") == [root / "a" / "0.png"]
+    (tmp_path / "empty").mkdir()
+    for path, message in (("empty", "holds no images"), ("nowhere", "no such file")):
+        with pytest.raises(DataError, match=message):
+            images_of(tmp_path / path)

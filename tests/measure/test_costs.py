@@ -1,0 +1,66 @@
+"""The published figures, and the closed formula against fvcore."""
+
+import pytest
+from timm.layers import Attention
+
+import lfvit
+from lfvit.errors import ConfigError
+from lfvit.measure.costs import expected_gmacs, trace_macs
+
+
+def gmacs(method, image_size, stage=None, **options):
+    model = lfvit.create_model(
+        method, backbone="deit_small_patch16_224", image_size=image_size, **options
+    )
+    return lfvit.count_macs(model, stage) / 1e9
+
+
+@pytest.mark.parametrize(("side", "expected"), [(224, 4.608), (112, 1.102), (288, 7.986), (144, 1.831)])
+def test_deit_small(side, expected):
+    assert gmacs("vit", side) == pytest.approx(expected, abs=5e-4)
+
+
+def test_lf_vit_is_the_published_figure_less_the_patches_it_does_not_embed():
+    spared = (196 - 88) * 768 * 384 / 1e9
+    assert gmacs("lf_vit", 224, region_size=5) + spared == pytest.approx(3.81, abs=0.005)
+    assert gmacs("lf_vit", 224, "first") == pytest.approx(1.102, abs=5e-4)
+
+
+CASES = [
+    ("vit", 112, {}),
+    ("lf_vit", 112, {}),
+    ("lf_vit", 144, {"region_size": 3, "alpha": 0.5}),
+    ("lf_vit", 112, {"background": False, "reuse": "none", "gca_start": 0}),
+    ("lf_vit", 112, {"selector": "none"}),
+    ("lf_vit", 112, {"selector": "random"}),
+]
+
+
+@pytest.mark.parametrize(("method", "side", "options"), CASES)
+@pytest.mark.parametrize("spec", [{}, {"mlp_ratio": 3, "qkv_bias": False}])
+def test_the_formula_and_fvcore_agree_exactly(tiny, method, side, options, spec):
+    model = lfvit.create_model(
+        method, backbone={**tiny, **spec}, image_size=side, num_classes=7, **options
+    ).train()
+    for stage in ("first", "second", None) if method != "vit" else (None,):
+        assert lfvit.count_macs(model, stage) == trace_macs(model, side, stage)
+    assert model.training
+    assert all(m.fused_attn for m in model.modules() if isinstance(m, Attention))
+
+
+def test_passes_add_up_and_early_exit_interpolates(tiny):
+    model = lfvit.create_model("lf_vit", backbone=tiny, image_size=112)
+    first, second = lfvit.count_macs(model, "first"), lfvit.count_macs(model, "second")
+    assert first + second == lfvit.count_macs(model)
+    assert expected_gmacs(first, second, 1.0) == first / 1e9
+    assert expected_gmacs(first, second, 0.25) == pytest.approx((first + 0.75 * second) / 1e9)
+
+
+def test_wrong_questions(tiny):
+    vit = lfvit.create_model("vit", backbone=tiny, image_size=112)
+    with pytest.raises(ConfigError, match="has one pass"):
+        lfvit.count_macs(vit, "first")
+    with pytest.raises(ConfigError, match="stage='third' is unknown"):
+        lfvit.count_macs(vit, "third")
+    with pytest.raises(ConfigError, match="cannot count a Linear"):
+        lfvit.count_macs(vit.head)

@@ -1,0 +1,48 @@
+"""Coverage of boxes against counting pixels."""
+
+import pytest
+import torch
+
+from lfvit.measure.localisation import coverage, looked_at, random_windows, summarise
+from lfvit.models.selection import select
+
+
+def pixels(mask, side):
+    return mask.repeat_interleave(side // mask.shape[1], 1).repeat_interleave(
+        side // mask.shape[2], 2
+    )
+
+
+@pytest.mark.parametrize("selector", ["ngca", "none"])
+def test_coverage_counts_pixels(selector):
+    torch.manual_seed(0)
+    found = select(torch.rand(8, 7, 7), selector, 4, 0.5)
+    corner = torch.randint(0, 80, (8, 2))
+    boxes = torch.cat([corner, corner + torch.randint(5, 32, (8, 2))], dim=1)
+    mask = looked_at(found, 4)
+    expected = []
+    for row, (x0, y0, x1, y1) in zip(pixels(mask, 112), boxes.tolist(), strict=True):
+        expected.append(row[y0:y1, x0:x1].float().mean())
+    torch.testing.assert_close(coverage(mask, boxes, 112), torch.stack(expected))
+
+
+def test_windows_count_even_where_alpha_leaves_cells_coarse():
+    found = select(torch.rand(1, 7, 7), "ngca", 4, 0.5)
+    assert looked_at(found, 4).sum() == 64
+
+
+def test_random_windows_are_the_mean_over_all_places():
+    boxes = torch.tensor([[10, 20, 40, 60], [80, 3, 111, 20]])
+    shares = []
+    for row in range(3):
+        for column in range(3):
+            mask = torch.zeros(2, 14, 14, dtype=torch.bool)
+            mask[:, 2 * row : 2 * row + 10, 2 * column : 2 * column + 10] = True
+            shares.append(coverage(mask, boxes, 112))
+    expected = summarise(torch.stack(shares).flatten())
+    assert random_windows(boxes, 7, 5, 112) == pytest.approx(expected)
+
+
+def test_a_window_as_large_as_the_grid_covers_everything():
+    boxes = torch.tensor([[0, 0, 112, 112]])
+    assert random_windows(boxes, 7, 7, 112) == {"covered": 1.0, "whole": 1.0}

@@ -1,0 +1,179 @@
+"""Phases, optimizer groups, averaged weights, non-finite losses and exact resumption."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import lfvit
+from conftest import NEEDLE_FAST
+from lfvit.commands.setup import load_trained
+from lfvit.commands.train import train
+from lfvit.data import Batch
+from lfvit.errors import CheckpointError, TrainingError
+from lfvit.training.module import Classifier
+from lfvit.training.schedule import Schedule
+
+
+def classifier(tiny, method="lf_vit", **schedule):
+    model = lfvit.create_model(method, backbone=tiny, image_size=112, num_classes=4)
+    schedule = Schedule(**{"epochs": 4, "selection_start": 2, "warmup_epochs": 0, **schedule})
+    return Classifier(model, schedule, num_classes=4)
+
+
+def batch(images=None):
+    images = torch.randn(2, 3, 112, 112) if images is None else images
+    targets = torch.tensor([[1.0, 0, 0, 0], [0, 0, 1.0, 0]])
+    return Batch(images, images[..., ::2, ::2], targets, None)
+
+
+@pytest.fixture
+def at_epoch(monkeypatch):
+    def set_epoch(epoch):
+        monkeypatch.setattr(Classifier, "current_epoch", property(lambda self: epoch))
+        monkeypatch.setattr(Classifier, "log", lambda *args, **kwargs: None)
+
+    return set_epoch
+
+
+def test_phase_one_sees_the_whole_image_and_phase_two_selects(tiny, at_epoch):
+    module = classifier(tiny)
+    used = []
+    original = module.model.select
+    module.model.select = lambda gca, selector=None: used.append(selector) or original(gca, selector)
+    for epoch in range(4):
+        at_epoch(epoch)
+        module.training_step(batch(), 0)
+    assert used == ["none", "none", None, None]
+
+
+def test_a_one_pass_model_has_no_phases(tiny, at_epoch):
+    module = classifier(tiny, "vit")
+    at_epoch(0)
+    assert not module.phase_one
+    assert module.training_step(batch(), 0).isfinite()
+
+
+def test_a_loss_that_is_not_finite_stops_training(tiny, at_epoch):
+    at_epoch(3)
+    images = torch.full((2, 3, 112, 112), float("nan"))
+    with pytest.raises(TrainingError, match=r"loss is nan at epoch 3, step 17.*resume with ckpt_path"):
+        classifier(tiny).training_step(batch(images), 17)
+
+
+@pytest.mark.parametrize("method", ["vit", "lf_vit"])
+def test_no_decay_on_positions_class_token_biases_and_norms(tiny, composed, method, tmp_path):
+    from lfvit.commands.train import build_module, build_trainer, check
+
+    cfg = composed("train", f"method={method}", *NEEDLE_FAST, f"run_dir={tmp_path}")
+    schedule = check(cfg)
+    module = build_module(cfg, schedule, ["a", "b"])
+    trainer = build_trainer(cfg, schedule, [])
+
+    class Data:
+        batch_size = 8
+
+    trainer.datamodule = Data()
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(type(trainer), "estimated_stepping_batches", property(lambda self: 8))
+    module.trainer = trainer
+    try:
+        optimizer = module.configure_optimizers()["optimizer"]
+    finally:
+        monkey.undo()
+    decayed = {
+        id(p) for g in optimizer.param_groups if g["weight_decay"] > 0 for p in g["params"]
+    }
+    seen = sum(len(group["params"]) for group in optimizer.param_groups)
+    assert seen == len(list(module.model.parameters()))
+    for name, parameter in module.model.named_parameters():
+        free = parameter.ndim == 1 or "pos_embed" in name or "cls_token" in name
+        assert (id(parameter) in decayed) == (not free), name
+
+
+def weights(run: Path, key="state_dict"):
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    return checkpoint[key]
+
+
+def test_checkpoints_hold_averaged_weights_of_the_model_once(trained_run):
+    averaged, current = weights(trained_run), weights(trained_run, "current_model_state")
+    model, _ = load_trained(trained_run / "checkpoints" / "last.ckpt")
+    assert set(averaged) == {f"model.{key}" for key in model.state_dict()}
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, averaged[f"model.{key}"])
+    assert any(not torch.equal(averaged[key], current[key]) for key in averaged)
+
+
+def test_a_resumed_run_ends_like_an_uninterrupted_one(composed, tmp_path, trained_run):
+    settings = [*NEEDLE_FAST, "schedule.drop_path_rate=0.2", "augment=deit", "schedule.epochs=4"]
+    train(composed("train", *settings, f"run_dir={tmp_path / 'whole'}"))
+    # stop after two of the four epochs, then go on in another process's directory
+    interrupted = composed(
+        "train", *settings, "+trainer.limit_test_batches=1", f"run_dir={tmp_path / 'first'}"
+    )
+
+    class Stop(Exception):
+        pass
+
+    patch = pytest.MonkeyPatch()
+    original = Classifier.on_train_batch_start
+
+    def stop_in_third_epoch(self, batch, batch_idx):
+        if self.current_epoch == 2 and batch_idx == 1:
+            raise Stop
+        original(self, batch, batch_idx)
+
+    patch.setattr(Classifier, "on_train_batch_start", stop_in_third_epoch)
+    with pytest.raises(Stop):
+        train(interrupted)
+    patch.undo()
+    torch.manual_seed(999)  # nothing may depend on what was drawn before
+    checkpoint = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    train(composed("train", *settings, f"ckpt_path={checkpoint}", f"run_dir={tmp_path / 'second'}"))
+    for key in ("state_dict", "current_model_state"):
+        whole, resumed = weights(tmp_path / "whole", key), weights(tmp_path / "second", key)
+        assert whole.keys() == resumed.keys()
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_seed_zero_is_a_seed(composed, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        settings = [*NEEDLE_FAST, "schedule.epochs=1", f"seed={seed}"]
+        train(composed("train", *settings, f"run_dir={tmp_path / name}"))
+    first, second, other = (weights(tmp_path / name) for name in "abc")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not all(torch.equal(first[key], other[key]) for key in first)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method.alpha=0.5", "was trained with method="),
+        ("image_size=80", "was trained with image_size=112, not 80"),
+    ],
+)
+def test_resuming_with_another_model_is_refused(composed, trained_run, tmp_path, override, message):
+    checkpoint = trained_run / "checkpoints" / "last.ckpt"
+    cfg = composed(
+        "train", *NEEDLE_FAST, override, f"ckpt_path={checkpoint}", f"run_dir={tmp_path}"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        train(cfg)
+
+
+def test_starting_from_weights_is_not_resuming(composed, trained_run, tmp_path):
+    weights_only = tmp_path / "weights.pth"
+    torch.save(weights(trained_run), weights_only)
+    cfg = composed("train", *NEEDLE_FAST, f"ckpt_path={weights_only}", f"run_dir={tmp_path / 'a'}")
+    with pytest.raises(CheckpointError, match="pass init_from= instead of ckpt_path="):
+        train(cfg)
+    cfg = composed(
+        "train",
+        *NEEDLE_FAST,
+        "schedule.epochs=1",
+        "data.num_classes=3",
+        f"init_from={weights_only}",
+        f"run_dir={tmp_path / 'b'}",
+    )
+    assert train(cfg)["epochs"] == 1
