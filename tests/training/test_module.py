@@ -108,10 +108,8 @@ def test_checkpoints_hold_averaged_weights_of_the_model_once(trained_run):
 def test_a_resumed_run_ends_like_an_uninterrupted_one(composed, tmp_path, trained_run):
     settings = [*NEEDLE_FAST, "schedule.drop_path_rate=0.2", "augment=deit", "schedule.epochs=4"]
     train(composed("train", *settings, f"run_dir={tmp_path / 'whole'}"))
-    # stop after two of the four epochs, then go on in another process's directory
-    interrupted = composed(
-        "train", *settings, "+trainer.limit_test_batches=1", f"run_dir={tmp_path / 'first'}"
-    )
+    # stop in the third of the four epochs, then go on from the last checkpoint
+    interrupted = composed("train", *settings, f"run_dir={tmp_path / 'first'}")
 
     class Stop(Exception):
         pass
@@ -130,6 +128,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(composed, tmp_path, traine
     patch.undo()
     torch.manual_seed(999)  # nothing may depend on what was drawn before
     checkpoint = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["epoch"] == 1
     train(composed("train", *settings, f"ckpt_path={checkpoint}", f"run_dir={tmp_path / 'second'}"))
     for key in ("state_dict", "current_model_state"):
         whole, resumed = weights(tmp_path / "whole", key), weights(tmp_path / "second", key)

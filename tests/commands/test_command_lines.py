@@ -1,0 +1,105 @@
+"""The scripts as a user types them, in a process of their own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from conftest import NEEDLE_FAST, ROOT, write_photographs
+
+
+def run(script, *arguments, cwd, status=0):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / f"{script}.py"), *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        check=False,
+    )
+    assert done.returncode == status, done.stderr[-2000:]
+    return done
+
+
+def only(path, pattern):
+    (found,) = path.glob(pattern)
+    return found
+
+
+def test_a_folder_of_photographs_from_training_to_prediction(tmp_path):
+    """Another folder, mixed sizes and modes, no split: only data.root is said."""
+    photos = write_photographs(tmp_path / "photos")
+    run(
+        "train",
+        "experiment=imagenette_small",
+        f"data.root={photos}",
+        "image_size=64",
+        "data.batch_size=8",
+        "data.num_workers=0",
+        "schedule.epochs=2",
+        "schedule.warmup_epochs=0",
+        "trainer.precision=32-true",
+        cwd=tmp_path,
+    )
+    trained = only(tmp_path, "outputs/imagenette_small/*")
+    assert json.loads((trained / "metrics.json").read_text())["steps"] == 4
+    checkpoint = trained / "checkpoints" / "last.ckpt"
+    out = run("evaluate", f"ckpt_path={checkpoint}", "data.num_workers=0", cwd=tmp_path).stdout
+    assert "both passes" in out
+    found = json.loads(only(tmp_path, "outputs/evaluate/*/evaluate.json").read_text())
+    assert found["images"] == 3
+    out = run("predict", f"ckpt_path={checkpoint}", f"image={photos / 'pear'}", cwd=tmp_path).stdout
+    assert "8 images, 0 unreadable" in out
+    assert out.count("GMACs") == 8
+    assert any(name in out for name in ("apple", "pear", "plum"))
+
+
+def test_a_sweep_gives_every_job_its_own_directory(tmp_path):
+    run(
+        "train",
+        "-m",
+        "method.region_size=3,5",
+        "method.alpha=0.5,1.0",
+        *NEEDLE_FAST,
+        "schedule.epochs=1",
+        cwd=tmp_path,
+    )
+    runs = sorted(tmp_path.glob("outputs/train/*/*/metrics.json"))
+    assert [path.parent.name for path in runs] == ["0", "1", "2", "3"]
+    costs = [json.loads(path.read_text())["gmacs"] for path in runs]
+    assert costs == sorted(costs)
+    assert len(set(costs)) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["method.alhpa=1"], "method has no setting 'alhpa'; did you mean alpha? valid: alpha,"),
+        (["method=lfvit"], "Could not find 'method/lfvit'"),
+        (["epochs=3"], "there is no setting 'epochs'"),
+        (["method.region_size=9"], "region_size=9 does not fit the 7 x 7 grid of image_size=112"),
+        (["data=imagefolder"], "data.root is not set"),
+        (["-m", "trainer.devices=2"], "trainer.devices=2 in a multirun"),
+    ],
+)
+def test_mistakes_are_one_message_without_a_traceback(tmp_path, arguments, message):
+    done = run("train", *arguments, cwd=tmp_path, status=2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_reproduce_compares_and_continues(tmp_path):
+    fast = [o for o in NEEDLE_FAST if not o.startswith("trainer")]
+    arguments = ["examples=2", f"overrides={json.dumps(fast)}"]
+    first = run("reproduce", *arguments, cwd=tmp_path).stdout
+    out = tmp_path / "outputs" / "reproduce"
+    names = ("table.md", "table.csv", "accuracy_vs_gmacs.png", "examples.png")
+    for name in (*names, "accuracy_vs_gmacs.svg"):
+        assert (out / name).stat().st_size > 100
+    assert len((out / "table.csv").read_text().splitlines()) == 5
+    assert "trained in" in first
+    second = run("reproduce", *arguments, cwd=tmp_path).stdout
+    assert second.count("already done") == 2
+    assert "trained in" not in second

@@ -1,0 +1,137 @@
+"""Every shipped option runs one step of training, evaluation included."""
+
+from pathlib import Path
+
+import pytest
+
+from conftest import NEEDLE_FAST, ROOT
+from lfvit.commands.train import train
+from lfvit.errors import ConfigError, TrainingError
+
+FAST = ("debug=fast", "callbacks.progress=null", "trainer.accelerator=cpu", "data.num_workers=0")
+
+
+def options(group):
+    return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_experiments(composed, photographs, tmp_path, experiment):
+    cfg = composed(
+        "train",
+        f"experiment={experiment}",
+        *FAST,
+        "data.batch_size=2",
+        "trainer.devices=1",
+        "trainer.precision=32-true",
+        f"run_dir={tmp_path}",
+        *([] if experiment == "needle" else [f"data.root={photographs}"]),
+    )
+    metrics = train(cfg)
+    assert metrics["steps"] == 1
+    assert 0 <= metrics["val/top1"] <= 1
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_experiments_open_with_their_command(experiment):
+    text = (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text()
+    assert f"# python train.py experiment={experiment}" in text
+    assert "xpected time" in text or "Measured" in text
+
+
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [
+        (group, option)
+        for group in ("method", "backbone", "augment", "schedule", "callbacks", "logger", "trainer")
+        for option in options(group)
+        if option not in ("as_trained", "gpu", "ddp")  # no GPU is needed for the tests
+    ],
+)
+def test_options_of_every_group(composed, tmp_path, group, option):
+    overrides = [o for o in NEEDLE_FAST if not o.startswith(("backbone", "callbacks", "schedule"))]
+    if group == "callbacks" and option == "none":
+        FAST_WITHOUT_BAR = [o for o in FAST if not o.startswith("callbacks")]
+    else:
+        FAST_WITHOUT_BAR = list(FAST)
+    offline = ["logger.wandb.offline=true"] if option in ("wandb", "many") else []
+    cfg = composed(
+        "train",
+        f"{group}={option}",
+        *overrides,
+        *FAST_WITHOUT_BAR,
+        *offline,
+        *(["image_size=96"] if group == "backbone" else []),
+        f"run_dir={tmp_path}",
+    )
+    assert train(cfg)["steps"] == 1
+
+
+@pytest.mark.parametrize("debug", ["overfit", "profiler"])
+def test_debug_options(composed, tmp_path, debug):
+    cfg = composed(
+        "train",
+        f"debug={debug}",
+        *NEEDLE_FAST[:4],
+        "callbacks.progress=null",
+        "trainer.accelerator=cpu",
+        "trainer.max_steps=3",
+        f"run_dir={tmp_path}",
+    )
+    assert train(cfg)["steps"] == 3
+    if debug == "profiler":
+        assert "run_training_batch" in next(tmp_path.glob("*profile*")).read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method.region_size=9"], "region_size=9 does not fit the 7 x 7 grid"),
+        (["method.alpha=0"], "alpha=0"),
+        (["image_size=230"], "image_size=230 does not divide"),
+        (["method.selector=gnca"], "selector='gnca' is unknown; valid"),
+        (["schedule.loss=mse"], "schedule.loss='mse'"),
+        (["seed=-1"], "seed=-1"),
+        (["threshold=high"], "threshold='high'"),
+        (["init_from=a.pth", "ckpt_path=b.pth"], "pass one of them"),
+        (["trainer.precision=int3"], "trainer=.*int3"),
+        (["+method.alhpa=1"], "no setting 'alhpa'; valid"),
+    ],
+)
+def test_wrong_settings_are_refused_before_data_is_read(composed, tmp_path, overrides, message):
+    cfg = composed("train", "data=imagefolder", "data.root=/no/such/folder", *overrides)
+    cfg.run_dir = str(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        train(cfg)
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(composed, tmp_path):
+    settings = [*NEEDLE_FAST, "schedule.warmup_epochs=0", "schedule.epochs=4"]
+    train(composed("train", *settings, "schedule.epochs=1", f"run_dir={tmp_path}"))
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    before = checkpoint.read_bytes()
+    cfg = composed(
+        "train", *settings, "schedule.lr=1e30", f"init_from={checkpoint}", f"run_dir={tmp_path}"
+    )
+    with pytest.raises(TrainingError, match="the loss is nan"):
+        train(cfg)
+    assert checkpoint.read_bytes() == before
+
+
+def test_a_run_directory_explains_its_run(trained_run):
+    names = {path.name for path in trained_run.iterdir()}
+    assert {"config.yaml", "environment.json", "metrics.json", "metrics.csv"} <= names
+    assert {p.name for p in (trained_run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
+def test_wandb_offline_leaves_a_closed_run(composed, tmp_path):
+    cfg = composed(
+        "train", *NEEDLE_FAST, "logger=wandb", "logger.wandb.offline=true", f"run_dir={tmp_path}"
+    )
+    train(cfg)
+    import wandb
+
+    assert wandb.run is None
+    files = list(Path(tmp_path).glob("wandb/offline-run-*/run-*.wandb"))
+    assert len(files) == 1
+    assert files[0].stat().st_size > 1000

@@ -1,0 +1,101 @@
+"""evaluate.json: its contents, and that they do not depend on how the images were batched."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import lfvit
+from conftest import NEEDLE_FAST
+from lfvit.commands.evaluate import evaluate
+from lfvit.commands.train import train
+from lfvit.errors import CheckpointError, ConfigError, DataError
+
+
+@pytest.fixture
+def run(composed, trained_run, tmp_path):
+    def run_evaluate(*overrides, checkpoint=None):
+        checkpoint = checkpoint or trained_run / "checkpoints" / "last.ckpt"
+        cfg = composed(
+            "evaluate",
+            f"ckpt_path={checkpoint}",
+            "data.num_workers=0",
+            "trainer.accelerator=cpu",
+            f"run_dir={tmp_path}",
+            *overrides,
+        )
+        return evaluate(cfg)
+
+    return run_evaluate
+
+
+def test_contents(run, tmp_path, trained_run):
+    found = run("threshold=0.2")
+    assert json.loads((tmp_path / "evaluate.json").read_text()) == found
+    assert (tmp_path / "evaluate.png").stat().st_size > 10_000
+    assert {"top1", "top5", "gmacs"} == set(found["first"]) == set(found["second"])
+    assert {"threshold", "top1", "exit_fraction", "gmacs"} == set(found["curve"][0])
+    assert found["curve"][0]["top1"] == pytest.approx(found["first"]["top1"])
+    assert found["curve"][0]["gmacs"] == pytest.approx(found["first"]["gmacs"])
+    assert found["curve"][-1]["top1"] == pytest.approx(found["second"]["top1"])
+    assert found["curve"][-1]["gmacs"] == pytest.approx(found["second"]["gmacs"])
+    assert found["operating_point"]["threshold"] == 0.2
+    assert found["calibrated"]["calibration_images"] == found["calibrated"]["reported_images"] == 8
+    assert found["macs_counter"] == "closed form, equal to fvcore"
+    assert found["images"] == 16
+    for part in found["localisation"].values():
+        assert 0 <= part["whole"] <= part["covered"] <= 1
+    # the weights that training validated last are the ones evaluated
+    metrics = json.loads((trained_run / "metrics.json").read_text())
+    assert found["second"]["top1"] == pytest.approx(100 * metrics["val/top1"])
+    assert found["first"]["top1"] == pytest.approx(100 * metrics["val/first_top1"])
+
+
+def test_batch_size_changes_nothing(run):
+    one, many = run("data.batch_size=1"), run("data.batch_size=16")
+    assert one["curve"] == many["curve"]
+    assert one["localisation"] == many["localisation"]
+
+
+def test_one_pass_models_have_one_pass(run, composed, tmp_path):
+    train(composed("train", *NEEDLE_FAST, "method=vit", f"run_dir={tmp_path / 'vit'}"))
+    found = run(checkpoint=tmp_path / "vit" / "checkpoints" / "best.ckpt")
+    assert found["second"] is None
+    assert found["curve"] == []
+    assert found["first"]["gmacs"] > 0
+
+
+def test_other_weights_need_a_description(run, tiny, photographs, tmp_path):
+    weights = tmp_path / "plain.pth"
+    model = lfvit.create_model("lf_vit", backbone=tiny, image_size=112, num_classes=3)
+    torch.save(model.state_dict(), weights)
+    with pytest.raises(CheckpointError, match="does not say what model .* pass method="):
+        run(checkpoint=weights)
+    described = (
+        "method=lf_vit",
+        "backbone=vit_micro",
+        "backbone.embed_dim=24",
+        "image_size=112",
+    )
+    with pytest.raises(ConfigError, match="names no data; pass data=imagefolder"):
+        run(*described, checkpoint=weights)
+    found = run(
+        *described, "data=imagefolder", f"data.root={photographs}", checkpoint=weights
+    )
+    assert found["images"] == 3
+
+
+def test_data_with_other_classes_is_refused(run, photographs):
+    with pytest.raises(DataError, match="3 classes are not the 6 .* differ in apple"):
+        run("data=imagefolder", f"data.root={photographs}")
+    with pytest.raises(ConfigError, match="generated images; pass data=imagefolder"):
+        run(f"data.root={photographs}")
+
+
+def test_a_truncated_checkpoint_names_itself(run, trained_run, tmp_path):
+    cut = tmp_path / "cut.ckpt"
+    shutil.copy(trained_run / "checkpoints" / "last.ckpt", cut)
+    cut.write_bytes(cut.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match="cut.ckpt: truncated"):
+        run(checkpoint=cut)
