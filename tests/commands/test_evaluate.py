@@ -80,9 +80,7 @@ def test_other_weights_need_a_description(run, tiny, photographs, tmp_path):
     )
     with pytest.raises(ConfigError, match="names no data; pass data=imagefolder"):
         run(*described, checkpoint=weights)
-    found = run(
-        *described, "data=imagefolder", f"data.root={photographs}", checkpoint=weights
-    )
+    found = run(*described, "data=imagefolder", f"data.root={photographs}", checkpoint=weights)
     assert found["images"] == 3
 
 

@@ -15,7 +15,9 @@ def gmacs(method, image_size, stage=None, **options):
     return lfvit.count_macs(model, stage) / 1e9
 
 
-@pytest.mark.parametrize(("side", "expected"), [(224, 4.608), (112, 1.102), (288, 7.986), (144, 1.831)])
+@pytest.mark.parametrize(
+    ("side", "expected"), [(224, 4.608), (112, 1.102), (288, 7.986), (144, 1.831)]
+)
 def test_deit_small(side, expected):
     assert gmacs("vit", side) == pytest.approx(expected, abs=5e-4)
 

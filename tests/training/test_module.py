@@ -40,7 +40,9 @@ def test_phase_one_sees_the_whole_image_and_phase_two_selects(tiny, at_epoch):
     module = classifier(tiny)
     used = []
     original = module.model.select
-    module.model.select = lambda gca, selector=None: used.append(selector) or original(gca, selector)
+    module.model.select = lambda gca, selector=None: (
+        used.append(selector) or original(gca, selector)
+    )
     for epoch in range(4):
         at_epoch(epoch)
         module.training_step(batch(), 0)
@@ -57,7 +59,9 @@ def test_a_one_pass_model_has_no_phases(tiny, at_epoch):
 def test_a_loss_that_is_not_finite_stops_training(tiny, at_epoch):
     at_epoch(3)
     images = torch.full((2, 3, 112, 112), float("nan"))
-    with pytest.raises(TrainingError, match=r"loss is nan at epoch 3, step 17.*resume with ckpt_path"):
+    with pytest.raises(
+        TrainingError, match=r"loss is nan at epoch 3, step 17.*resume with ckpt_path"
+    ):
         classifier(tiny).training_step(batch(images), 17)
 
 
@@ -81,9 +85,7 @@ def test_no_decay_on_positions_class_token_biases_and_norms(tiny, composed, meth
         optimizer = module.configure_optimizers()["optimizer"]
     finally:
         monkey.undo()
-    decayed = {
-        id(p) for g in optimizer.param_groups if g["weight_decay"] > 0 for p in g["params"]
-    }
+    decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] > 0 for p in g["params"]}
     seen = sum(len(group["params"]) for group in optimizer.param_groups)
     assert seen == len(list(module.model.parameters()))
     for name, parameter in module.model.named_parameters():

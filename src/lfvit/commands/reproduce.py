@@ -21,7 +21,7 @@ from lfvit.data.needle import NeedleSet
 from lfvit.report.pictures import save_looks
 from lfvit.report.plots import plot_comparison
 from lfvit.report.tables import comparison_rows, markdown_table
-from lfvit.runs import environment
+from lfvit.runs import environment, plain
 
 
 def reproduce(cfg: DictConfig) -> dict[str, Any]:
@@ -61,23 +61,22 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _run_once(run_dir: Path, overrides: list[str], fresh: bool, console: Console) -> dict[str, Any]:
-    """Train and evaluate into run_dir, as far as that is not done already."""
-    if fresh:
+    """Train and evaluate into run_dir, as far as that is not done already with these settings."""
+    cfg = compose("train", [*overrides, f"run_dir={run_dir}"])
+    settings = json.dumps(plain(cfg), indent=2)
+    asked, result = run_dir / "settings.json", run_dir / "evaluate.json"
+    if fresh or not asked.exists() or asked.read_text() != settings:
         shutil.rmtree(run_dir, ignore_errors=True)
-    result = run_dir / "evaluate.json"
-    asked = run_dir / "overrides.json"
-    if asked.exists() and json.loads(asked.read_text()) != overrides:
-        shutil.rmtree(run_dir)  # another run of the same name
+        run_dir.mkdir(parents=True)
+        asked.write_text(settings)
     if result.exists():
         console.print(f"already done: {result}")
         return json.loads(result.read_text())
-    run_dir.mkdir(parents=True, exist_ok=True)
-    asked.write_text(json.dumps(overrides))
     last = run_dir / "checkpoints" / "last.ckpt"
     if not (run_dir / "metrics.json").exists():
-        resume = [f"ckpt_path={last}"] if last.exists() else []
+        cfg.ckpt_path = str(last) if last.exists() else None
         started = time.monotonic()
-        train(compose("train", [*overrides, *resume, f"run_dir={run_dir}"]))
+        train(cfg)
         console.print(f"trained in {time.monotonic() - started:.0f} s")
     return evaluate(compose("evaluate", [f"ckpt_path={last}", f"run_dir={run_dir}"]))
 

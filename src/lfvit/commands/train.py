@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
@@ -73,6 +73,8 @@ def build_trainer(cfg: DictConfig, schedule: Schedule, loggers: list[Logger]) ->
     callbacks = [
         hydra.utils.instantiate(c) for c in cfg.callbacks.values() if c and "_target_" in c
     ]
+    if not loggers:
+        callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
     if schedule.ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=schedule.ema_decay))
     try:

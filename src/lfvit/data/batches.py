@@ -80,7 +80,9 @@ class TransformedImages(Dataset[Sample | str]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, draw: Draw) -> Sample | str:
+    def __getitem__(self, draw: Draw | int) -> Sample | str:
+        if isinstance(draw, int):  # another sampler than ours, such as Lightning's for overfitting
+            draw = Draw(draw, 0)
         try:
             image, target, box = self.source.draw(draw.image)
         except UnreadableImageError as error:
