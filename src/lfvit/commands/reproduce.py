@@ -64,7 +64,7 @@ def _run_once(run_dir: Path, overrides: list[str], fresh: bool, console: Console
     """Train and evaluate into run_dir, as far as that is not done already with these settings."""
     cfg = compose("train", [*overrides, f"run_dir={run_dir}"])
     settings = json.dumps(plain(cfg), indent=2)
-    asked, result = run_dir / "settings.json", run_dir / "evaluate.json"
+    asked, result = run_dir / "settings.json", run_dir / "evaluation" / "evaluate.json"
     if fresh or not asked.exists() or asked.read_text() != settings:
         shutil.rmtree(run_dir, ignore_errors=True)
         run_dir.mkdir(parents=True)
@@ -78,7 +78,7 @@ def _run_once(run_dir: Path, overrides: list[str], fresh: bool, console: Console
         started = time.monotonic()
         train(cfg)
         console.print(f"trained in {time.monotonic() - started:.0f} s")
-    return evaluate(compose("evaluate", [f"ckpt_path={last}", f"run_dir={run_dir}"]))
+    return evaluate(compose("evaluate", [f"ckpt_path={last}", f"run_dir={result.parent}"]))
 
 
 def _localisation(found: dict[str, Any]) -> list[str]:

@@ -50,3 +50,15 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"| {'' if exits is None else f'{100 * exits:.1f}'} |"
         )
     return "\n".join(lines)
+
+
+def threshold_table(curve: Sequence[Mapping[str, float]], step: int = 10) -> str:
+    """Every step-th point of a threshold curve, and its last, as a Markdown table."""
+    points = [*curve[:-1:step], curve[-1]]
+    lines = ["| η | top-1 (%) | answered early (%) | GMACs |", "|--:|--:|--:|--:|"]
+    lines += [
+        f"| {p['threshold']:.2f} | {p['top1']:.2f} | {100 * p['exit_fraction']:.1f} "
+        f"| {p['gmacs']:.4f} |"
+        for p in points
+    ]
+    return "\n".join(lines)
