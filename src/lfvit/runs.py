@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
@@ -34,12 +35,19 @@ def start_run(cfg: DictConfig) -> Path:
     """Create the run directory, with config, commit, uncommitted diff and environment in it."""
     run_dir = Path(cfg.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
+    if not is_main_process():
+        return run_dir
     (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     write_json(run_dir / "environment.json", environment())
     diff = _git("diff", "HEAD")
     if diff:
         (run_dir / "uncommitted.diff").write_text(diff)
     return run_dir
+
+
+def is_main_process() -> bool:
+    """False in the other processes of a distributed run, which write no files."""
+    return getattr(rank_zero_only, "rank", 0) in (0, None)
 
 
 def environment() -> dict[str, Any]:

@@ -48,8 +48,8 @@ def test_contents(run, tmp_path, trained_run):
         assert 0 <= part["whole"] <= part["covered"] <= 1
     # the weights that training validated last are the ones evaluated
     metrics = json.loads((trained_run / "metrics.json").read_text())
-    assert found["second"]["top1"] == pytest.approx(100 * metrics["val/top1"])
-    assert found["first"]["top1"] == pytest.approx(100 * metrics["val/first_top1"])
+    assert found["second"]["top1"] == pytest.approx(metrics["val/top1"])
+    assert found["first"]["top1"] == pytest.approx(metrics["val/first_top1"])
 
 
 def test_batch_size_changes_nothing(run):

@@ -176,3 +176,27 @@ def test_starting_from_weights_is_not_resuming(composed, trained_run, tmp_path):
         f"run_dir={tmp_path / 'b'}",
     )
     assert train(cfg)["epochs"] == 1
+
+
+def test_two_processes_count_every_validation_image_once(composed, tmp_path):
+    """17 images on two processes: a padded sampler would count one of them twice."""
+    import os
+    import subprocess
+    import sys
+
+    from conftest import ROOT
+
+    arguments = [o for o in NEEDLE_FAST if not o.startswith(("data.val_images", "trainer"))]
+    command = [
+        *(sys.executable, str(ROOT / "train.py")),
+        *("trainer.accelerator=cpu", "trainer.devices=2", "+trainer.strategy=ddp"),
+        *("data.val_images=17", f"hydra.run.dir={tmp_path}", *arguments),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=environment, cwd=tmp_path, capture_output=True)
+    import json
+
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    right = metrics["val/top1"] / 100 * 17
+    assert right == pytest.approx(round(right), abs=1e-3)
+    assert metrics["steps"] == 4  # 32 images, 8 per process and step, two epochs

@@ -21,7 +21,7 @@ from lfvit.data import ImageDataModule
 from lfvit.errors import CheckpointError, ConfigError
 from lfvit.measure.costs import count_macs
 from lfvit.models.checkpoints import load_checkpoint, read_file
-from lfvit.runs import commit, machine, plain, start_run, write_json
+from lfvit.runs import commit, is_main_process, machine, plain, start_run, write_json
 from lfvit.training.module import RECORD, Classifier
 from lfvit.training.schedule import Schedule
 
@@ -56,7 +56,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         started = time.monotonic()
         trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
         metrics = _metrics(trainer, module, data, time.monotonic() - started)
-        write_json(run_dir / "metrics.json", metrics)
+        if is_main_process():
+            write_json(run_dir / "metrics.json", metrics)
         _summarise(loggers, metrics)
         failed = False
     finally:
@@ -205,10 +206,7 @@ def _open_wandb(logger: WandbLogger) -> None:
 def _summarise(loggers: list[Logger], metrics: dict[str, Any]) -> None:
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            top1 = metrics.get("val/top1")
-            logger.experiment.summary.update(
-                {**metrics, "top1": None if top1 is None else 100 * top1}
-            )
+            logger.experiment.summary.update({**metrics, "top1": metrics.get("val/top1")})
 
 
 def _finish_loggers(loggers: list[Logger], failed: bool) -> None:

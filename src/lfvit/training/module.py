@@ -22,6 +22,13 @@ from lfvit.training.schedule import Schedule
 RECORD = "lfvit"  # the checkpoint entry from which a model is rebuilt
 
 
+class PercentAccuracy(MulticlassAccuracy):
+    """Top-k accuracy in percent, the unit of every "top1" and "top5" of this project."""
+
+    def compute(self) -> Tensor:
+        return 100 * super().compute()
+
+
 class Classifier(L.LightningModule):
     """Trains a model of `lfvit.create_model`, one-pass or two-pass.
 
@@ -61,8 +68,8 @@ class Classifier(L.LightningModule):
             model.compile()  # in place: names in the state dict stay as they are
         accuracy = MetricCollection(
             {
-                "top1": MulticlassAccuracy(num_classes, average="micro"),
-                "top5": MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro"),
+                "top1": PercentAccuracy(num_classes, average="micro"),
+                "top5": PercentAccuracy(num_classes, top_k=min(5, num_classes), average="micro"),
             }
         )
         self.val_accuracy = accuracy.clone(prefix="val/")
@@ -108,7 +115,7 @@ class Classifier(L.LightningModule):
             self.log_dict(self.first_accuracy, on_step=False, on_epoch=True)
             exited = out.first_logits.float().softmax(dim=1).amax(dim=1) >= self.threshold
             answers = torch.where(exited, out.first_logits.argmax(1), logits.argmax(1))
-            right = (answers == batch.targets).float().mean()
+            right = 100 * (answers == batch.targets).float().mean()
             self._log("val/early_exit_top1", right, batch, sync_dist=True)
             self._log("val/exit_fraction", exited.float().mean(), batch, sync_dist=True)
         else:
