@@ -1,4 +1,4 @@
-"""LF-ViT once more, slowly: one image at a time, in loops, in float64, from the papers' equations.
+"""Both methods once more, slowly: image by image, in loops and float64, from the papers' text.
 
 Nothing here is shared with the package; it is what the fast path is compared with.
 """
@@ -82,7 +82,12 @@ def keep_in_window(gca: Tensor, corner: tuple[int, int], m: int, alpha: float) -
     return sorted(ranked[: math.ceil(round(alpha * m * m, 9))])
 
 
-def lf_vit(
+def keep_anywhere(scores: Tensor, alpha: float) -> list[int]:
+    ranked = sorted(range(scores.numel()), key=lambda cell: -scores.flatten()[cell].item())
+    return sorted(ranked[: math.ceil(round(alpha * scores.numel(), 9))])
+
+
+def two_pass(
     image: Tensor,
     weights: dict[str, Tensor],
     *,
@@ -91,8 +96,9 @@ def lf_vit(
     region_size: int,
     alpha: float,
     beta: float,
+    selector: str = "ngca",
     gca_start: int = 3,
-    reuse: bool = True,
+    reuse: str = "mlp",
     background: bool = True,
 ) -> dict:
     """One image (3, S, S) through both passes; weights under the released names."""
@@ -111,10 +117,16 @@ def lf_vit(
         average = beta * average + (1 - beta) * row
     gca = average.reshape(g, g)
 
-    corner = best_window(gca, region_size)
-    cells = keep_in_window(gca, corner, region_size, alpha)
-    hidden = gelu(linear(layer_norm(tokens[1:], w, "reuse_block.0", 1e-6), w, "reuse_block.1.fc1"))
+    corner = best_window(gca, region_size) if selector == "ngca" else None
+    if corner is not None:
+        cells = keep_in_window(gca, corner, region_size, alpha)
+    else:
+        scores = {"gca": gca, "negative_gca": -gca, "last_class_attention": rows[-1]}[selector]
+        cells = keep_anywhere(scores, alpha)
+    hidden = gelu(linear(layer_norm(tokens, w, "reuse_block.0"), w, "reuse_block.1.fc1"))
     reused = linear(hidden, w, "reuse_block.1.fc2")
+    if reuse == "none":
+        reused = torch.zeros_like(reused)
     all_fine = embed(image, w, patch_size)
     fine_indices, fine = [], []
     for position in range(4 * g * g):
@@ -123,14 +135,19 @@ def lf_vit(
         if cell in cells:
             token = all_fine[position] + second_positions[1 + position]
             fine_indices.append(position)
-            fine.append(token + reused[cell] if reuse else token)
-    rest = [coarse[cell] for cell in range(g * g) if cell not in cells] if background else []
+            fine.append(token + reused[1 + cell])
+    rest = []
+    for cell in range(g * g):
+        if cell not in cells and background:
+            rest.append(coarse[cell] + (reused[1 + cell] if reuse == "with_uninformative" else 0))
     class_token = w["cls_token"][0, 0] + second_positions[0]
+    if reuse == "with_class_token":
+        class_token = class_token + reused[0]
     out, _ = run_blocks(torch.stack([class_token, *fine, *rest]), w, depth, heads)
     return {
         "first_logits": linear(tokens[0], w, "head"),
         "second_logits": linear(layer_norm(out[0], w, "norm"), w, "head"),
         "gca": gca,
-        "region": list(corner),
+        "region": None if corner is None else list(corner),
         "fine_indices": fine_indices,
     }

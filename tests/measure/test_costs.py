@@ -28,6 +28,13 @@ def test_lf_vit_is_the_published_figure_less_the_patches_it_does_not_embed():
     assert gmacs("lf_vit", 224, "first") == pytest.approx(1.102, abs=5e-4)
 
 
+@pytest.mark.parametrize(("side", "expected"), [(224, 4.02), (288, 6.77)])
+def test_cf_vit_is_the_published_figure_less_the_patches_it_does_not_embed(side, expected):
+    grid = side // 32
+    spared = 4 * (grid**2 - -(-(grid**2) // 2)) * 768 * 384 / 1e9
+    assert gmacs("cf_vit", side) + spared == pytest.approx(expected, abs=0.01)
+
+
 CASES = [
     ("vit", 112, {}),
     ("lf_vit", 112, {}),
@@ -35,6 +42,9 @@ CASES = [
     ("lf_vit", 112, {"background": False, "reuse": "none", "gca_start": 0}),
     ("lf_vit", 112, {"selector": "none"}),
     ("lf_vit", 112, {"selector": "random"}),
+    ("lf_vit", 112, {"reuse": "linear"}),
+    ("cf_vit", 112, {"reuse": "with_class_token"}),
+    ("cf_vit", 144, {"reuse": "with_uninformative"}),
 ]
 
 

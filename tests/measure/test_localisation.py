@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lfvit.measure.localisation import coverage, looked_at, random_windows, summarise
-from lfvit.models.selection import select
+from lfvit.models.selection import Scores, select
 
 
 def pixels(mask, side):
@@ -16,7 +16,7 @@ def pixels(mask, side):
 @pytest.mark.parametrize("selector", ["ngca", "none"])
 def test_coverage_counts_pixels(selector):
     torch.manual_seed(0)
-    found = select(torch.rand(8, 7, 7), selector, 4, 0.5)
+    found = select(Scores(*torch.rand(2, 8, 7, 7)), selector, 4, 0.5)
     corner = torch.randint(0, 80, (8, 2))
     boxes = torch.cat([corner, corner + torch.randint(5, 32, (8, 2))], dim=1)
     mask = looked_at(found, 4)
@@ -27,7 +27,7 @@ def test_coverage_counts_pixels(selector):
 
 
 def test_windows_count_even_where_alpha_leaves_cells_coarse():
-    found = select(torch.rand(1, 7, 7), "ngca", 4, 0.5)
+    found = select(Scores(*torch.rand(2, 1, 7, 7)), "ngca", 4, 0.5)
     assert looked_at(found, 4).sum() == 64
 
 

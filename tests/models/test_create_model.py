@@ -11,7 +11,7 @@ from lfvit.errors import ConfigError
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "lf-vit"}, r"method='lf-vit' is unknown; valid: vit, lf_vit"),
+        ({"method": "lf-vit"}, r"method='lf-vit' is unknown; valid: vit, lf_vit, cf_vit"),
         ({"region_size": 9}, r"region_size=9 does not fit the 7 x 7 grid of image_size=112"),
         ({"region_size": 0}, "region_size=0 must be a whole number"),
         ({"region_size": 2.5}, "region_size=2.5 must be a whole number"),
@@ -22,7 +22,7 @@ from lfvit.errors import ConfigError
         ({"beta": -0.1}, "beta=-0.1 is out of range"),
         ({"gca_start": 5}, "gca_start=5 leaves no block to count"),
         ({"selector": "gnca"}, "selector='gnca' is unknown; valid: .*ngca"),
-        ({"reuse": "maybe"}, "reuse='maybe' is unknown; valid: mlp, none"),
+        ({"reuse": "maybe"}, "reuse='maybe' is unknown; valid: mlp, linear"),
         ({"background": "yes"}, "background='yes' must be true or false"),
         ({"alhpa": 0.5}, "method=lf_vit has no setting 'alhpa'; valid: region_size, alpha"),
         ({"image_size": 115}, "image_size=115 does not divide .* such as 112 or 120"),

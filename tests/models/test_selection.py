@@ -10,18 +10,23 @@ from hypothesis import strategies as st
 import reference
 from lfvit.models.selection import (
     SELECTORS,
+    Scores,
     coarse_cell,
     fine_patches,
-    global_class_attention,
     kept_count,
     remaining_cells,
-    select,
+    score_cells,
 )
+from lfvit.models.selection import select as select_by_scores
 from lfvit.models.selection.windows import around, window_sums
 
 maps = st.tuples(
     st.integers(2, 9), st.integers(1, 9), st.floats(0.05, 1), st.integers(0, 10_000)
 ).filter(lambda t: t[1] <= t[0])
+
+
+def select(gca, name, m, alpha):
+    return select_by_scores(Scores(gca, gca.flip(0)), name, m, alpha)
 
 
 @given(maps)
@@ -122,5 +127,24 @@ def test_patches_of_a_cell():
 def test_average_starts_from_zero():
     rows = [torch.full((1, 4), 1.0), torch.full((1, 4), 3.0)]
     expected = 0.9 * (0.1 * 1.0) + 0.1 * 3.0
-    assert global_class_attention(rows, 0.9, 2).flatten().tolist() == pytest.approx([expected] * 4)
-    assert torch.equal(global_class_attention(rows, 0.0, 2).flatten(1), rows[-1])
+    scores = score_cells(rows, 0.9, 2)
+    assert scores.gca.flatten().tolist() == pytest.approx([expected] * 4)
+    assert torch.equal(scores.last.flatten(1), rows[-1])
+    assert torch.equal(score_cells(rows, 0.0, 2).gca.flatten(1), rows[-1])
+
+
+@given(st.integers(2, 9), st.floats(0.05, 1), st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_cell_selectors_rank_all_cells(g, alpha, seed):
+    generator = torch.Generator().manual_seed(seed)
+    scores = Scores(*(torch.rand(1, g, g, generator=generator) for _ in range(2)))
+    count = math.ceil(round(alpha * g * g, 9))
+    for name, values in (
+        ("gca", scores.gca),
+        ("negative_gca", -scores.gca),
+        ("last_class_attention", scores.last),
+    ):
+        ranked = sorted(range(g * g), key=lambda cell: -values.flatten()[cell].item())
+        found = select_by_scores(scores, name, 1, alpha)
+        assert found.cells[0].tolist() == sorted(ranked[:count])
+        assert found.region is None

@@ -6,6 +6,7 @@ import torch
 import golden_vectors
 import lfvit
 import reference
+from lfvit.models.reuse import REUSE
 from lfvit.models.selection import SELECTORS
 
 
@@ -17,34 +18,34 @@ def lf_vit(tiny, image_size=112, **options):
     return model.eval()
 
 
-def test_matches_the_released_implementation():
-    golden = golden_vectors.load("lf224_m5")
+@pytest.mark.parametrize("name", ["lf224_m5", "cf224"])
+def test_matches_the_released_implementation(name):
+    golden = golden_vectors.load(name)
     model = lfvit.create_model(
-        "lf_vit",
+        golden["method"],
         backbone={"embed_dim": 48, "depth": 6, "num_heads": 3},
         image_size=224,
         num_classes=10,
-        region_size=5,
-        alpha=golden["alpha"],
-        beta=golden["beta"],
+        region_size=golden["region_size"],
     ).eval()
+    assert (model.alpha, model.beta) == (golden["alpha"], golden["beta"])
     lfvit.load_checkpoint(
         model, golden_vectors.weights(golden["parameter_order"], golden["weight_seed"])
     )
     with torch.no_grad():
         out = model(golden_vectors.images(golden["batch"], 224, golden["input_seed"]))
-    close = {"atol": 1e-4, "rtol": 0}
-    torch.testing.assert_close(
-        out.first_logits, torch.tensor(golden["first_stage_logits"]), **close
-    )
-    torch.testing.assert_close(
-        out.second_logits, torch.tensor(golden["second_stage_logits"]), **close
-    )
-    torch.testing.assert_close(
-        out.selection.gca.flatten(1), torch.tensor(golden["gca"]), atol=1e-7, rtol=1e-4
-    )
-    assert out.selection.region.tolist() == golden["region_top_left"]
+    for found, expected in (
+        (out.first_logits, golden["first_stage_logits"]),
+        (out.second_logits, golden["second_stage_logits"]),
+    ):
+        torch.testing.assert_close(found, torch.tensor(expected), atol=1e-4, rtol=0)
     assert out.selection.fine_indices.tolist() == golden["selected_fine_indices"]
+    if name.startswith("lf"):
+        gca = torch.tensor(golden["gca"])
+        torch.testing.assert_close(out.selection.gca.flatten(1), gca, atol=1e-7, rtol=1e-4)
+        assert out.selection.region.tolist() == golden["region_top_left"]
+    else:
+        assert out.selection.region is None
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,11 @@ def test_matches_the_released_implementation():
         (224, 5, 0.88, 0.99, {"reuse": "none"}),
         (224, 5, 0.88, 0.99, {"background": False}),
         (224, 1, 1.0, 0.99, {"gca_start": 4, "background": False, "reuse": "none"}),
+        (224, 5, 0.88, 0.99, {"reuse": "with_class_token"}),
+        (224, 5, 0.5, 0.99, {"reuse": "with_uninformative", "selector": "gca"}),
+        (288, 5, 0.5, 0.99, {"selector": "gca"}),
+        (224, 5, 0.3, 0.9, {"selector": "negative_gca"}),
+        (160, 1, 1.0, 0.9, {"selector": "last_class_attention", "background": False}),
     ],
 )
 def test_matches_a_slow_reference(side, m, alpha, beta, options):
@@ -77,11 +83,10 @@ def test_matches_a_slow_reference(side, m, alpha, beta, options):
         **options,
     ).eval()
     lfvit.load_checkpoint(model, weights)
-    slow_options = {**options, "reuse": options.get("reuse") != "none"}
     with torch.no_grad():
         out = model(images)
     for i, image in enumerate(images):
-        slow = reference.lf_vit(
+        slow = reference.two_pass(
             image,
             weights,
             patch_size=16,
@@ -89,9 +94,10 @@ def test_matches_a_slow_reference(side, m, alpha, beta, options):
             region_size=m,
             alpha=alpha,
             beta=beta,
-            **slow_options,
+            **options,
         )
-        assert out.selection.region[i].tolist() == slow["region"]
+        if slow["region"] is not None:
+            assert out.selection.region[i].tolist() == slow["region"]
         assert out.selection.fine_indices[i].tolist() == slow["fine_indices"]
         for fast, name in (
             (out.first_logits, "first_logits"),
@@ -146,9 +152,10 @@ def test_images_of_another_size_are_refused(tiny):
         lf_vit(tiny)(torch.randn(1, 3, 144, 144))
 
 
+@pytest.mark.parametrize("reuse", sorted(set(REUSE) - {"none"}))
 @pytest.mark.parametrize("selector", sorted(SELECTORS))
-def test_every_selector_trains_and_infers(tiny, selector):
-    model = lf_vit(tiny, selector=selector, region_size=4).train()
+def test_every_selector_and_reuse_trains_and_infers(tiny, selector, reuse):
+    model = lf_vit(tiny, selector=selector, reuse=reuse, region_size=4, alpha=0.9).train()
     out = model(torch.randn(3, 3, 112, 112))
     (out.second_logits.sum() + out.first_logits.sum()).backward()
     without = [name for name, p in model.named_parameters() if p.grad is None]

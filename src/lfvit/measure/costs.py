@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lfvit.errors import ConfigError
+from lfvit.models.selection import Scores
 from lfvit.models.two_stage import FirstPass, TwoStageViT
 from lfvit.models.view import half_resolution
 
@@ -81,11 +82,9 @@ def _second_pass(model: TwoStageViT) -> int:
     tokens = 1 + 4 * kept + (cells - kept if model.background else 0)
     reuse = 0
     if model.reuse is not None:
-        reuse = sum(
-            _norm(module, cells) if isinstance(module, nn.LayerNorm) else _weights(module, cells)
-            for module in model.reuse.modules()
-            if isinstance(module, (nn.Linear, nn.LayerNorm))
-        )
+        inputs = cells + model.reuse.to_class_token
+        linears = [m for m in model.reuse.mlp.modules() if isinstance(m, nn.Linear)]
+        reuse = _norm(model.reuse.norm, inputs) + sum(_weights(m, inputs) for m in linears)
     embed = _weights(core.patch_embed.proj, 4 * kept)
     blocks = sum(_block(block, tokens) for block in core.blocks)
     return embed + reuse + blocks + _norm(core.norm, 1) + _weights(core.head, 1)
@@ -94,7 +93,7 @@ def _second_pass(model: TwoStageViT) -> int:
 def _kept_cells(model: TwoStageViT) -> int:
     """How many cells become fine: asked of the selector, so that a new one needs no edit here."""
     blank = torch.zeros(1, model.grid, model.grid)
-    return model.select(blank).cells.shape[1]
+    return model.select(Scores(blank, blank)).cells.shape[1]
 
 
 def _block(block: Any, tokens: int, class_row: bool = False) -> int:
@@ -132,7 +131,7 @@ def trace_macs(model: nn.Module, image_size: int, stage: str | None = None) -> f
             return _trace(model, images)
         view = half_resolution(images)
         first = model.first_pass(images, view)
-        selection = model.select(first.gca)
+        selection = model.select(Scores(first.gca, first.last))
 
         def first_pass(view: Tensor) -> tuple[Tensor, ...]:
             return tuple(model.first_pass(images, view))

@@ -14,16 +14,18 @@ from lfvit.models.reuse import REUSE
 from lfvit.models.selection import SELECTORS
 from lfvit.models.two_stage import TwoStageViT
 
+_COMMON = {
+    "region_size": None,  # from the grid, see default_region_size; for window selectors
+    "alpha": None,
+    "beta": 0.99,
+    "gca_start": 3,
+    "selector": None,
+    "reuse": "mlp",
+    "background": True,
+}
 TWO_STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
-    "lf_vit": {
-        "region_size": None,  # from the grid, see default_region_size
-        "alpha": 0.88,
-        "beta": 0.99,
-        "gca_start": 3,
-        "selector": "ngca",
-        "reuse": "mlp",
-        "background": True,
-    },
+    "lf_vit": {**_COMMON, "alpha": 0.88, "selector": "ngca"},
+    "cf_vit": {**_COMMON, "alpha": 0.5, "selector": "gca"},
 }
 """Two-pass methods and the published settings of each."""
 
@@ -43,7 +45,8 @@ def create_model(
     """Build a model by name.
 
     Args:
-        method: "vit" for timm's one-pass ViT, "lf_vit" for the two-pass model.
+        method: "vit" for timm's one-pass ViT, "lf_vit" or "cf_vit" for the two-pass model with
+            their published settings.
         backbone: a timm ViT name such as "deit_small_patch16_224", or a mapping with embed_dim,
             depth, num_heads and optionally family ("vit"), patch_size (16), mlp_ratio (4),
             qkv_bias (True), norm_eps (1e-6).
@@ -53,8 +56,9 @@ def create_model(
         drop_path_rate: stochastic depth of the last block, for training.
         pretrained: start from timm's weights for the named backbone.
         **options: of the two-pass methods. region_size (m, coarse cells; default 5 on a 7 x 7
-            grid, 8 on 9 x 9, else 5/7 of the grid), alpha in (0, 1] (0.88), beta in [0, 1)
-            (0.99), gca_start (3), selector ("ngca"), reuse ("mlp" or "none"), background (True).
+            grid, 8 on 9 x 9, else 5/7 of the grid), alpha in (0, 1] (LF-ViT 0.88,
+            CF-ViT 0.5), beta in [0, 1) (0.99), gca_start (3), selector ("ngca"; "gca"), reuse
+            ("mlp"), background (True).
 
     Returns:
         "vit": timm's model; images (B, 3, S, S) -> logits (B, C).

@@ -1,8 +1,9 @@
 """The two-pass vision transformer: look once at half resolution, and again where it matters.
 
-LF-ViT (Hu et al., AAAI 2024, arXiv 2402.00033) is this model with a window selector. Read it from
-top to bottom: `forward` looks twice at every image, `infer` stops early where it can, and both are
-made of the same three steps.
+LF-ViT (Hu et al., AAAI 2024, arXiv 2402.00033) is this model with a window selector, CF-ViT (Chen
+et al., AAAI 2023, arXiv 2203.03821) with a cell selector. Read it from top to bottom: `forward`
+looks twice at every image, `infer` stops early where it can, and both are made of the same three
+steps.
 
 Shapes: B images, S image side, P patch side, G = S/P fine grid, g = G/2 coarse grid, k cells that
 become fine, D width, C classes.
@@ -15,11 +16,13 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from lfvit.models.backbone import Backbone
+from lfvit.models.reuse import Reuse
 from lfvit.models.selection import (
+    Scores,
     Selection,
     coarse_cell,
-    global_class_attention,
     remaining_cells,
+    score_cells,
     select,
 )
 from lfvit.models.view import half_resolution
@@ -29,13 +32,14 @@ class FirstPass(NamedTuple):
     """What the first pass leaves for the second.
 
     logits: (B, C).
-    gca: (B, g, g) float32, where the class token looked.
+    gca, last: (B, g, g) float32, where the class token looked, see `Scores`.
     inputs: (B, g*g, D) coarse tokens as they entered block 1, with position embedding.
-    outputs: (B, g*g, D) coarse tokens after the final norm.
+    outputs: (B, 1 + g*g, D) class token and coarse tokens after the final norm.
     """
 
     logits: Tensor
     gca: Tensor
+    last: Tensor
     inputs: Tensor
     outputs: Tensor
 
@@ -74,8 +78,7 @@ class TwoStageViT(nn.Module):
         beta: weight of the past in the average of class attention, in [0, 1).
         gca_start: first block (0-based) whose class attention counts.
         selector: how the cells are chosen, a name in `lfvit.models.selection.SELECTORS`.
-        reuse: module from the first pass's output tokens (B, n, D) to the term added to the fine
-            tokens of the same cell (B, n, D); None adds nothing.
+        reuse: the term added to the second pass's tokens; None adds nothing.
         background: keep the cells that are not chosen as coarse tokens of the second pass.
     """
 
@@ -89,7 +92,7 @@ class TwoStageViT(nn.Module):
         beta: float,
         gca_start: int,
         selector: str,
-        reuse: nn.Module | None,
+        reuse: Reuse | None,
         background: bool = True,
     ) -> None:
         super().__init__()
@@ -125,7 +128,7 @@ class TwoStageViT(nn.Module):
                 training.
         """
         first = self.first_pass(images, view)
-        selection = self.select(first.gca, selector)
+        selection = self.select(Scores(first.gca, first.last), selector)
         return TwoStageOutput(first.logits, self.second_pass(images, first, selection), selection)
 
     @torch.no_grad()
@@ -140,7 +143,7 @@ class TwoStageViT(nn.Module):
             view: (B, 3, S/2, S/2) if already made.
         """
         first = self.first_pass(images, view)
-        selection = self.select(first.gca)
+        selection = self.select(Scores(first.gca, first.last))
         confidence = first.logits.float().softmax(dim=1).amax(dim=1)
         exited = confidence >= threshold
         logits = first.logits
@@ -164,28 +167,34 @@ class TwoStageViT(nn.Module):
         tokens = backbone.norm(tokens)
         return FirstPass(
             logits=backbone.classify(tokens[:, 0]),
-            gca=global_class_attention(rows, self.beta, self.grid),
+            **score_cells(rows, self.beta, self.grid)._asdict(),
             inputs=coarse,
-            outputs=tokens[:, 1:],
+            outputs=tokens,
         )
 
-    def select(self, gca: Tensor, selector: str | None = None) -> Selection:
-        """Choose the cells that become fine from the score map (B, g, g)."""
-        return select(gca, selector or self.selector, self.region_size, self.alpha)
+    def select(self, scores: Scores, selector: str | None = None) -> Selection:
+        """Choose the cells that become fine."""
+        return select(scores, selector or self.selector, self.region_size, self.alpha)
 
     def second_pass(self, images: Tensor, first: FirstPass, selection: Selection) -> Tensor:
         """Classify again (B, C): fine tokens where it matters, coarse ones everywhere else."""
-        backbone = self.backbone
+        backbone, reuse = self.backbone, self.reuse
         positions = self.second_pos_embed[0, 1:][selection.fine_indices]  # (B, 4k, D)
         fine = backbone.embed_patches(images, selection.fine_indices) + positions
-        if self.reuse is not None:
-            parents = coarse_cell(selection.fine_indices, self.grid)  # (B, 4k)
-            fine = fine + _take(self.reuse(first.outputs), parents)
+        rest = remaining_cells(selection.cells, self.grid)  # (B, g*g - k)
+        coarse = _take(first.inputs, rest)
         class_token = backbone.cls_token + self.second_pos_embed[:, :1]
-        tokens = [class_token.expand(len(images), -1, -1).to(fine), fine]
-        if self.background:
-            tokens.append(_take(first.inputs, remaining_cells(selection.cells, self.grid)).to(fine))
-        out, _ = backbone.run(torch.cat(tokens, dim=1))  # (B, 1 + 4k + g*g - k, D)
+        class_token = class_token.expand(len(images), -1, -1)
+        if reuse is not None:
+            reused = reuse(first.outputs if reuse.to_class_token else first.outputs[:, 1:])
+            if reuse.to_class_token:
+                class_token, reused = class_token + reused[:, :1], reused[:, 1:]
+            if reuse.to_coarse:
+                coarse = coarse + _take(reused, rest)
+            fine = fine + _take(reused, coarse_cell(selection.fine_indices, self.grid))
+        tokens = [class_token, fine, coarse] if self.background else [class_token, fine]
+        # (B, 1 + 4k + g*g - k, D)
+        out, _ = backbone.run(torch.cat([part.to(fine) for part in tokens], dim=1))
         return backbone.classify(backbone.norm(out[:, 0]))
 
     def _check_view(self, view: Tensor) -> None:

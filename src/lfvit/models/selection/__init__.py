@@ -11,7 +11,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from lfvit.models.selection.registry import SELECTORS, Choice, Selector, kept_count, selector
+from lfvit.models.selection.registry import (
+    SELECTORS,
+    Choice,
+    Scores,
+    Selector,
+    kept_count,
+    selector,
+)
 
 
 class Selection(NamedTuple):
@@ -29,11 +36,12 @@ class Selection(NamedTuple):
     fine_indices: Tensor
 
 
-def select(gca: Tensor, name: str, region_size: int, alpha: float) -> Selection:
-    """Apply a registered selector to score maps (B, g, g)."""
-    choice = SELECTORS[name](gca, region_size, alpha)
+def select(scores: Scores, name: str, region_size: int, alpha: float) -> Selection:
+    """Apply a registered selector to the scores of B images."""
+    choice = SELECTORS[name](scores, region_size, alpha)
     cells = choice.cells.sort(dim=1).values
-    return Selection(gca, choice.region, cells, fine_patches(cells, gca.shape[-1]))
+    fine = fine_patches(cells, scores.gca.shape[-1])
+    return Selection(scores.gca, choice.region, cells, fine)
 
 
 def fine_patches(cells: Tensor, grid: int) -> Tensor:
@@ -54,9 +62,10 @@ def remaining_cells(cells: Tensor, grid: int) -> Tensor:
     return chosen.argsort(dim=1, stable=True)[:, : grid * grid - cells.shape[1]]
 
 
-def global_class_attention(rows: list[Tensor], beta: float, grid: int) -> Tensor:
-    """Exponential average of the counted blocks' class attention, starting from zero.
+def score_cells(rows: list[Tensor], beta: float, grid: int) -> Scores:
+    """Scores of the coarse cells from the class attention of the counted blocks.
 
+    GCA is an exponential average  that starts from zero,
     ``a_l = beta * a_(l-1) + (1 - beta) * row_l`` (LF-ViT Eq. 8, CF-ViT Eq. 9).
 
     Args:
@@ -64,13 +73,11 @@ def global_class_attention(rows: list[Tensor], beta: float, grid: int) -> Tensor
         beta: weight of the past, in [0, 1).
         grid: g.
 
-    Returns:
-        (B, g, g) float32
     """
     average = rows[0].new_zeros(rows[0].shape)
     for row in rows:
         average = beta * average + (1 - beta) * row
-    return average.unflatten(1, (grid, grid))
+    return Scores(*(values.unflatten(1, (grid, grid)) for values in (average, rows[-1])))
 
 
 for _module in pkgutil.iter_modules(__path__):
@@ -79,13 +86,14 @@ for _module in pkgutil.iter_modules(__path__):
 __all__ = [
     "SELECTORS",
     "Choice",
+    "Scores",
     "Selection",
     "Selector",
     "coarse_cell",
     "fine_patches",
-    "global_class_attention",
     "kept_count",
     "remaining_cells",
+    "score_cells",
     "select",
     "selector",
 ]

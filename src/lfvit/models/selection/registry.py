@@ -18,8 +18,18 @@ class Choice(NamedTuple):
     cells: Tensor
 
 
-Selector = Callable[[Tensor, int, float], Choice]
-"""(score map (B, g, g) float32, region_size, alpha) -> Choice"""
+class Scores(NamedTuple):
+    """What a selector can choose by, float32, one value per coarse cell.
+
+    gca: (B, g, g) class attention averaged over blocks. last: (B, g, g) of the last block alone.
+    """
+
+    gca: Tensor
+    last: Tensor
+
+
+Selector = Callable[[Scores, int, float], Choice]
+"""(scores of B images, region_size, alpha) -> Choice"""
 
 SELECTORS: dict[str, Selector] = {}
 
@@ -34,6 +44,14 @@ def selector(name: str) -> Callable[[Selector], Selector]:
         return function
 
     return register
+
+
+def highest(values: Tensor, count: int) -> Tensor:
+    """Positions (B, count) of the highest of (B, n) values, in order.
+
+    A stable sort settles equal values the same way on every device: the first one wins.
+    """
+    return values.argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
 def kept_count(alpha: float, candidates: int) -> int:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lfvit.models.selection.registry import Choice, kept_count, selector
+from lfvit.models.selection.registry import Choice, Scores, highest, kept_count, selector
 
 
 def window_sums(gca: Tensor, size: int) -> Tensor:
@@ -28,10 +28,8 @@ def keep_inside(gca: Tensor, corner: Tensor, size: int, alpha: float) -> Choice:
     steps = torch.arange(size, device=gca.device)
     inside = (steps[:, None] * grid + steps).flatten()  # (m*m,) cells relative to the corner
     cells = (corner[:, :1] * grid + corner[:, 1:]) + inside  # (B, m*m)
-    scores = gca.flatten(1).gather(1, cells)
-    # a stable sort settles equal scores the same way on every device: first cell first
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    return Choice(corner, cells.gather(1, order[:, : kept_count(alpha, size * size)]))
+    best = highest(gca.flatten(1).gather(1, cells), kept_count(alpha, size * size))
+    return Choice(corner, cells.gather(1, best))
 
 
 def corner_of(index: Tensor, columns: int) -> Tensor:
@@ -74,8 +72,9 @@ def _register(name: str, place: Callable[[Tensor, int], Tensor]) -> None:
     """One selector per way of placing the window; what is kept inside is the same for all."""
 
     @selector(name)
-    def choose(gca: Tensor, region_size: int, alpha: float) -> Choice:
-        return keep_inside(gca, place(gca, region_size), region_size, alpha)
+    def choose(scores: Scores, region_size: int, alpha: float) -> Choice:
+        corner = place(scores.gca, region_size)
+        return keep_inside(scores.gca, corner, region_size, alpha)
 
 
 _register("ngca", _best_window)  # LF-ViT Eq. 10
