@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from lfvit.errors import LFViTError
 
@@ -71,6 +71,8 @@ def _cause(error: BaseException | None) -> LFViTError | None:
 def _explain(error: Exception) -> str:
     """Hydra's message, with the valid keys where an override names an unknown one."""
     text = str(error)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} is not set; pass {error.full_key}=..."
     if isinstance(error, HydraException) and error.__cause__ is not None:
         text += f"\n{error.__cause__}"
     match = re.search(r"Could not override '([^']+)'", text)

@@ -76,6 +76,7 @@ def test_a_sweep_gives_every_job_its_own_directory(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["trainer=gpu", "trainer.accelerator=quantum"], "trainer: You selected an invalid"),
         (["method.alhpa=1"], "method has no setting 'alhpa'; did you mean alpha? valid: alpha,"),
         (["method=lfvit"], "Could not find 'method/lfvit'"),
         (["epochs=3"], "there is no setting 'epochs'"),
@@ -88,6 +89,11 @@ def test_mistakes_are_one_message_without_a_traceback(tmp_path, arguments, messa
     done = run("train", *arguments, cwd=tmp_path, status=2)
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_missing_setting_is_named(tmp_path):
+    done = run("evaluate", cwd=tmp_path, status=2)
+    assert "ckpt_path is not set; pass ckpt_path=" in done.stderr
 
 
 def test_reproduce_compares_and_continues(tmp_path):

@@ -94,7 +94,7 @@ def test_debug_options(composed, tmp_path, debug):
         (["seed=-1"], "seed=-1"),
         (["threshold=high"], "threshold='high'"),
         (["init_from=a.pth", "ckpt_path=b.pth"], "pass one of them"),
-        (["trainer.precision=int3"], "trainer=.*int3"),
+        (["trainer.precision=int3"], "trainer: .*int3"),
         (["+method.alhpa=1"], "no setting 'alhpa'; valid"),
     ],
 )

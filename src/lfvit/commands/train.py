@@ -90,7 +90,7 @@ def build_trainer(cfg: DictConfig, schedule: Schedule, loggers: list[Logger]) ->
             use_distributed_sampler=False,  # the DataModule's samplers know their rank
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
-        raise ConfigError(f"trainer={plain(cfg.trainer)}: {error}") from error
+        raise ConfigError(f"trainer: {error}") from error
 
 
 def build_module(cfg: DictConfig, schedule: Schedule, classes: list[str]) -> Classifier:
