@@ -45,4 +45,5 @@ def check_names(group: str, settings: Iterable[str], valid: Iterable[str]) -> No
     valid = list(valid)
     unknown = sorted(set(settings) - set(valid))
     if unknown:
-        raise ConfigError(f"{group} has no setting {unknown[0]!r}; valid: {', '.join(valid)}")
+        names = ", ".join(valid) or "none"
+        raise ConfigError(f"{group} has no setting {unknown[0]!r}; valid: {names}")

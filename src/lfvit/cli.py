@@ -13,7 +13,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -35,13 +35,14 @@ logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARN
 def entry_point(main: Callable[[], Any]) -> Callable[[], Any]:
     """Print errors a user can mend as one message; everything else keeps its traceback.
 
-    Goes around a function made by ``hydra.main``. Exit status 2 for such errors, 130 for Ctrl-C.
+    Goes around a function made by ``hydra.main``. Exit status 2 for such errors.
     """
 
     @wraps(main)
     def run() -> Any:
         # Hydra would print and swallow every exception itself
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+        sys.argv[1:] = [quote_path(argument) for argument in sys.argv[1:]]
         try:
             return main()
         except LFViTError as error:
@@ -54,6 +55,16 @@ def entry_point(main: Callable[[], Any]) -> Callable[[], Any]:
             sys.exit(130)
 
     return run
+
+
+def quote_path(argument: str) -> str:
+    """Quote an override whose value is an existing path that Hydra's grammar would not read."""
+    key, equals, value = argument.partition("=")
+    plain = value[:1] in ("'", '"', "[", "{") or not re.search(r"[=,()\[\]{}\s:]", value)
+    if not equals or plain or not Path(value).expanduser().exists():
+        return argument
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
 
 
 def _stop(message: str) -> None:
@@ -73,6 +84,8 @@ def _explain(error: Exception) -> str:
     text = str(error)
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is not set; pass {error.full_key}=..."
+    if isinstance(error, OverrideParseException):
+        return f'{error.override!r} cannot be read; quote the value: "{_quoted(error.override)}"'
     if isinstance(error, HydraException) and error.__cause__ is not None:
         text += f"\n{error.__cause__}"
     match = re.search(r"Could not override '([^']+)'", text)
@@ -87,6 +100,11 @@ def _explain(error: Exception) -> str:
     where = f"{parent} has" if parent else "there is"
     hint = f"did you mean {close[0]}? " if close else ""
     return f"{where} no setting {leaf!r}; {hint}valid: {', '.join(valid)}"
+
+
+def _quoted(override: str) -> str:
+    key, _, value = override.partition("=")
+    return f"{key}='{value}'"
 
 
 def _valid_keys(key: str, parent: str) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -39,9 +40,9 @@ def start_run(cfg: DictConfig) -> Path:
         return run_dir
     (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     write_json(run_dir / "environment.json", environment())
-    diff = _git("diff", "HEAD")
+    diff = _uncommitted()
     if diff:
-        (run_dir / "uncommitted.diff").write_text(diff)
+        (run_dir / "uncommitted.diff").write_bytes(diff)
     return run_dir
 
 
@@ -53,7 +54,7 @@ def is_main_process() -> bool:
 def environment() -> dict[str, Any]:
     """Command, commit, versions and machine."""
     return {
-        "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": commit(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -64,8 +65,8 @@ def environment() -> dict[str, Any]:
 
 def commit() -> str | None:
     """The checked-out commit, with "+" where files differ from it; None outside a checkout."""
-    head = _git("rev-parse", "--short=12", "HEAD")
-    return f"{head}{'+' if _git('status', '--porcelain', '-uno') else ''}" if head else None
+    head = _git("rev-parse", "--short=12", "HEAD").decode().strip()
+    return f"{head}{'+' if _git('status', '--porcelain') else ''}" if head else None
 
 
 def machine() -> str:
@@ -96,13 +97,23 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git(*arguments: str) -> str:
+def _uncommitted() -> bytes:
+    """What differs from the commit, new files included, as a patch that git apply takes."""
+    patch = _git("diff", "--binary", "HEAD")
+    for name in _git("ls-files", "--others", "--exclude-standard", "-z").split(b"\0"):
+        path = PROJECT_ROOT / os.fsdecode(name)
+        if name and path.is_file() and path.stat().st_size < 1_000_000:
+            patch += _git("diff", "--binary", "--no-index", "/dev/null", os.fsdecode(name))
+    return patch
+
+
+def _git(*arguments: str) -> bytes:
+    """What git prints, nothing outside a checkout; `diff --no-index` exits with 1."""
     if shutil.which("git") is None:
-        return ""
-    done = subprocess.run(
-        ["git", "-C", str(PROJECT_ROOT), *arguments], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() if done.returncode == 0 else ""
+        return b""
+    command = ["git", "-C", str(PROJECT_ROOT), *arguments]
+    done = subprocess.run(command, capture_output=True, check=False)
+    return done.stdout if done.returncode == 0 or "--no-index" in arguments else b""
 
 
 def _processor() -> str:

@@ -28,7 +28,7 @@ def seed_all(*keys: int) -> None:
 
 @contextmanager
 def seeded(*keys: int) -> Iterator[None]:
-    """Seed the CPU generators for a while, and put them back as they were."""
+    """Seed all generators for a while, then put those of the CPU back as they were."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seed_all(*keys)
     try:

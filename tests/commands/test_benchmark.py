@@ -46,6 +46,8 @@ def test_rows(composed, tmp_path, precision):
         ("precision=fp8", "precision='fp8' is unknown; valid: fp32, bf16"),
         ("exit_fractions=[1.5]", "exit_fractions=1.5"),
         ("batch_sizes=[0]", "batch_sizes=0"),
+        ("batch_sizes=8", r"batch_sizes=8 must be a list, such as \[8\]"),
+        ("threads=0", "threads=0"),
         ("accelerator=tpu", "accelerator='tpu' is unknown"),
         ("image_size=100", "image_size=100"),
     ],

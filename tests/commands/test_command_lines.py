@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -94,6 +95,27 @@ def test_mistakes_are_one_message_without_a_traceback(tmp_path, arguments, messa
 def test_a_missing_setting_is_named(tmp_path):
     done = run("evaluate", cwd=tmp_path, status=2)
     assert "ckpt_path is not set; pass ckpt_path=" in done.stderr
+
+
+def test_paths_may_hold_what_hydra_reads_as_grammar(tmp_path, trained_run):
+    strange = tmp_path / "epoch=1, (last) [a]"
+    shutil.copytree(trained_run / "checkpoints", strange)
+    photos = write_photographs(strange / "x=1", per_class=1)
+    checkpoint = f"ckpt_path={strange / 'last.ckpt'}"
+    done = run("predict", checkpoint, f"image={photos / 'pear' / '00.jpg'}", cwd=tmp_path)
+    assert "1 images, 0 unreadable" in done.stdout
+    missing = run("predict", "ckpt_path=a=b.ckpt", "image=x", cwd=tmp_path, status=2)
+    assert "quote the value: \"ckpt_path='a=b.ckpt'\"" in missing.stderr
+
+
+def test_reproduce_does_not_touch_what_it_did_not_write(tmp_path):
+    precious = tmp_path / "outputs" / "reproduce" / "lf_vit" / "precious.txt"
+    precious.parent.mkdir(parents=True)
+    precious.write_text("mine")
+    for fresh in ("true", "false"):
+        done = run("reproduce", f"fresh={fresh}", cwd=tmp_path, status=2)
+        assert "holds something else than this run" in done.stderr
+    assert precious.read_text() == "mine"
 
 
 def test_reproduce_compares_and_continues(tmp_path):

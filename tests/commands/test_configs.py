@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from conftest import NEEDLE_FAST, ROOT
-from lfvit.commands.train import train
+from lfvit.commands.train import check, train
 from lfvit.errors import ConfigError, TrainingError
 
 FAST = ("debug=fast", "callbacks.progress=null", "trainer.accelerator=cpu", "data.num_workers=0")
@@ -65,6 +65,11 @@ def test_options_of_every_group(composed, tmp_path, group, option):
         f"run_dir={tmp_path}",
     )
     assert train(cfg)["steps"] == 1
+
+
+def test_overfitting_works_with_a_published_recipe(composed):
+    cfg = composed("train", "experiment=lf_vit_deit_small", "debug=overfit", "trainer.devices=1")
+    assert check(cfg).selection_epoch == 50
 
 
 @pytest.mark.parametrize("debug", ["overfit", "profiler"])

@@ -91,6 +91,60 @@ def test_data_with_other_classes_is_refused(run, photographs):
         run(f"data.root={photographs}")
 
 
+def test_nothing_named_in_a_checkpoint_is_called(run, trained_run, tmp_path):
+    for change in (
+        {"_target_": "shutil.copy", "src": "/etc/hostname", "dst": str(tmp_path / "stolen")},
+        {"extra": {"_target_": "shutil.copy", "src": "/etc/hostname", "dst": str(tmp_path / "b")}},
+    ):
+        content = torch.load(trained_run / "checkpoints" / "last.ckpt", weights_only=True)
+        content["lfvit"]["data"] = {**content["lfvit"]["data"], **change}
+        torch.save(content, tmp_path / "evil.ckpt")
+        with pytest.raises(ConfigError, match="data"):
+            run(checkpoint=tmp_path / "evil.ckpt")
+    assert not (tmp_path / "stolen").exists()
+    assert not (tmp_path / "b").exists()
+
+
+def test_single_settings_of_the_checkpoint_can_be_replaced(run):
+    found = run("method.region_size=2", "method.selector=random", "threshold=0.1")
+    assert found["method"]["region_size"] == 2
+    assert found["method"]["alpha"] == 0.88
+    assert found["second"]["gmacs"] < run()["second"]["gmacs"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("threshold=high", "threshold='high'"),
+        ("calibration=1", "calibration=1"),
+        ("method.region_size=9", "region_size=9 does not fit"),
+        ("trainer.devices=2", "evaluate.py counts every image once, on one device"),
+    ],
+)
+def test_wrong_settings(run, override, message):
+    with pytest.raises(ConfigError, match=message):
+        run(override)
+
+
+def test_held_out_images_stay_the_ones_training_held_out(
+    run, composed, photographs, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(photographs.parent)
+    settings = [o for o in NEEDLE_FAST if not o.startswith(("data.train", "data.val"))]
+    folder = ("data=imagefolder", f"data.root={photographs.name}")
+    train(
+        composed(
+            "train", *settings, *folder, "seed=1", "data.val_fraction=0.4", f"run_dir={tmp_path}"
+        )
+    )
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    monkeypatch.chdir("/")  # the folder was named relative to where training was started
+    expected = run(checkpoint=checkpoint)
+    assert expected["images"] == 9
+    same = run("data=imagefolder", f"data.root={photographs}", checkpoint=checkpoint)
+    assert same["curve"] == expected["curve"]
+
+
 def test_a_truncated_checkpoint_names_itself(run, trained_run, tmp_path):
     cut = tmp_path / "cut.ckpt"
     shutil.copy(trained_run / "checkpoints" / "last.ckpt", cut)

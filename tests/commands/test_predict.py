@@ -73,6 +73,39 @@ def test_one_pass_models(run, composed, photographs, tmp_path):
     assert (tmp_path / "out" / entry["picture"]).exists()
 
 
+def test_class_names_are_not_taken_for_formulas(tmp_path):
+    import numpy as np
+
+    from lfvit.report.pictures import Look, save_looks
+
+    image = np.zeros((16, 16, 3), dtype=np.uint8)
+    save_looks([Look(image, image[::2, ::2], "$5_{ to $9", exited=True)], tmp_path / "x.png")
+    assert (tmp_path / "x.png").exists()
+
+
+def test_other_weights_with_a_description(composed, photographs, tmp_path):
+    import torch
+
+    import lfvit
+
+    model = lfvit.create_model(
+        "vit", backbone="deit_tiny_patch16_224", num_classes=4, image_size=64
+    )
+    torch.save(model.state_dict(), tmp_path / "plain.pth")
+    cfg = composed(
+        "predict",
+        f"ckpt_path={tmp_path / 'plain.pth'}",
+        f"image={photographs / 'apple' / '00.jpg'}",
+        "method=vit",
+        "backbone=deit_tiny",
+        "image_size=64",
+        "accelerator=cpu",
+        f"run_dir={tmp_path / 'out'}",
+    )
+    (entry,) = predict(cfg)
+    assert {line["class"] for line in entry["top"]} == {"0", "1", "2", "3"}
+
+
 def test_nothing_to_predict(run, tmp_path):
     with pytest.raises(DataError, match="no such file or folder"):
         run(str(tmp_path / "nowhere.jpg"))

@@ -144,9 +144,19 @@ def test_unreadable_images_are_skipped_counted_and_never_black(tmp_path, workers
     assert all(batch.images.std() > 0.1 for batch in batches)
 
 
-def test_a_batch_without_one_readable_image_is_an_error():
-    with pytest.raises(DataError, match="x.jpg"):
-        collate(["x.jpg: not readable"])
+@pytest.mark.parametrize("augment", [{}, DEIT])
+def test_a_batch_without_one_readable_image_is_passed_over(tmp_path, augment):
+    data = folder(broken(tmp_path)[0], on_error="skip", augment={**augment, "repeats": 1})
+    empty = data.on_after_batch_transfer(collate(["x.jpg: not readable"]), 0)
+    assert len(empty.images) == len(empty.targets) == 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_an_odd_image_out_is_kept_unmixed(photographs, count):
+    data = folder(photographs, augment=DEIT)
+    images, targets = data._mix(torch.randn(count, 3, 32, 32), torch.zeros(count, dtype=torch.long))
+    assert images.shape == (count, 3, 32, 32)
+    torch.testing.assert_close(targets.sum(1), torch.ones(count))
 
 
 def test_training_targets_are_mixed_and_validation_targets_are_not(photographs):
@@ -208,6 +218,7 @@ def test_evaluation_does_not_depend_on_batch_size(photographs):
         ({"augment": {"hflip": 2}}, "augment.hflip=2 is out of range"),
         ({"augment": {"repeats": 0}}, "augment.repeats=0"),
         ({"augment": {"crop_pct": 0}}, "augment.crop_pct=0"),
+        ({"augment": {"interpolation": "cubic"}}, "augment.interpolation='cubic' is unknown"),
         ({"root": None}, "data.root is not set"),
     ],
 )

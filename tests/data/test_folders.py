@@ -53,6 +53,7 @@ def test_imagenet_layout(tmp_path):
         (lambda root: make(root, classes=("train", "x")), "has train/ but no val/"),
         (lambda root: (make(root), (root / "empty").mkdir()), "empty: holds no images"),
         (lambda root: make(root, count=1), "class 'a' has one image"),
+        (lambda root: make(root, classes=("a",)), "holds one class folder, 'a'; two or more"),
         (
             lambda root: (make(root / "train", ("a", "b")), make(root / "val", ("a", "c"))),
             "different classes; 'b' is only in train",
@@ -82,6 +83,10 @@ def test_hidden_files_and_folders_are_not_classes_or_images(tmp_path):
 
 def test_wordnet_ids_become_words():
     assert readable_names(["n01440764", "apple"]) == ["tench", "apple"]
+    assert readable_names(["salt, pepper", "salt, fine"]) == ["salt, pepper", "salt, fine"]
+    bird, machine = readable_names(["n02012849", "n03126707"])
+    assert bird != machine
+    assert bird.startswith("crane")
 
 
 def test_images_to_predict(tmp_path):

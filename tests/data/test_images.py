@@ -40,6 +40,28 @@ def test_16_bits_are_scaled_not_clipped(tmp_path):
         assert np.array_equal(np.asarray(image)[..., 0], values >> 8)
 
 
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (np.linspace(0, 255, 64), np.int32),
+        (np.linspace(0, 65535, 64), np.int32),
+        (np.linspace(0, 1, 64), np.float32),
+        (np.linspace(0, 255, 64), np.float32),
+    ],
+)
+def test_deep_grayscale_is_never_black(tmp_path, values, kind):
+    image = Image.fromarray(values.reshape(8, 8).astype(kind))
+    found = np.asarray(read_image(save(image, tmp_path / "x.tif")))[..., 0].flatten()
+    assert np.abs(found.astype(int) - np.linspace(0, 255, 64)).max() <= 1.01
+
+
+@pytest.mark.parametrize("values", [[-1.0, 0.5], [0.0, 1e6], [0.0, np.nan]])
+def test_values_of_unknown_brightness_are_refused(tmp_path, values):
+    image = Image.fromarray(np.array([values], dtype=np.float32))
+    with pytest.raises(UnreadableImageError, match="no known brightness"):
+        read_image(save(image, tmp_path / "x.tif"))
+
+
 def test_transparency_lies_on_white(tmp_path):
     image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
     assert np.asarray(read_image(save(image, tmp_path / "x.png"))).min() == 255

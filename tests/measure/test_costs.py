@@ -1,6 +1,8 @@
 """The published figures, and the closed formula against fvcore."""
 
 import pytest
+import timm
+import torch
 from timm.layers import Attention
 
 import lfvit
@@ -74,5 +76,17 @@ def test_wrong_questions(tiny):
         lfvit.count_macs(vit, "first")
     with pytest.raises(ConfigError, match="stage='third' is unknown"):
         lfvit.count_macs(vit, "third")
-    with pytest.raises(ConfigError, match="cannot count a Linear"):
+    with pytest.raises(ConfigError, match="cannot count this Linear"):
         lfvit.count_macs(vit.head)
+    pooled = timm.create_model("vit_base_patch16_siglip_224", depth=1)
+    with pytest.raises(ConfigError, match="attention pooling"):
+        lfvit.count_macs(pooled)
+
+
+def test_counting_draws_nothing(tiny):
+    model = lfvit.create_model("lf_vit", backbone=tiny, image_size=112, selector="random")
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    lfvit.count_macs(model)
+    assert torch.equal(torch.rand(2), expected)

@@ -3,6 +3,7 @@
 import argparse
 import pickle
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -44,6 +45,22 @@ def test_trainer_prefixes_and_wrappers_are_removed(model):
     assert torch.equal(model.state_dict()["first_pos_embed"], weights["model.first_pos_embed"])
 
 
+def test_wrappers_of_wrappers(model):
+    weights = {f"module.model.{key}": value + 1 for key, value in model.state_dict().items()}
+    lfvit.load_checkpoint(model, {"model": weights})
+    assert torch.equal(
+        model.state_dict()["first_pos_embed"], weights["module.model.first_pos_embed"]
+    )
+
+
+def test_the_reuse_term_can_be_left_out(model, tiny):
+    plain = lfvit.create_model("lf_vit", backbone=tiny, image_size=112, num_classes=7, reuse="none")
+    lfvit.load_checkpoint(plain, model.state_dict())
+    assert torch.equal(plain.first_pos_embed, model.first_pos_embed)
+    with pytest.raises(CheckpointError, match=r"missing: reuse\.norm\.weight"):
+        lfvit.load_checkpoint(model, plain.state_dict())
+
+
 def test_timm_weights_fill_both_passes(timm_vit):
     two_pass = small()
     lfvit.load_checkpoint(two_pass, timm_vit.state_dict())
@@ -74,7 +91,7 @@ def test_released_files_with_their_extra_entries(tmp_path):
     shapes = golden_vectors.released_shapes(D=32, depth=4, classes=6, grid=7)
     weights = golden_vectors.weights(shapes, seed=3)
     path = tmp_path / "released.pth"
-    extra = {"optimizer": {"lr": 0.1}, "epoch": 349, "flops": [1.1, 3.8]}
+    extra = {"optimizer": {"lr": 0.1}, "epoch": 349, "flops": [np.float64(1.1), np.float32(3.8)]}
     torch.save({"model": weights, "args": argparse.Namespace(lr=1e-3), **extra}, path)
     model = lfvit.create_model(
         "lf_vit", backbone={"embed_dim": 32, "depth": 4, "num_heads": 2}, num_classes=6

@@ -138,6 +138,12 @@ def test_an_image_is_answered_alike_alone_and_in_a_batch(tiny):
         )
 
 
+def test_an_empty_batch_is_answered_with_nothing(tiny):
+    model = lf_vit(tiny)
+    assert model(torch.zeros(0, 3, 112, 112)).second_logits.shape == (0, 7)
+    assert model.infer(torch.zeros(0, 3, 112, 112), 0.5).logits.shape == (0, 7)
+
+
 def test_a_given_view_is_the_view_the_model_makes(tiny):
     from lfvit.models.view import half_resolution
 

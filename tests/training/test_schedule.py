@@ -31,6 +31,7 @@ def test_phase_two_starts_at_an_epoch_or_a_fraction(start, epoch):
     [
         ({"epochs": 0}, "schedule.epochs=0"),
         ({"epochs": 2.5}, "schedule.epochs=2.5 must be a whole number"),
+        ({"selection_start": 230.5}, "schedule.selection_start=230.5 must be a whole number"),
         ({"selection_start": 400}, "schedule.selection_start=400 is out of range"),
         ({"warmup_epochs": -1}, "schedule.warmup_epochs=-1"),
         ({"lr": 0}, "schedule.lr=0"),

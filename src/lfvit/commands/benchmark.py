@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from lfvit.checks import check_choice, check_range, check_whole
 from lfvit.commands.setup import build_model, find_device
+from lfvit.errors import ConfigError
 from lfvit.measure.costs import count_macs, expected_gmacs
 from lfvit.measure.throughput import quantile, spread, threshold_for, time_interleaved
 from lfvit.models.two_stage import TwoStageViT
@@ -43,11 +44,15 @@ def benchmark(cfg: DictConfig) -> list[dict[str, Any]]:
     """
     check_choice("precision", cfg.precision, PRECISIONS)
     check_whole("repeats", cfg.repeats, 1)
+    for name in ("exit_fractions", "batch_sizes"):
+        if not isinstance(cfg[name], ListConfig):
+            raise ConfigError(f"{name}={cfg[name]!r} must be a list, such as [{cfg[name]}]")
     for fraction in cfg.exit_fractions:
         check_range("exit_fractions", fraction, 0, 1)
     for batch_size in cfg.batch_sizes:
         check_whole("batch_sizes", batch_size, 1)
     if cfg.threads is not None:
+        check_whole("threads", cfg.threads, 1)
         torch.set_num_threads(cfg.threads)
     device, dtype = find_device(cfg.accelerator), PRECISIONS[cfg.precision]
     torch.manual_seed(cfg.seed)

@@ -8,8 +8,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from lfvit.checks import check_range
-from lfvit.commands.setup import load_trained, open_data, trainer_settings
+from lfvit.checks import check_range, check_whole
+from lfvit.commands.setup import load_trained, model_overrides, open_data, trainer_settings
 from lfvit.errors import ConfigError
 from lfvit.measure.costs import count_macs, trace_macs
 from lfvit.measure.evaluation import Collector, join, results
@@ -27,24 +27,34 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         LFViTError: anything the user can mend.
     """
     check_range("calibration", cfg.calibration, 0, 1, above=True, below=True)
-    overrides = {key: cfg.get(key) for key in ("method", "backbone", "image_size", "threshold")}
-    model, record = load_trained(cfg.ckpt_path, overrides)
+    check_whole("calibration_seed", cfg.calibration_seed, 0)
+    if cfg.trainer.devices not in (1, "1"):
+        raise ConfigError(
+            f"trainer.devices={cfg.trainer.devices}: evaluate.py counts every image once, on one "
+            "device; use trainer.devices=1"
+        )
+    model, record = load_trained(cfg.ckpt_path, model_overrides(cfg))
     data = open_data(cfg, record)
     run_dir = start_run(cfg)
     if cfg.verify_macs:
         _verify_macs(model, record["image_size"])
-    L.seed_everything(cfg.seed, verbose=False)
+    L.seed_everything(record.get("seed", 0), verbose=False)
     trainer = L.Trainer(
-        **trainer_settings(cfg), logger=False, enable_checkpointing=False, default_root_dir=run_dir
+        **trainer_settings(cfg),
+        logger=False,
+        enable_checkpointing=False,
+        default_root_dir=run_dir,
+        use_distributed_sampler=False,
     )
     batches: Any = trainer.predict(Collector(model), datamodule=data)
+    outputs = join([batch for batch in batches if batch is not None])
     found = {
         "checkpoint": str(cfg.ckpt_path),
         "method": record["method"],
         "backbone": record["backbone"],
         "image_size": record["image_size"],
         "data": type(data).__name__,
-        **results(model, join(batches), record.get("threshold", 0.7), cfg.calibration, cfg.seed),
+        **results(model, outputs, record["threshold"], cfg.calibration, cfg.calibration_seed),
         "unreadable_images": len(data.unreadable),
         "macs_counter": "closed form" + (", equal to fvcore" if cfg.verify_macs else ""),
         "precision": str(trainer.precision),

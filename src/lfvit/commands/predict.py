@@ -9,7 +9,7 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
 from lfvit.checks import check_choice, check_whole
-from lfvit.commands.setup import Trained, find_device, load_trained
+from lfvit.commands.setup import Trained, find_device, load_trained, model_overrides
 from lfvit.data.datamodule import ON_ERROR, Augment, normalise
 from lfvit.data.folders import images_of
 from lfvit.data.images import UnreadableImageError, read_image
@@ -35,8 +35,8 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     check_choice("on_error", cfg.on_error, ON_ERROR)
     check_whole("top", cfg.top, 1)
     sources = list(cfg.image) if isinstance(cfg.image, ListConfig) else [cfg.image]
-    paths = [path for source in sources for path in images_of(source)]
-    trained = load_trained(cfg.ckpt_path, {"threshold": cfg.threshold})
+    paths = [path for source in sources for path in images_of(str(source))]
+    trained = load_trained(cfg.ckpt_path, model_overrides(cfg))
     run_dir = start_run(cfg)
     device = find_device(cfg.accelerator)
     trained.model.to(device)
@@ -80,7 +80,7 @@ def look_at(trained: Trained, pixels: Tensor, top: int) -> tuple[dict[str, Any],
     record = trained.record
     model: Any = trained.model
     images = normalise(pixels[None])
-    threshold = record.get("threshold", 0.7)
+    threshold = record["threshold"]
     with torch.inference_mode():
         if isinstance(model, TwoStageViT):
             out = model.infer(images, threshold)

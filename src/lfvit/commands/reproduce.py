@@ -18,6 +18,7 @@ from lfvit.commands.setup import load_trained
 from lfvit.commands.train import train
 from lfvit.data.batches import as_pixels
 from lfvit.data.needle import NeedleSet
+from lfvit.errors import ConfigError
 from lfvit.report.pictures import save_looks
 from lfvit.report.plots import plot_comparison
 from lfvit.report.tables import comparison_rows, markdown_table
@@ -62,13 +63,19 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
 
 def _run_once(run_dir: Path, overrides: list[str], fresh: bool, console: Console) -> dict[str, Any]:
     """Train and evaluate into run_dir, as far as that is not done already with these settings."""
-    cfg = compose("train", [*overrides, f"run_dir={run_dir}"])
+    cfg = compose("train", overrides)
+    cfg.run_dir = str(run_dir)
     settings = json.dumps(plain(cfg), indent=2)
     asked, result = run_dir / "settings.json", run_dir / "evaluation" / "evaluate.json"
-    if fresh or not asked.exists() or asked.read_text() != settings:
-        shutil.rmtree(run_dir, ignore_errors=True)
-        run_dir.mkdir(parents=True)
-        asked.write_text(settings)
+    if fresh and asked.exists():
+        shutil.rmtree(run_dir)
+    if run_dir.exists() and (not asked.exists() or asked.read_text() != settings):
+        raise ConfigError(
+            f"{run_dir} holds something else than this run; pass another output_dir, or fresh=true "
+            "to repeat a run of other settings in its place"
+        )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    asked.write_text(settings)
     if result.exists():
         console.print(f"already done: {result}")
         return json.loads(result.read_text())
@@ -78,7 +85,9 @@ def _run_once(run_dir: Path, overrides: list[str], fresh: bool, console: Console
         started = time.monotonic()
         train(cfg)
         console.print(f"trained in {time.monotonic() - started:.0f} s")
-    return evaluate(compose("evaluate", [f"ckpt_path={last}", f"run_dir={result.parent}"]))
+    evaluation = compose("evaluate")
+    evaluation.ckpt_path, evaluation.run_dir = str(last), str(result.parent)
+    return evaluate(evaluation)
 
 
 def _localisation(found: dict[str, Any]) -> list[str]:

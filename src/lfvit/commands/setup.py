@@ -6,16 +6,20 @@ from typing import Any, NamedTuple
 
 import hydra
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
-from lfvit.checks import check_choice
-from lfvit.data import ImageDataModule
+from lfvit.checks import check_choice, check_range
+from lfvit.data import FolderDataModule, ImageDataModule, NeedleDataModule
 from lfvit.errors import CheckpointError, ConfigError, DataError
 from lfvit.models import create_model
 from lfvit.models.checkpoints import extract_weights, load_checkpoint, read_file
 from lfvit.runs import commit, plain
 from lfvit.training.module import RECORD
+
+DATA_MODULES: dict[str, type[ImageDataModule]] = {
+    f"lfvit.data.{kind.__name__}": kind for kind in (FolderDataModule, NeedleDataModule)
+}
 
 
 class Trained(NamedTuple):
@@ -40,8 +44,16 @@ def build_model(settings: Mapping[str, Any], num_classes: int, **overrides: Any)
 
 def make_record(cfg: DictConfig, classes: list[str]) -> dict[str, Any]:
     """What a checkpoint needs to be used without its config: plain values only."""
-    keys = ("method", "backbone", "image_size", "data", "seed", "threshold")
-    return {**{key: plain(cfg[key]) for key in keys}, "classes": classes, "commit": commit()}
+    keys = ("method", "backbone", "image_size", "data", "schedule", "seed", "threshold")
+    record = {key: plain(cfg[key]) for key in keys}
+    if record["data"].get("root") is not None:
+        record["data"]["root"] = _absolute(record["data"]["root"])
+    return {**record, "classes": classes, "commit": commit()}
+
+
+def model_overrides(cfg: DictConfig) -> dict[str, Any]:
+    """What the command line says about the model of a checkpoint."""
+    return {key: cfg[key] for key in ("method", "backbone", "image_size", "threshold")}
 
 
 def load_trained(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Trained:
@@ -49,20 +61,27 @@ def load_trained(path: str | Path, overrides: Mapping[str, Any] | None = None) -
 
     Args:
         path: a checkpoint of this project, or other weights if `overrides` describe the model.
-        overrides: method, backbone, image_size and threshold; None keeps the checkpoint's own.
+        overrides: method, backbone, image_size and threshold; what is None, also inside of method
+            and backbone, is the checkpoint's own.
 
     Raises:
         CheckpointError, ConfigError: unreadable, not describing its model, or not fitting it.
     """
     content = read_file(path)
     record: dict[str, Any] = dict(content.get(RECORD) or {})
-    record.update({k: plain(v) for k, v in (overrides or {}).items() if v is not None})
+    for key, value in (overrides or {}).items():
+        said = _said(plain(value))
+        if isinstance(said, dict) and key in record and "name" not in said:
+            record[key] = {**record[key], **said}  # single settings of the checkpoint's own
+        elif said not in (None, {}):
+            record[key] = said
     lacking = [key for key in ("method", "backbone", "image_size") if key not in record]
     if lacking:
         raise CheckpointError(
             f"{path}: does not say what model its weights belong to; pass {lacking[0]}= as well, "
             "for example method=vit backbone=deit_small image_size=224"
         )
+    check_range("threshold", record.setdefault("threshold", 0.7), 0)
     classes = record.setdefault("classes", [str(i) for i in range(_num_classes(content, path))])
     model = build_model(record, len(classes))
     try:
@@ -75,26 +94,36 @@ def load_trained(path: str | Path, overrides: Mapping[str, Any] | None = None) -
 def open_data(cfg: DictConfig, record: Mapping[str, Any]) -> ImageDataModule:
     """The data of an evaluation: the checkpoint's own, as far as ``cfg.data`` does not say else.
 
+    The images held out of a folder without a split are the ones that training held out.
+
     Raises:
         DataError: other classes than the model was trained on.
     """
-    OmegaConf.update(cfg, "image_size", record["image_size"])
     own = record.get("data", {})
-    if "_target_" not in cfg.data:  # data=as_trained
+    settings = _said(plain(cfg.data))
+    if "_target_" not in settings:  # data=as_trained
         if not own:
             raise ConfigError("the checkpoint names no data; pass data=imagefolder data.root=DIR")
-        changes = {key: value for key, value in plain(cfg.data).items() if value is not None}
-        if "root" in changes and "root" not in own:
+        if "root" in settings and "root" not in own:
             raise ConfigError(
                 "data.root is set, but the checkpoint was trained on generated images; pass "
                 "data=imagefolder as well"
             )
-        settings = {**own, **changes}
-    else:
-        settings = plain(cfg.data)
-    settings["augment"] = own.get("augment", settings.get("augment"))
+        settings = {**own, **settings}
+    if "root" in settings:
+        settings["root"] = _absolute(settings["root"])
+        if settings["root"] == own.get("root"):
+            settings["val_fraction"] = own["val_fraction"]
+    settings["seed"] = own.get("seed", 0)
+    settings["augment"] = own.get("augment")
     settings["image_size"] = record["image_size"]
-    data: ImageDataModule = hydra.utils.instantiate(settings)
+    kind = settings.pop("_target_")
+    if kind not in DATA_MODULES:  # the name may come from a file: nothing else is ever called
+        raise ConfigError(f"data._target_={kind!r} is unknown; valid: {', '.join(DATA_MODULES)}")
+    try:
+        data = DATA_MODULES[kind](**settings)
+    except TypeError as error:
+        raise ConfigError(f"data: {error}") from error
     data.setup("validate")
     if data.classes != record["classes"] and own:
         unknown = sorted(set(data.classes) ^ set(record["classes"])) or ["their order"]
@@ -107,6 +136,18 @@ def open_data(cfg: DictConfig, record: Mapping[str, Any]) -> ImageDataModule:
             f"the data has {len(data.classes)} classes, the model {len(record['classes'])} outputs"
         )
     return data
+
+
+def _said(settings: Any) -> Any:
+    """A mapping without its nulls, which stand for the checkpoint's own values."""
+    if not isinstance(settings, dict):
+        return settings
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def _absolute(root: str) -> str:
+    """A folder that means the same from every working directory."""
+    return str(Path(str(root)).expanduser().absolute())
 
 
 def trainer_settings(cfg: DictConfig) -> dict[str, Any]:

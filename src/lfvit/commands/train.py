@@ -41,8 +41,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         LFViTError: anything the user can mend.
     """
     schedule = check(cfg)
-    if cfg.ckpt_path is not None:
-        _check_resume(cfg)
+    resumed = _check_resume(cfg) if cfg.ckpt_path is not None else None
     run_dir = start_run(cfg)
     L.seed_everything(cfg.seed, verbose=False)
     loggers: list[Logger] = []
@@ -52,6 +51,11 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         _start_loggers(loggers, cfg)
         trainer = build_trainer(cfg, schedule, loggers)
         data: ImageDataModule = hydra.utils.instantiate(cfg.data)
+        if resumed is not None and data.classes != resumed["classes"]:
+            raise CheckpointError(
+                f"{cfg.ckpt_path}: was trained on other classes ({resumed['classes'][:3]}..., now "
+                f"{data.classes[:3]}...); resume with the same data"
+            )
         module = build_module(cfg, schedule, data.classes)
         started = time.monotonic()
         trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
@@ -120,6 +124,8 @@ def check(cfg: DictConfig) -> Schedule:
     schedule = Schedule.of(plain(cfg.schedule))
     with torch.device("meta"):  # every check of the model, without its weights
         build_model(cfg, num_classes=2)
+        if cfg.pretrained and "timm" not in cfg.backbone:
+            build_model(cfg, num_classes=2, pretrained=True)
     if cfg.init_from is not None and cfg.ckpt_path is not None:
         raise ConfigError(
             "init_from starts a new run and ckpt_path continues one; pass one of them"
@@ -138,21 +144,22 @@ def check(cfg: DictConfig) -> Schedule:
     return schedule
 
 
-def _check_resume(cfg: DictConfig) -> None:
-    """A run can only be continued with the model it was started with."""
+def _check_resume(cfg: DictConfig) -> dict[str, Any]:
+    """A run can only be continued as it was started; returns the checkpoint's record."""
     content = read_file(cfg.ckpt_path)
     if RECORD not in content or "loops" not in content:
         raise CheckpointError(
             f"{cfg.ckpt_path}: not a checkpoint of a training run; to start from its weights pass "
             "init_from= instead of ckpt_path="
         )
-    for key in ("method", "backbone", "image_size"):
-        then, now = content[RECORD][key], plain(cfg[key])
+    for key in ("method", "backbone", "image_size", "schedule", "seed"):
+        then, now = content[RECORD].get(key), plain(cfg[key])
         if then != now:
             raise CheckpointError(
                 f"{cfg.ckpt_path}: was trained with {key}={then}, not {now}; repeat the run's own "
                 "settings to resume it, or pass init_from= to start a new run from its weights"
             )
+    return content[RECORD]
 
 
 def _metrics(
@@ -205,7 +212,7 @@ def _open_wandb(logger: WandbLogger) -> None:
 
 def _summarise(loggers: list[Logger], metrics: dict[str, Any]) -> None:
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
+        if isinstance(logger, WandbLogger) and is_main_process():
             logger.experiment.summary.update({**metrics, "top1": metrics.get("val/top1")})
 
 

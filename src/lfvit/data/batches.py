@@ -11,7 +11,6 @@ from torch.utils.data import Dataset
 
 from lfvit.data.images import UnreadableImageError
 from lfvit.data.sampling import Draw
-from lfvit.errors import DataError
 from lfvit.seeding import seeded
 
 
@@ -40,7 +39,7 @@ class Sample(NamedTuple):
 
 
 class RawBatch(NamedTuple):
-    """A batch as it leaves the workers.
+    """A batch as it leaves the workers; without images where none of them could be read.
 
     images: (B, 3, S, S) uint8. targets: (B,) long. boxes: (B, 4) long or None.
     unreadable: messages, each starting with a path, of the images that are missing from the batch.
@@ -93,15 +92,12 @@ class TransformedImages(Dataset[Sample | str]):
 
 
 def collate(samples: Sequence[Sample | str]) -> RawBatch:
-    """Stack the readable samples; list what was unreadable.
-
-    Raises:
-        DataError: not one readable image in the batch.
-    """
+    """Stack the readable samples; list what was unreadable. There may be none to stack."""
     good = [sample for sample in samples if isinstance(sample, Sample)]
     bad = [sample for sample in samples if isinstance(sample, str)]
     if not good:
-        raise DataError(f"no image of a whole batch could be read; the first: {bad[0]}")
+        empty = torch.zeros(0, 3, 2, 2, dtype=torch.uint8)
+        return RawBatch(empty, torch.zeros(0, dtype=torch.long), None, bad)
     boxes = [sample.box for sample in good]
     return RawBatch(
         torch.stack([sample.pixels for sample in good]),

@@ -33,6 +33,7 @@ from lfvit.seeding import seeded
 log = logging.getLogger(__name__)
 
 ON_ERROR = ("raise", "skip")
+INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest", "box", "hamming", "random")
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Augment:
         for name in ("mixup", "cutmix", "color_jitter"):
             check_range(f"augment.{name}", getattr(augment, name), 0)
         check_range("augment.label_smoothing", augment.label_smoothing, 0, 1, below=True)
+        check_choice("augment.interpolation", augment.interpolation, INTERPOLATIONS)
         check_range("augment.crop_pct", augment.crop_pct, 0, 1, above=True)
         check_whole("augment.repeats", augment.repeats, 1)
         return augment
@@ -213,7 +215,9 @@ class ImageDataModule(L.LightningDataModule):
             return batch
         images, targets = normalise(batch.images), batch.targets
         trainer = self.trainer
-        if trainer is not None and trainer.training:
+        if trainer is not None:
+            images = trainer.precision_plugin.convert_input(images)
+        if trainer is not None and trainer.training and len(images):
             # its own place for each batch: mixing does not depend on what was drawn before
             step = trainer.fit_loop.batch_idx + 1  # Lightning counts the batch after this hook
             with seeded(self.seed, trainer.current_epoch, step, self._rank):
@@ -226,7 +230,6 @@ class ImageDataModule(L.LightningDataModule):
         if augment.erasing:
             images = RandomErasing(augment.erasing, mode="pixel", device=images.device)(images)
         if augment.mixup or augment.cutmix:
-            even = len(images) - len(images) % 2  # pairs; odd only where an image was skipped
             mixup = Mixup(
                 augment.mixup,
                 augment.cutmix,
@@ -235,7 +238,11 @@ class ImageDataModule(L.LightningDataModule):
                 label_smoothing=augment.label_smoothing,
                 num_classes=classes,
             )
-            return mixup(images[:even], targets[:even])
+            pairs = len(images) - len(images) % 2  # an odd image out stays as it is
+            if pairs:
+                images[:pairs], mixed = mixup(images[:pairs], targets[:pairs])
+                rest = mixup_target(targets[pairs:], classes, 1.0, augment.label_smoothing)
+                return images, torch.cat([mixed, rest])
         return images, mixup_target(targets, classes, 1.0, augment.label_smoothing)
 
     def _loader(
@@ -278,7 +285,7 @@ class FolderDataModule(ImageDataModule):
     def open(self) -> tuple[ImageSource, ImageSource]:
         if self.root is None:
             raise ConfigError("data.root is not set; pass data.root=DIR, the folder of photographs")
-        return open_folder(self.root, self.val_fraction, self.seed)
+        return open_folder(str(self.root), self.val_fraction, self.seed)
 
 
 class NeedleDataModule(ImageDataModule):

@@ -91,6 +91,8 @@ def scan(folder: Path) -> ImageFolder:
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not names:
         raise DataError(f"{folder}: holds no class folders; expected {LAYOUTS}")
+    if len(names) < 2:
+        raise DataError(f"{folder}: holds one class folder, {names[0]!r}; two or more are needed")
     paths: list[Path] = []
     targets: list[int] = []
     for target, name in enumerate(names):
@@ -122,7 +124,12 @@ def images_of(path: str | Path) -> list[Path]:
 def readable_names(classes: list[str]) -> list[str]:
     """ImageNet's words for folders named after its WordNet ids; other names as they are."""
     words = _imagenet_words()
-    return [words.get(name, name).split(",")[0] for name in classes]
+    short = [words[name].split(",")[0] if name in words else name for name in classes]
+    # a crane is a bird and a machine: tell them apart by their folders
+    return [
+        f"{word} ({name})" if short.count(word) > 1 else word
+        for name, word in zip(classes, short, strict=True)
+    ]
 
 
 @cache

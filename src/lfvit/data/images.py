@@ -20,7 +20,8 @@ def read_image(path: str | Path) -> Image.Image:
     """Decode a file to 8-bit RGB.
 
     Grayscale is repeated over the channels, CMYK and palettes are converted, transparency is laid
-    on white, 16 bits per channel are scaled to 8 (the high byte). Of an animation, the first frame.
+    on white, 16 bits per channel are scaled to 8 (the high byte), floating point must lie in 0..1
+    or 0..255. Of an animation, the first frame.
 
     Raises:
         UnreadableImageError: missing, empty, truncated or not an image.
@@ -38,13 +39,29 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Any PIL mode to RGB, see `read_image`."""
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I"):  # 16-bit grayscale, which PIL would clip rather than scale
-        high = np.asarray(image).astype(np.int64) >> 8
-        return Image.fromarray(high.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        return Image.fromarray(np.asarray(image).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I") or image.mode == "F":  # PIL would clip these, not scale them
+        return Image.fromarray(_to_8_bits(image)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> np.ndarray:
+    """Grayscale of more than 8 bits, integer or float -> (H, W) uint8.
+
+    Raises:
+        ValueError: values outside the ranges such files use.
+    """
+    values = np.asarray(image).astype(np.float64)
+    low, high = values.min(), values.max()
+    if image.mode.startswith("I;16"):
+        scale = 1 / 256
+    elif image.mode == "F" and high <= 1:
+        scale = 255.0
+    else:
+        scale = 1.0 if high <= 255 else 1 / 256
+    if not (low >= 0 and high * scale < 256):  # also refuses NaN
+        raise ValueError(f"{image.mode} values from {low:g} to {high:g} are no known brightness")
+    return (values * scale).astype(np.uint8)

@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lfvit.errors import ConfigError
+from lfvit.models.backbone import foreign_parts
 from lfvit.models.selection import Scores
 from lfvit.models.two_stage import FirstPass, TwoStageViT
 from lfvit.models.view import half_resolution
@@ -42,9 +43,15 @@ def count_macs(model: nn.Module, stage: str | None = None) -> float:
         return float(sum(macs[name](model) for name in stages))
     if stage is not None:
         raise ConfigError(f"stage={stage!r}: a {type(model).__name__} has one pass; use stage=None")
+    foreign = ["another architecture"]
     if isinstance(model, VisionTransformer):
-        return float(_one_pass(model))
-    raise ConfigError(f"cannot count a {type(model).__name__}; use a model of lfvit.create_model")
+        foreign = list(foreign_parts(model))
+    if foreign:
+        raise ConfigError(
+            f"cannot count this {type(model).__name__}, which has {'; '.join(foreign)}; use a "
+            "plain ViT of timm or a model of lfvit.create_model"
+        )
+    return float(_one_pass(model))
 
 
 def expected_gmacs(macs_first: float, macs_second: float, exit_fraction: float) -> float:
@@ -52,7 +59,7 @@ def expected_gmacs(macs_first: float, macs_second: float, exit_fraction: float) 
     return (macs_first + (1 - exit_fraction) * macs_second) / 1e9
 
 
-def _one_pass(vit: VisionTransformer) -> int:
+def _one_pass(vit: Any) -> int:
     patches = vit.patch_embed.num_patches
     tokens = patches + vit.num_prefix_tokens
     blocks = sum(_block(block, tokens) for block in vit.blocks)
@@ -93,7 +100,8 @@ def _second_pass(model: TwoStageViT) -> int:
 def _kept_cells(model: TwoStageViT) -> int:
     """How many cells become fine: asked of the selector, so that a new one needs no edit here."""
     blank = torch.zeros(1, model.grid, model.grid)
-    return model.select(Scores(blank, blank)).cells.shape[1]
+    with torch.random.fork_rng(devices=[]):  # random selectors draw
+        return model.select(Scores(blank, blank)).cells.shape[1]
 
 
 def _block(block: Any, tokens: int, class_row: bool = False) -> int:

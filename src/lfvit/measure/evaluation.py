@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from lfvit.data import Batch
+from lfvit.errors import DataError
 from lfvit.measure.costs import count_macs
 from lfvit.measure.localisation import (
     coverage,
@@ -46,7 +47,9 @@ class Collector(L.LightningModule):
         super().__init__()
         self.model = model
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Outputs:
+    def predict_step(self, batch: Batch, batch_idx: int) -> Outputs | None:
+        if not len(batch.images):
+            return None  # not one image of the batch could be read
         model = self.model
         if not isinstance(model, TwoStageViT):
             return Outputs(model(batch.images).float().cpu(), None, batch.targets.cpu())
@@ -65,7 +68,13 @@ class Collector(L.LightningModule):
 
 
 def join(batches: list[Outputs]) -> Outputs:
-    """The outputs of all batches as one."""
+    """The outputs of all batches as one.
+
+    Raises:
+        DataError: there are none.
+    """
+    if not batches:
+        raise DataError("not one image could be read")
     columns: Any = [None if c[0] is None else torch.cat(c) for c in zip(*batches, strict=True)]
     return Outputs(*columns)
 

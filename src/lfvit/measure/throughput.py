@@ -1,5 +1,6 @@
 """Timing models side by side on one machine."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
@@ -54,7 +55,7 @@ def threshold_for(model: TwoStageViT, images: Tensor, exit_fraction: float) -> f
 def quantile(values: Sequence[float], share: float) -> float:
     """The smallest value that at least this share of the values does not exceed."""
     ordered = sorted(values)
-    return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+    return ordered[max(math.ceil(share * len(ordered)) - 1, 0)]
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -76,7 +76,7 @@ def create_model(
     patch_size = vit.patch_embed.patch_size[0]
     _multiple(image_size, patch_size, f"patches of {patch_size}")
     if method == "vit":
-        check_names("method=vit", options, ["drop_path_rate", "pretrained"])
+        check_names("method=vit", options, [])
         return vit
     check_names(f"method={method}", options, TWO_STAGE_DEFAULTS[method])
     options = {**TWO_STAGE_DEFAULTS[method], **options}

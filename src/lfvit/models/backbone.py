@@ -6,7 +6,7 @@ token looks. `Backbone` takes the modules of a timm `VisionTransformer` over, un
 just that.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
 
@@ -17,6 +17,7 @@ from timm.layers import Attention, PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from lfvit.checks import check_choice, check_names, check_range, check_whole
 from lfvit.errors import ConfigError
 
 CUSTOM_KEYS = ("embed_dim", "depth", "num_heads", "patch_size", "mlp_ratio", "qkv_bias", "norm_eps")
@@ -84,16 +85,13 @@ def _named_vit(name: str, pretrained: bool, common: dict[str, Any]) -> VisionTra
 
 def _custom_vit(spec: dict[str, Any], common: dict[str, Any]) -> VisionTransformer:
     family = spec.pop("family", "vit")
-    if family != "vit":
-        raise ConfigError(f"backbone.family={family!r} is unknown; valid: vit")
-    unknown = sorted(set(spec) - set(CUSTOM_KEYS))
-    if unknown:
-        raise ConfigError(
-            f"backbone has no setting {unknown[0]!r}; valid: {', '.join(CUSTOM_KEYS)}"
-        )
+    check_choice("backbone.family", family, ["vit"])
+    check_names("backbone", spec, CUSTOM_KEYS)
     for key in ("embed_dim", "depth", "num_heads"):
-        if not isinstance(spec.get(key), int) or spec[key] < 1:
-            raise ConfigError(f"backbone.{key}={spec.get(key)!r} must be a whole number above 0")
+        check_whole(f"backbone.{key}", spec.get(key), 1)
+    check_whole("backbone.patch_size", spec.get("patch_size", 16), 1)
+    check_range("backbone.mlp_ratio", spec.get("mlp_ratio", 4), 0, above=True)
+    check_range("backbone.norm_eps", spec.get("norm_eps", 1e-6), 0, above=True)
     if spec["embed_dim"] % spec["num_heads"]:
         raise ConfigError(
             f"backbone.embed_dim={spec['embed_dim']} is not a multiple of "
@@ -118,7 +116,7 @@ class Backbone(nn.Module):
         super().__init__()
         _refuse_unsupported(vit)
         self.patch_embed = vit.patch_embed
-        self.cls_token: Any = vit.cls_token  # never None, see _unsupported
+        self.cls_token: Any = vit.cls_token  # never None, see _refuse_unsupported
         self.blocks = vit.blocks
         self.norm = vit.norm
         self.head_drop = vit.head_drop
@@ -201,7 +199,7 @@ def attend(attn: Any, tokens: Tensor, class_row: bool) -> tuple[Tensor, Tensor |
     else:
         weights = (q * attn.scale @ k.transpose(-2, -1)).softmax(dim=-1)  # (B, H, N, N)
         out = F.dropout(weights, dropout) @ v
-    out = attn.norm(out.transpose(1, 2).reshape(B, N, -1))
+    out = attn.norm(out.transpose(1, 2).reshape(B, N, attn.num_heads * attn.head_dim))
     return attn.proj_drop(attn.proj(out)), row
 
 
@@ -224,32 +222,37 @@ def class_attention(query: Tensor, keys: Tensor, scale: float) -> Tensor:
     return logits.softmax(dim=-1)[:, :, 0, 1:].mean(dim=1)
 
 
+def foreign_parts(vit: VisionTransformer) -> Iterator[str]:
+    """Parts of a timm ViT that this project's block and its cost formula do not know."""
+    if type(vit.patch_embed) is not PatchEmbed:
+        yield f"a {type(vit.patch_embed).__name__} stem"
+    elif not isinstance(vit.patch_embed.norm, nn.Identity):
+        yield "a norm in the patch embedding"
+    if vit.attn_pool is not None:
+        yield "attention pooling"
+    for block in vit.blocks:
+        if type(block) is not Block or type(block.attn) is not Attention:
+            yield f"blocks of type {type(block).__name__} with {type(block.attn).__name__}"
+            return
+        if getattr(block.attn, "gate", None) is not None:
+            yield "gated attention"
+            return
+
+
 def _refuse_unsupported(vit: VisionTransformer) -> None:
-    reasons = list(_unsupported(vit))
+    """Refuse what `Backbone` would silently drop or compute differently from timm's own forward."""
+    reasons = list(foreign_parts(vit))
+    if vit.num_prefix_tokens != 1 or vit.cls_token is None:
+        reasons.append(f"{vit.num_prefix_tokens} prefix tokens")
+    if vit.global_pool != "token" or not isinstance(vit.fc_norm, nn.Identity):
+        reasons.append(f"global_pool={vit.global_pool!r}")
+    if vit.pos_embed is None or vit.no_embed_class:
+        reasons.append("no position embedding for the class token")
+    if not isinstance(vit.norm_pre, nn.Identity):
+        reasons.append("a norm before the blocks")
     if reasons:
         raise ConfigError(
             f"this {type(vit).__name__} cannot serve both passes: it has {'; '.join(reasons)}. "
             "A ViT with one class token and learned position embeddings is needed, such as "
             "deit_small_patch16_224"
         )
-
-
-def _unsupported(vit: VisionTransformer) -> Iterable[str]:
-    """What `Backbone` would silently drop or compute differently from timm's own forward."""
-    if vit.num_prefix_tokens != 1 or vit.cls_token is None:
-        yield f"{vit.num_prefix_tokens} prefix tokens"
-    if vit.global_pool != "token" or not isinstance(vit.fc_norm, nn.Identity):
-        yield f"global_pool={vit.global_pool!r}"
-    if vit.pos_embed is None or vit.no_embed_class:
-        yield "no position embedding for the class token"
-    if not isinstance(vit.norm_pre, nn.Identity):
-        yield "a norm before the blocks"
-    if type(vit.patch_embed) is not PatchEmbed or not isinstance(vit.patch_embed.norm, nn.Identity):
-        yield f"a {type(vit.patch_embed).__name__} stem that is more than one convolution"
-    for block in vit.blocks:
-        if type(block) is not Block or type(block.attn) is not Attention:
-            yield f"blocks of type {type(block).__name__} with {type(block.attn).__name__}"
-            break
-        if getattr(block.attn, "gate", None) is not None:
-            yield "gated attention"
-            break

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -19,6 +20,14 @@ from lfvit.errors import CheckpointError
 from lfvit.models.two_stage import TwoStageViT
 
 WRAPPERS = ("state_dict", "model", "module", "model_state_dict")  # where files keep their weights
+_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+PLAIN_VALUES: list[Any] = [  # what training scripts store beside their weights
+    argparse.Namespace,
+    *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4")),
+    np.dtype,
+    _NUMPY_SCALAR,
+    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # its name in files of NumPy 1
+]
 PREFIXES = ("model.", "module.", "_orig_mod.")  # what trainers put before every name
 POSITIONS = ("first_pos_embed", "second_pos_embed", "pos_embed")
 
@@ -60,7 +69,7 @@ def load_checkpoint(
     head = "backbone.head." if isinstance(model, TwoStageViT) else "head."
     if new_head:
         for key in [k for k in weights if k.startswith(head)]:
-            if weights[key].shape != own[key].shape:
+            if key in own and weights[key].shape != own[key].shape:
                 weights[key] = own[key]
     _refuse_misfits(model, weights, own, name)
     model.load_state_dict(weights)
@@ -80,8 +89,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        # released training scripts store their parsed arguments, which are plain values
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(PLAIN_VALUES):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise CheckpointError(f"{path}: truncated or not a safetensors file ({error})") from error
@@ -113,18 +121,20 @@ def extract_weights(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{name}: no weights found; its entries are {', '.join(map(str, list(content)[:5]))}"
         )
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in weights):
-            weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in weights)), None):
+        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
     return weights
 
 
 def _rename(model: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
     """To the model's own names: the file's layout shows in its position embeddings."""
-    if not isinstance(model, TwoStageViT) or "first_pos_embed" in found:
+    if not isinstance(model, TwoStageViT):
         return dict(found)
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for key, value in found.items():
+        if "first_pos_embed" in found:  # this project's own names
+            weights[key] = value
+            continue
         for pattern, replacement in RELEASED_NAMES:
             key = re.sub(pattern, replacement, key)
         weights[key] = value

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from lfvit.report.plots import BLUE, ORANGE, STYLE
 
+TITLE: Any = {"fontsize": 9, "parse_math": False}  # a class may be called "$5"
+
 
 class Look(NamedTuple):
     """One image with what a model did to it.
@@ -47,7 +49,7 @@ def save_looks(looks: list[Look], path: Path) -> None:
                 axis.set_axis_off()
             if look.gca is None:
                 axes[0].imshow(look.image)
-                axes[0].set_title(look.answer, fontsize=9)
+                axes[0].set_title(look.answer, **TITLE)
             else:
                 _draw(axes, look, look.gca)
         figure.savefig(path, dpi=120)
@@ -68,9 +70,9 @@ def _draw(axes: Any, look: Look, gca: Tensor) -> None:
     titles = ("first look", "class attention", "second look")
     answered = 0 if look.exited else 2
     for number, (axis, title) in enumerate(zip(axes, titles, strict=True)):
-        axis.set_title(f"{title}: {look.answer}" if number == answered else title, fontsize=9)
+        axis.set_title(f"{title}: {look.answer}" if number == answered else title, **TITLE)
     if look.exited:
-        second.set_title("second look: not needed", fontsize=9)
+        second.set_title("second look: not needed", **TITLE)
 
 
 def _coarse_outside(look: Look) -> np.ndarray:

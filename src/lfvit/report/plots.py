@@ -1,6 +1,7 @@
 """Figures, drawn from the contents of result files."""
 
 from collections.abc import Iterable, Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def plot_comparison(models: Mapping[str, Mapping[str, Any]], paths: Iterable[Pat
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
-        for (name, found), colour in zip(models.items(), (BLUE, ORANGE, GREEN, GREY), strict=False):
+        colours = cycle((BLUE, ORANGE, GREEN, GREY))
+        for (name, found), colour in zip(models.items(), colours, strict=False):
             if found["curve"]:
                 draw_curve(axes, found, name, colour)
             else:
@@ -82,5 +84,6 @@ def draw_thresholds(axes: Axes, curve: list[dict[str, float]]) -> None:
 
 def _finish_cost_axes(axes: Axes) -> None:
     axes.margins(0.08, 0.15)
+    axes.set_ylim(top=min(axes.get_ylim()[1], 101))
     axes.set(xlabel="GMACs per image (multiply-accumulates)", ylabel="top-1 (%)")
     axes.legend(frameon=False, loc="lower right")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,12 @@ def load_run(folder: Path) -> Run:
     Raises:
         DataError: a file is missing; the message says which command writes it.
     """
-    evaluations = sorted(folder.rglob("evaluate.json"), key=os.path.getmtime)
+    evaluations = sorted(folder.rglob("evaluate.json"))
+    if len(evaluations) > 1:
+        raise DataError(
+            f"{folder}: holds several evaluations; keep one of "
+            f"{', '.join(str(path.parent.relative_to(folder)) for path in evaluations)}"
+        )
     for name, missing, command in (
         ("metrics.json", not (folder / "metrics.json").exists(), "train.py"),
         (
@@ -38,7 +44,7 @@ def load_run(folder: Path) -> Run:
     ):
         if missing:
             raise DataError(f"{folder}: holds no {name}, which is written by {command}")
-    evaluation = json.loads(evaluations[-1].read_text())  # the newest
+    evaluation = json.loads(evaluations[0].read_text())
     return Run(
         evaluation["method"]["name"],
         json.loads((folder / "metrics.json").read_text()),
@@ -50,6 +56,10 @@ def load_run(folder: Path) -> Run:
 def write_results(folders: Sequence[Path], title: str, intro: str, output: Path) -> None:
     """Write a Markdown page about some runs and a figure beside it; the last is the yardstick."""
     runs = [load_run(folder) for folder in folders]
+    if len({run.name for run in runs}) < len(runs):  # several of one method: by folder
+        runs = [run._replace(name=folder.name) for run, folder in zip(runs, folders, strict=True)]
+    if len({run.name for run in runs}) < len(runs):
+        raise DataError("two run directories have the same name; rename one of them")
     output.parent.mkdir(parents=True, exist_ok=True)
     figure = output.with_name(f"{output.stem}_accuracy_vs_gmacs.png")
     found = {run.name: run.evaluation for run in runs}
@@ -58,7 +68,8 @@ def write_results(folders: Sequence[Path], title: str, intro: str, output: Path)
         f"# {title}",
         intro,
         f"Top-1 on {runs[0].evaluation['images']:,} validation images that training never saw. "
-        "GMACs are multiply-accumulates per image, counted in closed form and by fvcore alike.",
+        f"GMACs are multiply-accumulates per image, counted in "
+        f"{runs[0].evaluation['macs_counter']}.",
         markdown_table(comparison_rows(found)),
         f"![Accuracy against cost]({figure.name})",
         *[_about_calibration(run) for run in runs if run.evaluation["second"] is not None],
@@ -97,7 +108,7 @@ def _provenance(run: Run) -> str:
 def _without_paths(command: str) -> str:
     """The command with folders of this machine replaced by a placeholder."""
     words = []
-    for word in command.split():
+    for word in shlex.split(command):
         key, equals, value = word.partition("=")
         words.append(f"{key}=DIR" if equals and os.path.isabs(value) else word)
-    return " ".join(words)
+    return shlex.join(words)

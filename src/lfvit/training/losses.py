@@ -6,8 +6,10 @@ from torch import Tensor
 LOSSES = ("ce_kl", "ce_ce")
 
 
-def two_stage_loss(first: Tensor, second: Tensor, targets: Tensor, kind: str = "ce_kl") -> Tensor:
-    """What trains both passes at once.
+def two_stage_losses(
+    first: Tensor, second: Tensor, targets: Tensor, kind: str = "ce_kl"
+) -> tuple[Tensor, Tensor]:
+    """What trains both passes at once; their sum is the loss.
 
     "ce_kl": CE(second, y) + KL(second || first), the second distribution detached: the second pass
     learns from the label, the first from the second (LF-ViT Eq. 12, CF-ViT Eq. 14).
@@ -18,14 +20,11 @@ def two_stage_loss(first: Tensor, second: Tensor, targets: Tensor, kind: str = "
         targets: class indices (B,) or probabilities (B, C).
 
     Returns:
-        Scalar, mean over the batch, in nats.
+        The terms that train the first and the second pass: scalars, mean over the batch, in nats.
     """
-    return F.cross_entropy(second, targets) + first_pass_loss(first, second, targets, kind)
-
-
-def first_pass_loss(first: Tensor, second: Tensor, targets: Tensor, kind: str) -> Tensor:
-    """The term that trains the first pass."""
+    second_loss = F.cross_entropy(second, targets)
     if kind == "ce_ce":
-        return F.cross_entropy(first, targets)
+        return F.cross_entropy(first, targets), second_loss
     teacher = second.detach().log_softmax(dim=1)
-    return F.kl_div(first.log_softmax(dim=1), teacher, reduction="batchmean", log_target=True)
+    student = first.log_softmax(dim=1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True), second_loss

@@ -16,10 +16,17 @@ from lfvit.data.batches import Batch
 from lfvit.errors import TrainingError
 from lfvit.models.two_stage import TwoStageViT
 from lfvit.seeding import seed_all
-from lfvit.training.losses import first_pass_loss
+from lfvit.training.losses import two_stage_losses
 from lfvit.training.schedule import Schedule
 
 RECORD = "lfvit"  # the checkpoint entry from which a model is rebuilt
+
+
+STOPPED = (
+    "training stops and the last checkpoint is kept. Lower schedule.lr, lengthen "
+    "schedule.warmup_epochs, or set trainer.gradient_clip_val=1 or trainer.precision=32-true, and "
+    "start from that checkpoint with init_from="
+)
 
 
 class PercentAccuracy(MulticlassAccuracy):
@@ -83,12 +90,13 @@ class Classifier(L.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         seed_all(self.seed, self.current_epoch, batch_idx, self.global_rank)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        if not len(batch.images):
+            return None  # not one image of the batch could be read
         if self.two_stage:
             selector = "none" if self.phase_one else None
             out = self.model(batch.images, batch.view, selector=selector)
-            second = F.cross_entropy(out.second_logits, batch.targets)
-            first = first_pass_loss(
+            first, second = two_stage_losses(
                 out.first_logits, out.second_logits, batch.targets, self.schedule.loss
             )
             self._log("train/first_loss", first, batch)
@@ -99,15 +107,14 @@ class Classifier(L.LightningModule):
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at epoch {self.current_epoch}, step {batch_idx} "
-                f"(optimizer step {self.global_step}); training stops and the last checkpoint is "
-                "kept. Lower schedule.lr, lengthen schedule.warmup_epochs, or set "
-                "trainer.gradient_clip_val=1 or trainer.precision=32-true, then resume with "
-                "ckpt_path="
+                f"(optimizer step {self.global_step}); {STOPPED}"
             )
         self._log("train/loss", loss, batch, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        if not len(batch.images):
+            return
         if self.first_accuracy is not None:
             out = self.model(batch.images, batch.view)
             logits = out.second_logits
@@ -124,6 +131,21 @@ class Classifier(L.LightningModule):
         self.log_dict(self.val_accuracy, on_step=False, on_epoch=True, prog_bar=True)
         loss = F.cross_entropy(logits, batch.targets)
         self._log("val/loss", loss, batch, sync_dist=True)
+
+    def on_validation_start(self) -> None:
+        self._refuse_broken_weights()
+
+    def on_train_epoch_end(self) -> None:
+        self._refuse_broken_weights()  # before the checkpoint of this epoch is written
+
+    def _refuse_broken_weights(self) -> None:
+        """A gradient that is not finite shows in the weights before it shows in a loss."""
+        for name, parameter in self.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise TrainingError(
+                    f"{name} is not finite any more at the end of epoch {self.current_epoch}; "
+                    f"{STOPPED}"
+                )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW and a cosine, stepped every optimizer step."""

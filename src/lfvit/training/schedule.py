@@ -38,6 +38,8 @@ class Schedule:
         check_whole("schedule.epochs", self.epochs, 1)
         check_whole("schedule.lr_batch", self.lr_batch, 1)
         check_range("schedule.selection_start", self.selection_start, 0, self.epochs)
+        if self.selection_start > 1 and self.selection_start % 1:
+            check_whole("schedule.selection_start", self.selection_start, 1)
         check_range("schedule.warmup_epochs", self.warmup_epochs, 0, self.epochs)
         check_range("schedule.lr", self.lr, 0, above=True)
         for name in ("warmup_lr", "min_lr", "weight_decay"):
