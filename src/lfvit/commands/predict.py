@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lfvit.checks import check_choice, check_whole
 from lfvit.commands.setup import Trained, find_device, load_trained, model_overrides
-from lfvit.data.datamodule import ON_ERROR, Augment, normalise
+from lfvit.data.augment import Augment
+from lfvit.data.datamodule import ON_ERROR, normalise
 from lfvit.data.folders import images_of
 from lfvit.data.images import UnreadableImageError, read_image
 from lfvit.measure.costs import count_macs

@@ -2,18 +2,18 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
 from typing import Any
 
 import lightning as L
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup, create_transform
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup
 from timm.data.mixup import mixup_target
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lfvit.checks import check_choice, check_names, check_range, check_whole
+from lfvit.checks import check_choice, check_whole
+from lfvit.data.augment import Augment
 from lfvit.data.batches import (
     Batch,
     ImageSource,
@@ -33,77 +33,6 @@ from lfvit.seeding import seeded
 log = logging.getLogger(__name__)
 
 ON_ERROR = ("raise", "skip")
-INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest", "box", "hamming", "random")
-
-
-@dataclass(frozen=True)
-class Augment:
-    """How training images are varied; timm's and DeiT's names. Evaluation uses crop_pct alone.
-
-    crop_scale: share of the area a random crop covers. hflip: probability. color_jitter: strength,
-    without effect beside auto_augment. auto_augment: timm's policy string. erasing: probability of
-    random erasing. mixup, cutmix: alpha of their Beta distribution, 0 is off; mix_prob: share of
-    the batches mixed; mix_switch: share of these that is cut. label_smoothing: of the targets.
-    repeats: repeated augmentation. crop_pct: evaluation resizes to S / crop_pct, then crops.
-    """
-
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    hflip: float = 0.5
-    color_jitter: float = 0.0
-    auto_augment: str | None = None
-    interpolation: str = "bicubic"
-    erasing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mix_prob: float = 1.0
-    mix_switch: float = 0.5
-    label_smoothing: float = 0.0
-    repeats: int = 1
-    crop_pct: float = 0.875
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any] | None) -> "Augment":
-        """From a plain mapping.
-
-        Raises:
-            ConfigError: an unknown name, or a value out of range.
-        """
-        settings = dict(settings or {})
-        names = [field.name for field in fields(cls)]
-        check_names("augment", settings, names)
-        augment = cls(**settings)
-        for name in ("hflip", "erasing", "mix_prob", "mix_switch"):
-            check_range(f"augment.{name}", getattr(augment, name), 0, 1)
-        for name in ("mixup", "cutmix", "color_jitter"):
-            check_range(f"augment.{name}", getattr(augment, name), 0)
-        check_range("augment.label_smoothing", augment.label_smoothing, 0, 1, below=True)
-        check_choice("augment.interpolation", augment.interpolation, INTERPOLATIONS)
-        check_range("augment.crop_pct", augment.crop_pct, 0, 1, above=True)
-        check_whole("augment.repeats", augment.repeats, 1)
-        return augment
-
-    def train_transform(self, image_size: int) -> Callable[[Any], Any]:
-        """PIL image -> (3, S, S) uint8, randomly varied."""
-        return create_transform(
-            image_size,
-            is_training=True,
-            scale=(self.crop_scale[0], self.crop_scale[1]),
-            hflip=self.hflip,
-            color_jitter=self.color_jitter or None,  # type: ignore[arg-type]
-            auto_augment=self.auto_augment,
-            interpolation=self.interpolation,
-            use_prefetcher=True,  # timm's word for: leave normalising to the device
-        )
-
-    def eval_transform(self, image_size: int) -> Callable[[Any], Any]:
-        """PIL image -> (3, S, S) uint8: shorter side to S / crop_pct, centre crop."""
-        return create_transform(
-            image_size,
-            is_training=False,
-            crop_pct=self.crop_pct,
-            interpolation=self.interpolation,
-            use_prefetcher=True,
-        )
 
 
 class ImageDataModule(L.LightningDataModule):
