@@ -7,8 +7,8 @@ from lfvit.commands.train import train
 
 @entry_point
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> None:
-    train(cfg)
+def main(cfg: DictConfig) -> float | None:
+    return train(cfg).get("val/top1")  # what a sweeper that searches maximises
 
 
 if __name__ == "__main__":
