@@ -7,7 +7,6 @@ from typing import Any
 
 import hydra
 import lightning as L
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
@@ -122,10 +121,9 @@ def check(cfg: DictConfig) -> Schedule:
         ConfigError: naming the setting, its value and what would be valid.
     """
     schedule = Schedule.of(plain(cfg.schedule))
-    with torch.device("meta"):  # every check of the model, without its weights
-        build_model(cfg, num_classes=2)
-        if cfg.pretrained and "timm" not in cfg.backbone:
-            build_model(cfg, num_classes=2, pretrained=True)
+    build_model(cfg, num_classes=2)  # every check of the model
+    if cfg.pretrained and "timm" not in cfg.backbone:
+        build_model(cfg, num_classes=2, pretrained=True)
     if cfg.init_from is not None and cfg.ckpt_path is not None:
         raise ConfigError(
             "init_from starts a new run and ckpt_path continues one; pass one of them"

@@ -153,7 +153,9 @@ class Classifier(L.LightningModule):
         steps_per_epoch = steps / self.schedule.epochs
         peak = self.schedule.peak_lr(self._global_batch())
         keep: set[str] = getattr(self.model, "no_weight_decay", set)()
-        groups = param_groups_weight_decay(self.model, self.schedule.weight_decay, True, keep)
+        groups = param_groups_weight_decay(
+            self.model, self.schedule.weight_decay, no_weight_decay_list=keep
+        )
         optimizer = torch.optim.AdamW(groups, lr=peak)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
