@@ -117,6 +117,7 @@ def test_single_settings_of_the_checkpoint_can_be_replaced(run):
     [
         ("threshold=high", "threshold='high'"),
         ("calibration=1", "calibration=1"),
+        ("max_loss=-1", "max_loss=-1"),
         ("method.region_size=9", "region_size=9 does not fit"),
         ("trainer.devices=2", "evaluate.py counts every image once, on one device"),
     ],

@@ -27,6 +27,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         LFViTError: anything the user can mend.
     """
     check_range("calibration", cfg.calibration, 0, 1, above=True, below=True)
+    check_range("max_loss", cfg.max_loss, 0, 100)
     check_whole("calibration_seed", cfg.calibration_seed, 0)
     if cfg.trainer.devices not in (1, "1"):
         raise ConfigError(
@@ -54,7 +55,14 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "backbone": record["backbone"],
         "image_size": record["image_size"],
         "data": type(data).__name__,
-        **results(model, outputs, record["threshold"], cfg.calibration, cfg.calibration_seed),
+        **results(
+            model,
+            outputs,
+            threshold=record["threshold"],
+            calibration=cfg.calibration,
+            seed=cfg.calibration_seed,
+            max_loss=cfg.max_loss,
+        ),
         "unreadable_images": len(data.unreadable),
         "macs_counter": "closed form" + (", equal to fvcore" if cfg.verify_macs else ""),
         "precision": str(trainer.precision),
@@ -98,7 +106,7 @@ def _print(found: dict[str, Any], run_dir: Path) -> None:
         row(f"early exit, eta={point['threshold']:.2f}", point)
         row(f"calibrated, eta={chosen['threshold']:.2f} *", chosen)
         table.caption = (
-            f"* chosen on {chosen['calibration_images']} images, reported on the other "
+            f"* {chosen['rule']}, {chosen['calibration_images']} images; reported on the other "
             f"{chosen['reported_images']}, where both passes reach {chosen['second_top1']:.2f} %"
         )
     console = Console()

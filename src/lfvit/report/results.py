@@ -86,9 +86,10 @@ def write_results(folders: Sequence[Path], title: str, intro: str, output: Path)
 def _about_calibration(run: Run) -> str:
     chosen = run.evaluation["calibrated"]
     return (
-        f"The calibrated threshold of {run.name} is the cheapest that keeps both passes' accuracy "
-        f"on {chosen['calibration_images']:,} of the images; its row reports the other "
-        f"{chosen['reported_images']:,}, on which both passes reach {chosen['second_top1']:.2f} %."
+        f"The calibrated threshold of {run.name} is {chosen['rule']} "
+        f"({chosen['calibration_images']:,} of the images, by class, seed {chosen['seed']}); its row "
+        f"reports the other {chosen['reported_images']:,}, on which both passes reach "
+        f"{chosen['second_top1']:.2f} %."
     )
 
 
