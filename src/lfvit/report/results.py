@@ -87,8 +87,8 @@ def _about_calibration(run: Run) -> str:
     chosen = run.evaluation["calibrated"]
     return (
         f"The calibrated threshold of {run.name} is {chosen['rule']} "
-        f"({chosen['calibration_images']:,} of the images, by class, seed {chosen['seed']}); its row "
-        f"reports the other {chosen['reported_images']:,}, on which both passes reach "
+        f"({chosen['calibration_images']:,} of the images, by class, seed {chosen['seed']}); its "
+        f"row reports the other {chosen['reported_images']:,}, on which both passes reach "
         f"{chosen['second_top1']:.2f} %."
     )
 
