@@ -102,7 +102,8 @@ def _provenance(run: Run) -> str:
         f"torch {packages['torch']}, timm {packages['timm']}. {metrics['epochs']} epochs over "
         f"{metrics['train_images']:,} images, {metrics['parameters'] / 1e6:.2f} M parameters, "
         f"{metrics['train_seconds'] / 60:.0f} minutes. Evaluated: "
-        f"{Path(run.evaluation['checkpoint']).name}."
+        f"{Path(run.evaluation['checkpoint']).name}, in {run.evaluation['precision']}, at commit "
+        f"{run.evaluation['environment']['commit']}."
     )
 
 
