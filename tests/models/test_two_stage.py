@@ -270,3 +270,22 @@ def test_keeps_no_state_between_calls(tiny):
     model.infer(torch.randn(1, 3, 112, 112), 0.5)
     assert set(vars(model)) == before[0]
     assert all(torch.equal(v, before[1][k]) for k, v in model.state_dict().items())
+
+
+def test_gradients_do_not_depend_on_the_order_in_which_threads_finish(tiny):
+    """Summing the gradient of a position looked up twice in any order would make runs differ."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first, *others = (_gradients(tiny) for _ in range(5))
+    finally:
+        torch.set_num_threads(threads)
+    for other in others:
+        assert all(torch.equal(first[name], other[name]) for name in first)
+
+
+def _gradients(tiny):
+    model = lf_vit(tiny).train()
+    out = model(torch.randn(64, 3, 112, 112, generator=torch.Generator().manual_seed(0)))
+    (out.first_logits.square().sum() + out.second_logits.square().sum()).backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}

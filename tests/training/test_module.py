@@ -105,7 +105,15 @@ def test_checkpoints_hold_averaged_weights_of_the_model_once(trained_run):
     assert any(not torch.equal(averaged[key], current[key]) for key in averaged)
 
 
-def test_a_resumed_run_ends_like_an_uninterrupted_one(composed, tmp_path, trained_run):
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_a_resumed_run_ends_like_an_uninterrupted_one(composed, tmp_path, threads):
     settings = [*NEEDLE_FAST, "schedule.drop_path_rate=0.2", "augment=deit", "schedule.epochs=4"]
     train(composed("train", *settings, f"run_dir={tmp_path / 'whole'}"))
     # stop in the third of the four epochs, then go on from the last checkpoint

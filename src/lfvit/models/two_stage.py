@@ -12,6 +12,7 @@ become fine, D width, C classes.
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
@@ -179,7 +180,8 @@ class TwoStageViT(nn.Module):
     def second_pass(self, images: Tensor, first: FirstPass, selection: Selection) -> Tensor:
         """Classify again (B, C): fine tokens where it matters, coarse ones everywhere else."""
         backbone, reuse = self.backbone, self.reuse
-        positions = self.second_pos_embed[0, 1:][selection.fine_indices]  # (B, 4k, D)
+        # a lookup, not indexing: its gradient is summed in a fixed order, whatever the threads
+        positions = F.embedding(selection.fine_indices, self.second_pos_embed[0, 1:])  # (B, 4k, D)
         fine = backbone.embed_patches(images, selection.fine_indices) + positions
         rest = remaining_cells(selection.cells, self.grid)  # (B, g*g - k)
         coarse = _take(first.inputs, rest)
