@@ -1,6 +1,7 @@
 """The DataModules: decoding and augmentation in workers, everything else on the device."""
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 ON_ERROR = ("raise", "skip")
 
 
-class ImageDataModule(L.LightningDataModule):
+class ImageDataModule(L.LightningDataModule, ABC):
     """Batches of normalised images with their half-resolution view.
 
     A subclass says where images come from (`open`) and how one becomes S x S pixels. Decoding and
@@ -77,9 +78,9 @@ class ImageDataModule(L.LightningDataModule):
         self.val_images: ImageSource
         self._opened = False
 
+    @abstractmethod
     def open(self) -> tuple[ImageSource, ImageSource]:
         """Training and validation images, with the same classes; reads no pixels."""
-        raise NotImplementedError
 
     def train_transform(self) -> Callable[[Any], Any]:
         """An image as drawn -> (3, S, S) uint8, randomly varied."""
