@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference
+from lfvit.models.indexing import kept_count
 from lfvit.models.selection import (
     SELECTORS,
     Scores,
     coarse_cell,
     fine_patches,
-    kept_count,
     remaining_cells,
     score_cells,
 )

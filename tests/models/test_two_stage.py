@@ -215,9 +215,9 @@ def test_layer_scale_is_not_dropped():
     ).eval()
     tokens = torch.randn(2, 9, vit.embed_dim)
     expected = vit.blocks(tokens)
-    found, rows = Backbone(vit).run(tokens, class_rows_from=1)
-    torch.testing.assert_close(found, expected)
-    assert [row.shape for row in rows] == [(2, 8)]
+    run = Backbone(vit).run(tokens, class_rows_from=1)
+    torch.testing.assert_close(run.tokens, expected)
+    assert [row.shape for row in run.rows] == [(2, 8)]
 
 
 @pytest.mark.parametrize("name", ["vit_small_patch16_224.dino", "deit_tiny_patch16_224"])

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from lfvit.errors import ConfigError
 from lfvit.models.backbone import foreign_parts
+from lfvit.models.reduction.patch import ReducedBlocks, reads_patches
+from lfvit.models.reduction.registry import Reducer
 from lfvit.models.selection import Scores
 from lfvit.models.two_stage import FirstPass, TwoStageViT
 from lfvit.models.view import half_resolution
@@ -61,40 +63,40 @@ def expected_gmacs(macs_first: float, macs_second: float, exit_fraction: float) 
 
 def _one_pass(vit: Any) -> int:
     patches = vit.patch_embed.num_patches
-    tokens = patches + vit.num_prefix_tokens
-    blocks = sum(_block(block, tokens) for block in vit.blocks)
+    macs, left = _blocks(vit.blocks, patches, vit.num_prefix_tokens)
+    if reads_patches(vit):
+        left = patches
     # timm norms every token, then takes the class token
     return (
         _weights(vit.patch_embed.proj, patches)
-        + blocks
-        + _norm(vit.norm, tokens)
+        + macs
+        + _norm(vit.norm, left + vit.num_prefix_tokens)
+        + _norm(vit.fc_norm, 1)
         + _weights(vit.head, 1)
     )
 
 
 def _first_pass(model: TwoStageViT) -> int:
     core, cells = model.backbone, model.grid**2
-    tokens = 1 + cells
-    blocks = sum(
-        _block(block, tokens, class_row=index >= model.gca_start)
-        for index, block in enumerate(core.blocks)
+    macs, left = _blocks(
+        core.blocks, cells, reducer=model.reducer_of("first"), class_rows_from=model.gca_start
     )
     embed = _weights(core.patch_embed.proj, cells)
-    return embed + blocks + _norm(core.norm, tokens) + _weights(core.head, 1)
+    return embed + macs + _norm(core.norm, 1 + left) + _weights(core.head, 1)
 
 
 def _second_pass(model: TwoStageViT) -> int:
     core, cells = model.backbone, model.grid**2
     kept = _kept_cells(model)
-    tokens = 1 + 4 * kept + (cells - kept if model.background else 0)
+    patches = 4 * kept + (cells - kept if model.background else 0)
     reuse = 0
     if model.reuse is not None:
         inputs = cells + model.reuse.to_class_token
         linears = [m for m in model.reuse.mlp.modules() if isinstance(m, nn.Linear)]
         reuse = _norm(model.reuse.norm, inputs) + sum(_weights(m, inputs) for m in linears)
     embed = _weights(core.patch_embed.proj, 4 * kept)
-    blocks = sum(_block(block, tokens) for block in core.blocks)
-    return embed + reuse + blocks + _norm(core.norm, 1) + _weights(core.head, 1)
+    macs, _ = _blocks(core.blocks, patches, reducer=model.reducer_of("second"))
+    return embed + reuse + macs + _norm(core.norm, 1) + _weights(core.head, 1)
 
 
 def _kept_cells(model: TwoStageViT) -> int:
@@ -104,16 +106,37 @@ def _kept_cells(model: TwoStageViT) -> int:
         return model.select(Scores(blank, blank)).cells.shape[1]
 
 
-def _block(block: Any, tokens: int, class_row: bool = False) -> int:
+def _blocks(
+    blocks: Any,
+    patches: int,
+    prefix: int = 1,
+    reducer: Reducer | None = None,
+    class_rows_from: int | None = None,
+) -> tuple[int, int]:
+    """MACs of all blocks on a sequence of prefix and patch tokens, and the patch tokens left."""
+    if isinstance(blocks, ReducedBlocks):
+        blocks, reducer = blocks.each, blocks.reducer
+    reducer = reducer or Reducer()
+    macs, count = 0, patches
+    for index, block in enumerate(blocks):
+        macs += reducer.extra_macs(index, count, patches, prefix)
+        attended, count = reducer.lengths(index, count, patches)
+        rows = class_rows_from is not None and index >= class_rows_from
+        macs += _block(block, prefix + attended, prefix + count, rows)
+    return macs, count
+
+
+def _block(block: Any, attended: int, passed_on: int, class_row: bool) -> int:
+    """A block with so many tokens in its attention and in its MLP."""
     attn = block.attn
     width = attn.num_heads * attn.head_dim
-    macs = _norm(block.norm1, tokens) + _norm(block.norm2, tokens)
-    macs += _weights(attn.qkv, tokens) + _weights(attn.proj, tokens)
-    macs += _weights(block.mlp.fc1, tokens) + _weights(block.mlp.fc2, tokens)
+    macs = _norm(block.norm1, attended) + _norm(block.norm2, passed_on)
+    macs += _weights(attn.qkv, attended) + _weights(attn.proj, attended)
+    macs += _weights(block.mlp.fc1, passed_on) + _weights(block.mlp.fc2, passed_on)
     for norm in (attn.q_norm, attn.k_norm, attn.norm):
-        macs += 0 if isinstance(norm, nn.Identity) else NORM_PER_ELEMENT * tokens * width
-    macs += 2 * tokens * tokens * width  # queries x keys, weights x values
-    return macs + (tokens * width if class_row else 0)  # one query x keys
+        macs += 0 if isinstance(norm, nn.Identity) else NORM_PER_ELEMENT * attended * width
+    macs += 2 * attended * attended * width  # queries x keys, weights x values
+    return macs + (attended * width if class_row else 0)  # one query x keys
 
 
 def _weights(layer: Any, positions: int) -> int:

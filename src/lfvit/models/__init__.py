@@ -1,5 +1,6 @@
 """The models, in plain PyTorch. `create_model` is the one place that checks their settings."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from lfvit.checks import check_choice, check_names, check_range, check_whole
 from lfvit.errors import ConfigError
 from lfvit.models.backbone import Backbone, build_vit
+from lfvit.models.reduction.patch import build_reducer, reduce, restore, shape_of
 from lfvit.models.reuse import REUSE
 from lfvit.models.selection import SELECTORS
 from lfvit.models.two_stage import TwoStageViT
@@ -29,6 +31,8 @@ TWO_STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """Two-pass methods and the published settings of each."""
 
+PASSES = {"first": ["first"], "second": ["second"], "both": ["first", "second"]}
+
 METHODS = ("vit", *TWO_STAGE_DEFAULTS)
 
 
@@ -40,6 +44,7 @@ def create_model(
     num_classes: int = 1000,
     drop_path_rate: float = 0.0,
     pretrained: bool = False,
+    reducer: str | Mapping[str, Any] | None = None,
     **options: Any,
 ) -> nn.Module:
     """Build a model by name.
@@ -55,6 +60,8 @@ def create_model(
         num_classes: outputs of the head.
         drop_path_rate: stochastic depth of the last block, for training.
         pretrained: start from timm's weights for the named backbone.
+        reducer: a token reducer inside the blocks: its name ("evit"), or a mapping with ``name``
+            and its options. Two-pass models also take ``passes``: "first", "second" or "both".
         **options: of the two-pass methods. region_size (m, coarse cells; default 5 on a 7 x 7
             grid, 8 on 9 x 9, else 5/7 of the grid), alpha in (0, 1] (LF-ViT 0.88,
             CF-ViT 0.5), beta in [0, 1) (0.99), gca_start (3), selector ("ngca"; "gca"), reuse
@@ -75,9 +82,11 @@ def create_model(
     vit = build_vit(backbone, image_size, num_classes, drop_path_rate, pretrained)
     patch_size = vit.patch_embed.patch_size[0]
     _multiple(image_size, patch_size, f"patches of {patch_size}")
+    reducing = {"name": reducer} if isinstance(reducer, str) else dict(reducer or {})
     if method == "vit":
         check_names("method=vit", options, [])
-        return vit
+        reducing.pop("passes", None)
+        return reduce(vit, reducing.pop("name"), **reducing) if reducing else vit
     check_names(f"method={method}", options, TWO_STAGE_DEFAULTS[method])
     options = {**TWO_STAGE_DEFAULTS[method], **options}
     core = Backbone(vit)
@@ -89,10 +98,25 @@ def create_model(
     first_block: Any = vit.blocks[0]
     mlp_ratio = first_block.mlp.fc1.out_features / core.embed_dim
     options["reuse"] = REUSE[options["reuse"]](core.embed_dim, mlp_ratio, first_block.norm1.eps)
+    if reducing:
+        options |= _reduction(reducing, core)
     model = TwoStageViT(core, image_size=image_size, **options)
     if pretrained:
         _spread_positions(vit, model)
     return model
+
+
+def _reduction(settings: dict[str, Any], core: Backbone) -> dict[str, Any]:
+    """The reducer of a two-pass model, and the passes it works in."""
+    passes = settings.pop("passes", "both")
+    check_choice("reducer.passes", passes, PASSES)
+    found = build_reducer(settings, shape_of(core.blocks))
+    if found.drops:
+        raise ConfigError(
+            f"reducer={settings['name']} drops patches, and the second pass needs an answer for "
+            "every one; it works with method=vit"
+        )
+    return {"reducer": found, "reduced_passes": PASSES[passes]}
 
 
 def default_region_size(grid: int) -> int:
@@ -141,4 +165,4 @@ def _spread_positions(vit: VisionTransformer, model: TwoStageViT) -> None:
         target.copy_(resample_abs_pos_embed(vit.pos_embed, [side, side]))
 
 
-__all__ = ["METHODS", "TWO_STAGE_DEFAULTS", "TwoStageViT", "create_model"]
+__all__ = ["METHODS", "TWO_STAGE_DEFAULTS", "TwoStageViT", "create_model", "reduce", "restore"]

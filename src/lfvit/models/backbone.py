@@ -13,12 +13,15 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention, PatchEmbed
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lfvit.checks import check_choice, check_names, check_range, check_whole
 from lfvit.errors import ConfigError
+from lfvit.models.reduction.patch import foreign_blocks
+from lfvit.models.reduction.registry import Layout, Reducer
+from lfvit.models.reduction.run import Run, run_blocks
 
 CUSTOM_KEYS = ("embed_dim", "depth", "num_heads", "patch_size", "mlp_ratio", "qkv_bias", "norm_eps")
 
@@ -148,78 +151,27 @@ class Backbone(nn.Module):
         return F.linear(chosen.flatten(2), proj.weight.flatten(1), proj.bias)
 
     def run(
-        self, tokens: Tensor, class_rows_from: int | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
+        self,
+        tokens: Tensor,
+        class_rows_from: int | None = None,
+        reducer: Reducer | None = None,
+        layout: Layout | None = None,
+    ) -> Run:
         """Run all blocks on any sequence whose first token is the class token.
 
         Args:
             tokens: (B, N, D)
             class_rows_from: collect the class attention of the blocks from this index (0-based)
                 on; None collects none.
-
-        Returns:
-            tokens (B, N, D) before the final norm, and one (B, N-1) class attention per counted
-            block, in order.
+            reducer: shortens the sequence on the way; needs its layout.
         """
-        rows: list[Tensor] = []
-        for index, block in enumerate(self.blocks):
-            counted = class_rows_from is not None and index >= class_rows_from
-            tokens, row = run_block(block, tokens, counted)
-            if row is not None:
-                rows.append(row)
-        return tokens, rows
+        return run_blocks(
+            self.blocks, tokens, reducer=reducer, layout=layout, class_rows_from=class_rows_from
+        )
 
     def classify(self, class_token: Tensor) -> Tensor:
         """Logits from the normed class token: (B, D) -> (B, C)."""
         return self.head(self.head_drop(class_token))
-
-
-def run_block(block: Any, tokens: Tensor, class_row: bool) -> tuple[Tensor, Tensor | None]:
-    """timm's pre-norm block on tokens (B, N, D), with its class attention (B, N-1) if asked for."""
-    update, row = attend(block.attn, block.norm1(tokens), class_row)
-    tokens = tokens + block.drop_path1(block.ls1(update))
-    tokens = tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
-    return tokens, row
-
-
-def attend(attn: Any, tokens: Tensor, class_row: bool) -> tuple[Tensor, Tensor | None]:
-    """timm's self-attention on tokens (B, N, D), with the class attention (B, N-1) if asked for.
-
-    The full N x N attention is never built where the fused kernel is on: the class row is one
-    query against all keys, computed beside it.
-    """
-    B, N, _ = tokens.shape
-    qkv = attn.qkv(tokens).reshape(B, N, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
-    q, k, v = qkv.unbind(0)  # (B, H, N, d) each
-    q, k = attn.q_norm(q), attn.k_norm(k)
-    row = class_attention(q[:, :, :1], k, attn.scale) if class_row else None
-    dropout = attn.attn_drop.p if attn.training else 0.0
-    if attn.fused_attn:
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=attn.scale)
-    else:
-        weights = (q * attn.scale @ k.transpose(-2, -1)).softmax(dim=-1)  # (B, H, N, N)
-        out = F.dropout(weights, dropout) @ v
-    out = attn.norm(out.transpose(1, 2).reshape(B, N, attn.num_heads * attn.head_dim))
-    return attn.proj_drop(attn.proj(out)), row
-
-
-@torch.no_grad()
-def class_attention(query: Tensor, keys: Tensor, scale: float) -> Tensor:
-    """Attention of the class token to every other token, averaged over heads, in float32.
-
-    The softmax runs over all keys; the class token's attention to itself is dropped afterwards
-    without rescaling (LF-ViT section 3.2, CF-ViT section 4.1). A score for choosing where to look:
-    no gradient passes through it.
-
-    Args:
-        query: (B, H, 1, d), keys: (B, H, N, d)
-
-    Returns:
-        (B, N-1)
-    """
-    with torch.autocast(query.device.type, enabled=False):  # mixed precision would round it again
-        logits = (query.float() * scale) @ keys.float().transpose(-2, -1)  # (B, H, 1, N)
-    return logits.softmax(dim=-1)[:, :, 0, 1:].mean(dim=1)
 
 
 def foreign_parts(vit: VisionTransformer) -> Iterator[str]:
@@ -230,13 +182,7 @@ def foreign_parts(vit: VisionTransformer) -> Iterator[str]:
         yield "a norm in the patch embedding"
     if vit.attn_pool is not None:
         yield "attention pooling"
-    for block in vit.blocks:
-        if type(block) is not Block or type(block.attn) is not Attention:
-            yield f"blocks of type {type(block).__name__} with {type(block.attn).__name__}"
-            return
-        if getattr(block.attn, "gate", None) is not None:
-            yield "gated attention"
-            return
+    yield from foreign_blocks(vit)
 
 
 def _refuse_unsupported(vit: VisionTransformer) -> None:

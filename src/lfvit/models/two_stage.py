@@ -9,6 +9,7 @@ Shapes: B images, S image side, P patch side, G = S/P fine grid, g = G/2 coarse 
 become fine, D width, C classes.
 """
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,8 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from lfvit.models.backbone import Backbone
+from lfvit.models.indexing import take
+from lfvit.models.reduction.registry import Layout, Reducer, centres
 from lfvit.models.reuse import Reuse
 from lfvit.models.selection import (
     Scores,
@@ -81,6 +84,8 @@ class TwoStageViT(nn.Module):
         selector: how the cells are chosen, a name in `lfvit.models.selection.SELECTORS`.
         reuse: the term added to the second pass's tokens; None adds nothing.
         background: keep the cells that are not chosen as coarse tokens of the second pass.
+        reducer: shortens the sequence inside the passes named by `reduced_passes`.
+        reduced_passes: some of "first", "second".
     """
 
     def __init__(
@@ -95,6 +100,8 @@ class TwoStageViT(nn.Module):
         selector: str,
         reuse: Reuse | None,
         background: bool = True,
+        reducer: Reducer | None = None,
+        reduced_passes: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -107,6 +114,8 @@ class TwoStageViT(nn.Module):
         self.gca_start = gca_start
         self.selector = selector
         self.background = background
+        self.reducer = reducer
+        self.reduced_passes = frozenset(reduced_passes)
         D = backbone.embed_dim
         self.first_pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, D))
         self.second_pos_embed = nn.Parameter(torch.zeros(1, 1 + 4 * self.grid**2, D))
@@ -164,11 +173,13 @@ class TwoStageViT(nn.Module):
         coarse = backbone.embed(view) + self.first_pos_embed[:, 1:]  # (B, g*g, D)
         class_token = backbone.cls_token + self.first_pos_embed[:, :1]  # (1, 1, D)
         tokens = torch.cat([class_token.expand(len(view), -1, -1).to(coarse), coarse], dim=1)
-        tokens, rows = backbone.run(tokens, class_rows_from=self.gca_start)
-        tokens = backbone.norm(tokens)
+        reducer = self.reducer_of("first")
+        layout = None if reducer is None else self._first_layout(coarse.device)
+        run = backbone.run(tokens, self.gca_start, reducer, layout)
+        tokens = run.expand(backbone.norm(run.tokens))  # one per cell again, if there were fewer
         return FirstPass(
             logits=backbone.classify(tokens[:, 0]),
-            **score_cells(rows, self.beta, self.grid)._asdict(),
+            **score_cells(run.rows, self.beta, self.grid)._asdict(),
             inputs=coarse,
             outputs=tokens,
         )
@@ -184,7 +195,7 @@ class TwoStageViT(nn.Module):
         positions = F.embedding(selection.fine_indices, self.second_pos_embed[0, 1:])  # (B, 4k, D)
         fine = backbone.embed_patches(images, selection.fine_indices) + positions
         rest = remaining_cells(selection.cells, self.grid)  # (B, g*g - k)
-        coarse = _take(first.inputs, rest)
+        coarse = take(first.inputs, rest)
         class_token = backbone.cls_token + self.second_pos_embed[:, :1]
         class_token = class_token.expand(len(images), -1, -1)
         if reuse is not None:
@@ -192,12 +203,35 @@ class TwoStageViT(nn.Module):
             if reuse.to_class_token:
                 class_token, reused = class_token + reused[:, :1], reused[:, 1:]
             if reuse.to_coarse:
-                coarse = coarse + _take(reused, rest)
-            fine = fine + _take(reused, coarse_cell(selection.fine_indices, self.grid))
+                coarse = coarse + take(reused, rest)
+            fine = fine + take(reused, coarse_cell(selection.fine_indices, self.grid))
         tokens = [class_token, fine, coarse] if self.background else [class_token, fine]
         # (B, 1 + 4k + g*g - k, D)
-        out, _ = backbone.run(torch.cat([part.to(fine) for part in tokens], dim=1))
-        return backbone.classify(backbone.norm(out[:, 0]))
+        sequence = torch.cat([part.to(fine) for part in tokens], dim=1)
+        reducer = self.reducer_of("second")
+        layout = None if reducer is None else self._second_layout(selection.fine_indices, rest)
+        run = backbone.run(sequence, reducer=reducer, layout=layout)
+        return backbone.classify(backbone.norm(run.tokens[:, 0]))
+
+    def reducer_of(self, stage: str) -> Reducer | None:
+        """What shortens the sequence of the "first" or "second" pass."""
+        return self.reducer if stage in self.reduced_passes else None
+
+    def _first_layout(self, device: torch.device) -> Layout:
+        cells = torch.arange(self.grid**2, device=device)[None]
+        return Layout(1, centres(cells, self.grid, self.grid), self.first_pos_embed[:, 1:])
+
+    def _second_layout(self, fine_indices: Tensor, rest: Tensor) -> Layout:
+        """Of fine tokens, then coarse ones, on one image."""
+        fine = centres(fine_indices, 2 * self.grid, 2 * self.grid)
+        positions = F.embedding(fine_indices, self.second_pos_embed[0, 1:])
+        if not self.background:
+            return Layout(1, fine, positions)
+        coarse = centres(rest, self.grid, self.grid)
+        coarse_positions = F.embedding(rest, self.first_pos_embed[0, 1:])
+        return Layout(
+            1, torch.cat([fine, coarse], dim=1), torch.cat([positions, coarse_positions], dim=1)
+        )
 
     def _check_view(self, view: Tensor) -> None:
         side = self.image_size // 2
@@ -207,11 +241,6 @@ class TwoStageViT(nn.Module):
                 f"{side} x {side}), not a view of {view.shape[-2]} x {view.shape[-1]}; create the "
                 "model with the image_size of the data"
             )
-
-
-def _take(tokens: Tensor, positions: Tensor) -> Tensor:
-    """tokens (B, n, D) at positions (B, K) -> (B, K, D)."""
-    return tokens.gather(1, positions[:, :, None].expand(-1, -1, tokens.shape[-1]))
 
 
 def _rows(selection: Selection, rows: Tensor) -> Selection:

@@ -16,7 +16,6 @@ from lfvit.models.selection.registry import (
     Choice,
     Scores,
     Selector,
-    kept_count,
     selector,
 )
 
@@ -91,7 +90,6 @@ __all__ = [
     "Selector",
     "coarse_cell",
     "fine_patches",
-    "kept_count",
     "remaining_cells",
     "score_cells",
     "select",

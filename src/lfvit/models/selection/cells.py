@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from lfvit.models.selection.registry import Choice, Scores, highest, kept_count, selector
+from lfvit.models.indexing import highest, kept_count
+from lfvit.models.selection.registry import Choice, Scores, selector
 
 
 def keep_anywhere(values: Tensor, alpha: float) -> Choice:

@@ -1,6 +1,5 @@
 """The table of selectors and what each returns."""
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -44,20 +43,3 @@ def selector(name: str) -> Callable[[Selector], Selector]:
         return function
 
     return register
-
-
-def highest(values: Tensor, count: int) -> Tensor:
-    """Positions (B, count) of the highest of (B, n) values, in order.
-
-    A stable sort settles equal values the same way on every device: the first one wins.
-    """
-    return values.argsort(dim=1, descending=True, stable=True)[:, :count]
-
-
-def kept_count(alpha: float, candidates: int) -> int:
-    """How many of `candidates` cells become fine: ceil(alpha * candidates).
-
-    The product is rounded to 9 decimals first, so that alpha=0.92 keeps 23 of 25 cells, not the 24
-    that the rounding error of binary fractions would give.
-    """
-    return math.ceil(round(alpha * candidates, 9))

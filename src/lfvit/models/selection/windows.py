@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lfvit.models.selection.registry import Choice, Scores, highest, kept_count, selector
+from lfvit.models.indexing import highest, kept_count
+from lfvit.models.selection.registry import Choice, Scores, selector
 
 
 def window_sums(gca: Tensor, size: int) -> Tensor:

@@ -1,0 +1,62 @@
+"""timm's self-attention taken apart, so that a method can look inside it or change it.
+
+`heads`, then `mix`, then `merge_heads` is timm's own attention, fused where timm fuses it. The full
+N x N attention is only ever built by `attention_weights`, for those who ask for it.
+
+Shapes: B images, N tokens, D width, H heads, d width of a head.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def heads(attn: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of timm's attention: (B, N, D) -> three of (B, H, N, d)."""
+    B, N, _ = tokens.shape
+    qkv = attn.qkv(tokens).reshape(B, N, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
+    q, k, v = qkv.unbind(0)
+    return attn.q_norm(q), attn.k_norm(k), v
+
+
+def mix(attn: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Values averaged by attention, (B, H, N, d).
+
+    Args:
+        bias: (B, 1, 1, N), added to the logits of every query; None adds nothing.
+    """
+    dropout = attn.attn_drop.p if attn.training else 0.0
+    if attn.fused_attn:
+        bias = None if bias is None else bias.to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, bias, dropout_p=dropout, scale=attn.scale)
+    return F.dropout(attention_weights(attn, q, k, bias), dropout) @ v
+
+
+def attention_weights(attn: Any, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The full attention, rows summing to one: (B, H, N, N)."""
+    logits = q * attn.scale @ k.transpose(-2, -1)
+    return (logits if bias is None else logits + bias).softmax(dim=-1)
+
+
+def merge_heads(attn: Any, mixed: Tensor) -> Tensor:
+    """What attention adds to the tokens: (B, H, N, d) -> (B, N, D)."""
+    B, H, N, d = mixed.shape
+    return attn.proj_drop(attn.proj(attn.norm(mixed.transpose(1, 2).reshape(B, N, H * d))))
+
+
+def class_attention(attn: Any, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Attention of the first token to every other token, averaged over heads, in float32.
+
+    One query against all keys. The softmax runs over all keys; the class token's attention to
+    itself is dropped afterwards without rescaling (LF-ViT section 3.2, CF-ViT section 4.1).
+
+    Returns:
+        (B, N-1)
+    """
+    with torch.autocast(q.device.type, enabled=False):  # mixed precision would round it again
+        logits = (q[:, :, :1].float() * attn.scale) @ k.float().transpose(-2, -1)  # (B, H, 1, N)
+        if bias is not None:
+            logits = logits + bias
+    return logits.softmax(dim=-1)[:, :, 0, 1:].mean(dim=1)
