@@ -30,8 +30,10 @@ class Trained(NamedTuple):
 
 
 def build_model(settings: Mapping[str, Any], num_classes: int, **overrides: Any) -> nn.Module:
-    """The model of a config or record: its ``method``, ``backbone`` and ``image_size``."""
+    """The model of a config or record: its method, backbone, reducer and image_size."""
     options = {**plain(settings["method"]), **overrides}
+    if "reducer" in settings:
+        options["reducer"] = plain(settings["reducer"])
     backbone = plain(settings["backbone"])
     return create_model(
         options.pop("name"),
@@ -44,7 +46,7 @@ def build_model(settings: Mapping[str, Any], num_classes: int, **overrides: Any)
 
 def make_record(cfg: DictConfig, classes: list[str]) -> dict[str, Any]:
     """What a checkpoint needs to be used without its config: plain values only."""
-    keys = ("method", "backbone", "image_size", "data", "schedule", "seed", "threshold")
+    keys = ("method", "backbone", "reducer", "image_size", "data", "schedule", "seed", "threshold")
     record = {key: plain(cfg[key]) for key in keys}
     if record["data"].get("root") is not None:
         record["data"]["root"] = _absolute(record["data"]["root"])
@@ -53,7 +55,8 @@ def make_record(cfg: DictConfig, classes: list[str]) -> dict[str, Any]:
 
 def model_overrides(cfg: DictConfig) -> dict[str, Any]:
     """What the command line says about the model of a checkpoint."""
-    return {key: cfg[key] for key in ("method", "backbone", "image_size", "threshold")}
+    keys = ("method", "backbone", "reducer", "image_size", "threshold")
+    return {key: cfg[key] for key in keys}
 
 
 def load_trained(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Trained:
@@ -61,8 +64,8 @@ def load_trained(path: str | Path, overrides: Mapping[str, Any] | None = None) -
 
     Args:
         path: a checkpoint of this project, or other weights if `overrides` describe the model.
-        overrides: method, backbone, image_size and threshold; what is None, also inside of method
-            and backbone, is the checkpoint's own.
+        overrides: method, backbone, reducer, image_size and threshold; what is None, also inside
+            of the first three, is the checkpoint's own.
 
     Raises:
         CheckpointError, ConfigError: unreadable, not describing its model, or not fitting it.

@@ -20,6 +20,7 @@ from lfvit.data import ImageDataModule
 from lfvit.errors import CheckpointError, ConfigError
 from lfvit.measure.costs import count_macs
 from lfvit.models.checkpoints import load_checkpoint, read_file
+from lfvit.models.reduction.patch import unreduced
 from lfvit.runs import commit, is_main_process, machine, plain, start_run, write_json
 from lfvit.training.module import RECORD, Classifier
 from lfvit.training.schedule import Schedule
@@ -106,6 +107,7 @@ def build_module(cfg: DictConfig, schedule: Schedule, classes: list[str]) -> Cla
     return Classifier(
         model,
         schedule,
+        teacher=unreduced(model) if schedule.distill_weight else None,
         num_classes=len(classes),
         threshold=cfg.threshold,
         seed=cfg.seed,
@@ -124,6 +126,11 @@ def check(cfg: DictConfig) -> Schedule:
     build_model(cfg, num_classes=2)  # every check of the model
     if cfg.pretrained and "timm" not in cfg.backbone:
         build_model(cfg, num_classes=2, pretrained=True)
+    if schedule.distill_weight and not (cfg.pretrained or cfg.init_from or cfg.ckpt_path):
+        raise ConfigError(
+            f"schedule.distill_weight={schedule.distill_weight} learns from the weights training "
+            "starts with; pass pretrained=true or init_from=FILE, or set it to 0"
+        )
     if cfg.init_from is not None and cfg.ckpt_path is not None:
         raise ConfigError(
             "init_from starts a new run and ckpt_path continues one; pass one of them"
@@ -150,7 +157,7 @@ def _check_resume(cfg: DictConfig) -> dict[str, Any]:
             f"{cfg.ckpt_path}: not a checkpoint of a training run; to start from its weights pass "
             "init_from= instead of ckpt_path="
         )
-    for key in ("method", "backbone", "image_size", "schedule", "seed"):
+    for key in ("method", "backbone", "reducer", "image_size", "schedule", "seed"):
         then, now = content[RECORD].get(key), plain(cfg[key])
         if then != now:
             raise CheckpointError(

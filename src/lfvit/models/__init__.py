@@ -60,8 +60,9 @@ def create_model(
         num_classes: outputs of the head.
         drop_path_rate: stochastic depth of the last block, for training.
         pretrained: start from timm's weights for the named backbone.
-        reducer: a token reducer inside the blocks: its name ("evit"), or a mapping with ``name``
-            and its options. Two-pass models also take ``passes``: "first", "second" or "both".
+        reducer: a token reducer inside the blocks: its name ("evit"; "none"), or a mapping with
+            ``name`` and its options. Two-pass models also take ``passes``: "first", "second" or
+            "both".
         **options: of the two-pass methods. region_size (m, coarse cells; default 5 on a 7 x 7
             grid, 8 on 9 x 9, else 5/7 of the grid), alpha in (0, 1] (LF-ViT 0.88,
             CF-ViT 0.5), beta in [0, 1) (0.99), gca_start (3), selector ("ngca"; "gca"), reuse
@@ -83,6 +84,8 @@ def create_model(
     patch_size = vit.patch_embed.patch_size[0]
     _multiple(image_size, patch_size, f"patches of {patch_size}")
     reducing = {"name": reducer} if isinstance(reducer, str) else dict(reducer or {})
+    if reducing.get("name") == "none":
+        reducing = {}
     if method == "vit":
         check_names("method=vit", options, [])
         reducing.pop("passes", None)

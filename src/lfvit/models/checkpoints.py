@@ -32,6 +32,7 @@ PREFIXES = ("model.", "module.", "_orig_mod.")  # what trainers put before every
 POSITIONS = ("first_pos_embed", "second_pos_embed", "pos_embed")
 
 RELEASED_NAMES = (  # the released two-pass files -> this project's names
+    (r"^blocks\.reducer\.", "reducer."),
     (r"^pos_embed_list\.0$", "first_pos_embed"),
     (r"^pos_embed_list\.1$", "second_pos_embed"),
     (r"^reuse_block\.0\.", "reuse.norm."),
@@ -47,7 +48,9 @@ def load_checkpoint(
 
     Accepts this project's files, timm/DeiT weights and the released LF-ViT files, as a path
     (.ckpt, .pth, .pt, .safetensors) or as a state dict. Position embeddings of another image size
-    are resampled (bicubic, as timm does); a one-pass file fills both grids of a two-pass model.
+    are resampled (bicubic, as timm does); a one-pass file fills both grids of a two-pass model. The
+    weights of a token reducer start fresh where the file has none, and are left out where the model
+    has none.
 
     Args:
         model: changed in place.
@@ -129,7 +132,7 @@ def extract_weights(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
 def _rename(model: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
     """To the model's own names: the file's layout shows in its position embeddings."""
     if not isinstance(model, TwoStageViT):
-        return dict(found)
+        return _with_reducer(model, found)
     weights: dict[str, Tensor] = {}
     for key, value in found.items():
         if "first_pos_embed" in found:  # this project's own names
@@ -144,7 +147,18 @@ def _rename(model: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
         weights.update({key: own[key] for key in own if key.startswith("reuse.")})
     if model.reuse is None:
         weights = {key: value for key, value in weights.items() if not key.startswith("reuse.")}
-    return weights
+    return _with_reducer(model, weights)
+
+
+def _with_reducer(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A reducer can be put into a model trained without it, starting fresh, or left out of one."""
+    inside = re.compile(r"^(blocks\.)?reducer\.")
+    kept = {key: value for key, value in weights.items() if not inside.match(key)}
+    if any(inside.match(key) for key in model.state_dict()):
+        theirs = {key: value for key, value in weights.items() if inside.match(key)}
+        own = {key: value for key, value in model.state_dict().items() if inside.match(key)}
+        return {**kept, **(theirs or own)}
+    return kept
 
 
 def _resample(positions: Tensor, own: Tensor, name: str) -> Tensor:

@@ -25,6 +25,14 @@ def two_stage_losses(
     second_loss = F.cross_entropy(second, targets)
     if kind == "ce_ce":
         return F.cross_entropy(first, targets), second_loss
-    teacher = second.detach().log_softmax(dim=1)
-    student = first.log_softmax(dim=1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True), second_loss
+    return divergence(first, second), second_loss
+
+
+def divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || student) of logits (B, C): mean over the batch, in nats, teacher detached."""
+    return F.kl_div(
+        student.log_softmax(dim=1),
+        teacher.detach().log_softmax(dim=1),
+        reduction="batchmean",
+        log_target=True,
+    )

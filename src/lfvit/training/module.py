@@ -13,10 +13,12 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lfvit.data.batches import Batch
-from lfvit.errors import TrainingError
+from lfvit.errors import ConfigError, TrainingError
+from lfvit.models.reduction.patch import ReducedBlocks, answer
+from lfvit.models.reduction.run import Run
 from lfvit.models.two_stage import TwoStageViT
 from lfvit.seeding import seed_all
-from lfvit.training.losses import two_stage_losses
+from lfvit.training.losses import divergence, two_stage_losses
 from lfvit.training.schedule import Schedule
 
 RECORD = "lfvit"  # the checkpoint entry from which a model is rebuilt
@@ -49,6 +51,8 @@ class Classifier(L.LightningModule):
         num_classes: C.
         threshold: eta at which validation reports early exit.
         seed: of stochastic depth and random selectors.
+        teacher: what `schedule.distill_weight` distils from; frozen, and saved in checkpoints, so
+            that a resumed run has the same one.
         record: plain values from which the model can be rebuilt, stored in every checkpoint.
         compile_passes: run the training forward under torch.compile.
     """
@@ -61,6 +65,7 @@ class Classifier(L.LightningModule):
         num_classes: int,
         threshold: float = 0.7,
         seed: int = 0,
+        teacher: nn.Module | None = None,
         record: Mapping[str, Any] | None = None,
         compile_passes: bool = False,
     ) -> None:
@@ -71,6 +76,12 @@ class Classifier(L.LightningModule):
         self.seed = seed
         self.record = dict(record or {})
         self.two_stage = isinstance(model, TwoStageViT)
+        # in a tuple, so that it is no part of the trained model
+        self._teacher = () if teacher is None else (teacher.requires_grad_(False).eval(),)
+        blocks = getattr(model, "blocks", None)
+        self.learned = isinstance(blocks, ReducedBlocks) and blocks.reducer.learned
+        if compile_passes and self.learned:
+            raise ConfigError("compile=true does not reach the losses of a learned reducer")
         if compile_passes:
             model.compile()  # in place: names in the state dict stay as they are
         accuracy = MetricCollection(
@@ -101,9 +112,13 @@ class Classifier(L.LightningModule):
             )
             self._log("train/first_loss", first, batch)
             self._log("train/second_loss", second, batch)
-            loss = second + first
+            loss, logits, tokens, run = second + first, out.second_logits, None, None
         else:
-            loss = F.cross_entropy(self.model(batch.images), batch.targets)
+            logits, tokens, run = self._answer(self.model, batch.images)
+            loss = F.cross_entropy(logits, batch.targets)
+        for name, term in self._reduction_losses(batch, logits, tokens, run).items():
+            self._log(f"train/{name}_loss", term, batch)
+            loss = loss + term
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at epoch {self.current_epoch}, step {batch_idx} "
@@ -111,6 +126,35 @@ class Classifier(L.LightningModule):
             )
         self._log("train/loss", loss, batch, prog_bar=True)
         return loss
+
+    def _reduction_losses(
+        self, batch: Batch, logits: Tensor, tokens: Tensor | None, run: Run | None
+    ) -> dict[str, Tensor]:
+        """What distillation and a learned reducer add to the loss."""
+        losses: dict[str, Tensor] = {}
+        theirs = None
+        for teacher in self._teacher:
+            with torch.no_grad():
+                if self.two_stage:
+                    selector = "none" if self.phase_one else None
+                    wanted = teacher(batch.images, batch.view, selector=selector).second_logits
+                else:
+                    wanted, theirs, _ = self._answer(teacher, batch.images)
+            losses["distill"] = self.schedule.distill_weight * divergence(logits, wanted)
+        if run is not None and run.carried is not None:
+            blocks: Any = self.model.blocks
+            term = blocks.reducer.loss(run.carried, tokens, theirs)
+            if term is not None:
+                losses["reducer"] = term
+        return losses
+
+    def _answer(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None, Run | None]:
+        """A one-pass model's logits, with what the loss of a learned reducer needs."""
+        return answer(model, images) if self.learned else (model(images), None, None)
+
+    def on_fit_start(self) -> None:
+        for teacher in self._teacher:
+            teacher.to(self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if not len(batch.images):
@@ -168,6 +212,12 @@ class Classifier(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[RECORD] = self.record
+        for teacher in self._teacher:
+            checkpoint["teacher"] = teacher.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for teacher in self._teacher:
+            teacher.load_state_dict(checkpoint["teacher"])
 
     def _global_batch(self) -> int:
         trainer = self.trainer

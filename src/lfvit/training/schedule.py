@@ -18,7 +18,8 @@ class Schedule:
     loss: "ce_kl" or "ce_ce". lr: for lr_batch images per step, scaled linearly with the global
     batch. warmup_lr, min_lr: where the warm-up starts and the cosine ends, not scaled.
     weight_decay: of matrices only. drop_path_rate: stochastic depth of the last block. ema_decay:
-    of the averaged weights, the ones evaluated and saved; null keeps none.
+    of the averaged weights, the ones evaluated and saved; null keeps none. distill_weight: of the
+    KL divergence from the teacher, which is the model as training found it, without its reducer.
     """
 
     epochs: int = 350
@@ -32,6 +33,7 @@ class Schedule:
     weight_decay: float = 0.05
     drop_path_rate: float = 0.1
     ema_decay: float | None = 0.99996
+    distill_weight: float = 0.0
 
     def __post_init__(self) -> None:
         check_choice("schedule.loss", self.loss, LOSSES)
@@ -42,7 +44,7 @@ class Schedule:
             check_whole("schedule.selection_start", self.selection_start, 1)
         check_range("schedule.warmup_epochs", self.warmup_epochs, 0, self.epochs)
         check_range("schedule.lr", self.lr, 0, above=True)
-        for name in ("warmup_lr", "min_lr", "weight_decay"):
+        for name in ("warmup_lr", "min_lr", "weight_decay", "distill_weight"):
             check_range(f"schedule.{name}", getattr(self, name), 0)
         check_range("schedule.drop_path_rate", self.drop_path_rate, 0, 1, below=True)
         if self.ema_decay is not None:

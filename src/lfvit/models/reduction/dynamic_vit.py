@@ -57,9 +57,12 @@ class DynamicViT(Reducer):
     Args:
         keep_rate: in (0, 1].
         blocks: the reducing blocks, from 1; None is 4, 7, 10 of 12.
-        ratio_weight: of the loss on the share of kept tokens (Eq. 12).
+        ratio_weight: of the loss on the share of kept tokens (section 3.3).
+        token_weight: of the mean squared distance of the kept tokens from a teacher's, if there is
+            a teacher.
     """
 
+    learned = True
     drops = True
 
     def __init__(
@@ -69,13 +72,16 @@ class DynamicViT(Reducer):
         keep_rate: float = 0.7,
         blocks: Sequence[int] | None = None,
         ratio_weight: float = 2.0,
+        token_weight: float = 0.5,
     ) -> None:
         super().__init__()
         check_range("reducer.keep_rate", keep_rate, 0, 1, above=True)
         check_range("reducer.ratio_weight", ratio_weight, 0)
         self.keep_rate = keep_rate
         self.blocks = check_blocks(blocks, shape.depth)
+        check_range("reducer.token_weight", token_weight, 0)
         self.ratio_weight = ratio_weight
+        self.token_weight = token_weight
         self.predictors = nn.ModuleList(Predictor(shape.embed_dim) for _ in self.blocks)
 
     def start(self, carried: Carried) -> Carried:
@@ -118,14 +124,21 @@ class DynamicViT(Reducer):
             attn, q, k, v, F.pad(carried.memory.mask[..., 0], (carried.prefix, 0), value=1.0)
         ), None
 
-    def loss(self, carried: Carried) -> Tensor | None:
+    def loss(
+        self, carried: Carried, tokens: Tensor | None, teacher: Tensor | None
+    ) -> Tensor | None:
         if carried.memory is None or not carried.memory.kept:
             return None
         errors = [
             (mask.mean(dim=(1, 2)) - self.keep_rate**stage).square().mean()
             for stage, mask in enumerate(carried.memory.kept, start=1)
         ]
-        return self.ratio_weight * torch.stack(errors).mean()
+        loss = self.ratio_weight * torch.stack(errors).mean()
+        if tokens is not None and teacher is not None:
+            mask = carried.memory.mask.detach()
+            error = (tokens - teacher).square().mean(dim=2, keepdim=True)
+            loss = loss + self.token_weight * (error * mask).sum() / mask.sum().clamp(min=1)
+        return loss
 
     def _kept(self, index: int, start: int) -> int:
         """Tokens left before block `index` works."""

@@ -1,5 +1,6 @@
 """Token reduction for a ViT of timm in one line, and back."""
 
+import copy
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -65,6 +66,32 @@ def restore(model: nn.Module) -> nn.Module:
         raise ConfigError(f"this {type(model).__name__} is not reduced, so nothing can be restored")
     model.blocks = nn.Sequential(*blocks.each)
     return model
+
+
+def unreduced(model: nn.Module) -> nn.Module:
+    """A copy of a one-pass or two-pass model without its reducer."""
+    model = copy.deepcopy(model)
+    if isinstance(getattr(model, "blocks", None), ReducedBlocks):
+        return restore(model)
+    if getattr(model, "reducer", None) is not None:
+        model.reducer = None  # type: ignore[assignment]
+    return model
+
+
+def answer(vit: Any, images: Tensor) -> tuple[Tensor, Tensor | None, Run | None]:
+    """A one-pass model's logits, as ``vit(images)`` gives them, and what a learned reducer needs.
+
+    Returns:
+        logits (B, C); the patch tokens (B, n, D) after the final norm, and the run that made them,
+        None where the head reads patch tokens.
+    """
+    if reads_patches(vit):
+        return vit(images), None, None
+    tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
+    blocks = vit.blocks
+    run = blocks.run(tokens) if isinstance(blocks, ReducedBlocks) else Run(blocks(tokens), [], None)
+    tokens = vit.norm(run.tokens)
+    return vit.forward_head(tokens), tokens[:, vit.num_prefix_tokens :], run
 
 
 def build_reducer(settings: Mapping[str, Any], shape: Shape) -> Reducer:

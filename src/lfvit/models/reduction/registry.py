@@ -93,6 +93,7 @@ class Reducer(nn.Module):
     """
 
     needs_class_token: ClassVar[bool] = False
+    learned: ClassVar[bool] = False  # training needs its `loss`
     drops: ClassVar[bool] = False  # leaves patches without a token that stands for them
 
     def start(self, carried: Carried) -> Carried:
@@ -126,8 +127,16 @@ class Reducer(nn.Module):
         """Change the tokens (B, N, D) between attention and MLP."""
         return tokens, carried
 
-    def loss(self, carried: Carried) -> Tensor | None:
-        """What training should add to the loss, already weighted; None adds nothing."""
+    def loss(
+        self, carried: Carried, tokens: Tensor | None, teacher: Tensor | None
+    ) -> Tensor | None:
+        """What training should add to the loss, already weighted; None adds nothing.
+
+        Args:
+            carried: as the last block left it.
+            tokens: the patch tokens (B, length, D) after the final norm.
+            teacher: those (B, n, D) of the unreduced model it learns from, if there is one.
+        """
         return None
 
     def lengths(self, index: int, count: int, start: int) -> tuple[int, int]:
