@@ -87,6 +87,8 @@ def trace_blocks(blocks: Sequence[Any]) -> Iterator[BlockTrace]:
                 block.drop_path2.register_forward_hook(leave),
             ]
         yield trace
+        if not len(trace.received) == len(trace.tokens) - 1 == len(blocks):
+            raise ConfigError(f"the blocks of this model do not call their parts; {KNOWN}")
     finally:
         for handle in handles:
             handle.remove()

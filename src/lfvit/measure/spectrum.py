@@ -25,7 +25,8 @@ def relative_log_amplitude(tokens: Tensor) -> Tensor:
     mean natural log amplitude on the ring max(|u|, |v|) = floor(g / 2), the highest frequencies
     that the grid holds, minus the log amplitude at u = v = 0; averaged over channels. The figure's
     measure is that of Park & Kim (ICLR 2022), who take the corner u = v alone; the ring holds all
-    directions. Amplitudes below 1e-6 of the channel's largest count as that.
+    directions. Amplitudes below 1e-6 of the channel's largest count as that. Compare blocks, not
+    grids: the DC amplitude of g * g tokens grows with g^2, that of independent noise with g.
 
     Args:
         tokens: (B, g*g, D), row-major.

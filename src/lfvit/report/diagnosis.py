@@ -11,17 +11,17 @@ from matplotlib.ticker import MaxNLocator
 
 from lfvit.report.plots import BLUE, GREEN, GREY, ORANGE, STYLE
 
-SETS = (("high-frequency tokens", ORANGE), ("low-frequency tokens", BLUE))
+SETS = (("HF tokens", ORANGE), ("LF tokens", BLUE))
 PANELS: dict[str, dict[str, tuple[str, str]]] = {
     "High frequencies": {"log_amplitude": ("log amplitude relative to DC", GREEN)},
     "Similarity of tokens": {
         "last_similarity": ("to the last block", GREEN),
         "dc_similarity": ("to the DC signal", GREY),
     },
-    "The two sets: similarity to DC": dict(
+    "Two sets: similarity to DC": dict(
         zip(("hf_dc_similarity", "lf_dc_similarity"), SETS, strict=True)
     ),
-    "The two sets: amplitude without DC": dict(
+    "Two sets: amplitude without DC": dict(
         zip(("hf_amplitude", "lf_amplitude"), SETS, strict=True)
     ),
 }
@@ -33,25 +33,33 @@ def plot_diagnosis(found: Mapping[str, Any], paths: Iterable[Path]) -> None:
     passes = list(dict.fromkeys(row["pass"] for row in found["rows"]))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(14, 0.9 + 2.7 * len(passes)), layout="constrained")
-        grid = figure.subplots(len(passes), len(PANELS), sharex=True, sharey="col", squeeze=False)
+        grid = figure.subplots(len(passes), len(PANELS), sharex=True, squeeze=False)
+        for line in grid[1:]:  # log amplitudes of different grids are not comparable, the rest is
+            for axes, above in zip(line[1:], grid[0, 1:], strict=True):
+                axes.sharey(above)
         for name, line in zip(passes, grid, strict=True):
             rows = [row for row in found["rows"] if row["pass"] == name]
             for axes, curves in zip(line, PANELS.values(), strict=True):
                 for measure, (_, colour) in curves.items():
                     draw_measure(axes, rows, measure, colour)
-            line[0].set_ylabel(name, fontweight="bold")
+            line[0].set_ylabel(name.replace(", ", "\n"), fontweight="bold")
         for axes, (title, curves) in zip(grid[0], PANELS.items(), strict=True):
             axes.set_title(title, fontsize=11, loc="left", fontweight="bold", pad=24)
             names = [legend for legend, _ in curves.values()]
-            place: Any = {"loc": "lower left", "bbox_to_anchor": (-0.02, 0.98), "ncols": 2}
-            axes.legend(axes.lines, names, frameon=False, fontsize=9, columnspacing=1.2, **place)
+            place: Any = {
+                "loc": "lower left",
+                "bbox_to_anchor": (-0.02, 0.98),
+                "ncols": 2,
+                "handlelength": 1.5,
+            }
+            axes.legend(axes.lines, names, frameon=False, fontsize=9, **place)
         for axes in grid[-1]:
             axes.set_xlabel("block")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.supxlabel(
-            f"{found['method']['name']}, {found['images']} images; bands: one standard deviation "
-            f"over images; block 0: what enters the first block; {100 * found['removed']:g} % of "
-            "the tokens are low-frequency ones",
+            f"{found['method']['name']}, {found['images']} images. Bands: one standard deviation "
+            "over images. Block 0: what enters the first block. LF: the "
+            f"{100 * found['removed']:g} % of tokens that receive least attention, HF: the others.",
             fontsize=8,
             color=GREY,
         )
