@@ -55,6 +55,9 @@ def test_a_folder_of_photographs_from_training_to_prediction(tmp_path):
     assert "8 images, 0 unreadable" in out
     assert out.count("GMACs") == 8
     assert any(name in out for name in ("apple", "pear", "plum"))
+    out = run("diagnose", f"ckpt_path={checkpoint}", "data.num_workers=0", cwd=tmp_path).stdout
+    assert "second pass, whole image fine, 3 images" in out
+    assert only(tmp_path, "outputs/diagnose/*/diagnose.svg").stat().st_size > 10_000
 
 
 def test_a_sweep_gives_every_job_its_own_directory(tmp_path):
@@ -95,6 +98,8 @@ def test_mistakes_are_one_message_without_a_traceback(tmp_path, arguments, messa
 def test_a_missing_setting_is_named(tmp_path):
     done = run("evaluate", cwd=tmp_path, status=2)
     assert "ckpt_path is not set; pass ckpt_path=" in done.stderr
+    done = run("diagnose", "ckpt_path=x", "remove=0.5", cwd=tmp_path, status=2)
+    assert "there is no setting 'remove'; did you mean removed?" in done.stderr
 
 
 def test_paths_may_hold_what_hydra_reads_as_grammar(tmp_path, trained_run):

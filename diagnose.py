@@ -1,0 +1,15 @@
+import hydra
+from omegaconf import DictConfig
+
+from lfvit.cli import entry_point
+from lfvit.commands.diagnose import diagnose
+
+
+@entry_point
+@hydra.main(version_base="1.3", config_path="conf", config_name="diagnose")
+def main(cfg: DictConfig) -> None:
+    diagnose(cfg)
+
+
+if __name__ == "__main__":
+    main()

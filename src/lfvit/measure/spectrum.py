@@ -1,0 +1,136 @@
+"""How smooth are the tokens? The quantities in the figures of "Frequency-Aware Token Reduction for
+Efficient Vision Transformer" (Lee et al., NeurIPS 2025), as functions of tensors.
+
+Self-attention averages, so tokens grow alike with depth: what is left after their mean is taken
+away, the high frequencies, shrinks. The mean over all patch tokens of an image is their DC signal.
+The class token and other prefix tokens are not part of any of this, except as queries in
+`received_attention`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lfvit.checks import check_range
+from lfvit.errors import ConfigError
+from lfvit.models.selection.registry import highest, kept_count
+
+FLOOR = 1e-6  # of a channel's largest amplitude: what counts as nothing
+
+
+def relative_log_amplitude(tokens: Tensor) -> Tensor:
+    """How much weaker the highest spatial frequencies are than the mean (their Figure 1).
+
+    The tokens of an image are a map of g x g cells. Of each channel's 2-D Fourier transform, the
+    mean natural log amplitude on the ring max(|u|, |v|) = floor(g / 2), the highest frequencies
+    that the grid holds, minus the log amplitude at u = v = 0; averaged over channels. The figure's
+    measure is that of Park & Kim (ICLR 2022), who take the corner u = v alone; the ring holds all
+    directions. Amplitudes below 1e-6 of the channel's largest count as that. Compare blocks, not
+    grids: the DC amplitude of g * g tokens grows with g^2, that of independent noise with g.
+
+    Args:
+        tokens: (B, g*g, D), row-major.
+
+    Returns:
+        (B,) float32; 0 where both are equally strong, -2.3 where the ring has a tenth.
+
+    Raises:
+        ConfigError: not a square grid of at least 2 x 2.
+    """
+    g = grid_side(tokens.shape[1])
+    maps = tokens.float().transpose(1, 2).unflatten(2, (g, g))  # (B, D, g, g)
+    amplitude = torch.fft.fft2(maps).abs()
+    floor = FLOOR * amplitude.amax(dim=(2, 3), keepdim=True)
+    logs = amplitude.clamp(min=floor.clamp(min=torch.finfo(torch.float32).tiny)).log()
+    frequency = torch.fft.fftfreq(g, 1 / g, device=tokens.device).abs().round()  # 0, 1, ..., 1
+    ring = torch.maximum(frequency[:, None], frequency[None]) == g // 2
+    return (logs[:, :, ring].mean(dim=2) - logs[:, :, 0, 0]).mean(dim=1)
+
+
+def similarity_to_dc(tokens: Tensor) -> Tensor:
+    """Cosine similarity of every token to the mean of all: (B, N, D) -> (B, N) float32."""
+    tokens = tokens.float()
+    return F.cosine_similarity(tokens, tokens.mean(dim=1, keepdim=True), dim=2)
+
+
+def high_frequency_energy(tokens: Tensor) -> Tensor:
+    """Squared distance of every token from the mean of all, in units of the mean squared norm.
+
+    The root of its mean over a set of tokens is the high-frequency amplitude of the set. Over all
+    tokens this amplitude is the share ||X - mean|| / ||X||, between 0 (all alike) and 1 (mean 0);
+    sets of one image are in the same unit, so that they can be compared.
+
+    Args:
+        tokens: (B, N, D)
+
+    Returns:
+        (B, N) float32; zeros for an image whose tokens are all zero.
+    """
+    tokens = tokens.float()
+    energy = (tokens - tokens.mean(dim=1, keepdim=True)).square().sum(dim=2)
+    unit = tokens.square().sum(dim=2).mean(dim=1, keepdim=True)
+    return energy / unit.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+@torch.no_grad()
+def received_attention(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """Attention every token receives, averaged over heads and over all queries.
+
+    The paper's score: the column mean of the attention without its constant part (Eq. 5-7), up to
+    that constant. One head at a time, so that memory holds B * N * N numbers. In float32, also
+    under mixed precision.
+
+    Args:
+        queries, keys: (B, H, N, d) as they enter the product, after any norm.
+        scale: of the logits.
+
+    Returns:
+        (B, N) float32, summing to 1.
+    """
+    heads = queries.shape[1]
+    received = torch.zeros(queries.shape[0], queries.shape[2], device=queries.device)
+    with torch.autocast(queries.device.type, enabled=False):
+        for head in range(heads):
+            q, k = queries[:, head].float(), keys[:, head].float()  # (B, N, d)
+            received += (q * scale @ k.transpose(1, 2)).softmax(dim=2).mean(dim=1)
+    return received / heads
+
+
+def high_frequency_set(scores: Tensor, removed: float) -> Tensor:
+    """The tokens the method would keep: the share 1 - removed of highest score, rounded up.
+
+    Args:
+        scores: (B, N) of the patch tokens, see `received_attention`; the first of equals wins.
+        removed: share of low-frequency tokens.
+
+    Returns:
+        (B, N) bool, True for high frequency.
+
+    Raises:
+        ConfigError: a share that leaves one of the sets empty.
+    """
+    check_range("removed", removed, 0, 1, above=True, below=True)
+    tokens = scores.shape[1]
+    kept = kept_count(1 - removed, tokens)
+    if kept == tokens:
+        raise ConfigError(
+            f"removed={removed} of {tokens} tokens is not one; valid: from {1 / tokens:.3g} and "
+            "below 1"
+        )
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, highest(scores, kept), True)
+
+
+def mean_over(values: Tensor, chosen: Tensor) -> Tensor:
+    """Mean of values (B, N) where chosen (B, N) is True, for every image: (B,)."""
+    return (values * chosen).sum(dim=1) / chosen.sum(dim=1)
+
+
+def grid_side(tokens: int) -> int:
+    """g of a sequence of g * g patch tokens."""
+    g = round(tokens**0.5)
+    if g * g != tokens or g < 2:
+        raise ConfigError(
+            f"{tokens} patch tokens are not a square grid of at least 2 x 2, which spatial "
+            "frequencies need"
+        )
+    return g

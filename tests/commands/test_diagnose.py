@@ -1,0 +1,105 @@
+"""diagnose.py on both kinds of models, on other weights, and on mistakes."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+import lfvit
+from conftest import NEEDLE_FAST
+from lfvit.commands.diagnose import Subset, diagnose
+from lfvit.commands.train import train
+from lfvit.data.needle import NeedleSet
+from lfvit.errors import ConfigError
+
+
+@pytest.fixture
+def run(composed, trained_run, tmp_path):
+    def run_diagnose(*overrides, checkpoint=None):
+        cfg = composed(
+            "diagnose",
+            f"ckpt_path={checkpoint or trained_run / 'checkpoints' / 'last.ckpt'}",
+            "data.num_workers=0",
+            "trainer.accelerator=cpu",
+            f"run_dir={tmp_path / 'out'}",
+            *overrides,
+        )
+        return diagnose(cfg)
+
+    return run_diagnose
+
+
+def test_a_two_pass_model(run, tmp_path, capsys):
+    found = run("images=10")
+    out = tmp_path / "out"
+    assert json.loads((out / "diagnose.json").read_text()) == found
+    assert found["images"] == 10
+    passes = ["first pass", "second pass, whole image fine"]
+    assert list(dict.fromkeys(row["pass"] for row in found["rows"])) == passes
+    with (out / "diagnose.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(found["rows"]) == 2 * (1 + int(rows[-1]["block"]))
+    assert rows[0]["hf_amplitude"] == ""  # no attention before the first block
+    assert float(rows[1]["hf_amplitude"]) == found["rows"][1]["hf_amplitude"]
+    assert found["rows"][-1]["last_similarity"] == pytest.approx(1)
+    for name in ("diagnose.png", "diagnose.svg"):
+        assert (out / name).stat().st_size > 10_000
+    assert "second pass, whole image fine, 10 images" in capsys.readouterr().out
+
+
+def test_the_batch_size_changes_nothing(run):
+    one, many = run("data.batch_size=1")["rows"], run("data.batch_size=16")["rows"]
+    for a, b in zip(one, many, strict=True):
+        assert {k: v for k, v in a.items() if k != "pass"} == pytest.approx(
+            {k: v for k, v in b.items() if k != "pass"}, abs=1e-3
+        )
+
+
+def test_a_one_pass_model(run, composed, tmp_path):
+    train(composed("train", *NEEDLE_FAST, "method=vit", f"run_dir={tmp_path / 'vit'}"))
+    found = run("images=null", checkpoint=tmp_path / "vit" / "checkpoints" / "last.ckpt")
+    assert {row["pass"] for row in found["rows"]} == {"one pass"}
+    assert found["images"] == 16
+
+
+def test_other_weights_with_a_description(run, photographs, tmp_path):
+    model = lfvit.create_model(
+        "vit", backbone="deit_tiny_patch16_224", num_classes=3, image_size=64
+    )
+    torch.save(model.state_dict(), tmp_path / "plain.pth")
+    found = run(
+        "method=vit",
+        "backbone=deit_tiny",
+        "image_size=64",
+        "data=imagefolder",
+        f"data.root={photographs}",
+        "data.num_workers=0",
+        "removed=0.5",
+        checkpoint=tmp_path / "plain.pth",
+    )
+    assert [row["block"] for row in found["rows"]] == list(range(13))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("removed=1", "removed=1 is out of range"),
+        ("removed=0.001", "removed=0.001 of 49 tokens is not one; valid: from 0.0204"),
+        ("images=0", "images=0 must be a whole number, 1 or more"),
+        ("trainer.devices=2", "trainer.devices=2: diagnose.py counts"),
+    ],
+)
+def test_mistakes(run, setting, message):
+    with pytest.raises(ConfigError, match=message):
+        run(setting)
+
+
+def test_a_subset_holds_all_classes_and_is_always_the_same():
+    source = NeedleSet(60, image_size=64, num_classes=6, split="val", seed=0)
+    subset = Subset(source, 20)
+    assert len(subset) == len(set(subset.indices)) == 20
+    assert set(subset.targets) == set(range(6))
+    assert subset.indices == Subset(source, 20).indices
+    assert subset.draw(3)[1] == subset.targets[3]
+    assert len(Subset(source, 100)) == len(Subset(source, None)) == 60

@@ -1,0 +1,148 @@
+"""What is recorded is what the models compute, for both kinds and whatever the block holds."""
+
+import pytest
+import torch
+from timm.models.vision_transformer import Block, ParallelScalingBlock, VisionTransformer
+
+import lfvit
+from lfvit.data import Batch
+from lfvit.errors import ConfigError, DataError
+from lfvit.measure.diagnosis import FIRST, ONE_PASS, SECOND, Diagnosis, summarise, trace_blocks
+from lfvit.models.selection import Scores
+from lfvit.models.view import half_resolution
+
+
+def batch_of(count, size=112):
+    images = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return Batch(images, half_resolution(images), torch.zeros(count, dtype=torch.long), None)
+
+
+def slow_attention(block, tokens):
+    """The full attention of timm's block on tokens (B, N, D): (B, H, N, N)."""
+    attn = block.attn
+    qkv = attn.qkv(block.norm1(tokens)).unflatten(2, (3, attn.num_heads, attn.head_dim))
+    q, k = attn.q_norm(qkv[:, :, 0]), attn.k_norm(qkv[:, :, 1])  # (B, N, H, d)
+    return (torch.einsum("bqhd,bkhd->bhqk", q, k) * attn.scale).softmax(dim=3)
+
+
+def assert_follows(trace, blocks, tokens):
+    """The trace is that of the blocks applied to tokens one after the other."""
+    torch.testing.assert_close(trace.tokens[0], tokens)
+    assert len(trace.tokens) == len(blocks) + 1
+    for block, left, received in zip(blocks, trace.tokens[1:], trace.received, strict=True):
+        torch.testing.assert_close(received, slow_attention(block, tokens).mean(dim=(1, 2)))
+        tokens = block(tokens)
+        torch.testing.assert_close(left, tokens)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "parts", [{}, {"init_values": 0.5, "qk_norm": True, "drop_path_rate": 0.2}, {"reg_tokens": 3}]
+)
+def test_one_pass_models_of_timm(tiny, parts):
+    torch.manual_seed(0)
+    vit = VisionTransformer(img_size=56, **tiny, **parts).eval()
+    entered = []
+    vit.blocks[0].register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
+    images = batch_of(2, 56).images
+    with trace_blocks(vit.blocks) as trace:
+        logits = vit(images)
+    assert_follows(trace, vit.blocks, entered[0])
+    normed = vit.norm(trace.tokens[-1])
+    torch.testing.assert_close(vit.forward_head(normed), logits)
+    measured = Diagnosis(vit, 0.3).predict_step(batch_of(2, 56), 0)[ONE_PASS]
+    assert {values.shape for values in measured.values()} == {(2, 6)}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["lf_vit", "cf_vit"])
+def test_both_passes_of_a_two_pass_model(tiny, method):
+    torch.manual_seed(0)
+    model = lfvit.create_model(method, backbone=tiny, image_size=112, num_classes=4).eval()
+    batch, blocks = batch_of(2), model.backbone.blocks
+    with trace_blocks(blocks) as trace:
+        first = model.first_pass(batch.images, batch.view)
+    assert trace.tokens[0].shape == (2, 50, 24)
+    torch.testing.assert_close(trace.tokens[0][:, 1:], first.inputs)
+    assert_follows(trace, blocks, trace.tokens[0])
+    torch.testing.assert_close(model.backbone.norm(trace.tokens[-1]), first.outputs)
+    whole = model.select(Scores(first.gca, first.last), "none")
+    assert whole.fine_indices.tolist() == [list(range(14 * 14))] * 2  # the grid, in its own order
+    with trace_blocks(blocks) as trace:
+        logits = model.second_pass(batch.images, first, whole)
+    assert trace.tokens[0].shape == (2, 197, 24)
+    assert_follows(trace, blocks, trace.tokens[0])
+    normed = model.backbone.norm(trace.tokens[-1][:, 0])
+    torch.testing.assert_close(model.backbone.classify(normed), logits)
+    assert list(Diagnosis(model, 0.3).predict_step(batch, 0)) == [FIRST, SECOND]
+
+
+@torch.no_grad()
+def test_measures_of_one_block_equal_their_definition(tiny):
+    vit = lfvit.create_model("vit", backbone=tiny, image_size=56, num_classes=4).eval()
+    batch = batch_of(3, 56)
+    with trace_blocks(vit.blocks) as trace:
+        vit(batch.images)
+    found = Diagnosis(vit, 0.3).predict_step(batch, 0)[ONE_PASS]
+    tokens, last, scores = trace.tokens[2][1, 1:], trace.tokens[-1][1, 1:], trace.received[1][1, 1:]
+    dc = tokens.mean(dim=0)
+    order = scores.argsort(descending=True)
+    unit = (tokens**2).sum() / len(tokens)
+    for name, members in (("hf", order[:35]), ("lf", order[35:])):  # 70 % of 49, rounded up
+        cosines = torch.stack([torch.cosine_similarity(tokens[i], dc, dim=0) for i in members])
+        amplitude = (
+            sum(((tokens[i] - dc) ** 2).sum() for i in members) / len(members) / unit
+        ) ** 0.5
+        torch.testing.assert_close(found[f"{name}_dc_similarity"][1, 2], cosines.mean())
+        torch.testing.assert_close(found[f"{name}_amplitude"][1, 2], amplitude)
+    alike = torch.stack(
+        [torch.cosine_similarity(a, b, dim=0) for a, b in zip(tokens, last, strict=True)]
+    )
+    torch.testing.assert_close(found["last_similarity"][1, 2], alike.mean())
+    torch.testing.assert_close(found["last_similarity"][:, -1], torch.ones(3))
+    assert found["hf_amplitude"][:, 0].isnan().all()
+
+
+def test_the_model_is_left_as_it_was(tiny):
+    vit = lfvit.create_model("vit", backbone=tiny, image_size=56, num_classes=4)
+    Diagnosis(vit, 0.3).predict_step(batch_of(1, 56), 0)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in vit.modules())
+
+
+def test_shortened_and_foreign_blocks_are_refused(tiny):
+    def build(**parts):
+        return VisionTransformer(img_size=56, **tiny, **parts)
+
+    class ShortInside(Block):
+        def forward(self, x, **_):
+            x = (x + self.attn(self.norm1(x)))[:, :-5]
+            return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+    between = build()
+    between.blocks[2].register_forward_hook(lambda _, __, out: out[:, :-5])
+    for vit, block in ((between, 4), (build(block_fn=ShortInside), 1)):
+        with pytest.raises(ConfigError, match=f"from 50 to 45 at block {block}; .*the full grid"):
+            Diagnosis(vit, 0.3).predict_step(batch_of(1, 56), 0)
+        assert not vit.blocks[0].norm1._forward_pre_hooks
+    changed = build()
+    changed.blocks[1].register_forward_hook(lambda _, __, out: 2 * out)
+    with pytest.raises(ConfigError, match="entering block 3 are not those .* valid: timm's"):
+        Diagnosis(changed, 0.3).predict_step(batch_of(1, 56), 0)
+    skipping = build()
+    skipping.blocks[1].forward = lambda x, **_: x
+    with pytest.raises(ConfigError, match="do not call their parts"):
+        Diagnosis(skipping, 0.3).predict_step(batch_of(1, 56), 0)
+    parallel = build(block_fn=ParallelScalingBlock)
+    with pytest.raises(ConfigError, match="type ParallelScalingBlock cannot be traced"):
+        Diagnosis(parallel, 0.3).predict_step(batch_of(1, 56), 0)
+
+
+def test_the_mean_does_not_depend_on_the_batches():
+    values = torch.tensor([[1.0, torch.nan], [2.0, torch.nan], [6.0, torch.nan]])
+    one = summarise([{ONE_PASS: {"m": values}}])
+    assert one == summarise([{ONE_PASS: {"m": values[:1]}}, {ONE_PASS: {"m": values[1:]}}])
+    assert one[0]["m"] == 3
+    assert one[0]["m_std"] == pytest.approx((14 / 3) ** 0.5)
+    assert one[1]["m"] is None
+    with pytest.raises(DataError, match="not one image"):
+        summarise([])

@@ -1,0 +1,139 @@
+"""Spectra of maps whose spectrum is known, and slow loops for the rest."""
+
+import math
+
+import pytest
+import torch
+
+from lfvit.errors import ConfigError
+from lfvit.measure.spectrum import (
+    FLOOR,
+    high_frequency_energy,
+    high_frequency_set,
+    mean_over,
+    received_attention,
+    relative_log_amplitude,
+    similarity_to_dc,
+)
+
+
+def as_tokens(image):
+    """(g, g) -> one image with one channel: (1, g*g, 1)."""
+    return image.reshape(1, -1, 1)
+
+
+def slow_relative_log_amplitude(image):
+    """The definition for one map (g, g), written out with sums."""
+    g = len(image)
+    logs = {}
+    for u in range(-(g // 2), (g + 1) // 2):
+        for v in range(-(g // 2), (g + 1) // 2):
+            total = sum(
+                image[y, x].item()
+                * complex(math.cos(a := 2 * math.pi * (u * y + v * x) / g), -math.sin(a))
+                for y in range(g)
+                for x in range(g)
+            )
+            logs[u, v] = math.log(abs(total))
+    ring = [log for (u, v), log in logs.items() if max(abs(u), abs(v)) == g // 2]
+    return sum(ring) / len(ring) - logs[0, 0]
+
+
+@pytest.mark.parametrize("g", [2, 3, 6, 7])
+def test_log_amplitude_equals_the_definition(g):
+    tokens = torch.randn(2, g * g, 3, generator=torch.Generator().manual_seed(g)) + 0.5
+    maps = tokens.transpose(1, 2).unflatten(2, (g, g))
+    slow = [sum(slow_relative_log_amplitude(m) for m in image) / 3 for image in maps]
+    torch.testing.assert_close(
+        relative_log_amplitude(tokens), torch.tensor(slow), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_constant_map_has_nothing_but_dc():
+    flat = relative_log_amplitude(torch.full((1, 49, 4), 3.0))
+    assert flat.item() == pytest.approx(math.log(FLOOR), abs=1e-4)
+    assert relative_log_amplitude(torch.zeros(1, 49, 4)).item() == 0
+
+
+def test_a_single_sinusoid_on_the_ring():
+    """Mean 1 plus amplitude a at frequency 3 of a 7 x 7 grid: two of the ring's 24 entries."""
+    a = 0.2
+    wave = 1 + a * torch.cos(2 * math.pi * 3 * torch.arange(7.0) / 7)
+    expected = (2 * math.log(a / 2) + 22 * math.log(FLOOR)) / 24
+    for image in (wave.expand(7, 7), wave[:, None].expand(7, 7)):
+        assert relative_log_amplitude(as_tokens(image)).item() == pytest.approx(expected, abs=1e-3)
+    slow = 1 + a * torch.cos(2 * math.pi * torch.arange(7.0) / 7)
+    below = relative_log_amplitude(as_tokens(slow.expand(7, 7)))
+    assert below.item() == pytest.approx(math.log(FLOOR), abs=1e-3)
+
+
+def test_a_checkerboard_is_the_corner_of_an_even_grid():
+    g, a = 6, 0.5
+    cells = torch.arange(g)
+    board = 1 + a * (-1.0) ** (cells[:, None] + cells[None])
+    expected = (math.log(a) + (2 * g - 2) * math.log(FLOOR)) / (2 * g - 1)
+    assert relative_log_amplitude(as_tokens(board)).item() == pytest.approx(expected, abs=1e-3)
+
+
+def test_log_amplitude_has_no_unit_and_no_preferred_direction():
+    tokens = torch.rand(2, 49, 5)
+    turned = tokens.unflatten(1, (7, 7)).transpose(1, 2).flatten(1, 2)
+    for same in (1e-3 * tokens, turned, tokens.flip(1)):
+        torch.testing.assert_close(relative_log_amplitude(same), relative_log_amplitude(tokens))
+
+
+def test_only_square_grids_have_frequencies():
+    with pytest.raises(ConfigError, match="48 patch tokens are not a square grid"):
+        relative_log_amplitude(torch.rand(1, 48, 2))
+
+
+def test_received_attention_equals_a_loop():
+    B, H, N, d = 2, 3, 5, 4
+    q, k = torch.randn(B, H, N, d), torch.randn(B, H, N, d)
+    slow = torch.zeros(B, N)
+    for b in range(B):
+        for h in range(H):
+            for query in range(N):
+                logits = torch.stack([(q[b, h, query] * k[b, h, key]).sum() for key in range(N)])
+                slow[b] += torch.softmax(0.5 * logits, 0) / (H * N)
+    torch.testing.assert_close(received_attention(q, k, 0.5), slow)
+
+
+def test_the_set_is_the_top_share_rounded_up():
+    scores = torch.tensor([[0.1, 0.5, 0.2, 0.2, 0.0], [5.0, 4.0, 3.0, 2.0, 1.0]])
+    high = high_frequency_set(scores, 0.5)
+    assert high.tolist() == [[False, True, True, True, False], [True, True, True, False, False]]
+    assert high_frequency_set(torch.rand(3, 196), 0.3).sum(dim=1).tolist() == [138] * 3
+    assert high_frequency_set(torch.rand(1, 4), 0.999).sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("removed", "message"), [(0, "above 0"), (1, "below 1"), (0.1, "from 0.2")]
+)
+def test_both_sets_hold_something(removed, message):
+    with pytest.raises(ConfigError, match=f"removed={removed} .*{message}"):
+        high_frequency_set(torch.rand(1, 5), removed)
+
+
+def test_distances_from_dc_equal_a_loop():
+    tokens = torch.randn(2, 6, 4) + 1
+    chosen = torch.tensor([[True, False, True, True, False, False]] * 2)
+    for b, image in enumerate(tokens):
+        mean = sum(image) / 6
+        unit = sum(token.norm() ** 2 for token in image) / 6
+        cosines = [(token @ mean / token.norm() / mean.norm()).item() for token in image]
+        energies = [((token - mean).norm() ** 2 / unit).item() for token in image]
+        assert similarity_to_dc(tokens)[b].tolist() == pytest.approx(cosines, abs=1e-5)
+        assert high_frequency_energy(tokens)[b].tolist() == pytest.approx(energies, rel=1e-4)
+        picked = sum(e for e, c in zip(energies, chosen[b], strict=True) if c) / 3
+        found = mean_over(high_frequency_energy(tokens), chosen)[b].item()
+        assert found == pytest.approx(picked, rel=1e-4)
+
+
+def test_equal_tokens_are_all_dc_and_opposite_ones_have_none():
+    equal = torch.ones(1, 4, 3)
+    torch.testing.assert_close(similarity_to_dc(equal), torch.ones(1, 4))
+    assert not high_frequency_energy(equal).any()
+    assert not high_frequency_energy(torch.zeros(1, 4, 3)).any()
+    opposite = torch.tensor([[[1.0], [-1.0], [2.0], [-2.0]]])
+    assert high_frequency_energy(opposite).mean().item() == pytest.approx(1)
