@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lfvit.checks import check_range
 from lfvit.errors import ConfigError
-from lfvit.models.selection.registry import highest, kept_count
+from lfvit.models.indexing import highest, kept_count
 
 FLOOR = 1e-6  # of a channel's largest amplitude: what counts as nothing
 
