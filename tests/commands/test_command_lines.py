@@ -1,5 +1,6 @@
 """The scripts as a user types them, in a process of their own."""
 
+import csv
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from conftest import NEEDLE_FAST, ROOT, write_photographs
 
@@ -123,9 +125,16 @@ def test_reproduce_does_not_touch_what_it_did_not_write(tmp_path):
     assert precious.read_text() == "mine"
 
 
+FAST_RUNS = [
+    "examples=2",
+    "speed_images=4",
+    "speed_repeats=1",
+    f"overrides={json.dumps([o for o in NEEDLE_FAST if not o.startswith('trainer')])}",
+]
+
+
 def test_reproduce_compares_and_continues(tmp_path):
-    fast = [o for o in NEEDLE_FAST if not o.startswith("trainer")]
-    arguments = ["examples=2", f"overrides={json.dumps(fast)}"]
+    arguments = FAST_RUNS
     first = run("reproduce", *arguments, cwd=tmp_path).stdout
     out = tmp_path / "outputs" / "reproduce"
     names = ("table.md", "table.csv", "accuracy_vs_gmacs.png", "examples.png")
@@ -136,3 +145,35 @@ def test_reproduce_compares_and_continues(tmp_path):
     second = run("reproduce", *arguments, cwd=tmp_path).stdout
     assert second.count("already done") == 2
     assert "trained in" not in second
+
+
+def test_reproduce_compares_every_method_on_photographs(tmp_path, photographs):
+    """Some start from others' weights, in whatever order they are listed."""
+    shrink = [o for o in NEEDLE_FAST if o.startswith(("schedule", "backbone", "callbacks"))]
+    run(
+        "reproduce",
+        "runs=all",
+        "data=imagefolder",
+        f"data.root={photographs}",
+        "data.num_workers=0",
+        "data.batch_size=4",
+        "augment=light",
+        "examples=2",
+        "speed_images=2",
+        "speed_repeats=1",
+        f"overrides={json.dumps([*shrink, 'schedule.epochs=1'])}",
+        cwd=tmp_path,
+    )
+    out = tmp_path / "outputs" / "reproduce"
+    with (out / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    names = list(yaml.safe_load((ROOT / "conf" / "runs" / "all.yaml").read_text()))
+    assert list(dict.fromkeys(row["model"] for row in rows)) == names
+    assert all(float(row["gmacs"]) > 0 and float(row["images_per_second"]) > 0 for row in rows)
+    cost = {row["model"]: float(row["cost"]) for row in rows if row["run"] == "one pass"}
+    assert cost["vit"] == 1
+    assert all(cost[name] < 1 for name in ("evit", "tome", "frequency", "dynamic_vit"))
+    text = (out / "table.md").read_text()
+    assert "- tome: the weights of vit with reducer=tome, not trained further" in text
+    assert "claims are made on photographs" not in text
+    assert not (out / "tome" / "checkpoints").exists()

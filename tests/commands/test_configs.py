@@ -4,8 +4,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import NEEDLE_FAST, ROOT
+from lfvit.commands.setup import build_model
 from lfvit.commands.train import check, train
 from lfvit.errors import ConfigError, TrainingError
 
@@ -43,7 +45,16 @@ def test_experiments_open_with_their_command(experiment):
     ("group", "option"),
     [
         (group, option)
-        for group in ("method", "backbone", "augment", "schedule", "callbacks", "logger", "trainer")
+        for group in (
+            "method",
+            "backbone",
+            "reducer",
+            "augment",
+            "schedule",
+            "callbacks",
+            "logger",
+            "trainer",
+        )
         for option in options(group)
         if option not in ("as_trained", "gpu", "ddp")  # no GPU is needed for the tests
     ],
@@ -55,15 +66,17 @@ def test_options_of_every_group(composed, tmp_path, group, option):
     else:
         fast = list(FAST)
     offline = ["logger.wandb.offline=true"] if option in ("wandb", "many") else []
+    large = ["image_size=96"] if group == "backbone" else []
+    if group == "reducer":
+        large = ["method=vit"]
+        if "deit" in option:  # searched for a ViT of 12 blocks
+            large += ["backbone=deit_tiny", "image_size=96"]
     cfg = composed(
-        "train",
-        f"{group}={option}",
-        *overrides,
-        *fast,
-        *offline,
-        *(["image_size=96"] if group == "backbone" else []),
-        f"run_dir={tmp_path}",
+        "train", f"{group}={option}", *overrides, *fast, *offline, *large, f"run_dir={tmp_path}"
     )
+    if cfg.schedule.distill_weight:  # the teacher is what training starts from
+        torch.save(build_model(cfg, num_classes=6).state_dict(), tmp_path / "start.pth")
+        cfg.init_from = str(tmp_path / "start.pth")
     assert train(cfg)["steps"] == 1
 
 
@@ -101,6 +114,13 @@ def test_debug_options(composed, tmp_path, debug):
         (["init_from=a.pth", "ckpt_path=b.pth"], "pass one of them"),
         (["trainer.precision=int3"], "trainer: .*int3"),
         (["+method.alhpa=1"], "no setting 'alhpa'; valid"),
+        (["reducer=evit", "reducer.keep_rate=0"], "reducer.keep_rate=0 is out of range"),
+        (["reducer=evit", "reducer.blocks=[6]"], r"reducer.blocks=\[6\] .* from 1 to 5, such as"),
+        (["reducer=evit", "reducer.passes=third"], "reducer.passes='third'"),
+        (["reducer=evit", "+reducer.r=3"], "reducer=evit has no setting 'r'; valid: keep_rate"),
+        (["reducer.name=evti"], "reducer.name='evti' is unknown; valid"),
+        (["reducer=dynamic_vit"], "works with method=vit"),
+        (["schedule=finetune"], "pass pretrained=true or init_from=FILE"),
     ],
 )
 def test_wrong_settings_are_refused_before_data_is_read(composed, tmp_path, overrides, message):

@@ -53,6 +53,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         "checkpoint": str(cfg.ckpt_path),
         "method": record["method"],
         "backbone": record["backbone"],
+        "reducer": record.get("reducer") or {"name": "none"},
         "image_size": record["image_size"],
         "data": type(data).__name__,
         **results(

@@ -4,68 +4,133 @@ import csv
 import json
 import shutil
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from hydra import compose
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 from rich.markdown import Markdown
 
+from lfvit.checks import check_names, check_whole
 from lfvit.commands.evaluate import evaluate
 from lfvit.commands.predict import look_at
-from lfvit.commands.setup import load_trained
-from lfvit.commands.train import train
-from lfvit.data.batches import as_pixels
-from lfvit.data.needle import NeedleSet
-from lfvit.errors import ConfigError
+from lfvit.commands.setup import Trained, find_device, load_trained, open_data
+from lfvit.commands.train import check, train
+from lfvit.data import NeedleDataModule
+from lfvit.data.batches import Sample, TransformedImages
+from lfvit.data.datamodule import normalise
+from lfvit.errors import ConfigError, DataError
+from lfvit.measure.throughput import spread, time_interleaved
+from lfvit.models.two_stage import TwoStageViT
 from lfvit.report.pictures import save_looks
 from lfvit.report.plots import plot_comparison
 from lfvit.report.tables import comparison_rows, markdown_table
 from lfvit.runs import environment, plain
 
 
+class Step(NamedTuple):
+    """One run of the comparison.
+
+    train: the composed training config; None evaluates the weights it starts from.
+    evaluate: overrides of the evaluation. start: name of the run whose weights it starts from.
+    """
+
+    train: DictConfig | None
+    evaluate: list[str]
+    start: str | None
+
+
 def reproduce(cfg: DictConfig) -> dict[str, Any]:
     """Run what is not done yet, then write table.md, table.csv, accuracy_vs_gmacs and examples.
+
+    Every setting of every run is checked before the first one starts.
 
     Returns:
         Run name -> contents of its evaluate.json.
     """
+    check_whole("speed_images", cfg.speed_images, 0)
+    check_whole("speed_repeats", cfg.speed_repeats, 1)
     out = Path(cfg.output_dir)
     console = Console()
-    found = {}
-    for number, (name, overrides) in enumerate(cfg.runs.items(), start=1):
-        run_dir = out / name
-        console.rule(f"{number} of {len(cfg.runs)}: {name}")
-        found[name] = _run_once(run_dir, [*overrides, *cfg.overrides], cfg.fresh, console)
+    steps = {name: _step(cfg, name, out) for name in cfg.runs}
+    found: dict[str, Any] = {}
+    for name in _in_order(steps):
+        console.rule(f"{len(found) + 1} of {len(steps)}: {name}")
+        found[name] = _run_once(name, steps, out, cfg.fresh, console)
+    found = {name: found[name] for name in steps}
     rows = comparison_rows(found)
+    if cfg.speed_images:
+        console.rule("timing")
+        _add_speed(rows, found, cfg)
     with (out / "table.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    about = environment()
+    generated = next(iter(found.values()))["data"] == NeedleDataModule.__name__
     text = "\n\n".join(
         [
-            "# Accuracy against cost on the needle set",
+            f"# Accuracy against cost: {cfg.experiment}",
             markdown_table(rows),
             *_localisation(found),
-            f"`{about['command']}`, commit {about['commit']}, {about['machine']}. "
-            "Generated images: this shows that the pipeline works; claims are made on photographs.",
+            *_remarks(steps, cfg, generated),
         ]
     )
     (out / "table.md").write_text(text + "\n")
     plot_comparison(found, [out / f"accuracy_vs_gmacs.{kind}" for kind in ("png", "svg")])
-    _draw_examples(next(iter(found.values()))["checkpoint"], cfg.examples, out / "examples.png")
+    written = ["table.md", "table.csv", "accuracy_vs_gmacs.png"]
+    two_pass = [result for result in found.values() if result["second"] is not None]
+    if two_pass and cfg.examples:
+        _draw_examples(_reload(two_pass[0]), cfg.examples, out / "examples.png")
+        written.append("examples.png")
     console.print(Markdown(text))
-    console.print(f"written to {out}: table.md, table.csv, accuracy_vs_gmacs.png, examples.png")
+    console.print(f"written to {out}: {', '.join(written)}")
     return found
 
 
-def _run_once(run_dir: Path, overrides: list[str], fresh: bool, console: Console) -> dict[str, Any]:
-    """Train and evaluate into run_dir, as far as that is not done already with these settings."""
-    cfg = compose("train", overrides)
-    cfg.run_dir = str(run_dir)
-    settings = json.dumps(plain(cfg), indent=2)
+def _step(cfg: DictConfig, name: str, out: Path) -> Step:
+    """One entry of ``runs``, composed and checked."""
+    entry = plain(cfg.runs[name])
+    check_names(f"runs.{name}", entry, ["train", "evaluate", "start"])
+    start = entry.get("start")
+    if start is not None and start not in cfg.runs:
+        raise ConfigError(f"runs.{name}.start={start!r} is no run; valid: {', '.join(cfg.runs)}")
+    if "train" not in entry:
+        if start is None:
+            raise ConfigError(f"runs.{name} needs train, or start and evaluate")
+        return Step(None, entry.get("evaluate", []), start)
+    overrides = [f"experiment={cfg.experiment}", *entry["train"], *cfg.overrides]
+    run = compose("train", overrides)
+    for group in ("data", "augment"):
+        if cfg.get(group) is not None:
+            with open_dict(run):  # its references to image_size and seed are to those of the run
+                run[group] = OmegaConf.create(OmegaConf.to_container(cfg[group], resolve=False))
+    run.run_dir = str(out / name)
+    if start is not None:
+        run.init_from = str(_checkpoint(out, start))
+    check(run, weights_exist=start is None)
+    return Step(run, entry.get("evaluate", []), start)
+
+
+def _in_order(steps: dict[str, Step]) -> list[str]:
+    """Run names, each after the one it starts from."""
+    order: list[str] = []
+    while len(order) < len(steps):
+        ready = [n for n, s in steps.items() if n not in order and s.start in (None, *order)]
+        if not ready:
+            raise ConfigError(f"runs: {', '.join(set(steps) - set(order))} start from each other")
+        order += ready
+    return order
+
+
+def _run_once(
+    name: str, steps: dict[str, Step], out: Path, fresh: bool, console: Console
+) -> dict[str, Any]:
+    """Train and evaluate into out/name, as far as that is not done already with these settings."""
+    step, run_dir = steps[name], out / name
+    settings = json.dumps([plain(step.train), step.evaluate, step.start], indent=2)
     asked, result = run_dir / "settings.json", run_dir / "evaluation" / "evaluate.json"
     if fresh and asked.exists():
         shutil.rmtree(run_dir)
@@ -79,15 +144,84 @@ def _run_once(run_dir: Path, overrides: list[str], fresh: bool, console: Console
     if result.exists():
         console.print(f"already done: {result}")
         return json.loads(result.read_text())
-    last = run_dir / "checkpoints" / "last.ckpt"
-    if not (run_dir / "metrics.json").exists():
-        cfg.ckpt_path = str(last) if last.exists() else None
+    if step.train is not None and not (run_dir / "metrics.json").exists():
+        last = _checkpoint(out, name)
+        if last.exists():
+            step.train.ckpt_path, step.train.init_from = str(last), None
         started = time.monotonic()
-        train(cfg)
+        train(step.train)
         console.print(f"trained in {time.monotonic() - started:.0f} s")
-    evaluation = compose("evaluate")
-    evaluation.ckpt_path, evaluation.run_dir = str(last), str(result.parent)
+    evaluation = compose("evaluate", step.evaluate)
+    weights = name if step.train is not None else step.start or name
+    evaluation.ckpt_path = str(_checkpoint(out, weights))
+    evaluation.run_dir = str(result.parent)
     return evaluate(evaluation)
+
+
+def _checkpoint(out: Path, name: str) -> Path:
+    return out / name / "checkpoints" / "last.ckpt"
+
+
+def _add_speed(rows: list[dict[str, Any]], found: dict[str, Any], cfg: DictConfig) -> None:
+    """Images per second of every row: all take turns on the same validation images."""
+    device = find_device("auto")
+    models = {name: _reload(result) for name, result in found.items()}
+    samples = _validation_samples(next(iter(models.values())), cfg.speed_images)
+    images = normalise(torch.stack([sample.pixels for sample in samples])).to(device)
+    cases: dict[str, Any] = {}
+    for number, row in enumerate(rows):
+        model: Any = models[row["model"]].model.to(device)
+        if isinstance(model, TwoStageViT):
+            threshold = {"first pass alone": 0.0, "both passes": 2.0}.get(row["run"])
+            threshold = row["threshold"] if threshold is None else threshold
+            cases[str(number)] = partial(model.infer, images, threshold)
+        else:
+            cases[str(number)] = partial(model, images)
+    seconds = time_interleaved(cases, warmup=2, repeats=cfg.speed_repeats, device=device)
+    for number, row in enumerate(rows):
+        row["images_per_second"] = len(images) / spread(seconds[str(number)])["median"]
+
+
+def _reload(result: dict[str, Any]) -> Trained:
+    """The model of an evaluation, with the reducer it was evaluated with."""
+    return load_trained(result["checkpoint"], {"reducer": result["reducer"]})
+
+
+def _validation_samples(trained: Trained, count: int) -> list[Sample]:
+    """Some of the images a model was evaluated on, spread over the classes."""
+    data = open_data(compose("evaluate"), trained.record)
+    images = TransformedImages(data.val_images, data.eval_transform())
+    chosen = torch.linspace(0, len(images) - 1, min(count, len(images))).long().tolist()
+    samples = [sample for i in chosen if isinstance(sample := images[i], Sample)]
+    if not samples:
+        raise DataError("not one validation image could be read")
+    return samples
+
+
+def _remarks(steps: dict[str, Step], cfg: DictConfig, generated: bool) -> list[str]:
+    """How each model came about, as far as it differs from training on random weights."""
+    lines = []
+    for name, step in steps.items():
+        if step.train is None:
+            how = f"the weights of {step.start} with {' '.join(step.evaluate)}, not trained further"
+        elif step.start is not None:
+            how = f"{step.train.schedule.epochs} epochs from the weights of {step.start}"
+        else:
+            how = f"{step.train.schedule.epochs} epochs from random weights"
+        lines.append(f"- {name}: {how}")
+    text = ["\n".join(lines)]
+    if cfg.speed_images:
+        text.append(
+            f"Images per second: medians of {cfg.speed_repeats} passes over a batch of "
+            f"{cfg.speed_images} validation images, all rows in turn, not compiled."
+        )
+    about = environment()
+    origin = f"`{about['command']}`, commit {about['commit']}, {about['machine']}."
+    if generated:
+        origin += (
+            " Generated images: this shows that the pipeline works; claims are made on photographs."
+        )
+    return [*text, origin]
 
 
 def _localisation(found: dict[str, Any]) -> list[str]:
@@ -102,21 +236,11 @@ def _localisation(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _draw_examples(checkpoint: str, count: int, path: Path) -> None:
+def _draw_examples(trained: Trained, count: int, path: Path) -> None:
     """Validation images with the model's looks: half that exit, half that do not, if there are."""
-    trained = load_trained(checkpoint)
-    settings = trained.record["data"]
-    images = NeedleSet(
-        settings["val_images"],
-        image_size=trained.record["image_size"],
-        num_classes=settings["num_classes"],
-        split="val",
-        seed=settings["seed"],
-    )
     looks = []
-    for index in range(min(100, len(images))):
-        image, _, box = images.draw(index)
-        _, look = look_at(trained, as_pixels(image), top=1)
+    for pixels, _, box in _validation_samples(trained, 100):
+        _, look = look_at(trained, pixels, top=1)
         looks.append(look._replace(box=box))
     early = [look for look in looks if look.exited]
     late = [look for look in looks if not look.exited]

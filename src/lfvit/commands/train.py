@@ -116,8 +116,12 @@ def build_module(cfg: DictConfig, schedule: Schedule, classes: list[str]) -> Cla
     )
 
 
-def check(cfg: DictConfig) -> Schedule:
+def check(cfg: DictConfig, weights_exist: bool = True) -> Schedule:
     """Refuse settings that cannot work, before any data is read.
+
+    Args:
+        cfg: a composed training config.
+        weights_exist: whether the file of ``init_from`` should be there already.
 
     Raises:
         ConfigError: naming the setting, its value and what would be valid.
@@ -135,7 +139,7 @@ def check(cfg: DictConfig) -> Schedule:
         raise ConfigError(
             "init_from starts a new run and ckpt_path continues one; pass one of them"
         )
-    if cfg.init_from is not None:
+    if cfg.init_from is not None and weights_exist:
         read_file(cfg.init_from)
     check_whole("seed", cfg.seed, 0)
     check_range("threshold", cfg.threshold, 0)

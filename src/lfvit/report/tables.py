@@ -37,10 +37,12 @@ def comparison_rows(models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, A
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of `comparison_rows` as a Markdown table."""
+    """Rows of `comparison_rows` as a Markdown table, with their speed where it was measured."""
+    timed = all("images_per_second" in row for row in rows)
     lines = [
-        "| model | run | η | top-1 (%) | GMACs | cost of one pass (%) | answered early (%) |",
-        "|---|---|--:|--:|--:|--:|--:|",
+        "| model | run | η | top-1 (%) | GMACs | cost of one pass (%) | answered early (%) |"
+        + (" images/s |" if timed else ""),
+        "|---|---|--:|--:|--:|--:|--:|" + ("--:|" if timed else ""),
     ]
     for row in rows:
         eta, exits = row["threshold"], row["exit_fraction"]
@@ -48,6 +50,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"| {row['model']} | {row['run']} | {'' if eta is None else f'{eta:.2f}'} "
             f"| {row['top1']:.2f} | {row['gmacs']:.4f} | {100 * row['cost']:.0f} "
             f"| {'' if exits is None else f'{100 * exits:.1f}'} |"
+            + (f" {row['images_per_second']:.0f} |" if timed else "")
         )
     return "\n".join(lines)
 

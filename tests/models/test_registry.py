@@ -1,0 +1,177 @@
+"""Every method on every backbone with every reducer: what all of them have to be able to do.
+
+A new method, backbone family, reducer or selector is picked up here by itself.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+import lfvit
+from lfvit.errors import ConfigError
+from lfvit.measure.costs import trace_macs
+from lfvit.models import METHODS
+from lfvit.models.reduction import REDUCERS
+from lfvit.models.selection import SELECTORS
+
+BACKBONES = {
+    "vit": ({"embed_dim": 24, "depth": 5, "num_heads": 2, "patch_size": 8}, 112),
+}
+CASES = [
+    pytest.param(method, backbone, reducer, id=f"{method}-{backbone}-{reducer}")
+    for method in METHODS
+    for backbone in BACKBONES
+    for reducer in ("none", *REDUCERS)
+    if method == "vit" or reducer == "none" or not REDUCERS[reducer].drops
+]
+every_case = pytest.mark.parametrize(("method", "backbone", "reducer"), CASES)
+
+
+def build(method, backbone, reducer, **options):
+    torch.manual_seed(0)
+    spec, side = BACKBONES[backbone]
+    settings = {"name": reducer, **({"r": 0.1} if reducer == "tome" else {})}
+    model = lfvit.create_model(
+        method, backbone=dict(spec), image_size=side, num_classes=7, reducer=settings, **options
+    )
+    return model.eval(), torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def logits(model, images):
+    """The model's last word, both passes for a two-pass model: (B, C)."""
+    out = model(images)
+    return out if isinstance(out, torch.Tensor) else out.second_logits
+
+
+@every_case
+def test_every_parameter_learns(method, backbone, reducer):
+    model, images = build(method, backbone, reducer)
+    model.train()
+    out, targets = model(images), torch.tensor([0, 3, 6])
+    if method == "vit":
+        loss = cross_entropy(out, targets)
+    else:
+        loss = cross_entropy(out.first_logits, targets) + cross_entropy(out.second_logits, targets)
+    loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@every_case
+def test_bfloat16_and_autocast_stay_close(method, backbone, reducer):
+    model, images = build(method, backbone, reducer)
+    with torch.no_grad():
+        exact = logits(model, images)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = logits(model, images)
+        halved = logits(copy.deepcopy(model).bfloat16(), images.bfloat16())
+    for found in (mixed, halved):  # other tokens may be chosen, so that only closeness is sure
+        assert (found.float() - exact).abs().max() < 0.15 * exact.abs().max() + 0.05
+
+
+@every_case
+def test_a_compiled_model_says_the_same(method, backbone, reducer):
+    model, images = build(method, backbone, reducer)
+    with torch.no_grad():
+        expected = logits(model, images)
+        compiled = torch.compile(model, backend="aot_eager")
+        torch.testing.assert_close(logits(compiled, images), expected, atol=1e-5, rtol=1e-4)
+
+
+@every_case
+def test_the_formula_and_fvcore_agree_exactly(method, backbone, reducer):
+    model, images = build(method, backbone, reducer)
+    for stage in (None,) if method == "vit" else (None, "first", "second"):
+        assert lfvit.count_macs(model, stage) == trace_macs(model, images.shape[-1], stage)
+
+
+@every_case
+def test_weights_survive_a_file(method, backbone, reducer, tmp_path):
+    model, images = build(method, backbone, reducer)
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    other, _ = build(method, backbone, reducer)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.normal_()
+    lfvit.load_checkpoint(other, tmp_path / "weights.pth")
+    with torch.no_grad():
+        assert torch.equal(logits(other, images), logits(model, images))
+
+
+@every_case
+def test_an_image_is_answered_alike_alone_and_in_a_batch(method, backbone, reducer):
+    model, images = build(method, backbone, reducer)
+    with torch.no_grad():
+        together = logits(model, images)
+        for i in range(len(images)):
+            alone = logits(model, images[i : i + 1])
+            torch.testing.assert_close(alone[0], together[i], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "backbone", "reducer"), [case for case in CASES if case.values[0] != "vit"]
+)
+@pytest.mark.parametrize("passes", ["first", "second", "both"])
+def test_early_exit_is_one_of_the_two_passes(method, backbone, reducer, passes):
+    options = {} if reducer == "none" else {"passes": passes}
+    spec, side = BACKBONES[backbone]
+    torch.manual_seed(0)
+    settings = {"name": reducer, **options, **({"r": 0.1} if reducer == "tome" else {})}
+    model = lfvit.create_model(
+        method, backbone=dict(spec), image_size=side, num_classes=7, reducer=settings
+    ).eval()
+    images = torch.randn(4, 3, side, side)
+    with torch.no_grad():
+        out = model(images)
+    confidence = out.first_logits.softmax(1).amax(1)
+    for threshold in (0.0, confidence.median().item(), 1.01):
+        found = model.infer(images, threshold)
+        exits = confidence >= threshold
+        expected = torch.where(exits[:, None], out.first_logits, out.second_logits)
+        torch.testing.assert_close(found.logits, expected, atol=1e-5, rtol=1e-4)
+        assert found.exited.tolist() == exits.tolist()
+
+
+NOTHING = {
+    "evit": {"keep_rate": 1.0},
+    "tome": {"r": 0},
+    "frequency": {"removed": 0.0},
+}
+
+
+@pytest.mark.parametrize("method", ["lf_vit", "cf_vit"])
+@pytest.mark.parametrize("reducer", sorted(NOTHING))
+def test_a_reducer_that_removes_nothing_changes_nothing(method, reducer):
+    spec, side = BACKBONES["vit"]
+    plain, images = build(method, "vit", "none")
+    settings = {"name": reducer, **NOTHING[reducer]}
+    reduced = lfvit.create_model(
+        method, backbone=dict(spec), image_size=side, num_classes=7, reducer=settings
+    ).eval()
+    lfvit.load_checkpoint(reduced, plain.state_dict())
+    with torch.no_grad():
+        found, expected = reduced(images), plain(images)
+    torch.testing.assert_close(found.first_logits, expected.first_logits)
+    torch.testing.assert_close(found.second_logits, expected.second_logits)
+    assert found.selection.fine_indices.tolist() == expected.selection.fine_indices.tolist()
+
+
+@pytest.mark.parametrize("reducer", sorted(set(REDUCERS)))
+def test_reducers_that_drop_patches_are_refused_in_two_passes(reducer):
+    if REDUCERS[reducer].drops:
+        with pytest.raises(ConfigError, match="works with method=vit"):
+            build("lf_vit", "vit", reducer)
+    else:
+        model, _ = build("lf_vit", "vit", reducer)
+        assert lfvit.count_macs(model) < lfvit.count_macs(build("lf_vit", "vit", "none")[0])
+
+
+@pytest.mark.parametrize("selector", sorted(SELECTORS))
+def test_every_selector_finds_its_cells_behind_a_reducer(selector):
+    model, images = build("lf_vit", "vit", "evit", selector=selector)
+    with torch.no_grad():
+        selection = model(images).selection
+    assert selection.gca.shape == (3, 7, 7)
+    assert len(selection.fine_indices.unique(dim=1)[0]) == selection.fine_indices.shape[1]
