@@ -18,6 +18,13 @@ def options(group):
     return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
 
 
+def give_a_start(cfg, folder, num_classes):
+    """Weights from a file, where training starts from weights: nothing is downloaded in tests."""
+    if cfg.pretrained or cfg.schedule.distill_weight:
+        torch.save(build_model(cfg, num_classes).state_dict(), folder / "start.pth")
+        cfg.pretrained, cfg.init_from = False, str(folder / "start.pth")
+
+
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_experiments(composed, photographs, tmp_path, experiment):
     cfg = composed(
@@ -29,6 +36,7 @@ def test_experiments(composed, photographs, tmp_path, experiment):
         f"run_dir={tmp_path}",
         *([] if experiment == "needle" else [f"data.root={photographs}"]),
     )
+    give_a_start(cfg, tmp_path, num_classes=3)
     metrics = train(cfg)
     assert metrics["steps"] == 1
     assert 0 <= metrics["val/top1"] <= 100
@@ -74,9 +82,7 @@ def test_options_of_every_group(composed, tmp_path, group, option):
     cfg = composed(
         "train", f"{group}={option}", *overrides, *fast, *offline, *large, f"run_dir={tmp_path}"
     )
-    if cfg.schedule.distill_weight:  # the teacher is what training starts from
-        torch.save(build_model(cfg, num_classes=6).state_dict(), tmp_path / "start.pth")
-        cfg.init_from = str(tmp_path / "start.pth")
+    give_a_start(cfg, tmp_path, num_classes=6)
     assert train(cfg)["steps"] == 1
 
 
