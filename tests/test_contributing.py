@@ -1,0 +1,85 @@
+"""The contributor's guide, followed to the letter in a copy of the project."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+    """A copy of the project with the files of the guide in their places."""
+    copy = tmp_path_factory.mktemp("project")
+    for name in ("conf", "src", "tests"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("train.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, copy)
+    guide = (ROOT / "CONTRIBUTING.md").read_text()
+    files = re.findall(r"`([\w/.]+)`:\n\n```\w+\n(.*?)```", guide, re.DOTALL)
+    assert [path for path, _ in files] == [
+        "src/lfvit/models/selection/centre.py",
+        "conf/method/lf_vit_centre.yaml",
+        "src/lfvit/models/reduction/pairs.py",
+        "conf/reducer/pairs.yaml",
+    ]
+    for path, text in files:
+        assert not (copy / path).exists()
+        (copy / path).write_text(text)
+    return copy
+
+
+def run(extended, *arguments):
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=extended,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(extended / "src"), "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["method=lf_vit_centre"],
+        ["method=vit", "reducer=pairs"],
+        ["method=cf_vit", "reducer=pairs", "reducer.passes=first"],
+    ],
+)
+def test_the_new_options_train(extended, tmp_path, overrides):
+    fast = ["debug=fast", "callbacks.progress=null", "trainer.accelerator=cpu", "logger=none"]
+    run(extended, "train.py", *overrides, *fast, "data.batch_size=4", f"run_dir={tmp_path}")
+    config = (tmp_path / "config.yaml").read_text()
+    assert "selector: centre" in config or "name: pairs" in config
+
+
+def test_the_parametrised_tests_pick_them_up(extended):
+    out = run(
+        extended,
+        "-m",
+        "pytest",
+        "tests/models",
+        "-v",
+        "-k",
+        "pairs or centre",
+        "-p",
+        "no:cacheprovider",
+    )
+    passed = re.findall(r"::(test_\w+)\[(\S*(?:pairs|centre)\S*)\] PASSED", out)
+    names = {name for name, _ in passed}
+    assert {
+        "test_every_parameter_learns",
+        "test_a_compiled_model_says_the_same",
+        "test_the_formula_and_fvcore_agree_exactly",
+        "test_early_exit_is_one_of_the_two_passes",
+        "test_every_selector_finds_its_cells_behind_a_reducer",
+    } <= names
+    assert {"vit-vit-pairs", "lf_vit-vit-pairs", "cf_vit-vit-pairs"} <= {case for _, case in passed}
