@@ -62,17 +62,7 @@ def test_the_new_options_train(extended, tmp_path, overrides):
 
 
 def test_the_parametrised_tests_pick_them_up(extended):
-    out = run(
-        extended,
-        "-m",
-        "pytest",
-        "tests/models",
-        "-v",
-        "-k",
-        "pairs or centre",
-        "-p",
-        "no:cacheprovider",
-    )
+    out = run(extended, "-m", "pytest", "tests/models", "-vv", "-k", "pairs or centre")
     passed = re.findall(r"::(test_\w+)\[(\S*(?:pairs|centre)\S*)\] PASSED", out)
     names = {name for name, _ in passed}
     assert {
