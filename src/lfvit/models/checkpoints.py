@@ -36,7 +36,7 @@ RELEASED_NAMES = (  # the released two-pass files -> this project's names
     (r"^pos_embed_list\.1$", "second_pos_embed"),
     (r"^reuse_block\.0\.", "reuse.norm."),
     (r"^reuse_block\.1\.", "reuse.mlp."),
-    (r"^(cls_token$|patch_embed\.|blocks\.|norm\.|head\.)", r"backbone.\1"),
+    (r"^(cls_token$|patch_embed\.|blocks\.|norm\.|(?:aux_)?head\.)", r"backbone.\1"),
 )
 
 
