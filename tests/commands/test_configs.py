@@ -62,6 +62,7 @@ def test_options_of_every_group(composed, tmp_path, group, option):
         *fast,
         *offline,
         *(["image_size=96"] if group == "backbone" else []),
+        *(["backbone=lv_vit_micro"] if "lv_vit" in option and group != "backbone" else []),
         f"run_dir={tmp_path}",
     )
     assert train(cfg)["steps"] == 1
@@ -100,6 +101,10 @@ def test_debug_options(composed, tmp_path, debug):
         (["threshold=high"], "threshold='high'"),
         (["init_from=a.pth", "ckpt_path=b.pth"], "pass one of them"),
         (["trainer.precision=int3"], "trainer: .*int3"),
+        (["augment=lv_vit"], r"augment.mix_token=1.0 needs a backbone with an auxiliary head"),
+        (["+schedule.aux_weight=0.5"], r"schedule.aux_weight=0.5 needs a backbone with an aux"),
+        (["data.label_maps=/maps"], r"data.label_maps=/maps needs a backbone with an aux"),
+        (["backbone=lv_vit_micro", "+schedule.aux_weight=-1"], r"schedule.aux_weight=-1"),
         (["+method.alhpa=1"], "no setting 'alhpa'; valid"),
     ],
 )

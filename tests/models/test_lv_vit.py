@@ -164,7 +164,7 @@ def test_dense_outputs_are_the_second_passes_and_plain_vits_have_none(tiny):
 
 
 def test_the_whole_image_in_the_second_pass_is_one_pass():
-    """Without selection and reuse the second pass is LV-ViT itself, but for the aux head's share."""
+    """Without selection and reuse the second pass is LV-ViT, but for the aux head's share."""
     two, one = lv_vit("cf_vit", selector="none", reuse="none"), lv_vit()
     images = torch.randn(2, 3, 96, 96)
     lfvit.load_checkpoint(two, one.state_dict())

@@ -47,8 +47,9 @@ def load_checkpoint(
     """Load weights into a model built by `lfvit.create_model`.
 
     Accepts this project's files, timm/DeiT weights and the released LF-ViT, CF-ViT and LV-ViT
-    files, as a path (.ckpt, .pth, .pt, .safetensors) or as a state dict. Position embeddings of another image size
-    are resampled (bicubic, as timm does); a one-pass file fills both grids of a two-pass model.
+    files, as a path (.ckpt, .pth, .pt, .safetensors) or as a state dict. Position embeddings of
+    another image size are resampled (bicubic, as timm does); a one-pass file fills both grids of a
+    two-pass model.
 
     Args:
         model: changed in place.

@@ -18,6 +18,13 @@ from lfvit.models.two_stage import TwoStageViT
 from lfvit.seeding import seed_all
 from lfvit.training.losses import two_stage_losses
 from lfvit.training.schedule import Schedule
+from lfvit.training.token_labels import (
+    AUX_WEIGHT,
+    TokenTargets,
+    has_aux_head,
+    second_pass_labels,
+    token_labelling_loss,
+)
 
 RECORD = "lfvit"  # the checkpoint entry from which a model is rebuilt
 
@@ -70,7 +77,9 @@ class Classifier(L.LightningModule):
         self.threshold = threshold
         self.seed = seed
         self.record = dict(record or {})
+        self.num_classes = num_classes
         self.two_stage = isinstance(model, TwoStageViT)
+        self.learns_tokens = has_aux_head(model)
         if compile_passes:
             model.compile()  # in place: names in the state dict stay as they are
         accuracy = MetricCollection(
@@ -93,17 +102,10 @@ class Classifier(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         if not len(batch.images):
             return None  # not one image of the batch could be read
-        if self.two_stage:
-            selector = "none" if self.phase_one else None
-            out = self.model(batch.images, batch.view, selector=selector)
-            first, second = two_stage_losses(
-                out.first_logits, out.second_logits, batch.targets, self.schedule.loss
-            )
-            self._log("train/first_loss", first, batch)
-            self._log("train/second_loss", second, batch)
-            loss = second + first
-        else:
-            loss = F.cross_entropy(self.model(batch.images), batch.targets)
+        tokens = (
+            TokenTargets.of(batch, self.model, self.num_classes) if self.learns_tokens else None
+        )
+        loss = self._two_pass_loss(batch, tokens) if self.two_stage else self._loss(batch, tokens)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at epoch {self.current_epoch}, step {batch_idx} "
@@ -111,6 +113,36 @@ class Classifier(L.LightningModule):
             )
         self._log("train/loss", loss, batch, prog_bar=True)
         return loss
+
+    def _loss(self, batch: Batch, tokens: TokenTargets | None) -> Tensor:
+        """Of a one-pass model."""
+        if tokens is None:
+            return F.cross_entropy(self.model(batch.images), batch.targets)
+        dense = self.model(batch.images, tokens.mix, dense=True)
+        return token_labelling_loss(dense, tokens.images, tokens.patches, self._aux_weight)
+
+    def _two_pass_loss(self, batch: Batch, tokens: TokenTargets | None) -> Tensor:
+        model: Any = self.model
+        selector = "none" if self.phase_one else None
+        if tokens is None:
+            out = model(batch.images, batch.view, selector=selector)
+            targets, second = batch.targets, None
+        else:
+            out = model(batch.images, batch.view, selector=selector, mix=tokens.mix)
+            targets = tokens.images
+            labels = second_pass_labels(tokens.patches, out.selection, model.background)
+            second = token_labelling_loss(out.dense, targets, labels, self._aux_weight)
+        first, second = two_stage_losses(
+            out.first_logits, out.second_logits, targets, self.schedule.loss, second
+        )
+        self._log("train/first_loss", first, batch)
+        self._log("train/second_loss", second, batch)
+        return second + first
+
+    @property
+    def _aux_weight(self) -> float:
+        weight = self.schedule.aux_weight
+        return AUX_WEIGHT if weight is None else weight
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if not len(batch.images):
