@@ -191,6 +191,14 @@ def test_compiles_without_graph_breaks():
         torch.testing.assert_close(found.second_logits, model(images, mix=other).second_logits)
 
 
+def test_one_pass_trains_compiled_without_graph_breaks():
+    model, images = lv_vit().train(), torch.randn(2, 3, 96, 96)
+    mix = TokenMix.of((0, 0, 0.5, 1), 6)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    found, expected = compiled(images, mix, dense=True), model(images, mix, dense=True)
+    torch.testing.assert_close(found.token_logits, expected.token_logits, atol=1e-4, rtol=1e-4)
+
+
 # --- settings and files -------------------------------------------------------------------------
 
 

@@ -124,8 +124,7 @@ def test_two_passes(box, maps, epoch, monkeypatch):
 
 
 def test_both_passes_see_the_same_mixture():
-    """A model is given two images mixed; the same pixels, mixed by hand where no stem reaches over
-    the edge of a cell, are embedded alike."""
+    """Mixing the maps of the stem is mixing tokens, coarse and fine ones alike."""
     torch.manual_seed(0)
     core = lfvit.create_model("cf_vit", backbone=SPEC, image_size=96).eval().backbone
     images, mix = torch.randn(2, 3, 96, 96), TokenMix.of(BOX, 3)
