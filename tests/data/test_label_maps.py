@@ -149,6 +149,7 @@ def test_a_missing_map_is_found_before_training(photographs, tmp_path):
         ({"a": 1}, "not a label map .dict."),
         (torch.full((2, 2, 4, 4), float("nan")), "values that are not finite"),
         (torch.full((2, 2, 4, 4), 3.0), "names classes 3 to 3, but the data has 3"),
+        (torch.full((2, 2, 4, 4), 0.5), "class indices that are not whole"),
         (torch.zeros(2, 2, 5, 5), "a label map of 2x2x5x5, not 2x2x4x4"),
     ],
 )

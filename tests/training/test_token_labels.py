@@ -138,6 +138,21 @@ def test_both_passes_see_the_same_mixture():
                 torch.testing.assert_close(found[:, p], expected)
 
 
+@pytest.mark.parametrize("method", ["vit", "cf_vit"])
+def test_mixing_every_cell_swaps_the_images_in_every_pass(method):
+    torch.manual_seed(0)
+    model = lfvit.create_model(method, backbone=SPEC, image_size=96, num_classes=C).eval()
+    images, mix = torch.randn(2, 3, 96, 96), TokenMix.of((0, 0, 1, 1), 3)
+    with torch.no_grad():
+        found, plain = model(images, mix=mix), model(images)
+    if method == "vit":
+        torch.testing.assert_close(found, plain.flip(0))
+        return
+    torch.testing.assert_close(found.first_logits, plain.first_logits.flip(0))
+    torch.testing.assert_close(found.second_logits, plain.second_logits.flip(0))
+    assert (plain.second_logits[0] - plain.second_logits[1]).abs().max() > 1e-3
+
+
 def test_class_indices_are_labels_as_well():
     model = lfvit.create_model("vit", backbone=SPEC, image_size=96, num_classes=C)
     given = batch()._replace(targets=torch.tensor([4, 0, 2]))

@@ -99,7 +99,11 @@ class LabelMapFolder:
         if not folder.is_dir():
             raise DataError(f"data.label_maps={folder}: no such folder")
         paths = [folder / path.relative_to(base).with_suffix(".pt") for path in images]
-        there = {os.path.join(at, name) for at, _, names in os.walk(folder) for name in names}
+        there = {
+            os.path.join(at, name)
+            for at, _, names in os.walk(folder, followlinks=True)
+            for name in names
+        }
         missing = [path for path in paths if str(path) not in there]
         if missing:
             raise DataError(
@@ -124,6 +128,8 @@ class LabelMapFolder:
                 f"{path}: a label map of {_size(top.shape)}, not {_size(self.shape)}"
             )
         classes = top[1]
+        if not torch.equal(classes, classes.round()):
+            raise LabelMapError(f"{path}: a label map with class indices that are not whole")
         if classes.min() < 0 or classes.max() >= self.num_classes:
             raise LabelMapError(
                 f"{path}: names classes {classes.min():g} to {classes.max():g}, but the data has "
