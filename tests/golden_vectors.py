@@ -17,9 +17,14 @@ def weights(shapes: list, seed: int) -> dict[str, Tensor]:
     rs = np.random.RandomState(seed)
     found = {}
     for name, shape in shapes:
+        if name.endswith("num_batches_tracked"):
+            found[name] = torch.tensor(0)
+            continue
         value = np.float32(rs.standard_normal(shape)) * np.float32(0.15)
-        if ("norm" in name or name.startswith("reuse_block.0")) and name.endswith("weight"):
+        if len(shape) == 1 and name.endswith("weight"):  # of a norm
             value = value + np.float32(1)
+        if name.endswith("running_var"):
+            value = np.abs(value) + np.float32(1)
         found[name] = torch.from_numpy(np.asarray(value, dtype=np.float32))
     return found
 

@@ -75,6 +75,8 @@ def test_options_of_every_group(composed, tmp_path, group, option):
         fast = list(FAST)
     offline = ["logger.wandb.offline=true"] if option in ("wandb", "many") else []
     large = ["image_size=96"] if group == "backbone" else []
+    if "lv_vit" in option and group != "backbone":
+        large = ["backbone=lv_vit_micro"]
     if group == "reducer":
         large = ["method=vit"]
         if "deit" in option:  # searched for a ViT of 12 blocks
@@ -119,6 +121,10 @@ def test_debug_options(composed, tmp_path, debug):
         (["threshold=high"], "threshold='high'"),
         (["init_from=a.pth", "ckpt_path=b.pth"], "pass one of them"),
         (["trainer.precision=int3"], "trainer: .*int3"),
+        (["augment=lv_vit"], r"augment.mix_token=1.0 needs a backbone with an auxiliary head"),
+        (["+schedule.aux_weight=0.5"], r"schedule.aux_weight=0.5 needs a backbone with an aux"),
+        (["data.label_maps=/maps"], r"data.label_maps=/maps needs a backbone with an aux"),
+        (["backbone=lv_vit_micro", "+schedule.aux_weight=-1"], r"schedule.aux_weight=-1"),
         (["+method.alhpa=1"], "no setting 'alhpa'; valid"),
         (["reducer=evit", "reducer.keep_rate=0"], "reducer.keep_rate=0 is out of range"),
         (["reducer=evit", "reducer.blocks=[6]"], r"reducer.blocks=\[6\] .* from 1 to 5, such as"),

@@ -6,11 +6,13 @@ from lightning import LightningModule, Trainer
 
 from conftest import write_photographs
 from lfvit.data import FolderDataModule, NeedleDataModule
+from lfvit.data.augment import Augment
 from lfvit.data.batches import RawBatch, TransformedImages, collate
 from lfvit.data.datamodule import normalise
 from lfvit.data.sampling import Draw, EvalSampler, TrainSampler
 from lfvit.errors import ConfigError, DataError
 from lfvit.models.view import half_resolution
+from lfvit.seeding import seeded
 
 DEIT = {
     "auto_augment": "rand-m9-mstd0.5-inc1",
@@ -175,6 +177,34 @@ def test_mixing_is_the_same_in_a_second_run(photographs):
     assert not torch.equal(first[0].images, first[3].images)
 
 
+def test_mix_token_draws_a_box_for_every_training_batch(photographs):
+    settings = {"augment": {"mix_token": 1.0}}
+    batches = fit(folder(photographs, **settings), epochs=2)
+    boxes = [batch.token_box for batch in batches]
+    assert boxes == [batch.token_box for batch in fit(folder(photographs, **settings), epochs=2)]
+    assert len(set(boxes)) == len(boxes) == 6
+    assert all(0 <= a <= c <= 1 and 0 <= b <= d <= 1 for a, b, c, d in boxes)
+    plain = fit(folder(photographs), epochs=2)
+    assert [batch.token_box for batch in plain] == [None] * 6
+    for with_box, without in zip(batches, plain, strict=True):  # nothing else is drawn differently
+        assert torch.equal(with_box.images, without.images)
+    data = folder(photographs, **settings)
+    assert data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0).token_box is None
+
+
+def test_boxes_are_as_large_as_their_beta_distribution_says():
+    with seeded(0):
+        boxes = [Augment.of({"mix_token": 1.0}).token_box() for _ in range(4000)]
+    whole = [(c - a) * (d - b) for a, b, c, d in boxes if min(a, b) > 0 and max(c, d) < 1]
+    sides = [c - a for a, b, c, d in boxes if a > 0 and c < 1 and b > 0 and d < 1]
+    assert all(abs(side**2 - area) < 1e-9 for side, area in zip(sides, whole, strict=True))
+    centres = torch.tensor([[a + c, b + d] for a, b, c, d in boxes]) / 2
+    torch.testing.assert_close(centres.mean(0), torch.full((2,), 0.5), atol=0.02, rtol=0)
+    # a side s in 0..1 of density 2s, cut off at the border: E = int 2s (s - s^2/4) ds = 13/24
+    mean = sum(c - a for a, _, c, _ in boxes) / len(boxes)
+    assert mean == pytest.approx(13 / 24, abs=0.02)
+
+
 def test_repeated_augmentation_repeats_images_not_pixels():
     sampler = TrainSampler(12, seed=0, repeats=3)
     draws = list(sampler)
@@ -210,6 +240,7 @@ def test_evaluation_does_not_depend_on_batch_size(photographs):
         ({"num_workers": -1}, "data.num_workers=-1"),
         ({"augment": {"mixpu": 1}}, "augment has no setting 'mixpu'; valid: .*mixup"),
         ({"augment": {"hflip": 2}}, "augment.hflip=2 is out of range"),
+        ({"augment": {"mix_token": -1}}, "augment.mix_token=-1 is out of range"),
         ({"augment": {"repeats": 0}}, "augment.repeats=0"),
         ({"augment": {"crop_pct": 0}}, "augment.crop_pct=0"),
         ({"augment": {"interpolation": "cubic"}}, "augment.interpolation='cubic' is unknown"),

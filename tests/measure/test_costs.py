@@ -85,6 +85,17 @@ def test_searched_settings_of_frequency_aware_reduction(option, published, ours)
     assert (abs(found - published) < 0.1) == option.endswith("o2")
 
 
+def lv_gmacs(method, image_size, stage=None):
+    model = lfvit.create_model(method, backbone="lv_vit_small", image_size=image_size)
+    return lfvit.count_macs(model, stage) / 1e9
+
+
+def test_lv_vit_small_and_cf_vit_on_it_are_the_published_figures():
+    spared = (196 - 100) * 64 * 8 * 8 * 384 / 1e9  # patches that the second pass does not project
+    assert lv_gmacs("vit", 224) == pytest.approx(6.6, abs=0.05)
+    assert lv_gmacs("cf_vit", 224) + spared == pytest.approx(6.17, abs=0.02)
+
+
 CASES = [
     ("vit", 112, {}),
     ("lf_vit", 112, {}),
@@ -99,7 +110,11 @@ CASES = [
 
 
 @pytest.mark.parametrize(("method", "side", "options"), CASES)
-@pytest.mark.parametrize("spec", [{}, {"mlp_ratio": 3, "qkv_bias": False}])
+@pytest.mark.parametrize(
+    "spec",
+    [{}, {"mlp_ratio": 3, "qkv_bias": False}, {"family": "lv_vit"}],
+    ids=["vit", "narrow", "lv_vit"],
+)
 def test_the_formula_and_fvcore_agree_exactly(tiny, method, side, options, spec):
     model = lfvit.create_model(
         method, backbone={**tiny, **spec}, image_size=side, num_classes=7, **options

@@ -18,15 +18,20 @@ def lf_vit(tiny, image_size=112, **options):
     return model.eval()
 
 
-@pytest.mark.parametrize("name", ["lf224_m5", "cf224"])
+@pytest.mark.parametrize("name", ["lf224_m5", "cf224", "cf_lv224"])
 def test_matches_the_released_implementation(name):
     golden = golden_vectors.load(name)
     model = lfvit.create_model(
         golden["method"],
-        backbone={"embed_dim": 48, "depth": 6, "num_heads": 3},
+        backbone={
+            "family": golden.get("backbone_family", "vit"),
+            "embed_dim": 48,
+            "depth": 6,
+            "num_heads": 3,
+        },
         image_size=224,
         num_classes=10,
-        region_size=golden["region_size"],
+        region_size=golden.get("region_size"),
     ).eval()
     assert (model.alpha, model.beta) == (golden["alpha"], golden["beta"])
     lfvit.load_checkpoint(

@@ -105,7 +105,7 @@ def test_checkpoints_hold_averaged_weights_of_the_model_once(trained_run):
     assert any(not torch.equal(averaged[key], current[key]) for key in averaged)
 
 
-@pytest.fixture(params=[1, 2])
+@pytest.fixture
 def threads(request):
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
@@ -113,8 +113,17 @@ def threads(request):
     torch.set_num_threads(before)
 
 
-def test_a_resumed_run_ends_like_an_uninterrupted_one(composed, tmp_path, threads):
-    settings = [*NEEDLE_FAST, "schedule.drop_path_rate=0.2", "augment=deit", "schedule.epochs=4"]
+@pytest.mark.parametrize(
+    ("threads", "recipe"),
+    [
+        (1, ["augment=deit"]),
+        (2, ["augment=deit"]),
+        (1, ["augment=lv_vit", "backbone=lv_vit_micro"]),
+    ],
+    indirect=["threads"],
+)
+def test_a_resumed_run_ends_like_an_uninterrupted_one(composed, tmp_path, threads, recipe):
+    settings = [*NEEDLE_FAST, "schedule.drop_path_rate=0.2", *recipe, "schedule.epochs=4"]
     train(composed("train", *settings, f"run_dir={tmp_path / 'whole'}"))
     # stop in the third of the four epochs, then go on from the last checkpoint
     interrupted = composed("train", *settings, f"run_dir={tmp_path / 'first'}")

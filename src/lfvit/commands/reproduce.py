@@ -239,9 +239,9 @@ def _localisation(found: dict[str, Any]) -> list[str]:
 def _draw_examples(trained: Trained, count: int, path: Path) -> None:
     """Validation images with the model's looks: half that exit, half that do not, if there are."""
     looks = []
-    for pixels, _, box in _validation_samples(trained, 100):
-        _, look = look_at(trained, pixels, top=1)
-        looks.append(look._replace(box=box))
+    for sample in _validation_samples(trained, 100):
+        _, look = look_at(trained, sample.pixels, top=1)
+        looks.append(look._replace(box=sample.box))
     early = [look for look in looks if look.exited]
     late = [look for look in looks if not look.exited]
     few = early[: count // 2]

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor,
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
+from torch import nn
 
 from lfvit.checks import check_range, check_whole
 from lfvit.commands.setup import build_model, make_record, trainer_settings
@@ -24,6 +25,7 @@ from lfvit.models.reduction.patch import unreduced
 from lfvit.runs import commit, is_main_process, machine, plain, start_run, write_json
 from lfvit.training.module import RECORD, Classifier
 from lfvit.training.schedule import Schedule
+from lfvit.training.token_labels import has_aux_head
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +129,7 @@ def check(cfg: DictConfig, weights_exist: bool = True) -> Schedule:
         ConfigError: naming the setting, its value and what would be valid.
     """
     schedule = Schedule.of(plain(cfg.schedule))
-    build_model(cfg, num_classes=2)  # every check of the model
+    _check_token_labels(cfg, build_model(cfg, num_classes=2))  # every check of the model
     if cfg.pretrained and "timm" not in cfg.backbone:
         build_model(cfg, num_classes=2, pretrained=True)
     if schedule.distill_weight and not (cfg.pretrained or cfg.init_from or cfg.ckpt_path):
@@ -151,6 +153,21 @@ def check(cfg: DictConfig, weights_exist: bool = True) -> Schedule:
             "whole sweep again; use trainer.devices=1, or run the jobs one by one without -m"
         )
     return schedule
+
+
+def _check_token_labels(cfg: DictConfig, model: nn.Module) -> None:
+    """Settings of training patch tokens need a model whose patch tokens can learn."""
+    for group, name in (
+        ("schedule", "aux_weight"),
+        ("augment", "mix_token"),
+        ("data", "label_maps"),
+    ):
+        value = cfg[group].get(name)
+        if value and not has_aux_head(model):
+            raise ConfigError(
+                f"{group}.{name}={value} needs a backbone with an auxiliary head on its patch "
+                "tokens, such as backbone=lv_vit_small; leave it out for others"
+            )
 
 
 def _check_resume(cfg: DictConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 from timm.data import create_transform
 
 from lfvit.checks import check_choice, check_names, check_range, check_whole
@@ -18,8 +19,9 @@ class Augment:
     crop_scale: share of the area a random crop covers. hflip: probability. color_jitter: strength,
     without effect beside auto_augment. auto_augment: timm's policy string. erasing: probability of
     random erasing. mixup, cutmix: alpha of their Beta distribution, 0 is off; mix_prob: share of
-    the batches mixed; mix_switch: share of these that is cut. label_smoothing: of the targets.
-    repeats: repeated augmentation. crop_pct: evaluation resizes to S / crop_pct, then crops.
+    the batches mixed; mix_switch: share of these that is cut. mix_token: alpha of mix-token, in
+    every batch, for backbones with an auxiliary head. label_smoothing: of the targets. repeats:
+    repeated augmentation. crop_pct: evaluation resizes to S / crop_pct, then crops.
     """
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -32,6 +34,7 @@ class Augment:
     cutmix: float = 0.0
     mix_prob: float = 1.0
     mix_switch: float = 0.5
+    mix_token: float = 0.0
     label_smoothing: float = 0.0
     repeats: int = 1
     crop_pct: float = 0.875
@@ -49,13 +52,28 @@ class Augment:
         augment = cls(**settings)
         for name in ("hflip", "erasing", "mix_prob", "mix_switch"):
             check_range(f"augment.{name}", getattr(augment, name), 0, 1)
-        for name in ("mixup", "cutmix", "color_jitter"):
+        for name in ("mixup", "cutmix", "mix_token", "color_jitter"):
             check_range(f"augment.{name}", getattr(augment, name), 0)
         check_range("augment.label_smoothing", augment.label_smoothing, 0, 1, below=True)
         check_choice("augment.interpolation", augment.interpolation, INTERPOLATIONS)
         check_range("augment.crop_pct", augment.crop_pct, 0, 1, above=True)
         check_whole("augment.repeats", augment.repeats, 1)
         return augment
+
+    def token_box(self) -> tuple[float, float, float, float] | None:
+        """Where tokens are mixed in this batch: top, left, bottom, right as shares of the side.
+
+        Before it is cut off at the border, the box covers a share of 1 - Beta(alpha, alpha) of the
+        image, around a point anywhere in it. None without mix_token.
+        """
+        if not self.mix_token:
+            return None
+        half = 0.5 * (1 - np.random.beta(self.mix_token, self.mix_token)) ** 0.5
+        row, column = np.random.rand(2)
+        top, left, bottom, right = np.clip(
+            [row - half, column - half, row + half, column + half], 0, 1
+        ).tolist()
+        return top, left, bottom, right
 
     def train_transform(self, image_size: int) -> Callable[[Any], Any]:
         """PIL image -> (3, S, S) uint8, randomly varied."""

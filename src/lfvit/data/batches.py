@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lfvit.data.images import UnreadableImageError
+from lfvit.data.label_maps import FollowedTransform, LabelMap, LabelMapFolder, LabelMaps
 from lfvit.data.sampling import Draw
 from lfvit.seeding import seeded
 
@@ -31,11 +32,13 @@ class ImageSource(Protocol):
 
 
 class Sample(NamedTuple):
-    """pixels: (3, S, S) uint8; target: class index; box: (x0, y0, x1, y1) in pixels or None."""
+    """pixels: (3, S, S) uint8; target: class index; box: (x0, y0, x1, y1) in pixels or None;
+    label_map: of the whole image, with the place of the pixels in it, or None."""
 
     pixels: Tensor
     target: int
     box: tuple[int, int, int, int] | None
+    label_map: LabelMap | None = None
 
 
 class RawBatch(NamedTuple):
@@ -43,12 +46,14 @@ class RawBatch(NamedTuple):
 
     images: (B, 3, S, S) uint8. targets: (B,) long. boxes: (B, 4) long or None.
     unreadable: messages, each starting with a path, of the images that are missing from the batch.
+    label_maps: of all images, or None.
     """
 
     images: Tensor
     targets: Tensor
     boxes: Tensor | None
     unreadable: list[str]
+    label_maps: LabelMaps | None = None
 
 
 class Batch(NamedTuple):
@@ -57,12 +62,16 @@ class Batch(NamedTuple):
     images: (B, 3, S, S) float, normalised. view: (B, 3, S/2, S/2), the same at half resolution.
     targets: (B,) class indices, or (B, C) probabilities in training.
     boxes: (B, 4) x0, y0, x1, y1 in pixels, or None.
+    token_box: where tokens are to be mixed, see `Augment.token_box`, or None.
+    label_maps: dense labels for training, or None.
     """
 
     images: Tensor
     view: Tensor
     targets: Tensor
     boxes: Tensor | None
+    token_box: tuple[float, float, float, float] | None = None
+    label_maps: LabelMaps | None = None
 
 
 class TransformedImages(Dataset[Sample | str]):
@@ -72,9 +81,16 @@ class TransformedImages(Dataset[Sample | str]):
     decided once, in the main process.
     """
 
-    def __init__(self, source: ImageSource, transform: Callable[[Any], Any]) -> None:
+    def __init__(
+        self,
+        source: ImageSource,
+        transform: Callable[[Any], Any],
+        label_maps: LabelMapFolder | None = None,
+    ) -> None:
         self.source = source
         self.transform = transform
+        self.label_maps = label_maps
+        self.followed = None if label_maps is None else FollowedTransform(transform)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -82,13 +98,19 @@ class TransformedImages(Dataset[Sample | str]):
     def __getitem__(self, draw: Draw | int) -> Sample | str:
         if isinstance(draw, int):  # another sampler than ours, such as Lightning's for overfitting
             draw = Draw(draw, 0)
+        label_map = None
         try:
             image, target, box = self.source.draw(draw.image)
+            scores = None if self.label_maps is None else self.label_maps.read(draw.image)
         except UnreadableImageError as error:
             return str(error)
         with seeded(draw.seed):
-            pixels = self.transform(image)
-        return Sample(torch.as_tensor(pixels), target, box)
+            if scores is None or self.followed is None:
+                pixels = self.transform(image)
+            else:
+                pixels, place, flipped = self.followed(image)
+                label_map = LabelMap(scores, place, flipped)
+        return Sample(torch.as_tensor(pixels), target, box, label_map)
 
 
 def collate(samples: Sequence[Sample | str]) -> RawBatch:
@@ -104,6 +126,7 @@ def collate(samples: Sequence[Sample | str]) -> RawBatch:
         torch.tensor([sample.target for sample in good]),
         None if boxes[0] is None else torch.tensor(boxes),
         bad,
+        LabelMaps.of([sample.label_map for sample in good if sample.label_map is not None]),
     )
 
 

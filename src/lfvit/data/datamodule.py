@@ -3,6 +3,7 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -25,6 +26,7 @@ from lfvit.data.batches import (
     collate,
 )
 from lfvit.data.folders import open_folder, readable_names
+from lfvit.data.label_maps import LabelMapFolder
 from lfvit.data.needle import NeedleSet
 from lfvit.data.sampling import EvalSampler, TrainSampler
 from lfvit.errors import ConfigError, DataError
@@ -115,9 +117,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
                 f"data.batch_size={self.batch_size} is more than the {len(sampler)} training "
                 f"images per process; valid: up to {len(sampler)}"
             )
-        return self._loader(
-            TransformedImages(self.train_images, self.train_transform()), sampler, drop_last=True
-        )
+        return self._loader(self.train_dataset(), sampler, drop_last=True)
+
+    def train_dataset(self) -> TransformedImages:
+        """The training images, randomly varied."""
+        return TransformedImages(self.train_images, self.train_transform())
 
     def val_dataloader(self) -> DataLoader[Sample | str]:
         sampler = EvalSampler(len(self.val_images), rank=self._rank, world_size=self._world_size)
@@ -132,7 +136,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Decide about unreadable images, in the main process."""
         if isinstance(batch, RawBatch) and batch.unreadable:
             if self.on_error == "raise":
-                raise DataError(f"{batch.unreadable[0]}; remove it, or set data.on_error=skip")
+                raise DataError(
+                    f"{batch.unreadable[0]}; replace or remove it, or set data.on_error=skip"
+                )
             for message in batch.unreadable:
                 if message not in self.unreadable:
                     self.unreadable.add(message)
@@ -143,7 +149,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """Everything that is done to whole batches on the device."""
         if not isinstance(batch, RawBatch):
             return batch
-        images, targets = normalise(batch.images), batch.targets
+        images, targets, token_box = normalise(batch.images), batch.targets, None
         trainer = self.trainer
         if trainer is not None:
             images = trainer.precision_plugin.convert_input(images)
@@ -152,7 +158,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
             step = trainer.fit_loop.batch_idx + 1  # Lightning counts the batch after this hook
             with seeded(self.seed, trainer.current_epoch, step, self._rank):
                 images, targets = self._mix(images, targets)
-        return Batch(images, half_resolution(images), targets, batch.boxes)
+                token_box = self.augment.token_box()
+        view = half_resolution(images)
+        return Batch(images, view, targets, batch.boxes, token_box, batch.label_maps)
 
     def _mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Random erasing, then mixup or cutmix; targets (B,) become probabilities (B, C)."""
@@ -204,18 +212,52 @@ class FolderDataModule(ImageDataModule):
     Args:
         root: the folder.
         val_fraction: of a folder without a split, the share held out.
+        label_maps: a folder with a map of dense labels for every training image, see
+            `LabelMapFolder`; None for no such labels.
         **settings: of `ImageDataModule`.
     """
 
-    def __init__(self, *, root: str, val_fraction: float = 0.1, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        root: str,
+        val_fraction: float = 0.1,
+        label_maps: str | None = None,
+        **settings: Any,
+    ) -> None:
         super().__init__(**settings)
         self.root = root
         self.val_fraction = val_fraction
+        self.label_maps = label_maps
+        self._maps: LabelMapFolder | None = None
+        for name in ("mixup", "cutmix"):
+            if label_maps is not None and (value := getattr(self.augment, name)):
+                raise ConfigError(
+                    f"augment.{name}={value} would mix images whose label maps are not mixed; with "
+                    f"data.label_maps set augment.{name}=0, and augment.mix_token=1 to mix tokens"
+                )
 
     def open(self) -> tuple[ImageSource, ImageSource]:
         if self.root is None:
             raise ConfigError("data.root is not set; pass data.root=DIR, the folder of photographs")
         return open_folder(str(self.root), self.val_fraction, self.seed)
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            self._open_maps()  # a missing map is found now, not hours later
+
+    def train_dataset(self) -> TransformedImages:
+        return TransformedImages(self.train_images, self.train_transform(), self._open_maps())
+
+    def _open_maps(self) -> LabelMapFolder | None:
+        if self.label_maps is not None and self._maps is None:
+            images: Any = self.train_images
+            root = Path(self.root).expanduser()
+            base = root / "train" if (root / "train").is_dir() else root
+            classes = len(images.classes)
+            self._maps = LabelMapFolder.open(self.label_maps, images.paths, base, classes)
+        return self._maps
 
 
 class NeedleDataModule(ImageDataModule):

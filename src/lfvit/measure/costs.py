@@ -1,8 +1,9 @@
 """Multiply-accumulates (MACs) of one image, in closed form and as fvcore counts them.
 
 The papers call this figure FLOPs. Both counters here agree to the last digit: products of matrices
-and convolutions count one per multiply-accumulate, a LayerNorm counts 5 per element (fvcore's
-convention), additions, activations, softmax and resizing count nothing.
+and convolutions count one per multiply-accumulate, a LayerNorm counts 5 per element and a BatchNorm
+2 (fvcore's conventions), additions, activations, constant factors, softmax and resizing count
+nothing.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from lfvit.errors import ConfigError
 from lfvit.models.backbone import foreign_parts
+from lfvit.models.lv_vit import ConvStem
 from lfvit.models.reduction.patch import ReducedBlocks, reads_patches
 from lfvit.models.reduction.registry import Reducer
 from lfvit.models.selection import Scores
@@ -24,6 +26,7 @@ from lfvit.models.two_stage import FirstPass, TwoStageViT
 from lfvit.models.view import half_resolution
 
 NORM_PER_ELEMENT = 5
+BATCH_NORM_PER_ELEMENT = 2  # in evaluation: a factor and a shift
 
 
 def count_macs(model: nn.Module, stage: str | None = None) -> float:
@@ -68,11 +71,11 @@ def _one_pass(vit: Any) -> int:
         left = patches
     # timm norms every token, then takes the class token
     return (
-        _weights(vit.patch_embed.proj, patches)
+        _embed(vit.patch_embed, vit.patch_embed.img_size[0], patches)
         + macs
         + _norm(vit.norm, left + vit.num_prefix_tokens)
         + _norm(vit.fc_norm, 1)
-        + _weights(vit.head, 1)
+        + _heads(vit, patches)
     )
 
 
@@ -81,8 +84,8 @@ def _first_pass(model: TwoStageViT) -> int:
     macs, left = _blocks(
         core.blocks, cells, reducer=model.reducer_of("first"), class_rows_from=model.gca_start
     )
-    embed = _weights(core.patch_embed.proj, cells)
-    return embed + macs + _norm(core.norm, 1 + left) + _weights(core.head, 1)
+    embed = _embed(core.patch_embed, model.image_size // 2, cells)
+    return embed + macs + _norm(core.norm, 1 + left) + _heads(core, cells)
 
 
 def _second_pass(model: TwoStageViT) -> int:
@@ -94,9 +97,28 @@ def _second_pass(model: TwoStageViT) -> int:
         inputs = cells + model.reuse.to_class_token
         linears = [m for m in model.reuse.mlp.modules() if isinstance(m, nn.Linear)]
         reuse = _norm(model.reuse.norm, inputs) + sum(_weights(m, inputs) for m in linears)
-    embed = _weights(core.patch_embed.proj, 4 * kept)
-    macs, _ = _blocks(core.blocks, patches, reducer=model.reducer_of("second"))
-    return embed + reuse + macs + _norm(core.norm, 1) + _weights(core.head, 1)
+    embed = _embed(core.patch_embed, model.image_size, 4 * kept)
+    macs, left = _blocks(core.blocks, patches, reducer=model.reducer_of("second"))
+    normed = 1 if core.aux_head is None else 1 + left
+    return embed + reuse + macs + _norm(core.norm, normed) + _heads(core, patches)
+
+
+def _embed(patch_embed: Any, side: int, patches: int) -> int:
+    """A convolutional stem on the whole image of this side, and the projection of some patches."""
+    macs = _weights(patch_embed.proj, patches)
+    if isinstance(patch_embed, ConvStem):
+        pixels = (side // 2) ** 2
+        for layer in patch_embed.children():
+            if isinstance(layer, nn.BatchNorm2d):
+                macs += BATCH_NORM_PER_ELEMENT * layer.num_features * pixels
+            elif layer is not patch_embed.proj:
+                macs += _weights(layer, pixels)
+    return macs
+
+
+def _heads(model: Any, patches: int) -> int:
+    """The head on the class token, an auxiliary head on every patch token of the start."""
+    return _weights(model.head, 1) + _weights(getattr(model, "aux_head", None), patches)
 
 
 def _kept_cells(model: TwoStageViT) -> int:
@@ -168,7 +190,7 @@ def trace_macs(model: nn.Module, image_size: int, stage: str | None = None) -> f
             return tuple(model.first_pass(images, view))
 
         def second_pass(images: Tensor, *tensors: Tensor) -> Tensor:
-            return model.second_pass(images, FirstPass(*tensors), selection)
+            return model.second_pass(images, FirstPass(*tensors), selection).logits
 
         total = 0.0
         if stage in (None, "first"):

@@ -52,9 +52,10 @@ def create_model(
     Args:
         method: "vit" for timm's one-pass ViT, "lf_vit" or "cf_vit" for the two-pass model with
             their published settings.
-        backbone: a timm ViT name such as "deit_small_patch16_224", or a mapping with embed_dim,
-            depth, num_heads and optionally family ("vit"), patch_size (16), mlp_ratio (4),
-            qkv_bias (True), norm_eps (1e-6).
+        backbone: a timm ViT name such as "deit_small_patch16_224", "lv_vit_small", or a mapping
+            with embed_dim, depth, num_heads and optionally family ("vit"), patch_size (16),
+            mlp_ratio (4), qkv_bias (True), norm_eps (1e-6). With family "lv_vit" the last three
+            are 3, False and 1e-5, and there are skip_lam (2) and stem_dim (64).
         image_size: side S in pixels of the full-resolution image. The two-pass methods need a
             patch grid that halves evenly: S a multiple of twice the patch size.
         num_classes: outputs of the head.
@@ -69,7 +70,7 @@ def create_model(
             ("mlp"), background (True).
 
     Returns:
-        "vit": timm's model; images (B, 3, S, S) -> logits (B, C).
+        "vit": timm's model, or an `LVViT`; images (B, 3, S, S) -> logits (B, C).
         Two-pass: a `TwoStageViT`; ``model(images)`` -> `TwoStageOutput`,
         ``model.infer(images, threshold)`` -> `Inference`.
 

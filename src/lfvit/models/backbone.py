@@ -19,11 +19,31 @@ from torch import Tensor, nn
 
 from lfvit.checks import check_choice, check_names, check_range, check_whole
 from lfvit.errors import ConfigError
+from lfvit.models.lv_vit import ConvStem, Dense, LVViT
 from lfvit.models.reduction.patch import foreign_blocks
 from lfvit.models.reduction.registry import Layout, Reducer
 from lfvit.models.reduction.run import Run, run_blocks
+from lfvit.models.token_mix import TokenMix
 
-CUSTOM_KEYS = ("embed_dim", "depth", "num_heads", "patch_size", "mlp_ratio", "qkv_bias", "norm_eps")
+FAMILIES: dict[str, tuple[type[VisionTransformer], dict[str, Any]]] = {
+    "vit": (
+        VisionTransformer,
+        {"patch_size": 16, "mlp_ratio": 4, "qkv_bias": True, "norm_eps": 1e-6},
+    ),
+    "lv_vit": (
+        LVViT,
+        {"patch_size": 16, "mlp_ratio": 3, "qkv_bias": False, "norm_eps": 1e-5}
+        | {"skip_lam": 2, "stem_dim": 64},
+    ),
+}
+"""Names of ``backbone.family`` -> class, and its optional keys with their defaults."""
+
+NAMED_BACKBONES: dict[str, dict[str, Any]] = {
+    "lv_vit_small": {"family": "lv_vit", "embed_dim": 384, "depth": 16, "num_heads": 6},
+}
+"""Names that timm does not have."""
+
+AUX_SHARE = 0.25  # of the auxiliary head in the answer of each of two passes (CF-ViT)
 
 
 def build_vit(
@@ -36,9 +56,8 @@ def build_vit(
     """Build timm's `VisionTransformer` for one image size.
 
     Args:
-        backbone: a timm model name, or a mapping with ``family: vit``, ``embed_dim``, ``depth``,
-            ``num_heads`` and optionally ``patch_size`` (16), ``mlp_ratio`` (4), ``qkv_bias``
-            (True), ``norm_eps`` (1e-6).
+        backbone: a timm model name, "lv_vit_small", or a mapping with ``family`` (vit or lv_vit),
+            ``embed_dim``, ``depth``, ``num_heads`` and optionally what `FAMILIES` lists.
         image_size: side in pixels.
         num_classes: outputs of the head.
         drop_path_rate: stochastic depth of the last block; earlier blocks scale linearly.
@@ -52,19 +71,21 @@ def build_vit(
         "num_classes": num_classes,
         "drop_path_rate": drop_path_rate,
     }
-    if isinstance(backbone, str):
+    if isinstance(backbone, str) and backbone not in NAMED_BACKBONES:
         return _named_vit(backbone, pretrained, common)
     if pretrained:
         raise ConfigError(
             "pretrained=true needs a backbone with a timm name, such as "
-            "deit_small_patch16_224; a custom size has no published weights"
+            "deit_small_patch16_224; for other weights pass their file to load_checkpoint "
+            "(init_from=)"
         )
-    return _custom_vit(dict(backbone), common)
+    spec = NAMED_BACKBONES[backbone] if isinstance(backbone, str) else backbone
+    return _custom_vit(dict(spec), common)
 
 
 def _named_vit(name: str, pretrained: bool, common: dict[str, Any]) -> VisionTransformer:
     if not timm.is_model(name):
-        known = timm.list_models(["deit*", "vit*"])
+        known = [*NAMED_BACKBONES, *timm.list_models(["deit*", "vit*"])]
         close = get_close_matches(name, known, n=3) or ["deit_small_patch16_224"]
         raise ConfigError(f"backbone={name!r} is no model of timm; try {', '.join(close)}")
     try:
@@ -87,25 +108,33 @@ def _named_vit(name: str, pretrained: bool, common: dict[str, Any]) -> VisionTra
 
 
 def _custom_vit(spec: dict[str, Any], common: dict[str, Any]) -> VisionTransformer:
-    family = spec.pop("family", "vit")
-    check_choice("backbone.family", family, ["vit"])
-    check_names("backbone", spec, CUSTOM_KEYS)
+    name = spec.pop("family", "vit")
+    check_choice("backbone.family", name, FAMILIES)
+    family, defaults = FAMILIES[name]
+    check_names("backbone", spec, ["embed_dim", "depth", "num_heads", *defaults])
+    spec = {**defaults, **spec}
     for key in ("embed_dim", "depth", "num_heads"):
         check_whole(f"backbone.{key}", spec.get(key), 1)
-    check_whole("backbone.patch_size", spec.get("patch_size", 16), 1)
-    check_range("backbone.mlp_ratio", spec.get("mlp_ratio", 4), 0, above=True)
-    check_range("backbone.norm_eps", spec.get("norm_eps", 1e-6), 0, above=True)
+    for key in {"patch_size", "stem_dim"} & spec.keys():
+        check_whole(f"backbone.{key}", spec[key], 1)
+    for key in {"mlp_ratio", "norm_eps", "skip_lam"} & spec.keys():
+        check_range(f"backbone.{key}", spec[key], 0, above=True)
     if spec["embed_dim"] % spec["num_heads"]:
         raise ConfigError(
             f"backbone.embed_dim={spec['embed_dim']} is not a multiple of "
             f"num_heads={spec['num_heads']}"
         )
-    eps = spec.pop("norm_eps", 1e-6)
+    if name == "lv_vit" and spec["patch_size"] % 2:
+        raise ConfigError(
+            f"backbone.patch_size={spec['patch_size']} is odd; the stem of family=lv_vit halves "
+            "the image first, so it must be even, such as 16"
+        )
+    eps = spec.pop("norm_eps")
 
     def norm_layer(dim: int, **kwargs: Any) -> nn.LayerNorm:
         return nn.LayerNorm(dim, eps=eps, **kwargs)
 
-    return VisionTransformer(**common, **spec, norm_layer=norm_layer)
+    return family(**common, **spec, norm_layer=norm_layer)
 
 
 class Backbone(nn.Module):
@@ -124,30 +153,40 @@ class Backbone(nn.Module):
         self.norm = vit.norm
         self.head_drop = vit.head_drop
         self.head = vit.head
+        self.aux_head: nn.Module | None = getattr(vit, "aux_head", None)  # of LV-ViT
         self.embed_dim: int = vit.embed_dim
         self.patch_size: int = vit.patch_embed.patch_size[0]
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Every patch of every image as a token: (B, 3, S, S) -> (B, (S/P)^2, D), row-major."""
-        return self.patch_embed.proj(images).flatten(2).transpose(1, 2)
+    def stem(self, images: Tensor, mix: TokenMix | None = None) -> Tensor:
+        """What the patch projection sees: the images, or the maps of a convolutional stem."""
+        stem = self.patch_embed
+        maps = stem.maps(images) if isinstance(stem, ConvStem) else images
+        return maps if mix is None else mix.maps(maps)
 
-    def embed_patches(self, images: Tensor, positions: Tensor) -> Tensor:
-        """Only the patches asked for: the convolution of `embed` as one product on gathered pixels.
+    def embed(self, images: Tensor, mix: TokenMix | None = None) -> Tensor:
+        """Every patch of every image as a token: (B, 3, S, S) -> (B, (S/P)^2, D), row-major."""
+        return self.patch_embed.proj(self.stem(images, mix)).flatten(2).transpose(1, 2)
+
+    def embed_patches(
+        self, images: Tensor, positions: Tensor, mix: TokenMix | None = None
+    ) -> Tensor:
+        """Only the patches asked for: the projection of `embed` as one product on gathered maps.
 
         Args:
             images: (B, 3, S, S)
             positions: (B, K) row-major indices into the (S/P) x (S/P) grid.
+            mix: cells that come from another image of the batch.
 
         Returns:
             (B, K, D)
         """
-        P = self.patch_size
-        grid = images.shape[-1] // P
-        patches = images.unflatten(3, (grid, P)).unflatten(2, (grid, P))  # (B, 3, G, P, G, P)
+        maps, proj = self.stem(images, mix), self.patch_embed.proj
+        P = proj.kernel_size[0]  # side of a patch in the maps
+        grid = maps.shape[-1] // P
+        patches = maps.unflatten(3, (grid, P)).unflatten(2, (grid, P))  # (B, 3, G, P, G, P)
         patches = patches.permute(0, 2, 4, 1, 3, 5)  # (B, G, G, 3, P, P), still a view
-        rows = torch.arange(len(images), device=images.device)[:, None]
+        rows = torch.arange(len(maps), device=maps.device)[:, None]
         chosen = patches[rows, positions // grid, positions % grid]  # (B, K, 3, P, P)
-        proj = self.patch_embed.proj
         return F.linear(chosen.flatten(2), proj.weight.flatten(1), proj.bias)
 
     def run(
@@ -169,16 +208,39 @@ class Backbone(nn.Module):
             self.blocks, tokens, reducer=reducer, layout=layout, class_rows_from=class_rows_from
         )
 
-    def classify(self, class_token: Tensor) -> Tensor:
-        """Logits from the normed class token: (B, D) -> (B, C)."""
-        return self.head(self.head_drop(class_token))
+    def classify(self, tokens: Tensor) -> tuple[Tensor, Dense | None]:
+        """Read the answer of a pass off its tokens.
+
+        With an auxiliary head, each class's largest logit over the patch tokens adds to the class
+        token's (CF-ViT's released code); without, only the class token is looked at.
+
+        Args:
+            tokens: (B, N, D), normed, the class token first; see `answering`.
+
+        Returns:
+            Logits (B, C), and what both heads say, None without an auxiliary head.
+        """
+        logits = self.head(self.head_drop(tokens[:, 0]))
+        if self.aux_head is None:
+            return logits, None
+        dense = Dense(logits, self.aux_head(tokens[:, 1:]))
+        return dense.answer(AUX_SHARE), dense
+
+    def answering(self, run: Run) -> Tensor:
+        """The normed tokens `classify` needs of a run.
+
+        (B, 1, D), or (B, N, D) with an auxiliary head: one for every token at the run's start.
+        """
+        if self.aux_head is None:
+            return self.norm(run.tokens[:, :1])
+        return run.expand(self.norm(run.tokens))
 
 
 def foreign_parts(vit: VisionTransformer) -> Iterator[str]:
     """Parts of a timm ViT that this project's block and its cost formula do not know."""
-    if type(vit.patch_embed) is not PatchEmbed:
+    if type(vit.patch_embed) not in (PatchEmbed, ConvStem):
         yield f"a {type(vit.patch_embed).__name__} stem"
-    elif not isinstance(vit.patch_embed.norm, nn.Identity):
+    elif type(vit.patch_embed) is PatchEmbed and not isinstance(vit.patch_embed.norm, nn.Identity):
         yield "a norm in the patch embedding"
     if vit.attn_pool is not None:
         yield "attention pooling"

@@ -1,4 +1,4 @@
-"""Weights from files: this project's own, timm/DeiT's and the released LF-ViT ones.
+"""Weights from files: this project's own, timm/DeiT's and the released LF-, CF- and LV-ViT ones.
 
 A file is only ever read as weights: nothing in it is executed.
 """
@@ -29,6 +29,7 @@ PLAIN_VALUES: list[Any] = [  # what training scripts store beside their weights
     (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # its name in files of NumPy 1
 ]
 PREFIXES = ("model.", "module.", "_orig_mod.")  # what trainers put before every name
+HEADS = ("head.", "aux_head.")
 POSITIONS = ("first_pos_embed", "second_pos_embed", "pos_embed")
 
 RELEASED_NAMES = (  # the released two-pass files -> this project's names
@@ -37,7 +38,7 @@ RELEASED_NAMES = (  # the released two-pass files -> this project's names
     (r"^pos_embed_list\.1$", "second_pos_embed"),
     (r"^reuse_block\.0\.", "reuse.norm."),
     (r"^reuse_block\.1\.", "reuse.mlp."),
-    (r"^(cls_token$|patch_embed\.|blocks\.|norm\.|head\.)", r"backbone.\1"),
+    (r"^(cls_token$|patch_embed\.|blocks\.|norm\.|(?:aux_)?head\.)", r"backbone.\1"),
 )
 
 
@@ -46,17 +47,17 @@ def load_checkpoint(
 ) -> None:
     """Load weights into a model built by `lfvit.create_model`.
 
-    Accepts this project's files, timm/DeiT weights and the released LF-ViT files, as a path
-    (.ckpt, .pth, .pt, .safetensors) or as a state dict. Position embeddings of another image size
-    are resampled (bicubic, as timm does); a one-pass file fills both grids of a two-pass model. The
-    weights of a token reducer start fresh where the file has none, and are left out where the model
-    has none.
+    Accepts this project's files, timm/DeiT weights and the released LF-ViT, CF-ViT and LV-ViT
+    files, as a path (.ckpt, .pth, .pt, .safetensors) or as a state dict. Position embeddings of
+    another image size are resampled (bicubic, as timm does); a one-pass file fills both grids of a
+    two-pass model. The weights of a token reducer start fresh where the file has none, and are left
+    out where the model has none.
 
     Args:
         model: changed in place.
         source: path or state dict.
-        new_head: keep the model's own head where the file has another number of classes, for
-            fine-tuning.
+        new_head: keep the model's own head, and auxiliary head, where the file has another number
+            of classes, for fine-tuning.
 
     Raises:
         CheckpointError: the file is missing, truncated, holds more than weights, or does not fit;
@@ -69,12 +70,11 @@ def load_checkpoint(
     for key in POSITIONS:
         if key in weights and key in own and weights[key].shape != own[key].shape:
             weights[key] = _resample(weights[key], own[key], name)
-    head = "backbone.head." if isinstance(model, TwoStageViT) else "head."
     if new_head:
-        for key in [k for k in weights if k.startswith(head)]:
+        for key in [k for k in weights if k.removeprefix("backbone.").startswith(HEADS)]:
             if key in own and weights[key].shape != own[key].shape:
                 weights[key] = own[key]
-    _refuse_misfits(model, weights, own, name)
+    _refuse_misfits(model, weights, own, name, _advice(found, own))
     model.load_state_dict(weights)
 
 
@@ -171,7 +171,7 @@ def _resample(positions: Tensor, own: Tensor, name: str) -> Tensor:
 
 
 def _refuse_misfits(
-    model: nn.Module, weights: dict[str, Tensor], own: dict[str, Tensor], name: str
+    model: nn.Module, weights: dict[str, Tensor], own: dict[str, Tensor], name: str, advice: str
 ) -> None:
     missing = [key for key in own if key not in weights]
     unexpected = [key for key in weights if key not in own]
@@ -188,23 +188,26 @@ def _refuse_misfits(
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             parts.append(f"{label}: {', '.join(keys[:3])}{more}")
     raise CheckpointError(
-        f"{name}: does not fit this {type(model).__name__}. {'; '.join(parts)}. "
-        f"{_advice(weights, own)}"
+        f"{name}: does not fit this {type(model).__name__}. {'; '.join(parts)}. {advice}"
     )
 
 
-def _advice(weights: dict[str, Tensor], own: dict[str, Tensor]) -> str:
-    """What model would take the file, as far as its shapes tell."""
-    by_end = {key.removeprefix("backbone."): value for key, value in weights.items()}
+def _advice(found: dict[str, Tensor], own: dict[str, Tensor]) -> str:
+    """What model would take the file, as far as its names and shapes tell."""
+    by_end = {key.removeprefix("backbone."): value for key, value in found.items()}
     norm, head = by_end.get("norm.weight"), by_end.get("head.weight")
     blocks = {key.split(".")[1] for key in by_end if re.match(r"blocks\.\d+\.", key)}
     if norm is None or not blocks:
-        return "Files that fit: this project's checkpoints, timm/DeiT ViTs, released LF-ViT files"
-    two_stage = "first_pos_embed" in weights and any(k.startswith("reuse.") for k in weights)
+        return (
+            "Files that fit: this project's checkpoints, timm/DeiT ViTs, released LF-ViT, CF-ViT "
+            "and LV-ViT files"
+        )
+    family = "lv_vit" if "patch_embed.conv1.weight" in by_end else "vit"
+    two_stage = "first_pos_embed" in found or "pos_embed_list.0" in found
     classes = f", num_classes={len(head)}" if head is not None else ""
     text = (
-        f"The file is a {'two-pass model' if two_stage else 'ViT'} with embed_dim={len(norm)}, "
-        f"depth={len(blocks)}{classes}: create the model with these"
+        f"The file is a {'two-pass' if two_stage else 'one-pass'} model with family={family}, "
+        f"embed_dim={len(norm)}, depth={len(blocks)}{classes}: create the model with these"
     )
     own_head = own.get("head.weight", own.get("backbone.head.weight"))
     if head is not None and own_head is not None and len(head) != len(own_head):

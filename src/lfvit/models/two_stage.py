@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from lfvit.models.backbone import Backbone
+from lfvit.models.backbone import AUX_SHARE, Backbone
 from lfvit.models.indexing import take
+from lfvit.models.lv_vit import Dense
 from lfvit.models.reduction.registry import Layout, Reducer, centres
 from lfvit.models.reuse import Reuse
 from lfvit.models.selection import (
@@ -29,6 +30,7 @@ from lfvit.models.selection import (
     score_cells,
     select,
 )
+from lfvit.models.token_mix import TokenMix
 from lfvit.models.view import half_resolution
 
 
@@ -48,12 +50,26 @@ class FirstPass(NamedTuple):
     outputs: Tensor
 
 
+class SecondPass(NamedTuple):
+    """The second answer: logits (B, C), and of an auxiliary head what it says about every token.
+
+    dense: of the 4k fine tokens in the order of `Selection.fine_indices`, then of the coarse ones.
+    """
+
+    logits: Tensor
+    dense: Dense | None
+
+
 class TwoStageOutput(NamedTuple):
-    """Both passes on every image: logits (B, C) each, and where the second one looked."""
+    """Both passes on every image: logits (B, C) each, and where the second one looked.
+
+    dense: what an auxiliary head says about the second pass, see `SecondPass`; None without one.
+    """
 
     first_logits: Tensor
     second_logits: Tensor
     selection: Selection
+    dense: Dense | None = None
 
 
 class Inference(NamedTuple):
@@ -127,7 +143,12 @@ class TwoStageViT(nn.Module):
         return {"first_pos_embed", "second_pos_embed", "backbone.cls_token"}
 
     def forward(
-        self, images: Tensor, view: Tensor | None = None, *, selector: str | None = None
+        self,
+        images: Tensor,
+        view: Tensor | None = None,
+        *,
+        selector: str | None = None,
+        mix: TokenMix | None = None,
     ) -> TwoStageOutput:
         """Both passes for every image.
 
@@ -136,10 +157,12 @@ class TwoStageViT(nn.Module):
             view: (B, 3, S/2, S/2) if already made (`lfvit.models.view.half_resolution`).
             selector: use this one instead of the model's own, such as "none" in phase one of
                 training.
+            mix: cells that come from another image of the batch, in both passes.
         """
-        first = self.first_pass(images, view)
+        first = self.first_pass(images, view, mix)
         selection = self.select(Scores(first.gca, first.last), selector)
-        return TwoStageOutput(first.logits, self.second_pass(images, first, selection), selection)
+        second = self.second_pass(images, first, selection, mix)
+        return TwoStageOutput(first.logits, second.logits, selection, second.dense)
 
     @torch.no_grad()
     def infer(self, images: Tensor, threshold: float, view: Tensor | None = None) -> Inference:
@@ -161,24 +184,29 @@ class TwoStageViT(nn.Module):
         if len(rest):
             second = self.second_pass(
                 images[rest], FirstPass(*(t[rest] for t in first)), _rows(selection, rest)
-            )
+            ).logits
             logits = logits.index_copy(0, rest, second.to(logits.dtype))
         return Inference(logits, exited, confidence, selection)
 
-    def first_pass(self, images: Tensor, view: Tensor | None = None) -> FirstPass:
+    def first_pass(
+        self, images: Tensor, view: Tensor | None = None, mix: TokenMix | None = None
+    ) -> FirstPass:
         """Classify the half-resolution view, and score where to look."""
         view = half_resolution(images) if view is None else view
         self._check_view(view)
         backbone = self.backbone
-        coarse = backbone.embed(view) + self.first_pos_embed[:, 1:]  # (B, g*g, D)
+        coarse = backbone.embed(view, mix) + self.first_pos_embed[:, 1:]  # (B, g*g, D)
         class_token = backbone.cls_token + self.first_pos_embed[:, :1]  # (1, 1, D)
         tokens = torch.cat([class_token.expand(len(view), -1, -1).to(coarse), coarse], dim=1)
         reducer = self.reducer_of("first")
         layout = None if reducer is None else self._first_layout(coarse.device)
         run = backbone.run(tokens, self.gca_start, reducer, layout)
         tokens = run.expand(backbone.norm(run.tokens))  # one per cell again, if there were fewer
+        logits, dense = backbone.classify(tokens)
+        if dense is not None:  # on one scale with plain logits, where the confidence is read
+            logits = logits / (1 + AUX_SHARE)
         return FirstPass(
-            logits=backbone.classify(tokens[:, 0]),
+            logits=logits,
             **score_cells(run.rows, self.beta, self.grid)._asdict(),
             inputs=coarse,
             outputs=tokens,
@@ -188,12 +216,18 @@ class TwoStageViT(nn.Module):
         """Choose the cells that become fine."""
         return select(scores, selector or self.selector, self.region_size, self.alpha)
 
-    def second_pass(self, images: Tensor, first: FirstPass, selection: Selection) -> Tensor:
-        """Classify again (B, C): fine tokens where it matters, coarse ones everywhere else."""
+    def second_pass(
+        self,
+        images: Tensor,
+        first: FirstPass,
+        selection: Selection,
+        mix: TokenMix | None = None,
+    ) -> SecondPass:
+        """Classify again: fine tokens where it matters, coarse ones everywhere else."""
         backbone, reuse = self.backbone, self.reuse
         # a lookup, not indexing: its gradient is summed in a fixed order, whatever the threads
         positions = F.embedding(selection.fine_indices, self.second_pos_embed[0, 1:])  # (B, 4k, D)
-        fine = backbone.embed_patches(images, selection.fine_indices) + positions
+        fine = backbone.embed_patches(images, selection.fine_indices, mix) + positions
         rest = remaining_cells(selection.cells, self.grid)  # (B, g*g - k)
         coarse = take(first.inputs, rest)
         class_token = backbone.cls_token + self.second_pos_embed[:, :1]
@@ -211,7 +245,7 @@ class TwoStageViT(nn.Module):
         reducer = self.reducer_of("second")
         layout = None if reducer is None else self._second_layout(selection.fine_indices, rest)
         run = backbone.run(sequence, reducer=reducer, layout=layout)
-        return backbone.classify(backbone.norm(run.tokens[:, 0]))
+        return SecondPass(*backbone.classify(backbone.answering(run)))
 
     def reducer_of(self, stage: str) -> Reducer | None:
         """What shortens the sequence of the "first" or "second" pass."""

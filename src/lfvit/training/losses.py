@@ -7,7 +7,11 @@ LOSSES = ("ce_kl", "ce_ce")
 
 
 def two_stage_losses(
-    first: Tensor, second: Tensor, targets: Tensor, kind: str = "ce_kl"
+    first: Tensor,
+    second: Tensor,
+    targets: Tensor,
+    kind: str = "ce_kl",
+    second_loss: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What trains both passes at once; their sum is the loss.
 
@@ -18,11 +22,14 @@ def two_stage_losses(
     Args:
         first, second: logits (B, C).
         targets: class indices (B,) or probabilities (B, C).
+        second_loss: what the second pass learns from the labels where that is more than
+            CE(second, y), see `lfvit.training.token_labels`.
 
     Returns:
         The terms that train the first and the second pass: scalars, mean over the batch, in nats.
     """
-    second_loss = F.cross_entropy(second, targets)
+    if second_loss is None:
+        second_loss = F.cross_entropy(second, targets)
     if kind == "ce_ce":
         return F.cross_entropy(first, targets), second_loss
     return divergence(first, second), second_loss

@@ -14,12 +14,21 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lfvit.data.batches import Batch
 from lfvit.errors import ConfigError, TrainingError
+from lfvit.models.lv_vit import ONE_PASS_SHARE
 from lfvit.models.reduction.patch import ReducedBlocks, answer
 from lfvit.models.reduction.run import Run
+from lfvit.models.token_mix import TokenMix
 from lfvit.models.two_stage import TwoStageViT
 from lfvit.seeding import seed_all
 from lfvit.training.losses import divergence, two_stage_losses
 from lfvit.training.schedule import Schedule
+from lfvit.training.token_labels import (
+    AUX_WEIGHT,
+    TokenTargets,
+    has_aux_head,
+    second_pass_labels,
+    token_labelling_loss,
+)
 
 RECORD = "lfvit"  # the checkpoint entry from which a model is rebuilt
 
@@ -75,11 +84,13 @@ class Classifier(L.LightningModule):
         self.threshold = threshold
         self.seed = seed
         self.record = dict(record or {})
+        self.num_classes = num_classes
         self.two_stage = isinstance(model, TwoStageViT)
         # in a tuple, so that it is no part of the trained model
         self._teacher = () if teacher is None else (teacher.requires_grad_(False).eval(),)
         blocks = getattr(model, "blocks", None)
         self.learned = isinstance(blocks, ReducedBlocks) and blocks.reducer.learned
+        self.learns_tokens = has_aux_head(model)
         if compile_passes and self.learned:
             raise ConfigError("compile=true does not reach the losses of a learned reducer")
         if compile_passes:
@@ -104,21 +115,10 @@ class Classifier(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         if not len(batch.images):
             return None  # not one image of the batch could be read
-        if self.two_stage:
-            selector = "none" if self.phase_one else None
-            out = self.model(batch.images, batch.view, selector=selector)
-            first, second = two_stage_losses(
-                out.first_logits, out.second_logits, batch.targets, self.schedule.loss
-            )
-            self._log("train/first_loss", first, batch)
-            self._log("train/second_loss", second, batch)
-            loss, logits, tokens, run = second + first, out.second_logits, None, None
-        else:
-            logits, tokens, run = self._answer(self.model, batch.images)
-            loss = F.cross_entropy(logits, batch.targets)
-        for name, term in self._reduction_losses(batch, logits, tokens, run).items():
-            self._log(f"train/{name}_loss", term, batch)
-            loss = loss + term
+        tokens = (
+            TokenTargets.of(batch, self.model, self.num_classes) if self.learns_tokens else None
+        )
+        loss = self._two_pass_loss(batch, tokens) if self.two_stage else self._loss(batch, tokens)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at epoch {self.current_epoch}, step {batch_idx} "
@@ -127,30 +127,69 @@ class Classifier(L.LightningModule):
         self._log("train/loss", loss, batch, prog_bar=True)
         return loss
 
-    def _reduction_losses(
-        self, batch: Batch, logits: Tensor, tokens: Tensor | None, run: Run | None
-    ) -> dict[str, Tensor]:
-        """What distillation and a learned reducer add to the loss."""
-        losses: dict[str, Tensor] = {}
-        theirs = None
+    def _loss(self, batch: Batch, tokens: TokenTargets | None) -> Tensor:
+        """Of a one-pass model."""
+        model: Any = self.model
+        run = patches = None
+        mix: tuple[TokenMix | None, ...] = ()
+        if tokens is not None:
+            mix = (tokens.mix,)
+            dense = model(batch.images, *mix, dense=True)
+            loss = token_labelling_loss(dense, tokens.images, tokens.patches, self._aux_weight)
+            logits = dense.answer(ONE_PASS_SHARE)
+        else:
+            logits, patches, run = self._answer(model, batch.images)
+            loss = F.cross_entropy(logits, batch.targets)
+        taught = None
         for teacher in self._teacher:
             with torch.no_grad():
-                if self.two_stage:
-                    selector = "none" if self.phase_one else None
-                    wanted = teacher(batch.images, batch.view, selector=selector).second_logits
-                else:
-                    wanted, theirs, _ = self._answer(teacher, batch.images)
-            losses["distill"] = self.schedule.distill_weight * divergence(logits, wanted)
+                wanted, taught, _ = self._answer(teacher, batch.images, *mix)
+            loss = loss + self._distilled(logits, wanted, batch)
         if run is not None and run.carried is not None:
-            blocks: Any = self.model.blocks
-            term = blocks.reducer.loss(run.carried, tokens, theirs)
-            if term is not None:
-                losses["reducer"] = term
-        return losses
+            extra = model.blocks.reducer.loss(run.carried, patches, taught)
+            self._log("train/reducer_loss", extra, batch)
+            loss = loss + extra
+        return loss
 
-    def _answer(self, model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None, Run | None]:
+    def _answer(
+        self, model: nn.Module, images: Tensor, *mix: TokenMix | None
+    ) -> tuple[Tensor, Tensor | None, Run | None]:
         """A one-pass model's logits, with what the loss of a learned reducer needs."""
-        return answer(model, images) if self.learned else (model(images), None, None)
+        return answer(model, images) if self.learned else (model(images, *mix), None, None)
+
+    def _two_pass_loss(self, batch: Batch, tokens: TokenTargets | None) -> Tensor:
+        model: Any = self.model
+        options: dict[str, Any] = {"selector": "none" if self.phase_one else None}
+        targets, second = batch.targets, None
+        if tokens is not None:
+            options["mix"] = tokens.mix
+        out = model(batch.images, batch.view, **options)
+        if tokens is not None:
+            targets = tokens.images
+            labels = second_pass_labels(tokens.patches, out.selection, model.background)
+            second = token_labelling_loss(out.dense, targets, labels, self._aux_weight)
+        first, second = two_stage_losses(
+            out.first_logits, out.second_logits, targets, self.schedule.loss, second
+        )
+        self._log("train/first_loss", first, batch)
+        self._log("train/second_loss", second, batch)
+        loss = second + first
+        for teacher in self._teacher:
+            with torch.no_grad():
+                wanted = teacher(batch.images, batch.view, **options).second_logits
+            loss = loss + self._distilled(out.second_logits, wanted, batch)
+        return loss
+
+    def _distilled(self, logits: Tensor, wanted: Tensor, batch: Batch) -> Tensor:
+        """What learning from the teacher's logits adds to the loss."""
+        loss = self.schedule.distill_weight * divergence(logits, wanted)
+        self._log("train/distill_loss", loss, batch)
+        return loss
+
+    @property
+    def _aux_weight(self) -> float:
+        weight = self.schedule.aux_weight
+        return AUX_WEIGHT if weight is None else weight
 
     def on_fit_start(self) -> None:
         for teacher in self._teacher:

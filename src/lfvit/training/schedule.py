@@ -20,6 +20,8 @@ class Schedule:
     weight_decay: of matrices only. drop_path_rate: stochastic depth of the last block. ema_decay:
     of the averaged weights, the ones evaluated and saved; null keeps none. distill_weight: of the
     KL divergence from the teacher, which is the model as training found it, without its reducer.
+    aux_weight: of the loss of patch tokens, for backbones with an auxiliary head; null is 0.5
+    there.
     """
 
     epochs: int = 350
@@ -34,6 +36,7 @@ class Schedule:
     drop_path_rate: float = 0.1
     ema_decay: float | None = 0.99996
     distill_weight: float = 0.0
+    aux_weight: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("schedule.loss", self.loss, LOSSES)
@@ -49,6 +52,8 @@ class Schedule:
         check_range("schedule.drop_path_rate", self.drop_path_rate, 0, 1, below=True)
         if self.ema_decay is not None:
             check_range("schedule.ema_decay", self.ema_decay, 0, 1, above=True, below=True)
+        if self.aux_weight is not None:
+            check_range("schedule.aux_weight", self.aux_weight, 0)
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Schedule":

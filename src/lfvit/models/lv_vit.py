@@ -1,0 +1,139 @@
+"""LV-ViT (Jiang et al. 2021, arXiv 2104.10858) as a timm ViT.
+
+Three things set it apart from DeiT: a convolutional stem in front of the patch projection, residual
+branches divided by a constant, and an auxiliary head that classifies every patch token. Blocks are
+timm's own, so that whatever works on a ViT's blocks works here; names of weights are the released
+ones.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from timm.layers import trunc_normal_
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from lfvit.models.token_mix import TokenMix
+
+ONE_PASS_SHARE = 0.5
+"""Weight of the auxiliary head in the one-pass model's answer."""
+
+
+class Dense(NamedTuple):
+    """What both heads say about the tokens of one pass, N of them besides the class token.
+
+    class_logits: (B, C). token_logits: (B, N, C).
+    """
+
+    class_logits: Tensor
+    token_logits: Tensor
+
+    def answer(self, share: float) -> Tensor:
+        """Class logits plus a share of each class's largest token logit: (B, C)."""
+        return self.class_logits + share * self.token_logits.amax(dim=1)
+
+
+class Scale(nn.Module):
+    """Multiply by a constant; stands where timm's blocks have their learned layer scale."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+    def extra_repr(self) -> str:
+        return f"factor={self.factor:g}"
+
+
+class ConvStem(nn.Module):
+    """Patch embedding: three convolutions at half resolution, then the projection of patches.
+
+    The arguments are those of timm's `PatchEmbed`, and stem_dim, the channels of the convolutions.
+    """
+
+    def __init__(
+        self,
+        img_size: int,
+        patch_size: int,
+        in_chans: int,
+        embed_dim: int,
+        bias: bool = True,
+        stem_dim: int = 64,
+        **_: Any,  # padding, device and dtype, which nothing here sets
+    ) -> None:
+        super().__init__()
+        self.img_size = (img_size, img_size)
+        self.patch_size = (patch_size, patch_size)
+        self.grid_size = (img_size // patch_size, img_size // patch_size)
+        self.num_patches = self.grid_size[0] ** 2
+        conv = partial(nn.Conv2d, bias=False)
+        self.conv1 = conv(in_chans, stem_dim, 7, stride=2, padding=3)
+        self.bn1 = nn.BatchNorm2d(stem_dim)
+        self.conv2 = conv(stem_dim, stem_dim, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(stem_dim)
+        self.conv3 = conv(stem_dim, stem_dim, 3, padding=1)
+        self.bn3 = nn.BatchNorm2d(stem_dim)
+        side = patch_size // 2
+        self.proj = nn.Conv2d(stem_dim, embed_dim, side, stride=side, bias=bias)
+
+    def maps(self, images: Tensor) -> Tensor:
+        """What the projection sees: (B, 3, S, S) -> (B, stem_dim, S/2, S/2)."""
+        x = F.relu(self.bn1(self.conv1(images)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        return F.relu(self.bn3(self.conv3(x)))
+
+    def forward(self, images: Tensor, mix: TokenMix | None = None) -> Tensor:
+        """(B, 3, S, S) -> (B, (S/P)^2, D), row-major."""
+        if images.shape[-2:] != self.img_size:
+            S, found = self.img_size[0], " x ".join(map(str, images.shape[-2:]))
+            raise ValueError(f"images of {S} x {S} pixels were expected, not {found}")
+        maps = self.maps(images)
+        maps = maps if mix is None else mix.maps(maps)
+        return self.proj(maps).flatten(2).transpose(1, 2)
+
+
+class LVViT(VisionTransformer):
+    """LV-ViT in one pass: images (B, 3, S, S) -> logits (B, C).
+
+    The answer is the class token's logits plus half of each class's largest logit over the patch
+    tokens, however many of these there are at the end.
+
+    Args:
+        skip_lam: what every residual branch is divided by.
+        stem_dim: channels of the convolutional stem.
+        **settings: of timm's `VisionTransformer`.
+    """
+
+    def __init__(self, *, skip_lam: float = 2.0, stem_dim: int = 64, **settings: Any) -> None:
+        super().__init__(embed_layer=partial(ConvStem, stem_dim=stem_dim), **settings)
+        blocks: Any = self.blocks
+        for block in blocks:
+            block.ls1, block.ls2 = Scale(1 / skip_lam), Scale(1 / skip_lam)
+        self.aux_head = nn.Linear(self.embed_dim, self.num_classes)
+        trunc_normal_(self.aux_head.weight, std=0.02)
+        nn.init.zeros_(self.aux_head.bias)
+
+    def forward(  # type: ignore[override]
+        self, images: Tensor, mix: TokenMix | None = None, *, dense: bool = False
+    ) -> Tensor | Dense:
+        """Logits (B, C); what both heads say, for training with token labels, if `dense`.
+
+        Args:
+            images: (B, 3, S, S), normalised.
+            mix: cells that come from another image of the batch.
+        """
+        tokens = self._pos_embed(self.patch_embed(images, mix))
+        tokens = self.norm(self.blocks(tokens))
+        heads = self.heads(tokens)
+        return heads if dense else heads.answer(ONE_PASS_SHARE)
+
+    def heads(self, tokens: Tensor) -> Dense:
+        """Both heads on normed tokens (B, 1 + N, D), the class token first."""
+        return Dense(self.head(self.head_drop(tokens[:, 0])), self.aux_head(tokens[:, 1:]))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """timm's second half of the forward: normed tokens -> logits."""
+        return super().forward_head(x, True) if pre_logits else self.heads(x).answer(ONE_PASS_SHARE)

@@ -1,0 +1,108 @@
+"""Token labelling (Jiang et al. 2021, arXiv 2104.10858): every patch token learns a label."""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lfvit.data.batches import Batch
+from lfvit.errors import ConfigError
+from lfvit.models.lv_vit import Dense
+from lfvit.models.selection import Selection, remaining_cells
+from lfvit.models.token_mix import TokenMix
+from lfvit.models.two_stage import TwoStageViT
+
+AUX_WEIGHT = 0.5
+"""Of the tokens' loss beside the image's, in the paper."""
+
+
+def has_aux_head(model: nn.Module) -> bool:
+    """Whether the model's patch tokens classify as well."""
+    core = model.backbone if isinstance(model, TwoStageViT) else model
+    return getattr(core, "aux_head", None) is not None
+
+
+class TokenTargets(NamedTuple):
+    """What a batch is to learn, token by token.
+
+    mix: cells that come from another image of the batch, to be passed to the model.
+    images: (B, C) probabilities, mixed. patches: (B, G*G, C), of each patch's own image.
+    """
+
+    mix: TokenMix | None
+    images: Tensor
+    patches: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch, model: Any, num_classes: int) -> "TokenTargets":
+        """Every patch has its image's label, unless the batch brings label maps.
+
+        Args:
+            model: LV-ViT in one pass, or two passes on it; cells are mixed on its coarsest grid.
+        """
+        if isinstance(model, TwoStageViT):
+            cells, grid = model.grid, 2 * model.grid
+        else:
+            cells = grid = model.patch_embed.grid_size[0]
+        images = batch.targets
+        if images.ndim == 1:
+            images = F.one_hot(images, num_classes).float()
+        if batch.label_maps is not None:
+            patches = batch.label_maps.patches(grid, num_classes).to(images.dtype)
+        else:
+            patches = images[:, None].expand(-1, grid**2, -1)
+        if batch.token_box is None:
+            return cls(None, images, patches)
+        mix = TokenMix.of(batch.token_box, cells, images.device)
+        maps = patches.transpose(1, 2).unflatten(2, (grid, grid))  # (B, C, G, G)
+        return cls(mix, mix.targets(images), mix.maps(maps).flatten(2).transpose(1, 2))
+
+
+def second_pass_labels(patches: Tensor, selection: Selection, background: bool) -> Tensor:
+    """The labels of the second pass's tokens, in their order.
+
+    A fine token has its patch's label, a coarse one the mean of its four patches.
+
+    Args:
+        patches: (B, G*G, C).
+        background: whether coarse tokens are there.
+
+    Returns:
+        (B, 4k + g*g - k, C), or (B, 4k, C) without coarse tokens.
+    """
+    fine = _take(patches, selection.fine_indices)
+    if not background:
+        return fine
+    g = selection.gca.shape[-1]
+    cells = patches.unflatten(1, (g, 2, g, 2)).mean(dim=(2, 4)).flatten(1, 2)  # (B, g*g, C)
+    return torch.cat([fine, _take(cells, remaining_cells(selection.cells, g))], dim=1)
+
+
+def token_labelling_loss(dense: Dense, images: Tensor, tokens: Tensor, weight: float) -> Tensor:
+    """CE(class token, image label) + weight * mean over tokens of CE(token, its label).
+
+    Args:
+        dense: what both heads say.
+        images: (B, C) probabilities. tokens: (B, N, C), one label for each token of `dense`.
+
+    Returns:
+        A scalar, in nats.
+
+    Raises:
+        ConfigError: the model ends with another number of tokens than were labelled.
+    """
+    found, expected = dense.token_logits.shape[1], tokens.shape[1]
+    if found != expected:
+        raise ConfigError(
+            f"{found} of {expected} tokens reach the auxiliary head: a model that drops or merges "
+            "tokens inside its blocks cannot learn token labels; reduce it after training, or use "
+            "a backbone without auxiliary head, such as deit_small"
+        )
+    loss = F.cross_entropy(dense.token_logits.flatten(0, 1), tokens.flatten(0, 1))
+    return F.cross_entropy(dense.class_logits, images) + weight * loss
+
+
+def _take(labels: Tensor, positions: Tensor) -> Tensor:
+    """labels (B, n, C) at positions (B, K) -> (B, K, C)."""
+    return labels.gather(1, positions[:, :, None].expand(-1, -1, labels.shape[-1]))

@@ -1,0 +1,261 @@
+"""LV-ViT: equal to a forward written out by hand, in one pass and in both."""
+
+import pytest
+import torch
+from timm.models.vision_transformer import Block
+
+import lfvit
+import reference
+from lfvit.errors import CheckpointError, ConfigError
+from lfvit.models.token_mix import TokenMix
+
+SPEC = {"family": "lv_vit", "embed_dim": 24, "depth": 4, "num_heads": 2}
+
+
+def lv_vit(method="vit", image_size=96, **options):
+    """A small model whose BatchNorms have seen other numbers than 0 and 1."""
+    torch.manual_seed(0)
+    model = lfvit.create_model(
+        method, backbone=SPEC, image_size=image_size, num_classes=7, **options
+    ).eval()
+    generator = torch.Generator().manual_seed(1)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            noise = torch.randn(tensor.shape, generator=generator)
+            tensor.copy_(noise.abs() + 0.5 if "var" in name else 0.2 * noise + tensor)
+    return model
+
+
+# --- one pass, written out --------------------------------------------------------------------
+
+
+def convolve(x, kernel, stride):
+    """(C, H, W) with zeros around it, one output pixel at a time."""
+    k = kernel.shape[-1]
+    padded = torch.zeros(len(x), x.shape[1] + k - 1, x.shape[2] + k - 1, dtype=x.dtype)
+    padded[:, k // 2 : k // 2 + x.shape[1], k // 2 : k // 2 + x.shape[2]] = x
+    rows = []
+    for i in range(0, x.shape[1], stride):
+        columns = [
+            (kernel * padded[:, i : i + k, j : j + k]).sum((1, 2, 3))
+            for j in range(0, x.shape[2], stride)
+        ]
+        rows.append(torch.stack(columns, dim=-1))
+    return torch.stack(rows, dim=-2)
+
+
+def slow_stem(image, w):
+    for layer, stride in ((1, 2), (2, 1), (3, 1)):
+        image = convolve(image, w[f"patch_embed.conv{layer}.weight"], stride)
+        mean, var, scale, shift = (
+            w[f"patch_embed.bn{layer}.{name}"][:, None, None]
+            for name in ("running_mean", "running_var", "weight", "bias")
+        )
+        image = ((image - mean) / (var + 1e-5).sqrt() * scale + shift).clamp(min=0)
+    return image
+
+
+def slow_heads(image, w, heads=2):
+    tokens = reference.embed(slow_stem(image, w), w, w["patch_embed.proj.weight"].shape[-1])
+    tokens = torch.cat([w["cls_token"][0], tokens]) + w["pos_embed"][0]
+    depth = 1 + max(int(key.split(".")[1]) for key in w if key.startswith("blocks."))
+    for block in range(depth):
+        name, (N, D) = f"blocks.{block}", tokens.shape
+        qkv = (
+            reference.layer_norm(tokens, w, f"{name}.norm1", 1e-5) @ w[f"{name}.attn.qkv.weight"].T
+        )
+        q, k, v = qkv.reshape(N, 3, heads, D // heads).permute(1, 2, 0, 3)
+        parts = [(q[h] @ k[h].T / (D // heads) ** 0.5).softmax(-1) @ v[h] for h in range(heads)]
+        tokens = tokens + reference.linear(torch.cat(parts, 1), w, f"{name}.attn.proj") / 2
+        hidden = reference.layer_norm(tokens, w, f"{name}.norm2", 1e-5)
+        hidden = reference.gelu(reference.linear(hidden, w, f"{name}.mlp.fc1"))
+        tokens = tokens + reference.linear(hidden, w, f"{name}.mlp.fc2") / 2
+    tokens = reference.layer_norm(tokens, w, "norm", 1e-5)
+    return reference.linear(tokens[0], w, "head"), reference.linear(tokens[1:], w, "aux_head")
+
+
+def test_one_pass_matches_a_slow_reference():
+    model, images = lv_vit(image_size=64), torch.randn(2, 3, 64, 64)
+    w = {key: value.double() for key, value in model.state_dict().items()}
+    with torch.no_grad():
+        found, dense = model(images), model(images, dense=True)
+    for i, image in enumerate(images.double()):
+        class_logits, token_logits = slow_heads(image, w)
+        expected = class_logits + 0.5 * token_logits.max(dim=0).values
+        torch.testing.assert_close(found[i].double(), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(dense.class_logits[i].double(), class_logits, atol=1e-4, rtol=0)
+        torch.testing.assert_close(dense.token_logits[i].double(), token_logits, atol=1e-4, rtol=0)
+
+
+def test_timms_two_halves_give_the_same_answer():
+    model, images = lv_vit(), torch.randn(2, 3, 96, 96)
+    torch.testing.assert_close(model.forward_head(model.forward_features(images)), model(images))
+
+
+def test_the_aux_head_reads_any_number_of_tokens():
+    class Fewer(torch.nn.Module):
+        def forward(self, tokens):
+            return tokens[:, :8]
+
+    model, images = lv_vit(), torch.randn(2, 3, 96, 96)
+    model.blocks = torch.nn.Sequential(*model.blocks, Fewer())
+    assert model(images, dense=True).token_logits.shape == (2, 7, 7)
+    assert model(images).shape == (2, 7)
+
+
+def test_blocks_are_timms_and_the_fixed_scale_is_no_weight():
+    model = lv_vit()
+    assert all(type(block) is Block for block in model.blocks)
+    assert not [key for key in model.state_dict() if ".ls" in key]
+    assert {key.split(".")[0] for key in model.state_dict()} == {
+        *("cls_token", "pos_embed", "patch_embed", "blocks", "norm", "head", "aux_head")
+    }
+
+
+def test_the_published_small_model():
+    model = lfvit.create_model("vit", backbone="lv_vit_small")
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(26.2, abs=0.1)
+    assert model.blocks[0].mlp.fc1.out_features == 3 * 384
+    assert (len(model.blocks), model.blocks[0].attn.num_heads) == (16, 6)
+    assert model.blocks[0].attn.qkv.bias is None
+    assert model.blocks[0].norm1.eps == model.norm.eps == 1e-5
+    assert model.blocks[3].ls1.factor == model.blocks[3].ls2.factor == 0.5
+
+
+# --- both passes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_embedding_some_patches_is_embedding_all_and_taking_some(mixed):
+    core, images = lv_vit("cf_vit").backbone.double(), torch.randn(3, 3, 96, 96).double()
+    mix = TokenMix(torch.rand(3, 3) < 0.5) if mixed else None
+    positions = torch.stack([torch.randperm(36)[:10] for _ in range(3)])
+    with torch.no_grad():
+        every, some = core.embed(images, mix), core.embed_patches(images, positions, mix)
+    for b in range(3):
+        torch.testing.assert_close(some[b], every[b, positions[b]])
+
+
+@pytest.mark.parametrize("patch_size", [16, 8])
+@pytest.mark.parametrize("method", ["lf_vit", "cf_vit"])
+def test_early_exit_gives_the_logits_of_the_pass_that_answered(method, patch_size):
+    model = lfvit.create_model(
+        method, backbone={**SPEC, "patch_size": patch_size}, image_size=96, num_classes=7
+    ).eval()
+    images = torch.randn(5, 3, 96, 96)
+    with torch.no_grad():
+        out = model(images)
+    confidence = out.first_logits.softmax(1).amax(1)
+    for threshold in (0.0, confidence.median().item(), 1.01):
+        found = model.infer(images, threshold)
+        exits = confidence >= threshold
+        expected = torch.where(exits[:, None], out.first_logits, out.second_logits)
+        torch.testing.assert_close(found.logits, expected, atol=1e-5, rtol=1e-5)
+        assert found.exited.tolist() == exits.tolist()
+
+
+def test_dense_outputs_are_the_second_passes_and_plain_vits_have_none(tiny):
+    out = lv_vit("cf_vit")(torch.randn(2, 3, 96, 96))
+    assert out.dense.token_logits.shape == (2, 4 * 5 + 4, 7)  # 5 of 9 cells become fine
+    expected = out.dense.class_logits + 0.25 * out.dense.token_logits.max(dim=1).values
+    torch.testing.assert_close(out.second_logits, expected)
+    plain = lfvit.create_model("cf_vit", backbone=tiny, image_size=112, num_classes=7)
+    assert plain(torch.randn(1, 3, 112, 112)).dense is None
+
+
+def test_the_whole_image_in_the_second_pass_is_one_pass():
+    """Without selection and reuse the second pass is LV-ViT, but for the aux head's share."""
+    two, one = lv_vit("cf_vit", selector="none", reuse="none"), lv_vit()
+    images = torch.randn(2, 3, 96, 96)
+    lfvit.load_checkpoint(two, one.state_dict())
+    dense, whole = two(images).dense, one(images, dense=True)
+    torch.testing.assert_close(dense.class_logits, whole.class_logits, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(dense.token_logits, whole.token_logits, atol=1e-5, rtol=1e-4)
+
+
+def test_every_weight_learns():
+    model = lv_vit("cf_vit").train()
+    out = model(torch.randn(2, 3, 96, 96))
+    (out.first_logits.sum() + out.second_logits.sum()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_compiles_without_graph_breaks():
+    model, images = lv_vit("cf_vit"), torch.randn(3, 3, 96, 96)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    one, other = TokenMix.of((0, 0, 0.5, 0.5), 3), TokenMix.of((0.3, 0.3, 1, 1), 3)
+    with torch.no_grad():
+        compiled(images, mix=one)
+        with torch.compiler.set_stance("fail_on_recompile"):  # another box is the same graph
+            found = compiled(images, mix=other)
+        torch.testing.assert_close(found.second_logits, model(images, mix=other).second_logits)
+
+
+def test_one_pass_trains_compiled_without_graph_breaks():
+    model, images = lv_vit().train(), torch.randn(2, 3, 96, 96)
+    mix = TokenMix.of((0, 0, 0.5, 1), 6)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    found, expected = compiled(images, mix, dense=True), model(images, mix, dense=True)
+    torch.testing.assert_close(found.token_logits, expected.token_logits, atol=1e-4, rtol=1e-4)
+
+
+# --- settings and files -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"patch_size": 9}, "backbone.patch_size=9 is odd.*must be even, such as 16"),
+        ({"stem_dim": 0}, "backbone.stem_dim=0 must be a whole number, 1 or more"),
+        ({"skip_lam": 0}, "backbone.skip_lam=0 is out of range; valid: a number above 0"),
+        ({"family": "vit", "stem_dim": 8}, "backbone has no setting 'stem_dim'; valid: embed_dim"),
+        ({"stem": 8}, "backbone has no setting 'stem'; valid: .*stem_dim"),
+    ],
+)
+def test_wrong_settings(spec, message):
+    with pytest.raises(ConfigError, match=message):
+        lfvit.create_model("cf_vit", backbone={**SPEC, **spec}, image_size=96)
+
+
+def test_wrong_names_and_missing_weights_are_one_clear_error():
+    with pytest.raises(ConfigError, match="backbone='lv_vit_smal' is no model of timm; try lv_vit"):
+        lfvit.create_model("vit", backbone="lv_vit_smal")
+    with pytest.raises(ConfigError, match="pass their file to load_checkpoint"):
+        lfvit.create_model("vit", backbone="lv_vit_small", pretrained=True)
+    with pytest.raises(ConfigError, match="image_size=112 .*half resolution.* 96 or 128"):
+        lfvit.create_model("cf_vit", backbone=SPEC, image_size=112)
+    with pytest.raises(ValueError, match="images of 96 x 96 pixels were expected, not 64 x 64"):
+        lv_vit()(torch.randn(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("image_size", [96, 128])
+def test_one_pass_files_fill_both_passes(image_size):
+    one = lv_vit()
+    two = lfvit.create_model("cf_vit", backbone=SPEC, image_size=image_size, num_classes=7)
+    lfvit.load_checkpoint(two, one.state_dict())
+    for name in ("aux_head.weight", "patch_embed.conv2.weight", "patch_embed.bn3.running_var"):
+        assert torch.equal(two.state_dict()[f"backbone.{name}"], one.state_dict()[name])
+    assert torch.equal(two.second_pos_embed, one.pos_embed) == (image_size == 96)
+    again = lfvit.create_model("vit", backbone=SPEC, image_size=image_size, num_classes=7)
+    lfvit.load_checkpoint(again, one.state_dict())
+    assert torch.equal(again.pos_embed, two.second_pos_embed)
+
+
+@pytest.mark.parametrize("method", ["vit", "cf_vit"])
+def test_another_number_of_classes_replaces_both_heads(method):
+    source = lv_vit(method).state_dict()
+    model = lfvit.create_model(method, backbone=SPEC, image_size=96, num_classes=3)
+    with pytest.raises(CheckpointError, match=r"num_classes=7.*new_head=True"):
+        lfvit.load_checkpoint(model, source)
+    lfvit.load_checkpoint(model, source, new_head=True)
+    assert model(torch.randn(2, 3, 96, 96))[0].shape[-1] == 3
+
+
+def test_files_of_the_other_family_say_so(tiny):
+    plain = lfvit.create_model("cf_vit", backbone=tiny, image_size=112, num_classes=7)
+    with pytest.raises(CheckpointError, match="two-pass model with family=lv_vit, embed_dim=24"):
+        lfvit.load_checkpoint(plain, lv_vit("cf_vit").state_dict())
+    with pytest.raises(CheckpointError, match="one-pass model with family=vit, embed_dim=24"):
+        lfvit.load_checkpoint(
+            lv_vit("cf_vit"), lfvit.create_model("vit", backbone=tiny, image_size=112).state_dict()
+        )
