@@ -37,7 +37,7 @@ def mix(attn: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) 
 def attention_weights(attn: Any, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
     """The full attention, rows summing to one: (B, H, N, N)."""
     logits = q * attn.scale @ k.transpose(-2, -1)
-    return (logits if bias is None else logits + bias).softmax(dim=-1)
+    return (logits if bias is None else logits + bias.to(logits.dtype)).softmax(dim=-1)
 
 
 def merge_heads(attn: Any, mixed: Tensor) -> Tensor:
