@@ -176,7 +176,7 @@ def test_answers_with_the_tokens_behind_the_logits(method):
 
 @pytest.mark.parametrize("method", REDUCERS)
 def test_compiles_without_graph_breaks(method):
-    vit = reduced(method)
+    vit = lfvit.reduce(small_vit(depth=3), method, **HALF[method])
     images = images_for(vit)
     compiled = torch.compile(vit, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
@@ -350,6 +350,32 @@ def test_every_patch_has_a_token_that_stands_for_it(method, grid, seed):
             assert torch.equal(expanded[image, 1 + patch], run.tokens[image, 1 + owner])
     row = torch.rand(2, carried.length) * (carried.sizes() > 0)
     torch.testing.assert_close(carried.spread(row).sum(1), row.sum(1))
+
+
+@pytest.mark.parametrize("method", REDUCERS)
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(grid=st.tuples(st.integers(1, 5), st.integers(1, 5)), data=st.data())
+def test_lengths_foretell_the_tokens_of_every_block(method, grid, data):
+    """What costs are counted by is what happens."""
+    vit = small_vit(grid=grid)
+    share = data.draw(st.floats(0.1, 0.9))
+    name = {"frequency": "removed", "tome": "r"}.get(method, "keep_rate")
+    reducer = lfvit.reduce(vit, method, **{name: share}).blocks.reducer
+    attended, passed_on = [], []
+    for block in vit.blocks.each:
+        block.attn.qkv.register_forward_hook(lambda *hook: attended.append(hook[2].shape[1] - 1))
+        block.mlp.register_forward_hook(lambda *hook: passed_on.append(hook[2].shape[1] - 1))
+    vit(images_for(vit))
+    count = start = grid[0] * grid[1]
+    for index in range(5):
+        seen, count = reducer.lengths(index, count, start)
+        assert (seen, count) == (attended[index], passed_on[index])
+
+
+@pytest.mark.parametrize("method", REDUCERS)
+def test_reducers_weights_go_where_the_model_is(method):
+    vit = lfvit.reduce(small_vit().to("meta"), method)
+    assert {parameter.device.type for parameter in vit.parameters()} == {"meta"}
 
 
 def test_reductions_follow_one_another():

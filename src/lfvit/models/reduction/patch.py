@@ -15,6 +15,8 @@ from lfvit.errors import ConfigError
 from lfvit.models.reduction.registry import REDUCERS, Layout, Reducer, Shape, centres
 from lfvit.models.reduction.run import Run, run_blocks
 
+DROPPED = "a head that reads patch tokens, some of which the method drops"
+
 
 def reduce(model: nn.Module, method: str, **options: Any) -> nn.Module:
     """Make a ViT of timm shorten its sequence block by block.
@@ -180,9 +182,6 @@ class ReducedBlocks(nn.Module):
         return run_blocks(self.each, tokens, reducer=self.reducer, layout=layout)
 
 
-DROPPED = "a head that reads patch tokens, some of which the method drops"
-
-
 def reads_patches(vit: Any) -> bool:
     """Whether the head of a ViT reads patch tokens, and not the prefix alone."""
     return vit.global_pool != "token" or vit.attn_pool is not None or hasattr(vit, "aux_head")
@@ -205,9 +204,9 @@ def foreign_blocks(vit: Any) -> Iterator[str]:
 
 def _hooked(module: nn.Module) -> bool:
     """Whether calling the module does more, or something else, than its class's forward."""
-    forward, backward = module._forward_hooks, module._backward_hooks
+    after = module._forward_hooks, module._backward_hooks
     before = module._forward_pre_hooks, module._backward_pre_hooks
-    return any((forward, backward, *before)) or "forward" in vars(module)
+    return any(after) or any(before) or "forward" in vars(module)
 
 
 def _in_the_way(vit: Any, method: type[Reducer]) -> Iterator[str]:
