@@ -41,8 +41,10 @@ class Predictor(nn.Module):
     def forward(self, patches: Tensor, mask: Tensor) -> Tensor:
         features = self.local(patches)
         own, shared = features.chunk(2, dim=-1)  # of each token, and averaged over the kept ones
-        average = (shared * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True)
-        return self.decide(torch.cat([own, average.expand_as(own)], dim=-1)).log_softmax(dim=-1)
+        kept = mask.sum(dim=1, keepdim=True).clamp(min=1)  # chance may drop every token
+        average = (shared * mask).sum(dim=1, keepdim=True) / kept
+        both = torch.cat([own, average.to(own.dtype).expand_as(own)], dim=-1)
+        return self.decide(both).log_softmax(dim=-1)
 
 
 @reducer("dynamic_vit")

@@ -1,5 +1,6 @@
 """Frequency-aware token reduction (Lee et al., NeurIPS 2025, arXiv 2511.21477)."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -81,6 +82,8 @@ class Frequency(Reducer):
             check_range("reducer.removed", share, 0, 1, below=True)
         for w in self.windows:
             check_whole("reducer.windows", w, 1)
+        check_range("reducer.w1_init", w1_init, -math.inf)
+        check_range("reducer.w2_init", w2_init, -math.inf)
         for before, after in zip(self.windows, self.windows[1:], strict=False):
             if before % after:
                 raise ConfigError(
@@ -153,9 +156,8 @@ class Frequency(Reducer):
         positions = carried.layout.positions
         if self.position_term and positions is not None:
             leaving = leaving + take(positions.expand(len(tokens), -1, -1), gone)
-        parts = [leaving, dc * bands.merged[:, :, None]]
         into = torch.cat([window, _coarser(bands, w)], dim=1)
-        summed = torch.cat([part.float() for part in parts], dim=1)
+        summed = torch.cat([leaving.float(), dc.float() * bands.merged[:, :, None]], dim=1)
         sums = summed.new_zeros(len(tokens), w * w, summed.shape[2])
         sums = sums.scatter_add(1, into[:, :, None].expand_as(summed), summed)
         sizes = torch.cat([torch.ones_like(window), bands.merged], dim=1)

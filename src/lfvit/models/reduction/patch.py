@@ -15,6 +15,8 @@ from lfvit.errors import ConfigError
 from lfvit.models.reduction.registry import REDUCERS, Layout, Reducer, Shape, centres
 from lfvit.models.reduction.run import Run, run_blocks
 
+DROPPED = "a head that reads patch tokens, some of which the method drops"
+
 
 def reduce(model: nn.Module, method: str, **options: Any) -> nn.Module:
     """Make a ViT of timm shorten its sequence block by block.
@@ -49,9 +51,12 @@ def reduce(model: nn.Module, method: str, **options: Any) -> nn.Module:
         raise ConfigError(
             f"{method} cannot be exact on this {type(model).__name__}: it has {'; '.join(reasons)}"
         )
-    vit.blocks = ReducedBlocks(
-        vit, build_reducer({"name": method, **options}, shape_of(vit.blocks))
-    )
+    if "name" in options:
+        raise ConfigError(f"{method} has no setting 'name'; the method is the second argument")
+    reducer = build_reducer({"name": method, **options}, shape_of(vit.blocks))
+    like = next(vit.blocks.parameters())
+    reducer.to(like.device, like.dtype)
+    vit.blocks = ReducedBlocks(vit, reducer)
     return model
 
 
@@ -65,6 +70,7 @@ def restore(model: nn.Module) -> nn.Module:
     if not isinstance(blocks, ReducedBlocks):
         raise ConfigError(f"this {type(model).__name__} is not reduced, so nothing can be restored")
     model.blocks = nn.Sequential(*blocks.each)
+    model.blocks.training = blocks.training
     return model
 
 
@@ -125,12 +131,15 @@ class ReducedBlocks(nn.Module):
         super().__init__()
         for name, block in vit.blocks.named_children():
             self.add_module(name, block)
-        self.reducer = reducer
-        self.prefix: int = vit.num_prefix_tokens
-        self.grid: tuple[int, int] = vit.patch_embed.grid_size
-        self.expands = reads_patches(vit)
+        self.reducer = reducer.train(vit.training)
+        self.training = vit.training
         # in a tuple, so that it is no module of this one: its parameters would appear twice
         self._vit = (vit,)
+
+    @property
+    def vit(self) -> Any:
+        """The model these are the blocks of: its head and its image size may change later."""
+        return self._vit[0]
 
     @property
     def each(self) -> list[Any]:
@@ -150,26 +159,27 @@ class ReducedBlocks(nn.Module):
         return self.__iter__()
 
     def forward(self, tokens: Tensor) -> Tensor:
+        if not reads_patches(self.vit):
+            return self.run(tokens).tokens
+        if self.reducer.drops:
+            raise ConfigError(f"the model now has {DROPPED}; call lfvit.restore(model) first")
         run = self.run(tokens)
-        return run.expand(run.tokens) if self.expands else run.tokens
+        return run.expand(run.tokens)
 
     def run(self, tokens: Tensor) -> Run:
         """(B, prefix + n, D) through all blocks."""
-        patches = self.grid[0] * self.grid[1]
-        if tokens.shape[1] != self.prefix + patches:
+        prefix, (rows, columns) = self.vit.num_prefix_tokens, self.vit.patch_embed.grid_size
+        if tokens.shape[1] != prefix + rows * columns:
             raise ConfigError(
-                f"{tokens.shape[1] - self.prefix} patches came in, but this reduced model has a "
-                f"grid of {self.grid[0]} x {self.grid[1]}; build it for the image size in use"
+                f"{tokens.shape[1] - prefix} patches came in, but this reduced model has a grid of "
+                f"{rows} x {columns}; build it for the image size in use"
             )
-        numbers = torch.arange(patches, device=tokens.device)[None]
-        layout = Layout(self.prefix, centres(numbers, *self.grid), self._positions())
+        numbers = torch.arange(rows * columns, device=tokens.device)[None]
+        positions = self.vit.pos_embed
+        if positions is not None:  # those of the prefix come first, where there are any
+            positions = positions[:, positions.shape[1] - rows * columns :]
+        layout = Layout(prefix, centres(numbers, rows, columns), positions)
         return run_blocks(self.each, tokens, reducer=self.reducer, layout=layout)
-
-    def _positions(self) -> Tensor | None:
-        positions = self._vit[0].pos_embed
-        if positions is None:
-            return None
-        return positions[:, positions.shape[1] - self.grid[0] * self.grid[1] :]
 
 
 def reads_patches(vit: Any) -> bool:
@@ -180,12 +190,23 @@ def reads_patches(vit: Any) -> bool:
 def foreign_blocks(vit: Any) -> Iterator[str]:
     """Parts of a timm ViT's blocks that this project's own loop does not know."""
     for block in getattr(vit.blocks, "each", vit.blocks):
-        if type(block) is not Block or type(block.attn) is not Attention:
-            yield f"blocks of type {type(block).__name__} with {type(block.attn).__name__}"
+        attn = getattr(block, "attn", None)
+        if type(block) is not Block or type(attn) is not Attention:
+            yield f"blocks of type {type(block).__name__} with {type(attn).__name__}"
             return
-        if getattr(block.attn, "gate", None) is not None:
+        if getattr(attn, "gate", None) is not None:
             yield "gated attention"
             return
+        if any(_hooked(part) for part in (block, attn)):
+            yield "blocks with hooks or a forward of their own, which would not run"
+            return
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether calling the module does more, or something else, than its class's forward."""
+    after = module._forward_hooks, module._backward_hooks
+    before = module._forward_pre_hooks, module._backward_pre_hooks
+    return any(after) or any(before) or "forward" in vars(module)
 
 
 def _in_the_way(vit: Any, method: type[Reducer]) -> Iterator[str]:
@@ -202,4 +223,4 @@ def _in_the_way(vit: Any, method: type[Reducer]) -> Iterator[str]:
     if method.needs_class_token and vit.cls_token is None:
         yield "no class token, whose attention the method goes by"
     if method.drops and reads_patches(vit):
-        yield "a head that reads patch tokens, some of which the method drops"
+        yield DROPPED

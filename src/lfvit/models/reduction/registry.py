@@ -185,6 +185,8 @@ def check_blocks(blocks: Sequence[int] | None, depth: int) -> list[int]:
     """
     if blocks is None:
         blocks = sorted({depth * i // 4 + 1 for i in (1, 2, 3)})
+    if not isinstance(blocks, Sequence):
+        raise ConfigError(f"reducer.blocks={blocks!r} must be a list, such as [4, 7, 10]")
     blocks = list(blocks)
     for block in blocks:
         check_whole("reducer.blocks", block, 1)

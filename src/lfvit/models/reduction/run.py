@@ -47,11 +47,13 @@ def run_blocks(
     """
     rows: list[Tensor] = []
     carried: Any = None
-    if reducer is not None and layout is not None:
+    if reducer is not None:
+        if layout is None:
+            raise ValueError("a reducer needs the layout of the sequence")
         count = int(layout.places.shape[1])  # a plain number, also while tracing
         owner = torch.arange(count, device=tokens.device).expand(len(tokens), -1)
         carried = reducer.start(Carried(owner, count, layout))
-    method = NOTHING if carried is None or reducer is None else reducer
+    method = NOTHING if reducer is None else reducer
     for index, block in enumerate(blocks):
         tokens, carried = method.enter(index, tokens, carried)
         q, k, v = heads(block.attn, block.norm1(tokens))

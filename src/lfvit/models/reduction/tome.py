@@ -54,8 +54,8 @@ class ToMe(Reducer):
     would (proportional attention, Eq. 1).
 
     Args:
-        r: pairs merged per block; below 1, a share of the sequence's first length; a list gives one
-            number per block. At most half of the tokens merge at once.
+        r: pairs merged per block; a fraction below 1 is a share of the sequence's first length; a
+            list gives one number per block. At most half of the tokens merge at once.
         proportional: add log(size) to the attention logits. The paper leaves it out for models
             trained as masked autoencoders and not fine-tuned.
     """
@@ -69,10 +69,10 @@ class ToMe(Reducer):
                 raise ConfigError(f"reducer.r={list(r)} needs one number per block: {shape.depth}")
             for number in r:
                 check_whole("reducer.r", number, 0)
-        elif r >= 1:
+        elif isinstance(r, int):
             check_whole("reducer.r", r, 0)
         else:
-            check_range("reducer.r", r, 0, 1)
+            check_range("reducer.r", r, 0, 1, below=True)
         if not isinstance(proportional, bool):
             raise ConfigError(f"reducer.proportional={proportional!r} must be true or false")
         self.r = r
@@ -81,7 +81,7 @@ class ToMe(Reducer):
 
     def _merged(self, index: int, count: int, start: int) -> int:
         r = self.r[index] if isinstance(self.r, Sequence) else self.r
-        return min(int(r) if r >= 1 or r == 0 else round(r * start), count // 2)
+        return min(r if isinstance(r, int) else round(r * start), count // 2)
 
     def key_bias(self, carried: Carried) -> Tensor | None:
         if not self.proportional or carried.length == carried.start:
@@ -105,8 +105,8 @@ class ToMe(Reducer):
         count = carried.length - merged
         sizes = carried.sizes()[:, :, None]  # (B, length, 1)
         patches = tokens[:, carried.prefix :]
-        sums = patches.new_zeros(len(patches), count, patches.shape[2])
-        weighted = (patches * sizes).to(sums.dtype)
+        weighted = patches * sizes  # at least float32
+        sums = weighted.new_zeros(len(patches), count, patches.shape[2])
         sums = sums.scatter_add(1, to[:, :, None].expand_as(patches), weighted)
         carried = carried.moved(to, count)
         means = sums / carried.sizes()[:, :, None]

@@ -1,0 +1,302 @@
+"""A plain ViT and the token reducers once more, slowly: one image, loops, float64, from the papers.
+
+Nothing here is shared with the package; it is what the fast path is compared with. Weights have
+timm's names. Blocks are counted from 1, as in the papers.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from reference import gelu, layer_norm, linear
+
+
+class Nothing:
+    """Reduces nothing; the reducers below override what they change."""
+
+    w: dict[str, Tensor]  # all weights; `forward` sets these four
+    prefix: int  # tokens in front of the patch tokens
+    positions: Tensor  # of the patches, (n, D)
+    grid: tuple[int, int]
+
+    def start(self, n: int) -> None:
+        """Called with the number of patches before block 1."""
+        self.patches = [1] * n  # how many patches each patch token stands for
+
+    def before(self, block: int, tokens: Tensor) -> Tensor:
+        return tokens
+
+    def attention(self, block: int, logits: Tensor) -> Tensor:
+        """What mixes the values, (H, N, N), from the attention logits."""
+        return logits.softmax(-1)
+
+    def between(self, block: int, tokens: Tensor, logits: Tensor, keys: Tensor) -> Tensor:
+        """Between attention and MLP; `keys` are (H, N, d)."""
+        return tokens
+
+    def average(self, tokens: Tensor) -> Tensor:
+        """Average pooling over the patches, each as the token that stands for it."""
+        patches = torch.tensor(self.patches, dtype=torch.float64)
+        return (patches[:, None] * tokens[self.prefix :]).sum(0) / patches.sum()
+
+
+class EViT(Nothing):
+    def __init__(self, keep_rate, blocks):
+        self.keep_rate, self.blocks = keep_rate, blocks
+
+    def between(self, block, tokens, logits, keys):
+        if block not in self.blocks:
+            return tokens
+        p = self.prefix
+        seen = logits.softmax(-1)[:, 0, p:].mean(0)
+        n = len(seen)
+        left = math.ceil(round(self.keep_rate * n, 9))
+        if left == n:
+            return tokens
+        ranked = sorted(range(n), key=lambda i: -seen[i].item())
+        fused = torch.zeros_like(tokens[0])
+        for i in ranked[left:]:
+            fused = fused + seen[i] * tokens[p + i]
+        kept = sorted(ranked[:left])
+        gone = sum(self.patches[i] for i in ranked[left:])
+        self.patches = [self.patches[i] for i in kept] + [gone]
+        return torch.cat([tokens[:p], tokens[p:][kept], fused[None]])
+
+
+class ToMe(Nothing):
+    def __init__(self, r):
+        self.r = r  # one number per block
+
+    def attention(self, block, logits):
+        sizes = torch.tensor([1] * self.prefix + self.patches, dtype=torch.float64)
+        return (logits + sizes.log()).softmax(-1)
+
+    def between(self, block, tokens, logits, keys):
+        """A are the even positions of the sequence, B the odd ones; the prefix is protected."""
+        N, p = len(tokens), self.prefix
+        r = min(self.r[block - 1], (N - p) // 2)
+        if r == 0:
+            return tokens
+        metric = [row / row.norm() for row in keys.mean(0)]
+        sizes = [1] * p + self.patches
+        A = [i for i in range(p, N) if i % 2 == 0]
+        B = [j for j in range(p, N) if j % 2 == 1]
+        similarity, partner = {}, {}
+        for i in A:
+            partner[i] = max(B, key=lambda j: (metric[i] @ metric[j]).item())
+            similarity[i] = (metric[i] @ metric[partner[i]]).item()
+        ranked = sorted(A, key=lambda i: -similarity[i])
+        # the official code sorts what stays only to have the class token first
+        staying = sorted(ranked[r:]) if p else ranked[r:]
+        groups = [[i] for i in staying]
+        groups += [[j] + [i for i in ranked[:r] if partner[i] == j] for j in B]
+        self.patches = [sum(sizes[i] for i in group) for group in groups]
+        merged = [sum(sizes[i] * tokens[i] for i in g) / sum(sizes[i] for i in g) for g in groups]
+        return torch.cat([tokens[:p], torch.stack(merged)])
+
+
+class Frequency(Nothing):
+    """High-frequency tokens, then one DC token per window that has lost any."""
+
+    def __init__(self, removed, blocks, windows, position_term=True, scores=None):
+        self.removed = dict(zip(blocks, removed, strict=True))
+        self.windows = dict(zip(blocks, windows, strict=True))
+        self.position_term = position_term
+        self.scores = scores  # of every patch, instead of the attention's
+
+    def start(self, n):
+        super().start(n)
+        self.high = list(range(n))  # which patch each high-frequency token is
+        self.dc = []  # which patches each DC token stands for
+
+    def attention(self, block, logits):
+        A = logits.softmax(-1)
+        if not self.dc:
+            return A
+        w1, w2 = self.w["blocks.reducer.w1"], self.w["blocks.reducer.w2"]
+        depth = sum(name.endswith(".norm1.weight") for name in self.w)
+        row = block - 1 - (depth - len(w1))  # the last row belongs to the last block
+        H, n, _ = A.shape
+        out = []
+        for h in range(H):
+            low_pass = torch.full((n, n), 1 / n, dtype=torch.float64)
+            high_pass = A[h] - low_pass
+            dc = torch.zeros_like(A[h])
+            first_dc = self.prefix + len(self.high)
+            dc[:, first_dc:] = A[h][:, first_dc:]
+            out.append(low_pass + (1 + w1[row, h]) * high_pass + (1 + w2[row, h]) * dc)
+        return torch.stack(out)
+
+    def window(self, patch, w):
+        """Which of w x w equal parts of the image holds the centre of a patch."""
+        rows, columns = self.grid
+        row, column = divmod(patch, columns)
+        return (2 * row + 1) * w // (2 * rows), (2 * column + 1) * w // (2 * columns)
+
+    def between(self, block, tokens, logits, keys):
+        if block not in self.removed:
+            return tokens
+        p, n_high, w = self.prefix, len(self.high), self.windows[block]
+        left = math.ceil(round((1 - self.removed[block]) * n_high, 9))
+        if left == n_high:
+            return tokens
+        received = logits.softmax(-1).mean(dim=(0, 1))[p : p + n_high]
+        if self.scores is not None:
+            received = self.scores[self.high]
+        ranked = sorted(range(n_high), key=lambda i: -received[i].item())
+        groups = {(r, c): [] for r in range(w) for c in range(w)}  # sums over patches
+        members = {window: [] for window in groups}  # the patches
+        for k, patches in enumerate(self.dc):
+            window = self.window(patches[0], w)
+            groups[window].append(len(patches) * tokens[p + n_high + k])
+            members[window] += patches
+        for i in ranked[left:]:
+            window = self.window(self.high[i], w)
+            token = tokens[p + i]
+            if self.position_term:
+                token = token + self.positions[self.high[i]]
+            groups[window].append(token)
+            members[window].append(self.high[i])
+        staying = sorted(ranked[:left])
+        dc = [sum(groups[g]) / len(members[g]) for g in groups if members[g]]
+        self.dc = [members[g] for g in groups if members[g]]
+        self.high = [self.high[i] for i in staying]
+        self.patches = [1] * len(self.high) + [len(patches) for patches in self.dc]
+        return torch.cat([tokens[:p], tokens[p:][staying], torch.stack(dc)])
+
+
+class DynamicViT(Nothing):
+    """In inference; with `masks` (one (n,) of 0 and 1 per reducing block) in training."""
+
+    def __init__(self, keep_rate, blocks, masks=None):
+        self.keep_rate, self.blocks, self.masks = keep_rate, blocks, masks
+
+    def start(self, n):
+        super().start(n)
+        self.n = n
+        self.mask = torch.ones(n, dtype=torch.float64)
+
+    def keep_scores(self, stage, patches):
+        """Log-probability of keeping each token, from its own features and the kept ones' mean."""
+        name = f"blocks.reducer.predictors.{stage}"
+        x = layer_norm(patches, self.w, f"{name}.local.0", eps=1e-5)
+        x = gelu(linear(x, self.w, f"{name}.local.1"))
+        half = x.shape[1] // 2
+        mean = sum(m * row[half:] for m, row in zip(self.mask, x, strict=True)) / self.mask.sum()
+        x = torch.stack([torch.cat([row[:half], mean]) for row in x])
+        x = gelu(linear(x, self.w, f"{name}.decide.0"))
+        x = gelu(linear(x, self.w, f"{name}.decide.2"))
+        x = linear(x, self.w, f"{name}.decide.4")
+        return x.log_softmax(-1)[:, 0]
+
+    def before(self, block, tokens):
+        if block not in self.blocks:
+            return tokens
+        stage = self.blocks.index(block)
+        scores = self.keep_scores(stage, tokens[self.prefix :])
+        if self.masks is not None:
+            self.mask = self.mask * self.masks[stage]
+            return tokens
+        left = math.floor(round(self.keep_rate ** (stage + 1) * self.n, 9))
+        ranked = sorted(range(len(scores)), key=lambda i: -scores[i].item())
+        kept = sorted(ranked[:left])
+        self.mask = torch.ones(left, dtype=torch.float64)
+        return torch.cat([tokens[: self.prefix], tokens[self.prefix :][kept]])
+
+    def attention(self, block, logits):
+        if self.masks is None or block < self.blocks[0]:
+            return logits.softmax(-1)
+        N, eps = logits.shape[-1], 1e-6
+        visible = torch.cat([torch.ones(self.prefix, dtype=torch.float64), self.mask])
+        G = torch.eye(N, dtype=torch.float64)
+        G = G + (1 - G) * visible  # G[i, j]: i sees j
+        weights = (logits - logits.amax(-1, keepdim=True)).exp() * G
+        return (weights + eps / N) / (weights.sum(-1, keepdim=True) + eps)
+
+
+def forward(
+    image: Tensor,
+    weights: dict[str, Tensor],
+    *,
+    heads: int,
+    reducer: Nothing | None = None,
+    pool: str = "token",
+    positions_of_prefix: bool = True,
+) -> dict[str, Tensor]:
+    """One image (3, H, W) through timm's ViT: the logits and the tokens after the final norm."""
+    w = {name: value.double() for name, value in weights.items()}
+    reducer = Nothing() if reducer is None else reducer
+    reducer.w = w
+    kernel, image = w["patch_embed.proj.weight"], image.double()
+    D, P = len(kernel), kernel.shape[-1]
+    rows, columns = image.shape[1] // P, image.shape[2] // P
+    patches = []
+    for r in range(rows):
+        for c in range(columns):
+            patch = image[:, r * P : (r + 1) * P, c * P : (c + 1) * P]
+            patches.append((kernel * patch).sum((1, 2, 3)) + w["patch_embed.proj.bias"])
+    prefix = [w[name][0] for name in ("cls_token", "dist_token", "reg_token") if name in w]
+    reducer.prefix = p = sum(len(part) for part in prefix)
+    positions = w["pos_embed"][0]
+    reducer.positions, reducer.grid = positions[-len(patches) :], (rows, columns)
+    tokens = torch.cat([*prefix, torch.stack(patches)])
+    if positions_of_prefix:
+        tokens = tokens + positions
+    else:
+        tokens = torch.cat([tokens[:p], tokens[p:] + positions])
+    reducer.start(len(patches))
+    depth = 0
+    while f"blocks.{depth}.norm1.weight" in w:
+        name = f"blocks.{depth}"
+        block = depth = depth + 1
+        tokens = reducer.before(block, tokens)
+        qkv = linear(layer_norm(tokens, w, f"{name}.norm1"), w, f"{name}.attn.qkv")
+        q, k, v = qkv.reshape(len(tokens), 3, heads, D // heads).permute(1, 2, 0, 3)
+        if f"{name}.attn.q_norm.weight" in w:
+            q = layer_norm(q, w, f"{name}.attn.q_norm")
+            k = layer_norm(k, w, f"{name}.attn.k_norm")
+        logits = q @ k.transpose(1, 2) / math.sqrt(D // heads)
+        mixed = reducer.attention(block, logits) @ v
+        out = linear(mixed.transpose(0, 1).reshape(len(tokens), D), w, f"{name}.attn.proj")
+        tokens = tokens + out * w.get(f"{name}.ls1.gamma", 1.0)
+        tokens = reducer.between(block, tokens, logits, k)
+        hidden = gelu(linear(layer_norm(tokens, w, f"{name}.norm2"), w, f"{name}.mlp.fc1"))
+        out = linear(hidden, w, f"{name}.mlp.fc2")
+        tokens = tokens + out * w.get(f"{name}.ls2.gamma", 1.0)
+    if "norm.weight" in w:
+        tokens = layer_norm(tokens, w, "norm")
+    pooled = tokens[0] if pool == "token" else reducer.average(tokens)
+    if "fc_norm.weight" in w:
+        pooled = layer_norm(pooled, w, "fc_norm")
+    logits = linear(pooled, w, "head")
+    if "head_dist.weight" in w:
+        logits = (logits + linear(tokens[1], w, "head_dist")) / 2
+    return {"logits": logits, "tokens": tokens}
+
+
+def dynamic_vit_loss(
+    kept: list[Tensor],
+    keep_rate: float,
+    tokens: Tensor,
+    teacher: Tensor,
+    ratio_weight: float,
+    token_weight: float,
+) -> float:
+    """Section 3.3: the share of tokens kept after each stage, and the distance to a teacher.
+
+    Args:
+        kept: per stage, (B, n) of 0 and 1: the tokens kept so far.
+        tokens, teacher: (B, n, D).
+    """
+    B, n, D = tokens.shape
+    ratio, squared, count = 0.0, 0.0, 0
+    for b in range(B):
+        for stage, mask in enumerate(kept, start=1):
+            share = sum(mask[b].tolist()) / n
+            ratio += (share - keep_rate**stage) ** 2 / (B * len(kept))
+        for i in range(n):
+            if kept[-1][b, i] == 1:
+                squared += sum((tokens[b, i] - teacher[b, i]).square().tolist())
+                count += D
+    return ratio_weight * ratio + token_weight * (squared / count if count else 0.0)
