@@ -69,11 +69,11 @@ def test_both_passes_of_a_two_pass_model(tiny, method):
     whole = model.select(Scores(first.gca, first.last), "none")
     assert whole.fine_indices.tolist() == [list(range(14 * 14))] * 2  # the grid, in its own order
     with trace_blocks(blocks) as trace:
-        logits = model.second_pass(batch.images, first, whole)
+        second = model.second_pass(batch.images, first, whole)
     assert trace.tokens[0].shape == (2, 197, 24)
     assert_follows(trace, blocks, trace.tokens[0])
-    normed = model.backbone.norm(trace.tokens[-1][:, 0])
-    torch.testing.assert_close(model.backbone.classify(normed), logits)
+    normed = model.backbone.norm(trace.tokens[-1])
+    torch.testing.assert_close(model.backbone.classify(normed)[0], second.logits)
     assert list(Diagnosis(model, 0.3).predict_step(batch, 0)) == [FIRST, SECOND]
 
 
