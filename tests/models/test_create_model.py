@@ -31,8 +31,8 @@ from lfvit.errors import ConfigError
         ({"drop_path_rate": 1.0}, "drop_path_rate=1.0 is out of range"),
         ({"backbone": "deit_smal_patch16_224"}, "is no model of timm; try deit_small_patch16_224"),
         ({"backbone": "resnet18"}, "backbone='resnet18'"),
-        ({"backbone": "deit_tiny_distilled_patch16_224"}, "2 prefix tokens"),
-        ({"backbone": "vit_base_patch16_clip_224", "image_size": 224}, "a norm before the blocks"),
+        ({"backbone": "deit_tiny_distilled_patch16_224"}, "a distillation token with a head"),
+        ({"backbone": "vit_base_patch16_siglip_224"}, "attention pooling; no class token"),
         ({"backbone": {"embed_dim": 24, "depth": 2}}, "backbone.num_heads=None"),
         (
             {"backbone": {"embed_dim": 25, "depth": 2, "num_heads": 2}},

@@ -1,13 +1,16 @@
 """The two-pass model: exact to the released code and to a slow reference, early exit, compile."""
 
 import pytest
+import timm
 import torch
 
 import golden_vectors
 import lfvit
 import reference
+from lfvit.measure.costs import trace_macs
 from lfvit.models.reuse import REUSE
 from lfvit.models.selection import SELECTORS
+from lfvit.models.view import half_resolution
 
 
 def lf_vit(tiny, image_size=112, **options):
@@ -150,8 +153,6 @@ def test_an_empty_batch_is_answered_with_nothing(tiny):
 
 
 def test_a_given_view_is_the_view_the_model_makes(tiny):
-    from lfvit.models.view import half_resolution
-
     model, images = lf_vit(tiny), torch.randn(2, 3, 112, 112)
     torch.testing.assert_close(
         model(images).second_logits, model(images, half_resolution(images)).second_logits
@@ -211,8 +212,6 @@ def test_the_first_pass_is_timms_own_forward_with_its_positions(tiny):
 
 
 def test_layer_scale_is_not_dropped():
-    import timm
-
     from lfvit.models.backbone import Backbone
 
     vit = timm.create_model(
@@ -225,10 +224,59 @@ def test_layer_scale_is_not_dropped():
     assert [row.shape for row in run.rows] == [(2, 8)]
 
 
-@pytest.mark.parametrize("name", ["vit_small_patch16_224.dino", "deit_tiny_patch16_224"])
-def test_named_backbones_run(name):
-    model = lfvit.create_model("lf_vit", backbone=name, image_size=96, num_classes=3).eval()
-    assert model(torch.randn(1, 3, 96, 96)).second_logits.shape == (1, 3)
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        ("deit_tiny_patch16_224", 96),
+        ("vit_small_patch16_224.dino", 64),
+        ("deit3_small_patch16_224", 64),  # layer scale, no position for the class token
+        ("vit_base_patch16_clip_224", 64),  # a norm before the blocks
+        ("vit_small_patch14_reg4_dinov2", 56),  # registers
+    ],
+)
+def test_both_passes_of_timms_vits_are_timms_own_forward(name, side):
+    """With their weights carried over: the view alone, and the whole image without any extras."""
+    torch.manual_seed(0)
+    vits = [timm.create_model(name, img_size=s, num_classes=3).eval() for s in (side // 2, side)]
+    lfvit.load_checkpoint(vits[0], {**vits[1].state_dict()})
+    model = lfvit.create_model(
+        "lf_vit",
+        backbone=name,
+        image_size=side,
+        num_classes=3,
+        selector="none",
+        reuse="none",
+        background=False,
+    ).eval()
+    lfvit.load_checkpoint(model, vits[1].state_dict())
+    images = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        found = model(images)
+        expected = vits[0](half_resolution(images)), vits[1](images)
+    torch.testing.assert_close(found.first_logits, expected[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.second_logits, expected[1], atol=1e-5, rtol=1e-4)
+    for stage in ("first", "second"):
+        assert lfvit.count_macs(model, stage) == trace_macs(model, side, stage)
+
+
+@pytest.mark.parametrize("name", ["deit3_small_patch16_224", "vit_small_patch14_reg4_dinov2"])
+def test_reducers_work_behind_layer_scale_and_registers(name):
+    side = 4 * (14 if "14" in name else 16)
+    images = torch.randn(2, 3, side, side)
+    options = {"backbone": name, "image_size": side, "num_classes": 3}
+    torch.manual_seed(0)
+    plain = lfvit.create_model("cf_vit", **options).eval()
+    with torch.no_grad():  # layer scale starts so small that blocks would hardly matter
+        for name, parameter in plain.named_parameters():
+            if name.endswith("gamma"):
+                parameter.fill_(0.5)
+    for reducer, nothing in (("evit", {"keep_rate": 1}), ("tome", {"r": 0}), ("evit", {})):
+        model = lfvit.create_model("cf_vit", reducer={"name": reducer, **nothing}, **options).eval()
+        lfvit.load_checkpoint(model, plain.state_dict())
+        with torch.no_grad():
+            same = torch.allclose(model(images).second_logits, plain(images).second_logits)
+        assert same == bool(nothing)
+        assert lfvit.count_macs(model) == trace_macs(model, side)
 
 
 def test_bfloat16_stays_close_and_selects_in_float32(tiny):

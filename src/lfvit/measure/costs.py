@@ -67,6 +67,7 @@ def expected_gmacs(macs_first: float, macs_second: float, exit_fraction: float) 
 def _one_pass(vit: Any) -> int:
     patches = vit.patch_embed.num_patches
     macs, left = _blocks(vit.blocks, patches, vit.num_prefix_tokens)
+    macs += _norm(vit.norm_pre, patches + vit.num_prefix_tokens)
     if reads_patches(vit):
         left = patches
     # timm norms every token, then takes the class token
@@ -81,9 +82,7 @@ def _one_pass(vit: Any) -> int:
 
 def _first_pass(model: TwoStageViT) -> int:
     core, cells = model.backbone, model.grid**2
-    macs, left = _blocks(
-        core.blocks, cells, reducer=model.reducer_of("first"), class_rows_from=model.gca_start
-    )
+    macs, left = _two_pass_blocks(core, cells, model.reducer_of("first"), model.gca_start)
     embed = _embed(core.patch_embed, model.image_size // 2, cells)
     return embed + macs + _norm(core.norm, 1 + left) + _heads(core, cells)
 
@@ -98,7 +97,7 @@ def _second_pass(model: TwoStageViT) -> int:
         linears = [m for m in model.reuse.mlp.modules() if isinstance(m, nn.Linear)]
         reuse = _norm(model.reuse.norm, inputs) + sum(_weights(m, inputs) for m in linears)
     embed = _embed(core.patch_embed, model.image_size, 4 * kept)
-    macs, left = _blocks(core.blocks, patches, reducer=model.reducer_of("second"))
+    macs, left = _two_pass_blocks(core, patches, model.reducer_of("second"))
     normed = 1 if core.aux_head is None else 1 + left
     return embed + reuse + macs + _norm(core.norm, normed) + _heads(core, patches)
 
@@ -128,10 +127,18 @@ def _kept_cells(model: TwoStageViT) -> int:
         return model.select(Scores(blank, blank)).cells.shape[1]
 
 
+def _two_pass_blocks(
+    core: Any, patches: int, reducer: Reducer | None, class_rows_from: int | None = None
+) -> tuple[int, int]:
+    """`Backbone.run`: MACs, and the patch tokens left."""
+    macs, left = _blocks(core.blocks, patches, core.prefix, reducer, class_rows_from)
+    return macs + _norm(core.norm_pre, core.prefix + patches), left
+
+
 def _blocks(
     blocks: Any,
     patches: int,
-    prefix: int = 1,
+    prefix: int,
     reducer: Reducer | None = None,
     class_rows_from: int | None = None,
 ) -> tuple[int, int]:

@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.layers import resample_abs_pos_embed
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from lfvit.checks import check_choice, check_names, check_range, check_whole
 from lfvit.errors import ConfigError
 from lfvit.models.backbone import Backbone, build_vit
+from lfvit.models.positions import resample
 from lfvit.models.reduction.patch import build_reducer, reduce, restore, shape_of
 from lfvit.models.reuse import REUSE
 from lfvit.models.selection import SELECTORS
@@ -160,13 +159,10 @@ def _multiple(image_size: int, step: int, what: str) -> None:
 
 
 @torch.no_grad()
-def _spread_positions(vit: VisionTransformer, model: TwoStageViT) -> None:
+def _spread_positions(vit: Any, model: TwoStageViT) -> None:
     """Carry a pretrained ViT's position embeddings over to both grids."""
-    for target, side in (
-        (model.first_pos_embed, model.grid),
-        (model.second_pos_embed, 2 * model.grid),
-    ):
-        target.copy_(resample_abs_pos_embed(vit.pos_embed, [side, side]))
+    for target in (model.first_pos_embed, model.second_pos_embed):
+        target.copy_(resample(vit.pos_embed, target.shape[1]))
 
 
 __all__ = ["METHODS", "TWO_STAGE_DEFAULTS", "TwoStageViT", "create_model", "reduce", "restore"]

@@ -149,6 +149,8 @@ class Backbone(nn.Module):
         _refuse_unsupported(vit)
         self.patch_embed = vit.patch_embed
         self.cls_token: Any = vit.cls_token  # never None, see _refuse_unsupported
+        self.reg_token: Any = vit.reg_token  # (1, R, D) registers, or None
+        self.norm_pre = vit.norm_pre
         self.blocks = vit.blocks
         self.norm = vit.norm
         self.head_drop = vit.head_drop
@@ -156,6 +158,7 @@ class Backbone(nn.Module):
         self.aux_head: nn.Module | None = getattr(vit, "aux_head", None)  # of LV-ViT
         self.embed_dim: int = vit.embed_dim
         self.patch_size: int = vit.patch_embed.patch_size[0]
+        self.prefix: int = vit.num_prefix_tokens
 
     def stem(self, images: Tensor, mix: TokenMix | None = None) -> Tensor:
         """What the patch projection sees: the images, or the maps of a convolutional stem."""
@@ -198,15 +201,27 @@ class Backbone(nn.Module):
     ) -> Run:
         """Run all blocks on any sequence whose first token is the class token.
 
+        Registers, where the ViT has them, are put behind the class token, and left out of what
+        comes back.
+
         Args:
             tokens: (B, N, D)
             class_rows_from: collect the class attention of the blocks from this index (0-based)
                 on; None collects none.
             reducer: shortens the sequence on the way; needs its layout.
         """
-        return run_blocks(
-            self.blocks, tokens, reducer=reducer, layout=layout, class_rows_from=class_rows_from
+        if self.reg_token is not None:
+            registers = self.reg_token.expand(len(tokens), -1, -1).to(tokens)
+            tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)
+        run = run_blocks(
+            self.blocks,
+            self.norm_pre(tokens),
+            prefix=self.prefix,
+            reducer=reducer,
+            layout=None if layout is None else layout._replace(prefix=self.prefix),
+            class_rows_from=class_rows_from,
         )
+        return run if self.reg_token is None else run.without_registers(self.prefix)
 
     def classify(self, tokens: Tensor) -> tuple[Tensor, Dense | None]:
         """Read the answer of a pass off its tokens.
@@ -250,14 +265,16 @@ def foreign_parts(vit: VisionTransformer) -> Iterator[str]:
 def _refuse_unsupported(vit: VisionTransformer) -> None:
     """Refuse what `Backbone` would silently drop or compute differently from timm's own forward."""
     reasons = list(foreign_parts(vit))
-    if vit.num_prefix_tokens != 1 or vit.cls_token is None:
-        reasons.append(f"{vit.num_prefix_tokens} prefix tokens")
+    if vit.cls_token is None:
+        reasons.append("no class token")
+    elif hasattr(vit, "dist_token"):
+        reasons.append("a distillation token with a head of its own")
+    elif vit.reg_token is not None and not vit.no_embed_class:
+        reasons.append("registers with positions")
     if vit.global_pool != "token" or not isinstance(vit.fc_norm, nn.Identity):
         reasons.append(f"global_pool={vit.global_pool!r}")
-    if vit.pos_embed is None or vit.no_embed_class:
-        reasons.append("no position embedding for the class token")
-    if not isinstance(vit.norm_pre, nn.Identity):
-        reasons.append("a norm before the blocks")
+    if vit.pos_embed is None:
+        reasons.append("no position embedding")
     if reasons:
         raise ConfigError(
             f"this {type(vit).__name__} cannot serve both passes: it has {'; '.join(reasons)}. "

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from lfvit.errors import CheckpointError
+from lfvit.models.positions import resample
 from lfvit.models.two_stage import TwoStageViT
 
 WRAPPERS = ("state_dict", "model", "module", "model_state_dict")  # where files keep their weights
@@ -38,7 +38,8 @@ RELEASED_NAMES = (  # the released two-pass files -> this project's names
     (r"^pos_embed_list\.1$", "second_pos_embed"),
     (r"^reuse_block\.0\.", "reuse.norm."),
     (r"^reuse_block\.1\.", "reuse.mlp."),
-    (r"^(cls_token$|patch_embed\.|blocks\.|norm\.|(?:aux_)?head\.)", r"backbone.\1"),
+    (r"^((?:cls|reg)_token$)", r"backbone.\1"),
+    (r"^((?:patch_embed|norm_pre|blocks|norm|head|aux_head)\.)", r"backbone.\1"),
 )
 
 
@@ -69,7 +70,7 @@ def load_checkpoint(
     own = model.state_dict()
     for key in POSITIONS:
         if key in weights and key in own and weights[key].shape != own[key].shape:
-            weights[key] = _resample(weights[key], own[key], name)
+            weights[key] = _resample(weights[key], own[key])
     if new_head:
         for key in [k for k in weights if k.removeprefix("backbone.").startswith(HEADS)]:
             if key in own and weights[key].shape != own[key].shape:
@@ -161,13 +162,14 @@ def _with_reducer(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Ten
     return kept
 
 
-def _resample(positions: Tensor, own: Tensor, name: str) -> Tensor:
-    """Position embeddings (1, 1 + n*n, D) resampled to the model's own grid."""
-    side = (positions.shape[1] - 1) ** 0.5 if positions.ndim == 3 else 0.5
-    if side != int(side) or positions.shape[-1] != own.shape[-1]:
-        return positions  # reported as a misfit, with its shape
-    grid = round((own.shape[1] - 1) ** 0.5)
-    return resample_abs_pos_embed(positions, [grid, grid])
+def _resample(positions: Tensor, own: Tensor) -> Tensor:
+    """Position embeddings for the model's own grid; what does not fit is reported as it is."""
+    if positions.ndim != 3 or positions.shape[-1] != own.shape[-1]:
+        return positions
+    try:
+        return resample(positions, own.shape[1])
+    except ValueError:
+        return positions
 
 
 def _refuse_misfits(

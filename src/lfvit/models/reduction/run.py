@@ -23,6 +23,14 @@ class Run(NamedTuple):
     rows: list[Tensor]
     carried: Carried | None
 
+    def without_registers(self, prefix: int) -> "Run":
+        """The same with the class token as the only one of `prefix` tokens."""
+        tokens = torch.cat([self.tokens[:, :1], self.tokens[:, prefix:]], dim=1)
+        carried = self.carried
+        if carried is not None:
+            carried = carried._replace(layout=carried.layout._replace(prefix=1))
+        return Run(tokens, self.rows, carried)
+
     def expand(self, tokens: Tensor) -> Tensor:
         """Tokens (B, N, D) of this run at the length the sequence had at the start."""
         return tokens if self.carried is None else self.carried.expand(tokens)
@@ -32,6 +40,7 @@ def run_blocks(
     blocks: Iterable[Any],
     tokens: Tensor,
     *,
+    prefix: int = 1,
     reducer: Reducer | None = None,
     layout: Layout | None = None,
     class_rows_from: int | None = None,
@@ -41,6 +50,7 @@ def run_blocks(
     Args:
         blocks: timm `Block`s.
         tokens: prefix tokens first, the class token before all others.
+        prefix: how many there are; those of `layout`, if it is given.
         reducer: shortens the sequence; needs `layout`.
         class_rows_from: collect the class attention of the blocks from this index (0-based) on;
             None collects none. It is what selectors choose by: no gradient passes through it.
@@ -60,7 +70,7 @@ def run_blocks(
         bias = method.key_bias(carried)
         if class_rows_from is not None and index >= class_rows_from:
             with torch.no_grad():
-                row = class_attention(block.attn, q, k, bias)
+                row = class_attention(block.attn, q, k, bias)[:, prefix - 1 :]
                 rows.append(row if carried is None else carried.spread(row))
         mixed, seen = method.attention(index, block.attn, q, k, v, bias, carried)
         tokens = tokens + block.drop_path1(block.ls1(merge_heads(block.attn, mixed)))
