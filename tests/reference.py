@@ -4,6 +4,8 @@ Nothing here is shared with the package; it is what the fast path is compared wi
 """
 
 import math
+from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,24 +25,44 @@ def gelu(x: Tensor) -> Tensor:
     return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
 
 
-def run_blocks(tokens: Tensor, w: dict, depth: int, heads: int) -> tuple[Tensor, list[Tensor]]:
-    """All blocks on (N, D); also the class attention (N-1,) of every block."""
-    N, D = tokens.shape
+def run_blocks(
+    tokens: Tensor, w: dict, depth: int, heads: int, reducer: Any = None
+) -> tuple[Tensor, list[Tensor]]:
+    """All blocks on (N, D); also the class attention (n,) of every block to the n first patches.
+
+    With a reducer of `reference_reduction`, a token's class attention is shared among its patches.
+    """
+    n, D = len(tokens) - 1, tokens.shape[1]
     rows = []
+    if reducer is not None:
+        reducer.w, reducer.prefix = w, 1
+        reducer.start(n)
     for block in range(depth):
-        name = f"blocks.{block}"
+        name, N = f"blocks.{block}", len(tokens)
         qkv = linear(layer_norm(tokens, w, f"{name}.norm1"), w, f"{name}.attn.qkv")
         q, k, v = qkv.reshape(N, 3, heads, D // heads).permute(1, 2, 0, 3)
-        outputs, row = [], torch.zeros(N - 1, dtype=tokens.dtype)
-        for head in range(heads):
-            attention = (q[head] @ k[head].T / math.sqrt(D // heads)).softmax(-1)
-            row += attention[0, 1:] / heads
-            outputs.append(attention @ v[head])
+        logits = torch.stack([q[h] @ k[h].T / math.sqrt(D // heads) for h in range(heads)])
+        weights = logits.softmax(-1) if reducer is None else reducer.weights(logits)
+        mixing = weights if reducer is None else reducer.attention(block + 1, logits)
+        outputs = [mixing[head] @ v[head] for head in range(heads)]
+        row = torch.zeros(n, dtype=tokens.dtype)
+        patches = [[i] for i in range(n)] if reducer is None else reducer.patches
+        for token, members in enumerate(patches):
+            for patch in members:
+                row[patch] = weights[:, 0, 1 + token].mean() / len(members)
         rows.append(row)
         tokens = tokens + linear(torch.cat(outputs, dim=1), w, f"{name}.attn.proj")
+        if reducer is not None:
+            tokens = reducer.between(block + 1, tokens, logits, k)
         hidden = gelu(linear(layer_norm(tokens, w, f"{name}.norm2"), w, f"{name}.mlp.fc1"))
         tokens = tokens + linear(hidden, w, f"{name}.mlp.fc2")
     return tokens, rows
+
+
+def centres(side: int) -> list[tuple[Fraction, Fraction]]:
+    """Row and column of the cells of a square grid, from 0 to 1."""
+    steps = [Fraction(2 * i + 1, 2 * side) for i in range(side)]
+    return [(row, column) for row in steps for column in steps]
 
 
 def half(image: Tensor) -> Tensor:
@@ -100,18 +122,28 @@ def two_pass(
     gca_start: int = 3,
     reuse: str = "mlp",
     background: bool = True,
+    reducers: tuple = (None, None),
 ) -> dict:
-    """One image (3, S, S) through both passes; weights under the released names."""
+    """One image (3, S, S) through both passes; weights under the released names.
+
+    `reducers` of `reference_reduction` work inside the first and the second pass.
+    """
     w = {key: value.double() for key, value in weights.items()}
     image = image.double()
-    depth = 1 + max(int(key.split(".")[1]) for key in w if key.startswith("blocks."))
+    depth = sum(key.endswith(".norm1.weight") for key in w)
     first_positions, second_positions = w["pos_embed_list.0"][0], w["pos_embed_list.1"][0]
 
     coarse = embed(half(image), w, patch_size) + first_positions[1:]
     g = math.isqrt(len(coarse))
     class_token = w["cls_token"][0] + first_positions[:1]
-    tokens, rows = run_blocks(torch.cat([class_token, coarse]), w, depth, heads)
+    in_first, in_second = reducers
+    if in_first is not None:
+        in_first.positions, in_first.places = first_positions[1:], centres(g)
+    tokens, rows = run_blocks(torch.cat([class_token, coarse]), w, depth, heads, in_first)
     tokens = layer_norm(tokens, w, "norm")
+    if in_first is not None:  # every cell is what the token that stands for it has become
+        found = {p: 1 + t for t, members in enumerate(in_first.patches) for p in members}
+        tokens = tokens[[0] + [found[cell] for cell in range(g * g)]]
     average = torch.zeros(g * g, dtype=torch.float64)
     for row in rows[gca_start:]:
         average = beta * average + (1 - beta) * row
@@ -143,7 +175,15 @@ def two_pass(
     class_token = w["cls_token"][0, 0] + second_positions[0]
     if reuse == "with_class_token":
         class_token = class_token + reused[0]
-    out, _ = run_blocks(torch.stack([class_token, *fine, *rest]), w, depth, heads)
+    if in_second is not None:
+        left = [cell for cell in range(g * g) if cell not in cells] if background else []
+        in_second.positions = torch.stack(
+            [second_positions[1 + p] for p in fine_indices]
+            + [first_positions[1 + cell] for cell in left]
+        )
+        in_second.places = [centres(2 * g)[p] for p in fine_indices]
+        in_second.places += [centres(g)[cell] for cell in left]
+    out, _ = run_blocks(torch.stack([class_token, *fine, *rest]), w, depth, heads, in_second)
     return {
         "first_logits": linear(tokens[0], w, "head"),
         "second_logits": linear(layer_norm(out[0], w, "norm"), w, "head"),

@@ -5,6 +5,7 @@ timm's names. Blocks are counted from 1, as in the papers.
 """
 
 import math
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -15,21 +16,25 @@ from reference import gelu, layer_norm, linear
 class Nothing:
     """Reduces nothing; the reducers below override what they change."""
 
-    w: dict[str, Tensor]  # all weights; `forward` sets these four
+    w: dict[str, Tensor]  # all weights; whoever runs it sets these four
     prefix: int  # tokens in front of the patch tokens
     positions: Tensor  # of the patches, (n, D)
-    grid: tuple[int, int]
+    places: list[tuple[Fraction, Fraction]]  # row and column of their centres, from 0 to 1
 
     def start(self, n: int) -> None:
         """Called with the number of patches before block 1."""
-        self.patches = [1] * n  # how many patches each patch token stands for
+        self.patches = [[i] for i in range(n)]  # which patches each patch token stands for
 
     def before(self, block: int, tokens: Tensor) -> Tensor:
         return tokens
 
+    def weights(self, logits: Tensor) -> Tensor:
+        """The attention, (H, N, N), from its logits."""
+        return logits.softmax(-1)
+
     def attention(self, block: int, logits: Tensor) -> Tensor:
         """What mixes the values, (H, N, N), from the attention logits."""
-        return logits.softmax(-1)
+        return self.weights(logits)
 
     def between(self, block: int, tokens: Tensor, logits: Tensor, keys: Tensor) -> Tensor:
         """Between attention and MLP; `keys` are (H, N, d)."""
@@ -37,7 +42,7 @@ class Nothing:
 
     def average(self, tokens: Tensor) -> Tensor:
         """Average pooling over the patches, each as the token that stands for it."""
-        patches = torch.tensor(self.patches, dtype=torch.float64)
+        patches = torch.tensor([len(p) for p in self.patches], dtype=torch.float64)
         return (patches[:, None] * tokens[self.prefix :]).sum(0) / patches.sum()
 
 
@@ -59,7 +64,7 @@ class EViT(Nothing):
         for i in ranked[left:]:
             fused = fused + seen[i] * tokens[p + i]
         kept = sorted(ranked[:left])
-        gone = sum(self.patches[i] for i in ranked[left:])
+        gone = [patch for i in ranked[left:] for patch in self.patches[i]]
         self.patches = [self.patches[i] for i in kept] + [gone]
         return torch.cat([tokens[:p], tokens[p:][kept], fused[None]])
 
@@ -68,9 +73,9 @@ class ToMe(Nothing):
     def __init__(self, r):
         self.r = r  # one number per block
 
-    def attention(self, block, logits):
-        sizes = torch.tensor([1] * self.prefix + self.patches, dtype=torch.float64)
-        return (logits + sizes.log()).softmax(-1)
+    def weights(self, logits):
+        sizes = [1] * self.prefix + [len(patches) for patches in self.patches]
+        return (logits + torch.tensor(sizes, dtype=torch.float64).log()).softmax(-1)
 
     def between(self, block, tokens, logits, keys):
         """A are the even positions of the sequence, B the odd ones; the prefix is protected."""
@@ -79,7 +84,7 @@ class ToMe(Nothing):
         if r == 0:
             return tokens
         metric = [row / row.norm() for row in keys.mean(0)]
-        sizes = [1] * p + self.patches
+        sizes = [1] * p + [len(patches) for patches in self.patches]
         A = [i for i in range(p, N) if i % 2 == 0]
         B = [j for j in range(p, N) if j % 2 == 1]
         similarity, partner = {}, {}
@@ -91,7 +96,7 @@ class ToMe(Nothing):
         staying = sorted(ranked[r:]) if p else ranked[r:]
         groups = [[i] for i in staying]
         groups += [[j] + [i for i in ranked[:r] if partner[i] == j] for j in B]
-        self.patches = [sum(sizes[i] for i in group) for group in groups]
+        self.patches = [[patch for i in group for patch in self.patches[i - p]] for group in groups]
         merged = [sum(sizes[i] * tokens[i] for i in g) / sum(sizes[i] for i in g) for g in groups]
         return torch.cat([tokens[:p], torch.stack(merged)])
 
@@ -130,9 +135,8 @@ class Frequency(Nothing):
 
     def window(self, patch, w):
         """Which of w x w equal parts of the image holds the centre of a patch."""
-        rows, columns = self.grid
-        row, column = divmod(patch, columns)
-        return (2 * row + 1) * w // (2 * rows), (2 * column + 1) * w // (2 * columns)
+        row, column = self.places[patch]
+        return math.floor(row * w), math.floor(column * w)
 
     def between(self, block, tokens, logits, keys):
         if block not in self.removed:
@@ -162,7 +166,7 @@ class Frequency(Nothing):
         dc = [sum(groups[g]) / len(members[g]) for g in groups if members[g]]
         self.dc = [members[g] for g in groups if members[g]]
         self.high = [self.high[i] for i in staying]
-        self.patches = [1] * len(self.high) + [len(patches) for patches in self.dc]
+        self.patches = [[i] for i in self.high] + self.dc
         return torch.cat([tokens[:p], tokens[p:][staying], torch.stack(dc)])
 
 
@@ -215,6 +219,15 @@ class DynamicViT(Nothing):
         return (weights + eps / N) / (weights.sum(-1, keepdim=True) + eps)
 
 
+def centres(rows: int, columns: int) -> list[tuple[Fraction, Fraction]]:
+    """Of the patches of a grid, row-major."""
+    return [
+        (Fraction(2 * r + 1, 2 * rows), Fraction(2 * c + 1, 2 * columns))
+        for r in range(rows)
+        for c in range(columns)
+    ]
+
+
 def forward(
     image: Tensor,
     weights: dict[str, Tensor],
@@ -239,7 +252,7 @@ def forward(
     prefix = [w[name][0] for name in ("cls_token", "dist_token", "reg_token") if name in w]
     reducer.prefix = p = sum(len(part) for part in prefix)
     positions = w["pos_embed"][0]
-    reducer.positions, reducer.grid = positions[-len(patches) :], (rows, columns)
+    reducer.positions, reducer.places = positions[-len(patches) :], centres(rows, columns)
     tokens = torch.cat([*prefix, torch.stack(patches)])
     if positions_of_prefix:
         tokens = tokens + positions

@@ -1,0 +1,92 @@
+"""Token reduction inside the two passes, against the slow reference of both."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import golden_vectors
+import lfvit
+import reference
+import reference_reduction
+
+REDUCERS = {
+    "evit": (
+        {"keep_rate": 0.6, "blocks": [2, 4]},
+        lambda: reference_reduction.EViT(0.6, [2, 4]),
+    ),
+    "tome": ({"r": 5}, lambda: reference_reduction.ToMe([5] * 5)),
+    "frequency": (
+        {"removed": [0.4, 0.3], "blocks": [2, 4], "windows": [2, 1]},
+        lambda: reference_reduction.Frequency([0.4, 0.3], [2, 4], [2, 1]),
+    ),
+}
+
+
+@pytest.mark.parametrize("passes", ["first", "second", "both"])
+@pytest.mark.parametrize("name", sorted(REDUCERS))
+@settings(deadline=None, max_examples=4)
+@given(
+    seed=st.integers(0, 10_000),
+    selector=st.sampled_from(["ngca", "gca", "last_class_attention"]),
+    alpha=st.sampled_from([0.4, 0.88, 1.0]),
+    background=st.booleans(),
+)
+def test_matches_a_slow_reference(name, passes, seed, selector, alpha, background):
+    side, depth, heads = 128, 5, 2
+    options, slow = REDUCERS[name]
+    shapes = golden_vectors.released_shapes(D=32, depth=depth, classes=6, grid=side // 32)
+    weights = golden_vectors.weights(shapes, seed)
+    if name == "frequency":
+        learned = torch.Generator().manual_seed(seed)
+        for w in ("w1", "w2"):
+            weights[f"blocks.reducer.{w}"] = 0.3 * torch.randn(3, heads, generator=learned)
+    shared = {"region_size": 3, "alpha": alpha, "beta": 0.9, "selector": selector}
+    model = lfvit.create_model(
+        "lf_vit",
+        backbone={"embed_dim": 32, "depth": depth, "num_heads": heads},
+        image_size=side,
+        num_classes=6,
+        background=background,
+        reducer={"name": name, "passes": passes, **options},
+        **shared,
+    ).eval()
+    lfvit.load_checkpoint(model, weights)
+    (image,) = golden_vectors.images(1, side, seed)
+    with torch.no_grad():
+        out = model.double()(image[None].double())
+    expected = reference.two_pass(
+        image,
+        weights,
+        patch_size=16,
+        heads=heads,
+        background=background,
+        reducers=(
+            slow() if passes in ("first", "both") else None,
+            slow() if passes in ("second", "both") else None,
+        ),
+        **shared,
+    )
+    gca = out.selection.gca[0].double()
+    torch.testing.assert_close(gca, expected["gca"], atol=1e-7, rtol=1e-5)
+    assert out.selection.fine_indices[0].tolist() == expected["fine_indices"]
+    for found in ("first_logits", "second_logits"):
+        torch.testing.assert_close(getattr(out, found)[0], expected[found], atol=1e-4, rtol=1e-4)
+
+
+def test_class_attention_is_shared_out_in_full():
+    """What a token draws goes to the cells it stands for: the cells' sum is the tokens' sum."""
+    model = lfvit.create_model(
+        "cf_vit",
+        backbone={"embed_dim": 24, "depth": 5, "num_heads": 2, "patch_size": 8},
+        image_size=112,
+        beta=0.0,  # the last block alone
+        reducer={"name": "tome", "r": 8, "passes": "first"},
+    ).eval()
+    images = torch.randn(2, 3, 112, 112)
+    with torch.no_grad():
+        gca = model(images).selection.gca.flatten(1)
+    assert (gca > 0).all()
+    assert (gca.sum(dim=1) < 1).all()  # the class token looks at itself as well
+    assert (gca.sum(dim=1) > 0.5).all()
+    assert all(len(cells.unique()) <= 49 - 4 * 8 for cells in gca)  # cells of one token are alike
