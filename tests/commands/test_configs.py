@@ -10,6 +10,8 @@ from conftest import NEEDLE_FAST, ROOT
 from lfvit.commands.setup import build_model
 from lfvit.commands.train import check, train
 from lfvit.errors import ConfigError, TrainingError
+from lfvit.models import METHODS
+from lfvit.models.reduction import REDUCERS
 
 FAST = ("debug=fast", "callbacks.progress=null", "trainer.accelerator=cpu", "data.num_workers=0")
 
@@ -86,6 +88,23 @@ def test_options_of_every_group(composed, tmp_path, group, option):
     )
     give_a_start(cfg, tmp_path, num_classes=6)
     assert train(cfg)["steps"] == 1
+
+
+@pytest.mark.parametrize("backbone", ["vit_micro", "lv_vit_micro"])
+@pytest.mark.parametrize("reducer", ["none", *REDUCERS])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_with_every_reducer_on_every_backbone(
+    composed, tmp_path, method, reducer, backbone
+):
+    small = [o for o in NEEDLE_FAST if o.startswith(("data", "backbone"))]
+    settings = [f"method={method}", f"reducer={reducer}", f"backbone={backbone}", *small, *FAST]
+    cfg = composed("train", *settings, "logger=none", f"run_dir={tmp_path}")
+    drops = reducer != "none" and REDUCERS[reducer].drops
+    if drops and (method != "vit" or backbone != "vit_micro"):
+        with pytest.raises(ConfigError, match="drops"):
+            train(cfg)
+    else:
+        assert train(cfg)["steps"] == 1
 
 
 def test_overfitting_works_with_a_published_recipe(composed):

@@ -7,10 +7,12 @@ import torch
 
 import lfvit
 from conftest import NEEDLE_FAST
-from lfvit.commands.setup import load_trained
+from lfvit.commands.setup import build_model, load_trained
 from lfvit.commands.train import train
 from lfvit.data import Batch
-from lfvit.errors import CheckpointError, TrainingError
+from lfvit.errors import CheckpointError, ConfigError, TrainingError
+from lfvit.models.reduction.patch import answer, unreduced
+from lfvit.training.losses import divergence
 from lfvit.training.module import Classifier
 from lfvit.training.schedule import Schedule
 
@@ -119,14 +121,20 @@ def threads(request):
         (1, ["augment=deit"]),
         (2, ["augment=deit"]),
         (1, ["augment=lv_vit", "backbone=lv_vit_micro"]),
+        (1, ["method=vit", "reducer=dynamic_vit", "schedule.distill_weight=1"]),
+        (1, ["reducer=frequency", "schedule.distill_weight=1"]),
     ],
     indirect=["threads"],
 )
 def test_a_resumed_run_ends_like_an_uninterrupted_one(composed, tmp_path, threads, recipe):
     settings = [*NEEDLE_FAST, "schedule.drop_path_rate=0.2", *recipe, "schedule.epochs=4"]
-    train(composed("train", *settings, f"run_dir={tmp_path / 'whole'}"))
+    start = []
+    if any("distill" in setting for setting in recipe):  # the resumed run has it from the file
+        torch.save(build_model(composed("train", *settings), 6).state_dict(), tmp_path / "start")
+        start = [f"init_from={tmp_path / 'start'}"]
+    train(composed("train", *settings, *start, f"run_dir={tmp_path / 'whole'}"))
     # stop in the third of the four epochs, then go on from the last checkpoint
-    interrupted = composed("train", *settings, f"run_dir={tmp_path / 'first'}")
+    interrupted = composed("train", *settings, *start, f"run_dir={tmp_path / 'first'}")
 
     class Stop(Exception):
         pass
@@ -237,3 +245,58 @@ def test_weights_that_break_in_the_last_step_are_not_saved(composed, tmp_path, m
     with pytest.raises(TrainingError, match="is not finite any more at the end of epoch 1"):
         train(composed("train", *NEEDLE_FAST, f"run_dir={tmp_path}"))
     assert (tmp_path / "checkpoints" / "last.ckpt").read_bytes() == before[0]
+
+
+@pytest.mark.parametrize("method", ["vit", "lf_vit"])
+def test_the_teacher_is_the_model_without_its_reducer(tiny, at_epoch, method):
+    options = {"backbone": tiny, "image_size": 112, "num_classes": 4}
+    model = lfvit.create_model(method, reducer={"name": "evit", "keep_rate": 0.3}, **options)
+    teacher = unreduced(model)
+    losses = []
+    for weight in (0.0, 2.0):
+        schedule = Schedule(epochs=4, selection_start=0, warmup_epochs=0, distill_weight=weight)
+        module = Classifier(model, schedule, num_classes=4, teacher=teacher if weight else None)
+        at_epoch(3)
+        losses.append(module.training_step(batch(torch.ones(2, 3, 112, 112)), 0))
+    data = batch(torch.ones(2, 3, 112, 112))
+    with torch.no_grad():
+        taught, wanted = model(data.images), teacher(data.images)
+        if method != "vit":
+            taught, wanted = taught.second_logits, wanted.second_logits
+    assert not torch.allclose(taught, wanted)
+    torch.testing.assert_close(losses[1] - losses[0], 2 * divergence(taught, wanted))
+    losses[1].backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert not any("teacher" in name for name in module.state_dict())
+    assert lfvit.count_macs(teacher) > lfvit.count_macs(model)
+
+
+def test_divergence_is_what_it_is_called():
+    student, teacher = torch.randn(5, 7), torch.randn(5, 7)
+    p, q = teacher.softmax(1), student.softmax(1)
+    expected = sum((p[i] * (p[i] / q[i]).log()).sum() for i in range(5)) / 5
+    torch.testing.assert_close(divergence(student, teacher), expected)
+
+
+def test_a_learned_reducer_learns_its_share_from_the_training_step(tiny, at_epoch):
+    options = {"backbone": tiny, "image_size": 112, "num_classes": 4}
+    model = lfvit.create_model("vit", reducer="dynamic_vit", **options)
+    schedule = Schedule(epochs=4, selection_start=0, warmup_epochs=0, distill_weight=1.0)
+    teacher = unreduced(model)
+    module = Classifier(model, schedule, num_classes=4, teacher=teacher).train()
+    at_epoch(0)
+    data = batch()
+    torch.manual_seed(0)
+    loss = module.training_step(data, 0)
+    torch.manual_seed(0)
+    logits, tokens, run = answer(model, data.images)
+    wanted, theirs, _ = answer(teacher, data.images)
+    expected = torch.nn.functional.cross_entropy(logits, data.targets)
+    expected = expected + divergence(logits, wanted)
+    expected = expected + model.blocks.reducer.loss(run.carried, tokens, theirs)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    for name, parameter in model.blocks.reducer.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+    with pytest.raises(ConfigError, match="compile=true"):
+        Classifier(model, schedule, num_classes=4, compile_passes=True)
