@@ -40,6 +40,19 @@ def test_rows(composed, tmp_path, precision):
     assert half["gmacs"] == pytest.approx(sum(ends) / 2)
 
 
+def test_reducers_are_timed_beside_the_model_they_shorten(composed, tmp_path):
+    more = ["{name:vit,reducer:evit}", "{name:lf_vit,reducer:{name:tome,r:5,passes:second}}"]
+    overrides = [
+        f"+models.{name}={spec}" for name, spec in zip(["evit", "both"], more, strict=True)
+    ]
+    cfg = composed("benchmark", *FAST[:3], "batch_sizes=[2]", *FAST[4:], *overrides)
+    cfg.run_dir = str(tmp_path)
+    gmacs = {(r["model"], r["exit_fraction"]): r["gmacs"] for r in benchmark(cfg)}
+    assert gmacs["evit", None] < gmacs["vit", None]
+    assert gmacs["both", 0.0] < gmacs["lf_vit", 0.0]
+    assert gmacs["both", 1.0] == gmacs["lf_vit", 1.0]
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

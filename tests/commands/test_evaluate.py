@@ -112,6 +112,23 @@ def test_single_settings_of_the_checkpoint_can_be_replaced(run):
     assert found["second"]["gmacs"] < run()["second"]["gmacs"]
 
 
+def test_a_reducer_can_be_put_into_a_trained_model_and_taken_out(run, composed, tmp_path):
+    plain, merged = run(), run("reducer=tome", "reducer.r=8", "reducer.passes=second")
+    assert plain["reducer"] == {"name": "none"}
+    assert merged["reducer"]["r"] == 8
+    assert merged["first"] == plain["first"]
+    assert merged["second"]["gmacs"] < 0.9 * plain["second"]["gmacs"]
+    assert merged["macs_counter"] == "closed form, equal to fvcore"
+    settings = [*NEEDLE_FAST, "method=vit", "reducer=frequency", "schedule.epochs=1"]
+    train(composed("train", *settings, f"run_dir={tmp_path / 'frequency'}"))
+    checkpoint = tmp_path / "frequency" / "checkpoints" / "last.ckpt"
+    own, less = run(checkpoint=checkpoint), run("reducer.removed=0.8", checkpoint=checkpoint)
+    without = run("reducer=none", checkpoint=checkpoint)
+    assert less["first"]["gmacs"] < own["first"]["gmacs"] < without["first"]["gmacs"]
+    with pytest.raises(ConfigError, match="reducer=frequency has no setting 'r'"):
+        run("reducer.r=3", checkpoint=checkpoint)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
