@@ -41,11 +41,12 @@ def test_rows(composed, tmp_path, precision):
 
 
 def test_reducers_are_timed_beside_the_model_they_shorten(composed, tmp_path):
-    more = ["{name:vit,reducer:evit}", "{name:lf_vit,reducer:{name:tome,r:5,passes:second}}"]
     overrides = [
-        f"+models.{name}={spec}" for name, spec in zip(["evit", "both"], more, strict=True)
+        "batch_sizes=[2]",
+        "+models.evit={name:vit,reducer:evit}",
+        "+models.both={name:lf_vit,reducer:{name:tome,r:5,passes:second}}",
     ]
-    cfg = composed("benchmark", *FAST[:3], "batch_sizes=[2]", *FAST[4:], *overrides)
+    cfg = composed("benchmark", *FAST, *overrides)
     cfg.run_dir = str(tmp_path)
     gmacs = {(r["model"], r["exit_fraction"]): r["gmacs"] for r in benchmark(cfg)}
     assert gmacs["evit", None] < gmacs["vit", None]
