@@ -136,24 +136,6 @@ def test_embedding_some_patches_is_embedding_all_and_taking_some(mixed):
         torch.testing.assert_close(some[b], every[b, positions[b]])
 
 
-@pytest.mark.parametrize("patch_size", [16, 8])
-@pytest.mark.parametrize("method", ["lf_vit", "cf_vit"])
-def test_early_exit_gives_the_logits_of_the_pass_that_answered(method, patch_size):
-    model = lfvit.create_model(
-        method, backbone={**SPEC, "patch_size": patch_size}, image_size=96, num_classes=7
-    ).eval()
-    images = torch.randn(5, 3, 96, 96)
-    with torch.no_grad():
-        out = model(images)
-    confidence = out.first_logits.softmax(1).amax(1)
-    for threshold in (0.0, confidence.median().item(), 1.01):
-        found = model.infer(images, threshold)
-        exits = confidence >= threshold
-        expected = torch.where(exits[:, None], out.first_logits, out.second_logits)
-        torch.testing.assert_close(found.logits, expected, atol=1e-5, rtol=1e-5)
-        assert found.exited.tolist() == exits.tolist()
-
-
 def test_dense_outputs_are_the_second_passes_and_plain_vits_have_none(tiny):
     out = lv_vit("cf_vit")(torch.randn(2, 3, 96, 96))
     assert out.dense.token_logits.shape == (2, 4 * 5 + 4, 7)  # 5 of 9 cells become fine

@@ -11,9 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from lfvit.checks import check_range, check_whole
-from lfvit.commands.setup import load_trained, model_overrides, open_data, trainer_settings
+from lfvit.commands.setup import (
+    check_one_device,
+    load_trained,
+    model_overrides,
+    open_data,
+    prediction_trainer,
+)
 from lfvit.data.batches import ImageSource
-from lfvit.errors import ConfigError
 from lfvit.measure.diagnosis import Diagnosis, summarise
 from lfvit.report.diagnosis import plot_diagnosis
 from lfvit.runs import environment, start_run, write_json
@@ -34,23 +39,13 @@ def diagnose(cfg: DictConfig) -> dict[str, Any]:
     check_range("removed", cfg.removed, 0, 1, above=True, below=True)
     if cfg.images is not None:
         check_whole("images", cfg.images, 1)
-    if cfg.trainer.devices not in (1, "1"):
-        raise ConfigError(
-            f"trainer.devices={cfg.trainer.devices}: diagnose.py counts every image once, on one "
-            "device; use trainer.devices=1"
-        )
+    check_one_device(cfg)
     model, record = load_trained(cfg.ckpt_path, model_overrides(cfg))
     data = open_data(cfg, record)
     data.val_images = Subset(data.val_images, cfg.images)
     run_dir = start_run(cfg)
     L.seed_everything(record.get("seed", 0), verbose=False)
-    trainer = L.Trainer(
-        **trainer_settings(cfg),
-        logger=False,
-        enable_checkpointing=False,
-        default_root_dir=run_dir,
-        use_distributed_sampler=False,
-    )
+    trainer = prediction_trainer(cfg, run_dir)
     batches: Any = trainer.predict(Diagnosis(model, cfg.removed), datamodule=data)
     found = {
         "checkpoint": str(Path(cfg.ckpt_path).absolute()),

@@ -9,7 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from lfvit.checks import check_range, check_whole
-from lfvit.commands.setup import load_trained, model_overrides, open_data, trainer_settings
+from lfvit.commands.setup import (
+    check_one_device,
+    load_trained,
+    model_overrides,
+    open_data,
+    prediction_trainer,
+)
 from lfvit.errors import ConfigError
 from lfvit.measure.costs import count_macs, trace_macs
 from lfvit.measure.evaluation import Collector, join, results
@@ -29,24 +35,14 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     check_range("calibration", cfg.calibration, 0, 1, above=True, below=True)
     check_range("max_loss", cfg.max_loss, 0, 100)
     check_whole("calibration_seed", cfg.calibration_seed, 0)
-    if cfg.trainer.devices not in (1, "1"):
-        raise ConfigError(
-            f"trainer.devices={cfg.trainer.devices}: evaluate.py counts every image once, on one "
-            "device; use trainer.devices=1"
-        )
+    check_one_device(cfg)
     model, record = load_trained(cfg.ckpt_path, model_overrides(cfg))
     data = open_data(cfg, record)
     run_dir = start_run(cfg)
     if cfg.verify_macs:
         _verify_macs(model, record["image_size"])
     L.seed_everything(record.get("seed", 0), verbose=False)
-    trainer = L.Trainer(
-        **trainer_settings(cfg),
-        logger=False,
-        enable_checkpointing=False,
-        default_root_dir=run_dir,
-        use_distributed_sampler=False,
-    )
+    trainer = prediction_trainer(cfg, run_dir)
     batches: Any = trainer.predict(Collector(model), datamodule=data)
     outputs = join([batch for batch in batches if batch is not None])
     found = {

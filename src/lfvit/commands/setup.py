@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import hydra
+import lightning as L
 import torch
 from omegaconf import DictConfig
 from torch import nn
@@ -160,6 +161,26 @@ def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
         gpu = settings.get("accelerator") != "cpu" and torch.cuda.is_available()
         settings["precision"] = "bf16-mixed" if gpu else "32-true"
     return settings
+
+
+def prediction_trainer(cfg: DictConfig, run_dir: Path) -> L.Trainer:
+    """Lightning's Trainer for going through a set of images once, on one device."""
+    return L.Trainer(
+        **trainer_settings(cfg),
+        logger=False,
+        enable_checkpointing=False,
+        default_root_dir=run_dir,
+        use_distributed_sampler=False,
+    )
+
+
+def check_one_device(cfg: DictConfig) -> None:
+    """Refuse several devices where every image has to be counted once."""
+    if cfg.trainer.devices not in (1, "1"):
+        raise ConfigError(
+            f"trainer.devices={cfg.trainer.devices}: every image is counted once, on one device; "
+            "use trainer.devices=1"
+        )
 
 
 def find_device(accelerator: str) -> torch.device:

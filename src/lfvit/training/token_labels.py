@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lfvit.data.batches import Batch
 from lfvit.errors import ConfigError
+from lfvit.models.indexing import take
 from lfvit.models.lv_vit import Dense
 from lfvit.models.selection import Selection, remaining_cells
 from lfvit.models.token_mix import TokenMix
@@ -71,12 +72,12 @@ def second_pass_labels(patches: Tensor, selection: Selection, background: bool) 
     Returns:
         (B, 4k + g*g - k, C), or (B, 4k, C) without coarse tokens.
     """
-    fine = _take(patches, selection.fine_indices)
+    fine = take(patches, selection.fine_indices)
     if not background:
         return fine
     g = selection.gca.shape[-1]
     cells = patches.unflatten(1, (g, 2, g, 2)).mean(dim=(2, 4)).flatten(1, 2)  # (B, g*g, C)
-    return torch.cat([fine, _take(cells, remaining_cells(selection.cells, g))], dim=1)
+    return torch.cat([fine, take(cells, remaining_cells(selection.cells, g))], dim=1)
 
 
 def token_labelling_loss(dense: Dense, images: Tensor, tokens: Tensor, weight: float) -> Tensor:
@@ -101,8 +102,3 @@ def token_labelling_loss(dense: Dense, images: Tensor, tokens: Tensor, weight: f
         )
     loss = F.cross_entropy(dense.token_logits.flatten(0, 1), tokens.flatten(0, 1))
     return F.cross_entropy(dense.class_logits, images) + weight * loss
-
-
-def _take(labels: Tensor, positions: Tensor) -> Tensor:
-    """labels (B, n, C) at positions (B, K) -> (B, K, C)."""
-    return labels.gather(1, positions[:, :, None].expand(-1, -1, labels.shape[-1]))
