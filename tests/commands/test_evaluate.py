@@ -136,7 +136,7 @@ def test_a_reducer_can_be_put_into_a_trained_model_and_taken_out(run, composed, 
         ("calibration=1", "calibration=1"),
         ("max_loss=-1", "max_loss=-1"),
         ("method.region_size=9", "region_size=9 does not fit"),
-        ("trainer.devices=2", "evaluate.py counts every image once, on one device"),
+        ("trainer.devices=2", "every image is counted once, on one device"),
     ],
 )
 def test_wrong_settings(run, override, message):
