@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"  # safe for colour blindness
+PALETTE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#B8A400", "#000000", GREY)
+ENDS = {"first": ("o", "first pass alone"), "second": ("s", "both passes")}
 STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -34,29 +36,35 @@ def plot_evaluation(found: Mapping[str, Any], path: Path) -> None:
 def plot_comparison(models: Mapping[str, Mapping[str, Any]], paths: Iterable[Path]) -> None:
     """Several evaluate.json in one plot of accuracy against GMACs."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6, 4), layout="constrained")
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.subplots()
-        colours = cycle((BLUE, ORANGE, GREEN, GREY))
+        colours = cycle(PALETTE)
+        two_pass = sum(bool(found["curve"]) for found in models.values())
         for (name, found), colour in zip(models.items(), colours, strict=False):
             if found["curve"]:
-                draw_curve(axes, found, name, colour)
+                draw_curve(axes, found, name, colour, name_ends=two_pass == 1)
             else:
                 point = found["first"]
                 axes.plot(point["gmacs"], point["top1"], "D", color=colour, label=name, zorder=4)
+        if two_pass > 1:  # once for all of them
+            for marker, text in ENDS.values():
+                axes.plot([], [], marker, color=GREY, label=text)
         _finish_cost_axes(axes)
         for path in paths:
             figure.savefig(path, dpi=150)
 
 
-def draw_curve(axes: Axes, found: Mapping[str, Any], name: str, colour: str) -> None:
+def draw_curve(
+    axes: Axes, found: Mapping[str, Any], name: str, colour: str, name_ends: bool = True
+) -> None:
     """The early-exit curve of a two-pass model, with its two ends marked."""
     curve = sorted(found["curve"], key=lambda point: point["gmacs"])
     axes.plot([p["gmacs"] for p in curve], [p["top1"] for p in curve], color=colour, label=name)
-    for point, marker, text in (
-        (found["first"], "o", "first pass alone"),
-        (found["second"], "s", "both passes"),
-    ):
+    for end, (marker, text) in ENDS.items():
+        point = found[end]
         axes.plot(point["gmacs"], point["top1"], marker, color=colour, zorder=3)
+        if not name_ends:
+            continue
         axes.annotate(
             text,
             (point["gmacs"], point["top1"]),
