@@ -89,8 +89,7 @@ def _build(cfg: DictConfig, name: str, device: torch.device, dtype: torch.dtype)
     if not cfg.compile:
         return model
     if isinstance(model, TwoStageViT):  # one graph per pass; what lies between depends on data
-        model.first_pass = torch.compile(model.first_pass)  # type: ignore[method-assign]
-        model.second_pass = torch.compile(model.second_pass)  # type: ignore[method-assign]
+        model.compile_passes()
         return model
     model.compile()
     return model

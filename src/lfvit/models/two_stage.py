@@ -165,7 +165,9 @@ class TwoStageViT(nn.Module):
         return TwoStageOutput(first.logits, second.logits, selection, second.dense)
 
     @torch.no_grad()
-    def infer(self, images: Tensor, threshold: float, view: Tensor | None = None) -> Inference:
+    def infer(
+        self, images: Tensor, threshold: float, view: Tensor | None = None, *, bucket: int = 1
+    ) -> Inference:
         """Early exit: only images whose confidence is below `threshold` are looked at again.
 
         Works for any batch, including one image, none left and all left. Without gradients.
@@ -174,19 +176,36 @@ class TwoStageViT(nn.Module):
             images: (B, 3, S, S), normalised.
             threshold: eta; 0 answers everything in the first pass, above 1 nothing.
             view: (B, 3, S/2, S/2) if already made.
+            bucket: the second pass runs on a multiple of so many images, the last one repeated,
+                so that compiled passes meet few sizes.
         """
+        first, answers = self.look_once(images, threshold, view)
+        rest = (~answers.exited).nonzero()[:, 0]  # the one place that waits for the device
+        if not len(rest):
+            return answers
+        again = torch.cat([rest, rest[-1:].expand(-len(rest) % bucket)])
+        second = self.second_pass(
+            images[again], FirstPass(*(t[again] for t in first)), answers.selection.rows(again)
+        ).logits[: len(rest)]
+        logits = answers.logits.index_copy(0, rest, second.to(answers.logits.dtype))
+        return answers._replace(logits=logits)
+
+    def look_once(
+        self, images: Tensor, threshold: float, view: Tensor | None = None
+    ) -> tuple[FirstPass, Inference]:
+        """The first pass, and its answers, right or not where ``exited`` is false."""
         first = self.first_pass(images, view)
         selection = self.select(Scores(first.gca, first.last))
         confidence = first.logits.float().softmax(dim=1).amax(dim=1)
-        exited = confidence >= threshold
-        logits = first.logits
-        rest = (~exited).nonzero()[:, 0]  # the one place that waits for the device
-        if len(rest):
-            second = self.second_pass(
-                images[rest], FirstPass(*(t[rest] for t in first)), _rows(selection, rest)
-            ).logits
-            logits = logits.index_copy(0, rest, second.to(logits.dtype))
-        return Inference(logits, exited, confidence, selection)
+        return first, Inference(first.logits, confidence >= threshold, confidence, selection)
+
+    def compile_passes(self, **options: Any) -> None:
+        """Run each pass under `torch.compile` with these options, and what lies between as it is.
+
+        Later batches of one size, of which `infer` makes few with a `bucket`, reuse the graphs.
+        """
+        self.first_pass = torch.compile(self.first_pass, **options)  # type: ignore[method-assign]
+        self.second_pass = torch.compile(self.second_pass, **options)  # type: ignore[method-assign]
 
     def first_pass(
         self, images: Tensor, view: Tensor | None = None, mix: TokenMix | None = None
@@ -275,9 +294,3 @@ class TwoStageViT(nn.Module):
                 f"{side} x {side}), not a view of {view.shape[-2]} x {view.shape[-1]}; create the "
                 "model with the image_size of the data"
             )
-
-
-def _rows(selection: Selection, rows: Tensor) -> Selection:
-    """The selection of some images of the batch."""
-    picked: Any = [None if t is None else t[rows] for t in selection]
-    return Selection(*picked)

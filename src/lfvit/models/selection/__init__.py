@@ -7,7 +7,7 @@ checks and the parametrised tests pick it up from the registry.
 
 import importlib
 import pkgutil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -33,6 +33,11 @@ class Selection(NamedTuple):
     region: Tensor | None
     cells: Tensor
     fine_indices: Tensor
+
+    def rows(self, images: Tensor) -> "Selection":
+        """Those of some images of the batch, by number (K,)."""
+        picked: Any = [None if part is None else part[images] for part in self]
+        return Selection(*picked)
 
 
 def select(scores: Scores, name: str, region_size: int, alpha: float) -> Selection:
