@@ -9,7 +9,7 @@ from timm.layers import Attention
 import lfvit
 from conftest import ROOT
 from lfvit.errors import ConfigError
-from lfvit.measure.costs import expected_gmacs, trace_macs
+from lfvit.measure.costs import expected_gmacs, mac_parts, trace_macs
 
 
 def gmacs(method, image_size, stage=None, **options):
@@ -131,6 +131,19 @@ def test_passes_add_up_and_early_exit_interpolates(tiny):
     assert first + second == lfvit.count_macs(model)
     assert expected_gmacs(first, second, 1.0) == first / 1e9
     assert expected_gmacs(first, second, 0.25) == pytest.approx((first + 0.75 * second) / 1e9)
+
+
+def test_parts_say_where_it_goes(tiny):
+    options = {"backbone": tiny, "image_size": 112, "num_classes": 7}
+    model = lfvit.create_model("lf_vit", reducer={"name": "evit", "passes": "second"}, **options)
+    parts = mac_parts(model)
+    assert sum(parts.values()) == lfvit.count_macs(model)
+    assert list(mac_parts(model, "second")) == [k for k in parts if k.startswith("second ")]
+    assert parts["second block 1"] > parts["second block 3"] > parts["second block 5"]
+    assert parts["first block 4"] - parts["first block 3"] == 50 * 24  # its class row counts
+    assert list(mac_parts(lfvit.create_model("vit", **options))) == [
+        *("embed", "block 1", "block 2", "block 3", "block 4", "block 5", "head"),
+    ]
 
 
 def test_wrong_questions(tiny):

@@ -40,12 +40,28 @@ def count_macs(model: nn.Module, stage: str | None = None) -> float:
     Raises:
         ConfigError: unknown stage, a stage of a one-pass model, or a model it cannot count.
     """
+    return float(sum(mac_parts(model, stage).values()))
+
+
+def mac_parts(model: nn.Module, stage: str | None = None) -> dict[str, int]:
+    """Where the MACs of `count_macs` go, in the order of the forward.
+
+    Returns:
+        Part -> MACs: "embed" (stem and patches), "reuse", "block 1" and so on, "head" (final norm
+        and heads); of a two-pass model after "first " or "second ".
+
+    Raises:
+        ConfigError: as `count_macs`.
+    """
     if stage not in (None, "first", "second"):
         raise ConfigError(f"stage={stage!r} is unknown; valid: first, second, None")
     if isinstance(model, TwoStageViT):
-        macs = {"first": _first_pass, "second": _second_pass}
-        stages = macs if stage is None else [stage]
-        return float(sum(macs[name](model) for name in stages))
+        passes = {"first": _first_pass, "second": _second_pass}
+        return {
+            f"{name} {part}": macs
+            for name in (passes if stage is None else [stage])
+            for part, macs in passes[name](model).items()
+        }
     if stage is not None:
         raise ConfigError(f"stage={stage!r}: a {type(model).__name__} has one pass; use stage=None")
     foreign = ["another architecture"]
@@ -56,7 +72,7 @@ def count_macs(model: nn.Module, stage: str | None = None) -> float:
             f"cannot count this {type(model).__name__}, which has {'; '.join(foreign)}; use a "
             "plain ViT of timm or a model of lfvit.create_model"
         )
-    return float(_one_pass(model))
+    return _one_pass(model)
 
 
 def expected_gmacs(macs_first: float, macs_second: float, exit_fraction: float) -> float:
@@ -64,42 +80,45 @@ def expected_gmacs(macs_first: float, macs_second: float, exit_fraction: float) 
     return (macs_first + (1 - exit_fraction) * macs_second) / 1e9
 
 
-def _one_pass(vit: Any) -> int:
+def _one_pass(vit: Any) -> dict[str, int]:
     patches = vit.patch_embed.num_patches
-    macs, left = _blocks(vit.blocks, patches, vit.num_prefix_tokens)
-    macs += _norm(vit.norm_pre, patches + vit.num_prefix_tokens)
+    prefix = vit.num_prefix_tokens
+    blocks, left = _blocks(vit.blocks, patches, prefix)
     if reads_patches(vit):
         left = patches
+    embed = _embed(vit.patch_embed, vit.patch_embed.img_size[0], patches)
     # timm norms every token, then takes the class token
-    return (
-        _embed(vit.patch_embed, vit.patch_embed.img_size[0], patches)
-        + macs
-        + _norm(vit.norm, left + vit.num_prefix_tokens)
-        + _norm(vit.fc_norm, 1)
-        + _heads(vit, patches)
-    )
+    head = _norm(vit.norm, left + prefix) + _norm(vit.fc_norm, 1) + _heads(vit, patches)
+    return {"embed": embed + _norm(vit.norm_pre, patches + prefix), **blocks, "head": head}
 
 
-def _first_pass(model: TwoStageViT) -> int:
+def _first_pass(model: TwoStageViT) -> dict[str, int]:
     core, cells = model.backbone, model.grid**2
-    macs, left = _two_pass_blocks(core, cells, model.reducer_of("first"), model.gca_start)
+    reducer = model.reducer_of("first")
+    blocks, left = _blocks(core.blocks, cells, core.prefix, reducer, model.gca_start)
     embed = _embed(core.patch_embed, model.image_size // 2, cells)
-    return embed + macs + _norm(core.norm, 1 + left) + _heads(core, cells)
+    head = _norm(core.norm, 1 + left) + _heads(core, cells)
+    return {"embed": embed + _norm(core.norm_pre, core.prefix + cells), **blocks, "head": head}
 
 
-def _second_pass(model: TwoStageViT) -> int:
+def _second_pass(model: TwoStageViT) -> dict[str, int]:
     core, cells = model.backbone, model.grid**2
     kept = _kept_cells(model)
     patches = 4 * kept + (cells - kept if model.background else 0)
+    embed = _embed(core.patch_embed, model.image_size, 4 * kept)
     reuse = 0
     if model.reuse is not None:
         inputs = cells + model.reuse.to_class_token
         linears = [m for m in model.reuse.mlp.modules() if isinstance(m, nn.Linear)]
         reuse = _norm(model.reuse.norm, inputs) + sum(_weights(m, inputs) for m in linears)
-    embed = _embed(core.patch_embed, model.image_size, 4 * kept)
-    macs, left = _two_pass_blocks(core, patches, model.reducer_of("second"))
+    blocks, left = _blocks(core.blocks, patches, core.prefix, model.reducer_of("second"))
     normed = 1 if core.aux_head is None else 1 + left
-    return embed + reuse + macs + _norm(core.norm, normed) + _heads(core, patches)
+    return {
+        "embed": embed + _norm(core.norm_pre, core.prefix + patches),
+        "reuse": reuse,
+        **blocks,
+        "head": _norm(core.norm, normed) + _heads(core, patches),
+    }
 
 
 def _embed(patch_embed: Any, side: int, patches: int) -> int:
@@ -127,31 +146,23 @@ def _kept_cells(model: TwoStageViT) -> int:
         return model.select(Scores(blank, blank)).cells.shape[1]
 
 
-def _two_pass_blocks(
-    core: Any, patches: int, reducer: Reducer | None, class_rows_from: int | None = None
-) -> tuple[int, int]:
-    """`Backbone.run`: MACs, and the patch tokens left."""
-    macs, left = _blocks(core.blocks, patches, core.prefix, reducer, class_rows_from)
-    return macs + _norm(core.norm_pre, core.prefix + patches), left
-
-
 def _blocks(
     blocks: Any,
     patches: int,
     prefix: int,
     reducer: Reducer | None = None,
     class_rows_from: int | None = None,
-) -> tuple[int, int]:
-    """MACs of all blocks on a sequence of prefix and patch tokens, and the patch tokens left."""
+) -> tuple[dict[str, int], int]:
+    """Each block on a sequence of prefix and patch tokens, and the patch tokens left at the end."""
     if isinstance(blocks, ReducedBlocks):
         blocks, reducer = blocks.each, blocks.reducer
     reducer = reducer or Reducer()
-    macs, count = 0, patches
+    macs, count = {}, patches
     for index, block in enumerate(blocks):
-        macs += reducer.extra_macs(index, count, patches, prefix)
+        extra = reducer.extra_macs(index, count, patches, prefix)
         attended, count = reducer.lengths(index, count, patches)
         rows = class_rows_from is not None and index >= class_rows_from
-        macs += _block(block, prefix + attended, prefix + count, rows)
+        macs[f"block {index + 1}"] = extra + _block(block, prefix + attended, prefix + count, rows)
     return macs, count
 
 
