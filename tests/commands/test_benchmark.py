@@ -4,11 +4,17 @@ import csv
 import json
 
 import pytest
+import torch
 
+from conftest import NEEDLE_FAST
 from lfvit.commands.benchmark import benchmark
+from lfvit.commands.evaluate import evaluate
+from lfvit.commands.train import train
 from lfvit.errors import ConfigError
 
+FEW = tuple(f"~models.{name}" for name in ("cf_vit", "evit", "tome", "frequency"))
 FAST = (
+    *FEW,
     "backbone=vit_micro",
     "image_size=112",
     "num_classes=10",
@@ -40,18 +46,67 @@ def test_rows(composed, tmp_path, precision):
     assert half["gmacs"] == pytest.approx(sum(ends) / 2)
 
 
-def test_reducers_are_timed_beside_the_model_they_shorten(composed, tmp_path):
-    overrides = [
-        "batch_sizes=[2]",
-        "+models.evit={name:vit,reducer:evit}",
-        "+models.both={name:lf_vit,reducer:{name:tome,r:5,passes:second}}",
-    ]
-    cfg = composed("benchmark", *FAST, *overrides)
-    cfg.run_dir = str(tmp_path)
-    gmacs = {(r["model"], r["exit_fraction"]): r["gmacs"] for r in benchmark(cfg)}
-    assert gmacs["evit", None] < gmacs["vit", None]
+def test_the_yardsticks_are_timed_beside_the_two_pass_models(composed, tmp_path):
+    more = "+models.both={name:lf_vit,reducer:{name:tome,r:5,passes:second}}"
+    overrides = [*FAST[len(FEW) :], "batch_sizes=[2]", "training=true", more, f"run_dir={tmp_path}"]
+    rows = benchmark(composed("benchmark", *overrides))
+    names = ["vit", "lf_vit", "cf_vit", "evit", "tome", "frequency", "both"]
+    steps = [row for row in rows if row["task"] == "training"]
+    assert [row["model"] for row in steps] == names
+    assert [row["exit_fraction"] for row in steps] == [None] * len(names)
+    found = [row for row in rows if row["task"] == "inference"]
+    assert list(dict.fromkeys(row["model"] for row in found)) == names
+    gmacs = {(row["model"], row["exit_fraction"]): row["gmacs"] for row in found}
+    assert all(gmacs[name, None] < gmacs["vit", None] for name in ("evit", "tome", "frequency"))
     assert gmacs["both", 0.0] < gmacs["lf_vit", 0.0]
     assert gmacs["both", 1.0] == gmacs["lf_vit", 1.0]
+    assert (tmp_path / "benchmark.png").stat().st_size > 10_000
+
+
+def test_a_trained_model_exits_as_it_does_on_its_images(composed, trained_run, tmp_path):
+    checkpoint = trained_run / "checkpoints" / "last.ckpt"
+    settings = ["batch_sizes=[16]", "warmup=0", "repeats=1", "accelerator=cpu"]
+    given = [f"ckpt_path={checkpoint}", "threshold=0.2", f"run_dir={tmp_path / 'speed'}"]
+    rows = benchmark(composed("benchmark", *FEW, *settings, *given))
+    (trained,) = (row for row in rows if row["model"] == "trained")
+    assert trained["exits"] == "measured at eta=0.2"
+    evaluation = composed(
+        "evaluate",
+        f"ckpt_path={checkpoint}",
+        "threshold=0.2",
+        "data.num_workers=0",
+        f"run_dir={tmp_path / 'evaluation'}",
+    )
+    point = evaluate(evaluation)["operating_point"]
+    assert trained["exit_fraction"] == pytest.approx(point["exit_fraction"])
+    assert trained["gmacs"] == pytest.approx(point["gmacs"])
+    same_size = [row["gmacs"] for row in rows if row["exit_fraction"] == 1.0]
+    assert same_size[0] == pytest.approx(evaluate(evaluation)["first"]["gmacs"])
+
+
+def test_a_one_pass_checkpoint_has_no_exits(composed, tmp_path):
+    settings = [*NEEDLE_FAST, "method=vit", "schedule.epochs=1", f"run_dir={tmp_path}"]
+    train(composed("train", *settings))
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    with pytest.raises(ConfigError, match="one-pass model, which has no exits"):
+        benchmark(composed("benchmark", *FAST, f"ckpt_path={checkpoint}"))
+
+
+@pytest.mark.parametrize("task", ["inference", "training"])
+def test_compiled(composed, tmp_path, task, monkeypatch):
+    """Everything that is timed is compiled; the compiler itself is not what is tested here."""
+    compiled = []
+    original = torch.compile
+
+    def eager(function, **options):
+        compiled.append(function)
+        return original(function, backend="eager", **options)
+
+    monkeypatch.setattr(torch, "compile", eager)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    overrides = ["batch_sizes=[2]", "compile=true", f"training={task == 'training'}"]
+    benchmark(composed("benchmark", *FAST, *overrides, f"run_dir={tmp_path}"))
+    assert len(compiled) == (3 if task == "inference" else 5)
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ from lfvit.commands.predict import look_at
 from lfvit.commands.setup import Trained, find_device, load_trained, open_data
 from lfvit.commands.train import check, train
 from lfvit.data import NeedleDataModule
-from lfvit.data.batches import Sample, TransformedImages
+from lfvit.data.batches import Sample
 from lfvit.data.datamodule import normalise
-from lfvit.errors import ConfigError, DataError
+from lfvit.errors import ConfigError
 from lfvit.measure.throughput import spread, time_interleaved
 from lfvit.models.two_stage import TwoStageViT
 from lfvit.report.pictures import save_looks
@@ -166,7 +166,7 @@ def _add_speed(rows: list[dict[str, Any]], found: dict[str, Any], cfg: DictConfi
     """Images per second of every row: all take turns on the same validation images."""
     device = find_device("auto")
     models = {name: _reload(result) for name, result in found.items()}
-    samples = _validation_samples(next(iter(models.values())), cfg.speed_images)
+    samples = _some_samples(next(iter(models.values())), cfg.speed_images)
     images = normalise(torch.stack([sample.pixels for sample in samples])).to(device)
     cases: dict[str, Any] = {}
     for number, row in enumerate(rows):
@@ -187,15 +187,9 @@ def _reload(result: dict[str, Any]) -> Trained:
     return load_trained(result["checkpoint"], {"reducer": result["reducer"]})
 
 
-def _validation_samples(trained: Trained, count: int) -> list[Sample]:
-    """Some of the images a model was evaluated on, spread over the classes."""
-    data = open_data(compose("evaluate"), trained.record)
-    images = TransformedImages(data.val_images, data.eval_transform())
-    chosen = torch.linspace(0, len(images) - 1, min(count, len(images))).long().tolist()
-    samples = [sample for i in chosen if isinstance(sample := images[i], Sample)]
-    if not samples:
-        raise DataError("not one validation image could be read")
-    return samples
+def _some_samples(trained: Trained, count: int) -> list[Sample]:
+    """Some of the images a model was evaluated on."""
+    return open_data(compose("evaluate"), trained.record).some_validation_samples(count)
 
 
 def _remarks(steps: dict[str, Step], cfg: DictConfig, generated: bool) -> list[str]:
@@ -239,7 +233,7 @@ def _localisation(found: dict[str, Any]) -> list[str]:
 def _draw_examples(trained: Trained, count: int, path: Path) -> None:
     """Validation images with the model's looks: half that exit, half that do not, if there are."""
     looks = []
-    for sample in _validation_samples(trained, 100):
+    for sample in _some_samples(trained, 100):
         _, look = look_at(trained, sample.pixels, top=1)
         looks.append(look._replace(box=sample.box))
     early = [look for look in looks if look.exited]

@@ -129,6 +129,20 @@ class ImageDataModule(L.LightningDataModule, ABC):
             TransformedImages(self.val_images, self.eval_transform()), sampler, drop_last=False
         )
 
+    def some_validation_samples(self, count: int) -> list[Sample]:
+        """At most so many validation images, spread over the classes, as evaluation sees them.
+
+        Raises:
+            DataError: none of them can be read.
+        """
+        self.setup()
+        images = TransformedImages(self.val_images, self.eval_transform())
+        chosen = torch.linspace(0, len(images) - 1, min(count, len(images))).long().tolist()
+        samples = [sample for i in chosen if isinstance(sample := images[i], Sample)]
+        if not samples:
+            raise DataError("not one validation image could be read")
+        return samples
+
     def predict_dataloader(self) -> DataLoader[Sample | str]:
         return self.val_dataloader()
 

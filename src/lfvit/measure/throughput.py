@@ -12,7 +12,12 @@ from lfvit.models.two_stage import TwoStageViT
 
 
 def time_interleaved(
-    cases: Mapping[str, Callable[[], object]], *, warmup: int, repeats: int, device: torch.device
+    cases: Mapping[str, Callable[[], object]],
+    *,
+    warmup: int,
+    repeats: int,
+    device: torch.device,
+    gradients: bool = False,
 ) -> dict[str, list[float]]:
     """Seconds of every repetition of every case.
 
@@ -23,9 +28,10 @@ def time_interleaved(
         cases: name -> what is timed.
         warmup: untimed rounds first.
         repeats: timed rounds.
+        gradients: whether the cases need them; otherwise everything runs in inference mode.
     """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
-    with torch.inference_mode():
+    with torch.inference_mode(mode=not gradients):
         for round_ in range(warmup + repeats):
             for name, run in cases.items():
                 _synchronise(device)
@@ -50,6 +56,15 @@ def threshold_for(model: TwoStageViT, images: Tensor, exit_fraction: float) -> f
     if exits == len(images):
         return 0.0
     return (confidence[exits - 1] + confidence[exits]).item() / 2
+
+
+def peak_memory(run: Callable[[], object], device: torch.device) -> float | None:
+    """Most memory in use during one call, in 1e6 bytes; None on a CPU, which does not tell."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    return torch.cuda.max_memory_allocated(device) / 1e6
 
 
 def quantile(values: Sequence[float], share: float) -> float:

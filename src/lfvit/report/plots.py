@@ -1,6 +1,6 @@
 """Figures, drawn from the contents of result files."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,40 @@ def draw_thresholds(axes: Axes, curve: list[dict[str, float]]) -> None:
     exits.yaxis.label.set_color(ORANGE)
     exits.grid(False)
     exits.spines["right"].set_visible(True)
+
+
+def plot_speed(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Rows of benchmark.py: measured speed-up against the ratio of MACs, one picture per task."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6 * len(tasks), 4.5), layout="constrained")
+        for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+            chosen = [row for row in rows if row["task"] == task]
+            names = list(dict.fromkeys(row["model"] for row in chosen))
+            sizes = sorted({row["batch_size"] for row in chosen})
+            for row in chosen:
+                axes.plot(
+                    row["ideal_speedup"],
+                    row["measured_speedup"],
+                    "o^sDv<>"[sizes.index(row["batch_size"]) % 7],
+                    color=PALETTE[names.index(row["model"]) % len(PALETTE)],
+                )
+            for name, colour in zip(names, cycle(PALETTE), strict=False):
+                axes.plot([], [], "-", color=colour, label=name)
+            for size, marker in zip(sizes, cycle("o^sDv<>"), strict=False):
+                axes.plot([], [], marker, color=GREY, ls="", label=f"batch of {size}")
+            end = max(max(row["ideal_speedup"], row["measured_speedup"]) for row in chosen) * 1.05
+            axes.plot([0, end], [0, end], color=GREY, ls=":", lw=1, zorder=0)
+            base = chosen[0]["compared_with"]
+            axes.set(
+                title=task,
+                xlabel=f"ideal speed-up: MACs of {base} / MACs",
+                ylabel=f"measured speed-up over {base}",
+                xlim=(0, end),
+                ylim=(0, end),
+            )
+            axes.legend(frameon=False, loc="upper left", fontsize=8)
+        figure.savefig(path, dpi=150)
 
 
 def _finish_cost_axes(axes: Axes) -> None:
