@@ -219,15 +219,16 @@ def _remarks(steps: dict[str, Step], cfg: DictConfig, generated: bool) -> list[s
 
 
 def _localisation(found: dict[str, Any]) -> list[str]:
-    lines = []
-    for name, result in found.items():
-        if "localisation" in result:
-            ours, chance = (result["localisation"][k] for k in ("region", "random_windows"))
-            lines.append(
-                f"{name}'s region holds the whole object in {100 * ours['whole']:.1f} % of the "
-                f"images; a random window in {100 * chance['whole']:.1f} %."
-            )
-    return lines
+    """How often the second pass looks at the object, where the data knows where it is."""
+    known = {name: r["localisation"] for name, r in found.items() if "localisation" in r}
+    if not known:
+        return []
+    shares = [f"{name} {100 * parts['region']['whole']:.1f} %" for name, parts in known.items()]
+    chance = next(iter(known.values()))["random_windows"]["whole"]
+    return [
+        "Images in which the second pass sees the whole object in full resolution: "
+        f"{', '.join(shares)}; with a window anywhere {100 * chance:.1f} %."
+    ]
 
 
 def _draw_examples(trained: Trained, count: int, path: Path) -> None:
