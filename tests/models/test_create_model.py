@@ -88,6 +88,7 @@ def test_pretrained_positions_fill_both_grids(monkeypatch):
         ({"name": "none", "keep_rate": 0.5}, "reducer.keep_rate=0.5 is set, but there is no reduc"),
         ({"keep_rate": 0.5}, "there is no reducer; name one as well: dynamic_vit, evit"),
         ({"name": "evit", "passes": "third"}, "reducer.passes='third' is unknown"),
+        ("evti", "reducer.name='evti' is unknown"),
         (3, "reducer=3 must be a name, or a mapping"),
     ],
 )

@@ -191,6 +191,17 @@ def test_resuming_with_another_model_is_refused(composed, trained_run, tmp_path,
         train(cfg)
 
 
+def test_a_checkpoint_older_than_a_setting_can_be_resumed(composed, trained_run, tmp_path):
+    content = torch.load(trained_run / "checkpoints" / "last.ckpt", weights_only=True)
+    del content["lfvit"]["reducer"]
+    older = tmp_path / "older.ckpt"
+    torch.save(content, older)
+    settings = [*NEEDLE_FAST, f"ckpt_path={older}", f"run_dir={tmp_path}"]
+    assert train(composed("train", *settings))["epochs"] == 2
+    with pytest.raises(CheckpointError, match="was trained with reducer={'name': 'none'}, not"):
+        train(composed("train", *settings, "reducer=evit"))
+
+
 def test_starting_from_weights_is_not_resuming(composed, trained_run, tmp_path):
     weights_only = tmp_path / "weights.pth"
     torch.save(weights(trained_run), weights_only)

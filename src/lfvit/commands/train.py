@@ -29,6 +29,9 @@ from lfvit.training.token_labels import has_aux_head
 
 log = logging.getLogger(__name__)
 
+NOT_RECORDED = {"reducer": {"name": "none"}}
+"""What checkpoints mean that were written before there was such a setting."""
+
 
 def train(cfg: DictConfig) -> dict[str, Any]:
     """Train as configured; also callable from tests and from other code.
@@ -181,7 +184,7 @@ def _check_resume(cfg: DictConfig) -> dict[str, Any]:
             "init_from= instead of ckpt_path="
         )
     for key in ("method", "backbone", "reducer", "image_size", "schedule", "seed"):
-        then, now = content[RECORD].get(key), plain(cfg[key])
+        then, now = content[RECORD].get(key, NOT_RECORDED.get(key)), plain(cfg[key])
         if then != now:
             raise CheckpointError(
                 f"{cfg.ckpt_path}: was trained with {key}={then}, not {now}; repeat the run's own "

@@ -122,6 +122,7 @@ def _reducer_settings(given: str | Mapping[str, Any] | None) -> tuple[dict[str, 
                 f"{', '.join(REDUCERS)}"
             )
         return {}, passes
+    check_choice("reducer.name", name, REDUCERS)
     return {"name": name, **settings}, passes
 
 

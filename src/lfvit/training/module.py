@@ -216,7 +216,7 @@ class Classifier(L.LightningModule):
 
     def on_fit_start(self) -> None:
         for teacher in self._teacher:
-            teacher.to(self.device, self.dtype)
+            teacher.to(self.device, next(self.model.parameters()).dtype)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if not len(batch.images):
