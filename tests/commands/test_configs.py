@@ -44,6 +44,13 @@ def test_experiments(composed, photographs, tmp_path, experiment):
     assert 0 <= metrics["val/top1"] <= 100
 
 
+@pytest.mark.parametrize("reducer", options("reducer"))
+def test_an_experiment_leaves_a_chosen_reducer_as_it_is(composed, reducer):
+    if reducer != "as_trained":
+        cfg = composed("train", "experiment=frequency_deit_small", f"reducer={reducer}")
+        assert cfg.reducer == composed("train", f"reducer={reducer}").reducer
+
+
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_experiments_open_with_their_command(experiment):
     text = (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text()

@@ -166,3 +166,15 @@ def test_counting_draws_nothing(tiny):
     torch.manual_seed(0)
     lfvit.count_macs(model)
     assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("deit_tiny_distilled_patch16_224", {"embed_dim": 24, "depth": 2, "num_heads": 2}),
+        ("test_vit4", {}),  # norms of another kind
+    ],
+)
+def test_timm_models_with_a_second_head_or_other_norms(name, sizes):
+    vit = timm.create_model(name, img_size=96, num_classes=7, **sizes)
+    assert lfvit.count_macs(vit) == trace_macs(vit, 96)

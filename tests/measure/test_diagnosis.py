@@ -146,3 +146,14 @@ def test_the_mean_does_not_depend_on_the_batches():
     assert one[1]["m"] is None
     with pytest.raises(DataError, match="not one image"):
         summarise([])
+
+
+def test_registers_are_no_patches_in_two_passes():
+    model = lfvit.create_model(
+        "lf_vit", backbone="vit_small_patch14_reg4_dinov2", image_size=112, num_classes=4
+    )
+    with torch.no_grad():
+        found = Diagnosis(model.eval(), 0.3).predict_step(batch_of(2), 0)
+    assert all(
+        values.shape == (2, 13) for measures in found.values() for values in measures.values()
+    )

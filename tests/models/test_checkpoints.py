@@ -110,6 +110,17 @@ def test_another_head_is_an_error_unless_asked_for(timm_vit):
         lfvit.load_checkpoint(model, timm_vit.state_dict(), new_head=True)
 
 
+def test_a_new_head_is_new_for_every_token_that_has_one():
+    sizes = {"img_size": 32, "embed_dim": 12, "depth": 1, "num_heads": 1}
+    trained, model = (
+        timm.create_model("deit_tiny_distilled_patch16_224", num_classes=classes, **sizes)
+        for classes in (5, 9)
+    )
+    lfvit.load_checkpoint(model, trained.state_dict(), new_head=True)
+    assert model.head_dist.weight.shape == (9, 12)
+    assert torch.equal(model.dist_token, trained.dist_token)
+
+
 def test_a_foreign_file_names_itself_its_keys_and_what_would_fit(model, tmp_path):
     path = tmp_path / "resnet.pth"
     torch.save({"conv1.weight": torch.zeros(3), "fc.weight": torch.zeros(3)}, path)

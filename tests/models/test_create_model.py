@@ -79,3 +79,21 @@ def test_pretrained_positions_fill_both_grids(monkeypatch):
     assert torch.equal(model.second_pos_embed, created.pos_embed)
     assert torch.equal(model.first_pos_embed[:, 0], created.pos_embed[:, 0])
     assert model.first_pos_embed.shape == (1, 50, 192)
+
+
+@pytest.mark.parametrize("method", ["vit", "lf_vit"])
+@pytest.mark.parametrize(
+    ("reducer", "message"),
+    [
+        ({"name": "none", "keep_rate": 0.5}, "reducer.keep_rate=0.5 is set, but there is no reduc"),
+        ({"keep_rate": 0.5}, "there is no reducer; name one as well: dynamic_vit, evit"),
+        ({"name": "evit", "passes": "third"}, "reducer.passes='third' is unknown"),
+        ("evti", "reducer.name='evti' is unknown"),
+        (3, "reducer=3 must be a name, or a mapping"),
+    ],
+)
+def test_settings_of_a_reducer_are_never_ignored(tiny, method, reducer, message):
+    with pytest.raises(ConfigError, match=message):
+        lfvit.create_model(method, backbone=tiny, image_size=112, reducer=reducer)
+    for nothing in (None, "none", {"name": "none", "passes": "first"}):
+        lfvit.create_model(method, backbone=tiny, image_size=112, reducer=nothing)

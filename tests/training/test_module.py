@@ -8,12 +8,13 @@ import torch
 import lfvit
 from conftest import NEEDLE_FAST
 from lfvit.commands.setup import build_model, load_trained
-from lfvit.commands.train import train
+from lfvit.commands.train import check, train
 from lfvit.data import Batch
 from lfvit.errors import CheckpointError, ConfigError, TrainingError
+from lfvit.models.reduction import REDUCERS
 from lfvit.models.reduction.patch import answer, unreduced
 from lfvit.training.losses import divergence
-from lfvit.training.module import Classifier
+from lfvit.training.module import Classifier, refuse_unlearnable
 from lfvit.training.schedule import Schedule
 
 
@@ -66,10 +67,11 @@ def test_a_loss_that_is_not_finite_stops_training(tiny, at_epoch):
 
 
 @pytest.mark.parametrize("method", ["vit", "lf_vit"])
-def test_no_decay_on_positions_class_token_biases_and_norms(tiny, composed, method, tmp_path):
-    from lfvit.commands.train import build_module, build_trainer, check
+def test_no_decay_but_on_matrices(tiny, composed, method, tmp_path):
+    from lfvit.commands.train import build_module, build_trainer
 
-    cfg = composed("train", f"method={method}", *NEEDLE_FAST, f"run_dir={tmp_path}")
+    settings = [f"method={method}", "reducer=frequency", *NEEDLE_FAST, f"run_dir={tmp_path}"]
+    cfg = composed("train", *settings)
     schedule = check(cfg)
     module = build_module(cfg, schedule, ["a", "b"])
     trainer = build_trainer(cfg, schedule, [])
@@ -89,7 +91,7 @@ def test_no_decay_on_positions_class_token_biases_and_norms(tiny, composed, meth
     seen = sum(len(group["params"]) for group in optimizer.param_groups)
     assert seen == len(list(module.model.parameters()))
     for name, parameter in module.model.named_parameters():
-        free = parameter.ndim == 1 or "pos_embed" in name or "cls_token" in name
+        free = parameter.ndim == 1 or name.endswith(("pos_embed", "cls_token", "w1", "w2"))
         assert (id(parameter) in decayed) == (not free), name
 
 
@@ -187,6 +189,17 @@ def test_resuming_with_another_model_is_refused(composed, trained_run, tmp_path,
     )
     with pytest.raises(CheckpointError, match=message):
         train(cfg)
+
+
+def test_a_checkpoint_older_than_a_setting_can_be_resumed(composed, trained_run, tmp_path):
+    content = torch.load(trained_run / "checkpoints" / "last.ckpt", weights_only=True)
+    del content["lfvit"]["reducer"]
+    older = tmp_path / "older.ckpt"
+    torch.save(content, older)
+    settings = [*NEEDLE_FAST, f"ckpt_path={older}", f"run_dir={tmp_path}"]
+    assert train(composed("train", *settings))["epochs"] == 2
+    with pytest.raises(CheckpointError, match="was trained with reducer={'name': 'none'}, not"):
+        train(composed("train", *settings, "reducer=evit"))
 
 
 def test_starting_from_weights_is_not_resuming(composed, trained_run, tmp_path):
@@ -300,3 +313,37 @@ def test_a_learned_reducer_learns_its_share_from_the_training_step(tiny, at_epoc
         assert parameter.grad.abs().sum() > 0, name
     with pytest.raises(ConfigError, match="compile=true"):
         Classifier(model, schedule, num_classes=4, compile_passes=True)
+
+
+def test_a_learned_reducer_may_add_nothing_to_the_loss(tiny, at_epoch):
+    reducer = {"name": "dynamic_vit", "keep_rate": 1.0}
+    model = lfvit.create_model("vit", backbone=tiny, image_size=112, num_classes=4, reducer=reducer)
+    at_epoch(0)
+    schedule = Schedule(epochs=4, selection_start=0, warmup_epochs=0)
+    module = Classifier(model, schedule, num_classes=4).train()
+    assert module.training_step(batch(), 0).isfinite()
+
+
+@pytest.mark.parametrize("method", ["vit", "lf_vit"])
+def test_a_loss_that_training_would_not_reach_is_refused(tiny, method, monkeypatch):
+    """A learned reducer that keeps a token for every patch could be put anywhere."""
+    monkeypatch.setattr(REDUCERS["evit"], "learned", True)
+    backbone = {**tiny, "family": "lv_vit", "stem_dim": 8} if method == "vit" else tiny
+    model = lfvit.create_model(method, backbone=backbone, image_size=112, reducer="evit")
+    with pytest.raises(ConfigError, match="EViT learns from a loss of its own"):
+        refuse_unlearnable(model, False)
+
+
+def test_what_cannot_be_learned_is_refused_before_any_data_is_read(composed):
+    cfg = composed("train", "method=vit", "reducer=dynamic_vit", "compile=true", *NEEDLE_FAST)
+    with pytest.raises(ConfigError, match="compile=true does not reach"):
+        check(cfg)
+
+
+@pytest.mark.parametrize("method", ["vit", "lf_vit"])
+def test_the_teacher_has_the_type_of_the_model(composed, tmp_path, method):
+    settings = [f"method={method}", *NEEDLE_FAST, "schedule.epochs=1"]
+    start = tmp_path / "start.pth"
+    torch.save(build_model(composed("train", *settings), 6).state_dict(), start)
+    settings += ["trainer.precision=bf16-true", "schedule.distill_weight=1", f"init_from={start}"]
+    assert train(composed("train", *settings, f"run_dir={tmp_path}"))["epochs"] == 1

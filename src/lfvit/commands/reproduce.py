@@ -1,6 +1,7 @@
 """`reproduce(cfg)`: train and evaluate a few models, and put them in one table and plot."""
 
 import csv
+import hashlib
 import json
 import shutil
 import time
@@ -17,7 +18,16 @@ from rich.markdown import Markdown
 from lfvit.checks import check_names, check_whole
 from lfvit.commands.evaluate import evaluate
 from lfvit.commands.predict import look_at
-from lfvit.commands.setup import Trained, find_device, load_trained, open_data
+from lfvit.commands.setup import (
+    Trained,
+    build_model,
+    find_device,
+    load_trained,
+    make_record,
+    model_overrides,
+    open_data,
+    overridden,
+)
 from lfvit.commands.train import check, train
 from lfvit.data import NeedleDataModule
 from lfvit.data.batches import Sample
@@ -56,6 +66,8 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
     out = Path(cfg.output_dir)
     console = Console()
     steps = {name: _step(cfg, name, out) for name in cfg.runs}
+    for step in steps.values():
+        _check_evaluation(step, steps)
     found: dict[str, Any] = {}
     for name in _in_order(steps):
         console.rule(f"{len(found) + 1} of {len(steps)}: {name}")
@@ -95,8 +107,11 @@ def _step(cfg: DictConfig, name: str, out: Path) -> Step:
     entry = plain(cfg.runs[name])
     check_names(f"runs.{name}", entry, ["train", "evaluate", "start"])
     start = entry.get("start")
-    if start is not None and start not in cfg.runs:
-        raise ConfigError(f"runs.{name}.start={start!r} is no run; valid: {', '.join(cfg.runs)}")
+    trained = [other for other in cfg.runs if "train" in cfg.runs[other]]
+    if start is not None and start not in trained:
+        raise ConfigError(
+            f"runs.{name}.start={start!r} trains no weights; valid: {', '.join(trained)}"
+        )
     if "train" not in entry:
         if start is None:
             raise ConfigError(f"runs.{name} needs train, or start and evaluate")
@@ -114,6 +129,13 @@ def _step(cfg: DictConfig, name: str, out: Path) -> Step:
     return Step(run, entry.get("evaluate", []), start)
 
 
+def _check_evaluation(step: Step, steps: dict[str, Step]) -> None:
+    """Build what is going to be evaluated, while nothing has been trained."""
+    trained: Any = steps[step.start or ""].train if step.train is None else step.train
+    evaluation = compose("evaluate", step.evaluate)
+    build_model(overridden(make_record(trained, []), model_overrides(evaluation)), num_classes=2)
+
+
 def _in_order(steps: dict[str, Step]) -> list[str]:
     """Run names, each after the one it starts from."""
     order: list[str] = []
@@ -128,7 +150,10 @@ def _in_order(steps: dict[str, Step]) -> list[str]:
 def _run_once(
     name: str, steps: dict[str, Step], out: Path, fresh: bool, console: Console
 ) -> dict[str, Any]:
-    """Train and evaluate into out/name, as far as that is not done already with these settings."""
+    """Train and evaluate into out/name, as far as that is not done already with these settings.
+
+    What started from weights that are not there any more is done again.
+    """
     step, run_dir = steps[name], out / name
     settings = json.dumps([plain(step.train), step.evaluate, step.start], indent=2)
     asked, result = run_dir / "settings.json", run_dir / "evaluation" / "evaluate.json"
@@ -139,7 +164,14 @@ def _run_once(
             f"{run_dir} holds something else than this run; pass another output_dir, or fresh=true "
             "to repeat a run of other settings in its place"
         )
-    run_dir.mkdir(parents=True, exist_ok=True)
+    origin, weights = run_dir / "start.sha256", _digest(out, step.start)
+    if origin.exists() and origin.read_text() != weights:
+        console.print(f"{step.start} was trained again since: {name} is repeated")
+        shutil.rmtree(run_dir)
+    if not run_dir.exists():
+        run_dir.mkdir(parents=True)
+        if weights is not None:
+            origin.write_text(weights)
     asked.write_text(settings)
     if result.exists():
         console.print(f"already done: {result}")
@@ -152,14 +184,22 @@ def _run_once(
         train(step.train)
         console.print(f"trained in {time.monotonic() - started:.0f} s")
     evaluation = compose("evaluate", step.evaluate)
-    weights = name if step.train is not None else step.start or name
-    evaluation.ckpt_path = str(_checkpoint(out, weights))
+    weights_of = name if step.train is not None else step.start or name
+    evaluation.ckpt_path = str(_checkpoint(out, weights_of))
     evaluation.run_dir = str(result.parent)
     return evaluate(evaluation)
 
 
 def _checkpoint(out: Path, name: str) -> Path:
     return out / name / "checkpoints" / "last.ckpt"
+
+
+def _digest(out: Path, start: str | None) -> str | None:
+    """Of the weights a run starts from; None where it starts from none."""
+    if start is None:
+        return None
+    with _checkpoint(out, start).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _add_speed(rows: list[dict[str, Any]], found: dict[str, Any], cfg: DictConfig) -> None:
@@ -183,8 +223,9 @@ def _add_speed(rows: list[dict[str, Any]], found: dict[str, Any], cfg: DictConfi
 
 
 def _reload(result: dict[str, Any]) -> Trained:
-    """The model of an evaluation, with the reducer it was evaluated with."""
-    return load_trained(result["checkpoint"], {"reducer": result["reducer"]})
+    """The model of an evaluation, as it was evaluated."""
+    settings = {key: result[key] for key in ("method", "backbone", "reducer", "image_size")}
+    return load_trained(result["checkpoint"], settings)
 
 
 def _some_samples(trained: Trained, count: int) -> list[Sample]:

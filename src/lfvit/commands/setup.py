@@ -60,6 +60,18 @@ def model_overrides(cfg: DictConfig) -> dict[str, Any]:
     return {key: cfg[key] for key in keys}
 
 
+def overridden(record: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a checkpoint's record with what `overrides` say instead, see `load_trained`."""
+    merged = dict(record)
+    for key, value in overrides.items():
+        said = _said(plain(value))
+        if isinstance(said, dict) and key in merged and "name" not in said:
+            merged[key] = {**merged[key], **said}  # single settings of the checkpoint's own
+        elif said not in (None, {}):
+            merged[key] = said
+    return merged
+
+
 def load_trained(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Trained:
     """The model of a checkpoint, in evaluation mode, on the CPU.
 
@@ -72,13 +84,7 @@ def load_trained(path: str | Path, overrides: Mapping[str, Any] | None = None) -
         CheckpointError, ConfigError: unreadable, not describing its model, or not fitting it.
     """
     content = read_file(path)
-    record: dict[str, Any] = dict(content.get(RECORD) or {})
-    for key, value in (overrides or {}).items():
-        said = _said(plain(value))
-        if isinstance(said, dict) and key in record and "name" not in said:
-            record[key] = {**record[key], **said}  # single settings of the checkpoint's own
-        elif said not in (None, {}):
-            record[key] = said
+    record = overridden(content.get(RECORD) or {}, overrides or {})
     lacking = [key for key in ("method", "backbone", "image_size") if key not in record]
     if lacking:
         raise CheckpointError(

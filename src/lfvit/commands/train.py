@@ -23,11 +23,14 @@ from lfvit.measure.costs import count_macs
 from lfvit.models.checkpoints import load_checkpoint, read_file
 from lfvit.models.reduction.patch import unreduced
 from lfvit.runs import commit, is_main_process, machine, plain, start_run, write_json
-from lfvit.training.module import RECORD, Classifier
+from lfvit.training.module import RECORD, Classifier, refuse_unlearnable
 from lfvit.training.schedule import Schedule
 from lfvit.training.token_labels import has_aux_head
 
 log = logging.getLogger(__name__)
+
+NOT_RECORDED = {"reducer": {"name": "none"}}
+"""What checkpoints mean that were written before there was such a setting."""
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -129,7 +132,9 @@ def check(cfg: DictConfig, weights_exist: bool = True) -> Schedule:
         ConfigError: naming the setting, its value and what would be valid.
     """
     schedule = Schedule.of(plain(cfg.schedule))
-    _check_token_labels(cfg, build_model(cfg, num_classes=2))  # every check of the model
+    model = build_model(cfg, num_classes=2)  # every check of the model
+    _check_token_labels(cfg, model)
+    refuse_unlearnable(model, cfg.compile)
     if cfg.pretrained and "timm" not in cfg.backbone:
         build_model(cfg, num_classes=2, pretrained=True)
     if schedule.distill_weight and not (cfg.pretrained or cfg.init_from or cfg.ckpt_path):
@@ -179,7 +184,7 @@ def _check_resume(cfg: DictConfig) -> dict[str, Any]:
             "init_from= instead of ckpt_path="
         )
     for key in ("method", "backbone", "reducer", "image_size", "schedule", "seed"):
-        then, now = content[RECORD].get(key), plain(cfg[key])
+        then, now = content[RECORD].get(key, NOT_RECORDED.get(key)), plain(cfg[key])
         if then != now:
             raise CheckpointError(
                 f"{cfg.ckpt_path}: was trained with {key}={then}, not {now}; repeat the run's own "

@@ -2,10 +2,11 @@
 
 The papers call this figure FLOPs. Both counters here agree to the last digit: products of matrices
 and convolutions count one per multiply-accumulate, a LayerNorm counts 5 per element and a BatchNorm
-2 (fvcore's conventions), additions, activations, constant factors, softmax and resizing count
-nothing.
+2 (fvcore's conventions), an RMSNorm, additions, activations, constant factors, softmax and resizing
+count nothing.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -135,8 +136,9 @@ def _embed(patch_embed: Any, side: int, patches: int) -> int:
 
 
 def _heads(model: Any, patches: int) -> int:
-    """The head on the class token, an auxiliary head on every patch token of the start."""
-    return _weights(model.head, 1) + _weights(getattr(model, "aux_head", None), patches)
+    """Heads on single tokens, an auxiliary head on every patch token of the start."""
+    single = _weights(model.head, 1) + _weights(getattr(model, "head_dist", None), 1)
+    return single + _weights(getattr(model, "aux_head", None), patches)
 
 
 def _kept_cells(model: TwoStageViT) -> int:
@@ -174,7 +176,7 @@ def _block(block: Any, attended: int, passed_on: int, class_row: bool) -> int:
     macs += _weights(attn.qkv, attended) + _weights(attn.proj, attended)
     macs += _weights(block.mlp.fc1, passed_on) + _weights(block.mlp.fc2, passed_on)
     for norm in (attn.q_norm, attn.k_norm, attn.norm):
-        macs += 0 if isinstance(norm, nn.Identity) else NORM_PER_ELEMENT * attended * width
+        macs += NORM_PER_ELEMENT * attended * width if isinstance(norm, nn.LayerNorm) else 0
     macs += 2 * attended * attended * width  # queries x keys, weights x values
     return macs + (attended * width if class_row else 0)  # one query x keys
 
@@ -185,7 +187,9 @@ def _weights(layer: Any, positions: int) -> int:
 
 
 def _norm(layer: Any, tokens: int) -> int:
-    return NORM_PER_ELEMENT * layer.weight.numel() * tokens if hasattr(layer, "weight") else 0
+    if not isinstance(layer, nn.LayerNorm):
+        return 0
+    return NORM_PER_ELEMENT * math.prod(layer.normalized_shape) * tokens
 
 
 # --- fvcore -------------------------------------------------------------------------------------

@@ -139,13 +139,14 @@ class Diagnosis(L.LightningModule):
                 model(batch.images)
             return {ONE_PASS: measure(only, self.removed, model.num_prefix_tokens)}
         blocks: Any = model.backbone.blocks
+        prefix = model.backbone.prefix
         with trace_blocks(blocks) as trace:
             first = model.first_pass(batch.images, batch.view)
-        found = {FIRST: measure(trace, self.removed)}
+        found = {FIRST: measure(trace, self.removed, prefix)}
         whole = model.select(Scores(first.gca, first.last), "none")
         with trace_blocks(blocks) as trace:
             model.second_pass(batch.images, first, whole)
-        return {**found, SECOND: measure(trace, self.removed)}
+        return {**found, SECOND: measure(trace, self.removed, prefix)}
 
 
 def measure(trace: BlockTrace, removed: float, prefix: int = 1) -> Measures:

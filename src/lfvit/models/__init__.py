@@ -10,6 +10,7 @@ from lfvit.checks import check_choice, check_names, check_range, check_whole
 from lfvit.errors import ConfigError
 from lfvit.models.backbone import Backbone, build_vit
 from lfvit.models.positions import resample
+from lfvit.models.reduction import REDUCERS, Reducer
 from lfvit.models.reduction.patch import build_reducer, reduce, restore, shape_of
 from lfvit.models.reuse import REUSE
 from lfvit.models.selection import SELECTORS
@@ -83,12 +84,9 @@ def create_model(
     vit = build_vit(backbone, image_size, num_classes, drop_path_rate, pretrained)
     patch_size = vit.patch_embed.patch_size[0]
     _multiple(image_size, patch_size, f"patches of {patch_size}")
-    reducing = {"name": reducer} if isinstance(reducer, str) else dict(reducer or {})
-    if reducing.get("name") == "none":
-        reducing = {}
+    reducing, passes = _reducer_settings(reducer)
     if method == "vit":
         check_names("method=vit", options, [])
-        reducing.pop("passes", None)
         return reduce(vit, reducing.pop("name"), **reducing) if reducing else vit
     check_names(f"method={method}", options, TWO_STAGE_DEFAULTS[method])
     options = {**TWO_STAGE_DEFAULTS[method], **options}
@@ -102,24 +100,41 @@ def create_model(
     mlp_ratio = first_block.mlp.fc1.out_features / core.embed_dim
     options["reuse"] = REUSE[options["reuse"]](core.embed_dim, mlp_ratio, first_block.norm1.eps)
     if reducing:
-        options |= _reduction(reducing, core)
+        options |= {"reducer": _reducer(reducing, core), "reduced_passes": PASSES[passes]}
     model = TwoStageViT(core, image_size=image_size, **options)
     if pretrained:
         _spread_positions(vit, model)
     return model
 
 
-def _reduction(settings: dict[str, Any], core: Backbone) -> dict[str, Any]:
-    """The reducer of a two-pass model, and the passes it works in."""
+def _reducer_settings(given: str | Mapping[str, Any] | None) -> tuple[dict[str, Any], str]:
+    """Name and options of a reducer, empty for none, and the passes it works in."""
+    if given is not None and not isinstance(given, (str, Mapping)):
+        raise ConfigError(f"reducer={given!r} must be a name, or a mapping with name and options")
+    settings = {"name": given} if isinstance(given, str) else dict(given or {})
     passes = settings.pop("passes", "both")
     check_choice("reducer.passes", passes, PASSES)
+    name = settings.pop("name", None)
+    if name in (None, "none"):
+        for key, value in settings.items():
+            raise ConfigError(
+                f"reducer.{key}={value!r} is set, but there is no reducer; name one as well: "
+                f"{', '.join(REDUCERS)}"
+            )
+        return {}, passes
+    check_choice("reducer.name", name, REDUCERS)
+    return {"name": name, **settings}, passes
+
+
+def _reducer(settings: dict[str, Any], core: Backbone) -> Reducer:
+    """The reducer of a two-pass model."""
     found = build_reducer(settings, shape_of(core.blocks))
     if found.drops:
         raise ConfigError(
             f"reducer={settings['name']} drops patches, and the second pass needs an answer for "
             "every one; it works with method=vit"
         )
-    return {"reducer": found, "reduced_passes": PASSES[passes]}
+    return found
 
 
 def default_region_size(grid: int) -> int:

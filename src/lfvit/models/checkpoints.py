@@ -29,7 +29,7 @@ PLAIN_VALUES: list[Any] = [  # what training scripts store beside their weights
     (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # its name in files of NumPy 1
 ]
 PREFIXES = ("model.", "module.", "_orig_mod.")  # what trainers put before every name
-HEADS = ("head.", "aux_head.")
+HEADS = ("head.", "head_dist.", "aux_head.")
 POSITIONS = ("first_pos_embed", "second_pos_embed", "pos_embed")
 
 RELEASED_NAMES = (  # the released two-pass files -> this project's names
@@ -57,8 +57,8 @@ def load_checkpoint(
     Args:
         model: changed in place.
         source: path or state dict.
-        new_head: keep the model's own head, and auxiliary head, where the file has another number
-            of classes, for fine-tuning.
+        new_head: keep the model's own heads where the file has another number of classes, for
+            fine-tuning.
 
     Raises:
         CheckpointError: the file is missing, truncated, holds more than weights, or does not fit;

@@ -139,8 +139,9 @@ class TwoStageViT(nn.Module):
         trunc_normal_(self.second_pos_embed, std=0.02)
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that weight decay leaves alone, as in DeiT."""
-        return {"first_pos_embed", "second_pos_embed", "backbone.cls_token"}
+        """Parameters that weight decay leaves alone, as in DeiT and timm."""
+        tokens = {"backbone.cls_token", "backbone.reg_token"}
+        return {"first_pos_embed", "second_pos_embed"} | tokens
 
     def forward(
         self,

@@ -15,7 +15,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from lfvit.data.batches import Batch
 from lfvit.errors import ConfigError, TrainingError
 from lfvit.models.lv_vit import ONE_PASS_SHARE
-from lfvit.models.reduction.patch import ReducedBlocks, answer
+from lfvit.models.reduction.patch import ReducedBlocks, answer, reads_patches
+from lfvit.models.reduction.registry import Reducer
 from lfvit.models.reduction.run import Run
 from lfvit.models.token_mix import TokenMix
 from lfvit.models.two_stage import TwoStageViT
@@ -38,6 +39,30 @@ STOPPED = (
     "schedule.warmup_epochs, or set trainer.gradient_clip_val=1 or trainer.precision=32-true, and "
     "start from that checkpoint with init_from="
 )
+
+
+def refuse_unlearnable(model: Any, compile_passes: bool) -> bool:
+    """Whether a model's reducer has a loss of its own, which the training step then computes.
+
+    Raises:
+        ConfigError: it has one, and the training step would not reach it.
+    """
+    blocks = getattr(model, "blocks", None)
+    reducer = blocks.reducer if isinstance(blocks, ReducedBlocks) else None
+    if isinstance(model, TwoStageViT):
+        reducer = model.reducer
+    if reducer is None or not reducer.learned:
+        return False
+    if isinstance(model, TwoStageViT) or reads_patches(model):
+        raise ConfigError(
+            f"{type(reducer).__name__} learns from a loss of its own, which is only computed for "
+            "method=vit on a backbone whose head reads the class token alone"
+        )
+    if compile_passes:
+        raise ConfigError(
+            "compile=true does not reach the losses of a learned reducer; use compile=false"
+        )
+    return True
 
 
 class PercentAccuracy(MulticlassAccuracy):
@@ -88,11 +113,8 @@ class Classifier(L.LightningModule):
         self.two_stage = isinstance(model, TwoStageViT)
         # in a tuple, so that it is no part of the trained model
         self._teacher = () if teacher is None else (teacher.requires_grad_(False).eval(),)
-        blocks = getattr(model, "blocks", None)
-        self.learned = isinstance(blocks, ReducedBlocks) and blocks.reducer.learned
+        self.learned = refuse_unlearnable(model, compile_passes)
         self.learns_tokens = has_aux_head(model)
-        if compile_passes and self.learned:
-            raise ConfigError("compile=true does not reach the losses of a learned reducer")
         if compile_passes:
             model.compile()  # in place: names in the state dict stay as they are
         accuracy = MetricCollection(
@@ -147,8 +169,9 @@ class Classifier(L.LightningModule):
             loss = loss + self._distilled(logits, wanted, batch)
         if run is not None and run.carried is not None:
             extra = model.blocks.reducer.loss(run.carried, patches, taught)
-            self._log("train/reducer_loss", extra, batch)
-            loss = loss + extra
+            if extra is not None:
+                self._log("train/reducer_loss", extra, batch)
+                loss = loss + extra
         return loss
 
     def _answer(
@@ -193,7 +216,7 @@ class Classifier(L.LightningModule):
 
     def on_fit_start(self) -> None:
         for teacher in self._teacher:
-            teacher.to(self.device)
+            teacher.to(self.device, next(self.model.parameters()).dtype)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if not len(batch.images):
@@ -236,6 +259,9 @@ class Classifier(L.LightningModule):
         steps_per_epoch = steps / self.schedule.epochs
         peak = self.schedule.peak_lr(self._global_batch())
         keep: set[str] = getattr(self.model, "no_weight_decay", set)()
+        for name, module in self.model.named_modules():
+            if isinstance(module, Reducer):
+                keep = keep | {f"{name}.{parameter}" for parameter in module.no_weight_decay()}
         groups = param_groups_weight_decay(
             self.model, self.schedule.weight_decay, no_weight_decay_list=keep
         )

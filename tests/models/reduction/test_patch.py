@@ -1,6 +1,7 @@
 """`lfvit.reduce` and `lfvit.restore`: exact for every reducer and kind of ViT, or refused."""
 
 import copy
+import inspect
 import io
 import pickle
 
@@ -356,8 +357,9 @@ def test_lengths_foretell_the_tokens_of_every_block(method, grid, data):
     """What costs are counted by is what happens."""
     vit = small_vit(grid=grid)
     share = data.draw(st.floats(0.1, 0.9))
-    name = {"frequency": "removed", "tome": "r"}.get(method, "keep_rate")
-    reducer = lfvit.reduce(vit, method, **{name: share}).blocks.reducer
+    known = inspect.signature(REDUCERS[method]).parameters
+    options = {name: share for name in ("removed", "r", "keep_rate") if name in known}
+    reducer = lfvit.reduce(vit, method, **options).blocks.reducer
     attended, passed_on = [], []
     for block in vit.blocks.each:
         block.attn.qkv.register_forward_hook(lambda *hook: attended.append(hook[2].shape[1] - 1))

@@ -98,6 +98,10 @@ class Frequency(Reducer):
         self.w1 = nn.Parameter(torch.full(reweighted, float(w1_init)))
         self.w2 = nn.Parameter(torch.full(reweighted, float(w2_init)))
 
+    def no_weight_decay(self) -> set[str]:
+        """w1 and w2 are one number per block and head; 0 is no neutral value of w2."""
+        return {"w1", "w2"}
+
     def start(self, carried: Carried) -> Carried:
         high = carried.owner  # every token is high-frequency, and itself
         return carried._replace(memory=Bands(high, high.new_zeros(len(high), 0), 0))

@@ -139,6 +139,10 @@ class Reducer(nn.Module):
         """
         return None
 
+    def no_weight_decay(self) -> set[str]:
+        """Parameters of its own that weight decay leaves alone, beside biases and norms."""
+        return set()
+
     def lengths(self, index: int, count: int, start: int) -> tuple[int, int]:
         """Patch tokens in the attention and in the MLP of block `index`.
 
