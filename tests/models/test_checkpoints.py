@@ -166,6 +166,15 @@ class Bomb:
         return (exec, ("import pathlib; pathlib.Path('exploded').touch()",))
 
 
+def test_another_reducers_weights_are_named(tiny):
+    options = {"backbone": tiny, "image_size": 112, "num_classes": 4}
+    theirs = lfvit.create_model("vit", reducer="frequency", **options).state_dict()
+    for reducer in ("none", "frequency", "evit"):
+        lfvit.load_checkpoint(lfvit.create_model("vit", reducer=reducer, **options), theirs)
+    with pytest.raises(CheckpointError, match=r"token reducer has the weights blocks\.reducer\.w1"):
+        lfvit.load_checkpoint(lfvit.create_model("vit", reducer="dynamic_vit", **options), theirs)
+
+
 def test_nothing_in_a_file_is_executed(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"model": Bomb()}, "bomb.pth")

@@ -65,7 +65,8 @@ def overridden(record: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
     merged = dict(record)
     for key, value in overrides.items():
         said = _said(plain(value))
-        if isinstance(said, dict) and key in merged and "name" not in said:
+        whole = {"name", "timm", "family"}  # with one of these, another option altogether
+        if isinstance(said, dict) and key in merged and not whole & said.keys():
             merged[key] = {**merged[key], **said}  # single settings of the checkpoint's own
         elif said not in (None, {}):
             merged[key] = said

@@ -185,7 +185,8 @@ def _check_resume(cfg: DictConfig) -> dict[str, Any]:
         )
     for key in ("method", "backbone", "reducer", "image_size", "schedule", "seed"):
         then, now = content[RECORD].get(key, NOT_RECORDED.get(key)), plain(cfg[key])
-        if then != now:
+        same = Schedule.of(then) == Schedule.of(now) if key == "schedule" else then == now
+        if not same:
             raise CheckpointError(
                 f"{cfg.ckpt_path}: was trained with {key}={then}, not {now}; repeat the run's own "
                 "settings to resume it, or pass init_from= to start a new run from its weights"

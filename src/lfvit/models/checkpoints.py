@@ -158,6 +158,12 @@ def _with_reducer(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Ten
     if any(inside.match(key) for key in model.state_dict()):
         theirs = {key: value for key, value in weights.items() if inside.match(key)}
         own = {key: value for key, value in model.state_dict().items() if inside.match(key)}
+        if theirs and theirs.keys() != own.keys():
+            raise CheckpointError(
+                f"the file's token reducer has the weights {', '.join(sorted(theirs)[:2])}, the "
+                f"model's {', '.join(sorted(own)[:2])}: load it into a model with its own reducer, "
+                "or without one"
+            )
         return {**kept, **(theirs or own)}
     return kept
 

@@ -183,7 +183,7 @@ class Frequency(Reducer):
         """High-frequency tokens left after block `index`."""
         if index not in self.blocks:
             return n_high
-        return kept_count(1 - self.removed[self.blocks.index(index)], n_high)
+        return max(kept_count(1 - self.removed[self.blocks.index(index)], n_high), 1)
 
     def lengths(self, index: int, count: int, start: int) -> tuple[int, int]:
         n_high, dc = start, 0
