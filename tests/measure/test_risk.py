@@ -166,15 +166,15 @@ class Population:
         return (self.weights * self.apart * factor)[out].sum().item()
 
 
-STEEP = Population([0.95, 0.85, 0.5], [0.5, 0.3, 0.2], [0.0, 0.171, 1.0], [1.0, 1.0, 1.0])
+STEEP = Population([0.95, 0.85, 0.5], [0.5, 0.3, 0.2], [0.0, 0.1675, 1.0], [1.0, 1.0, 1.0])
 SLOW = Population(
     [0.975 - 0.05 * i for i in range(15)],
     [1 / 15] * 15,
     [0.01 * (i + 1) for i in range(15)],
     [1.0, 0.9, 0.8] * 5,
 )
-POPULATIONS = {"steep": STEEP, "slow": SLOW}  # steep: the risk goes from 0 to 5.13 % in one step
-TRIALS, N, EPS, DELTA = 1500, 200, 0.05, 0.1
+POPULATIONS = {"steep": STEEP, "slow": SLOW}  # steep: the risk goes from 0 to 5.025 % in one step
+TRIALS, N, EPS, DELTA = 2000, 209, 0.05, 0.1
 
 
 def violations(population, loss, draw):
@@ -215,6 +215,6 @@ def test_the_guarantee_holds(name, loss, draw):
     if name == "steep":
         assert failing > 0.85
         if draw is independent:
-            assert kept > 0.01  # the bound is put to the test
+            assert kept > 0.06  # the bound is put to the test
     else:
         assert failing >= kept
