@@ -7,6 +7,11 @@ were fixed before any image was seen, and testing stops at the first null hypoth
 rejected at level delta: the threshold *before* it is the answer. A wrong answer needs the first
 true null hypothesis in the sequence to be rejected, which has probability delta at most, so no
 correction for many tests is due.
+
+The p-value is exact for independent images. A split by class fixes the class mix of its parts, with
+which failures vary less, not more: at the usual delta the test errs to the safe side (Hoeffding,
+"On the distribution of the number of successes in independent trials", 1956). Both are simulated in
+tests/measure/test_risk.py.
 """
 
 from collections.abc import Sequence
@@ -32,7 +37,7 @@ class Certificate(TypedDict):
     n: int
     outcome: str  # "found", or "none: " and why
     threshold: float | None
-    risk: float | None  # mean loss on the calibration images at the threshold
+    risk: float | None  # mean of `losses` on the calibration images at the threshold
     p_value: float | None  # of the null hypothesis that the risk there is above eps
     guarantee: str | None
 
