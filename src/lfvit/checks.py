@@ -13,6 +13,12 @@ def check_choice(name: str, value: Any, valid: Iterable[str]) -> None:
         raise ConfigError(f"{name}={value!r} is unknown; valid: {', '.join(valid)}")
 
 
+def check_switch(name: str, value: Any) -> None:
+    """`value` is on or off."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r} must be true or false")
+
+
 def check_whole(name: str, value: Any, least: int) -> None:
     """`value` is a whole number, at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:

@@ -52,6 +52,28 @@ def test_contents(run, tmp_path, trained_run):
     assert found["first"]["top1"] == pytest.approx(metrics["val/first_top1"])
 
 
+def test_operating_points(run, capsys):
+    asked = ("max_gmacs=0.001", "min_top1=0", "max_second=0.5", "risk.eps=[0.3,0.01]")
+    found = run(*asked, "risk.losses=consistency", "scaled_curve=true")["calibration"]
+    outcomes = {rule["name"]: rule["outcome"] for rule in found["rules"]}
+    assert list(outcomes) == ["max_loss", "max_gmacs", "min_top1", "max_second"]
+    assert outcomes["min_top1"] == outcomes["max_second"] == "found"
+    assert outcomes["max_gmacs"].startswith("none: the first pass alone costs")
+    possible, impossible = found["risk"]["certificates"]
+    assert possible["n"] == impossible["n"] == found["calibration_images"] == 8
+    assert possible["guarantee"].startswith("with probability at least 0.9 over the draw of the 8")
+    assert impossible["outcome"] == "none: needs at least 230 images"
+    console = " ".join(capsys.readouterr().out.split())
+    for text in ("max_second=0.5 *", "needs at least 230 images", "max_gmacs=0.001: none"):
+        assert text in console
+
+
+def test_rules_can_be_left_out(run):
+    found = run("budgeted_batch=null", "temperature=false", "risk=null")["calibration"]
+    assert [rule["name"] for rule in found["rules"]] == ["max_loss"]
+    assert found["budgeted_batch"] is found["temperature"] is found["risk"] is None
+
+
 def test_batch_size_changes_nothing(run):
     one, many = run("data.batch_size=1"), run("data.batch_size=16")
     assert one["curve"] == many["curve"]
@@ -63,6 +85,7 @@ def test_one_pass_models_have_one_pass(run, composed, tmp_path):
     found = run(checkpoint=tmp_path / "vit" / "checkpoints" / "best.ckpt")
     assert found["second"] is None
     assert found["curve"] == []
+    assert found["calibrated"] is found["calibration"] is None
     assert found["first"]["gmacs"] > 0
 
 
@@ -135,11 +158,26 @@ def test_a_reducer_can_be_put_into_a_trained_model_and_taken_out(run, composed, 
         ("threshold=high", "threshold='high'"),
         ("calibration=1", "calibration=1"),
         ("max_loss=-1", "max_loss=-1"),
+        ("max_gmacs=0", "max_gmacs=0 is out of range"),
+        ("min_top1=high", "min_top1='high'"),
+        ("max_second=-0.1", r"max_second=-0\.1"),
+        ("budgeted_batch=0", "budgeted_batch=0"),
+        ("temperature=1.5", r"temperature=1\.5 must be true or false"),
+        ("risk.eps=1", r"risk\.eps=1 is out of range"),
+        ("risk.eps=[0.01,0]", r"risk\.eps=0 is out of range"),
+        ("risk.delta=0", r"risk\.delta=0 is out of range"),
+        ("risk.losses=top1", r"risk\.losses='top1' is unknown; valid: consistency, gap"),
+        ("+risk.alpha=0.1", "risk has no setting 'alpha'; valid: losses, eps, delta"),
+        ("risk=0.05", r"risk=0\.05 must be null"),
         ("method.region_size=9", "region_size=9 does not fit"),
         ("trainer.devices=2", "every image is counted once, on one device"),
     ],
 )
-def test_wrong_settings(run, override, message):
+def test_wrong_settings(run, override, message, monkeypatch):
+    def read(*_, **__):
+        raise AssertionError("an image was read")
+
+    monkeypatch.setattr("lfvit.commands.evaluate.prediction_trainer", read)
     with pytest.raises(ConfigError, match=message):
         run(override)
 

@@ -1,5 +1,7 @@
 """`evaluate(cfg)`: accuracy and cost of every pass and every threshold of a trained model."""
 
+from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from lfvit.checks import check_range, check_whole
+from lfvit.checks import check_names
 from lfvit.commands.setup import (
     check_one_device,
     load_trained,
@@ -17,10 +19,11 @@ from lfvit.commands.setup import (
     prediction_trainer,
 )
 from lfvit.errors import ConfigError
+from lfvit.measure.calibration import Calibration, RiskSettings
 from lfvit.measure.costs import count_macs, trace_macs
 from lfvit.measure.evaluation import Collector, join, results
 from lfvit.report.plots import plot_evaluation
-from lfvit.runs import environment, start_run, write_json
+from lfvit.runs import environment, plain, start_run, write_json
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -32,9 +35,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         LFViTError: anything the user can mend.
     """
-    check_range("calibration", cfg.calibration, 0, 1, above=True, below=True)
-    check_range("max_loss", cfg.max_loss, 0, 100)
-    check_whole("calibration_seed", cfg.calibration_seed, 0)
+    calibration = _calibration(cfg)
     check_one_device(cfg)
     model, record = load_trained(cfg.ckpt_path, model_overrides(cfg))
     data = open_data(cfg, record)
@@ -56,9 +57,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
             model,
             outputs,
             threshold=record["threshold"],
-            calibration=cfg.calibration,
-            seed=cfg.calibration_seed,
-            max_loss=cfg.max_loss,
+            calibration=calibration,
         ),
         "unreadable_images": len(data.unreadable),
         "macs_counter": "closed form" + (", equal to fvcore" if cfg.verify_macs else ""),
@@ -81,33 +80,40 @@ def _verify_macs(model: Any, image_size: int) -> None:
         )
 
 
+def _calibration(cfg: DictConfig) -> Calibration:
+    """The settings of the thresholds to choose, checked."""
+    risk = plain(cfg.risk)
+    if risk is not None:
+        if not isinstance(risk, dict):
+            raise ConfigError(f"risk={risk!r} must be null, or risk.losses, risk.eps, risk.delta")
+        check_names("risk", risk, [option.name for option in fields(RiskSettings)])
+        lists = ("losses", "eps")  # of which one is often enough
+        risk = {k: [v] if k in lists and not isinstance(v, list) else v for k, v in risk.items()}
+    names = [option.name for option in fields(Calibration)]
+    own = {"share": cfg.calibration, "seed": cfg.calibration_seed}
+    own["risk"] = None if risk is None else RiskSettings(**risk)
+    return Calibration(**own, **{name: cfg[name] for name in names if name not in own})
+
+
 def _print(found: dict[str, Any], run_dir: Path) -> None:
-    table = Table(title=f"{found['images']} images")
-    for name in ("", "top-1 %", "top-5 %", "GMACs", "exit %"):
-        table.add_column(name, justify="left" if not name else "right")
-
-    def row(name: str, point: dict[str, Any]) -> None:
-        top5, exits = point.get("top5"), point.get("exit_fraction")
-        table.add_row(
-            name,
-            f"{point['top1']:.2f}",
-            "" if top5 is None else f"{top5:.2f}",
-            f"{point['gmacs']:.3f}",
-            "" if exits is None else f"{100 * exits:.1f}",
-        )
-
-    row("one pass" if found["second"] is None else "first pass", found["first"])
-    if found["second"] is not None:
-        row("both passes", found["second"])
-        point, chosen = found["operating_point"], found["calibrated"]
-        row(f"early exit, eta={point['threshold']:.2f}", point)
-        row(f"calibrated, eta={chosen['threshold']:.2f} *", chosen)
-        table.caption = (
-            f"* {chosen['rule']}, {chosen['calibration_images']} images; reported on the other "
-            f"{chosen['reported_images']}, where both passes reach {chosen['second_top1']:.2f} %"
-        )
     console = Console()
-    console.print(table)
+    table = Table(title=f"{found['images']} images")
+    for name in ("", "eta", "top-1 %", "top-5 %", "GMACs", "exit %"):
+        table.add_column(name, justify="left" if not name else "right")
+    for row in _rows(found):
+        table.add_row(*row)
+    if found["second"] is None:
+        console.print(table)
+    else:
+        parts = found["calibration"]
+        table.caption = (
+            f"* chosen on {parts['calibration_images']} images, reported on the other "
+            f"{parts['reported_images']}, where both passes reach "
+            f"{parts['both_passes']['reported']['top1']:.2f} %"
+        )
+        console.print(table)
+        for line in _notes(parts):
+            console.print(line, soft_wrap=True)
     if "localisation" in found:
         ours, chance = (found["localisation"][k] for k in ("region", "random_windows"))
         console.print(
@@ -116,3 +122,60 @@ def _print(found: dict[str, Any], run_dir: Path) -> None:
             f"{100 * ours['whole']:.1f} % of the images ({100 * chance['whole']:.1f} %)"
         )
     console.print(f"written to {run_dir}", soft_wrap=True)
+
+
+def _rows(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """The table: passes and the threshold of the model, then what was chosen."""
+
+    def row(name: str, point: dict[str, Any]) -> tuple[str, ...]:
+        eta, top5, exits = (point.get(key) for key in ("threshold", "top5", "exit_fraction"))
+        return (
+            name,
+            "" if eta is None else f"{eta:.4f}".removesuffix("00"),
+            f"{point['top1']:.2f}",
+            "" if top5 is None else f"{top5:.2f}",
+            f"{point['gmacs']:.3f}",
+            "" if exits is None else f"{100 * exits:.1f}",
+        )
+
+    if found["second"] is None:
+        yield row("one pass", found["first"])
+        return
+    yield row("first pass", found["first"])
+    yield row("both passes", found["second"])
+    yield row("early exit", found["operating_point"])
+    parts = found["calibration"]
+    chosen = [(f"{rule['name']}={rule['value']:g}", rule) for rule in parts["rules"]]
+    if parts["risk"] is not None:
+        certificates = parts["risk"]["certificates"]
+        chosen += [(f"{c['loss']} risk <= {c['eps']:g}", c) for c in certificates]
+    for name, choice in chosen:
+        if choice["reported"] is None:
+            yield name, "none", "", "", "", ""
+        else:
+            yield row(f"{name} *", choice["reported"])
+
+
+def _notes(parts: dict[str, Any]) -> Iterator[str]:
+    """What the table has no room for."""
+    for rule in parts["rules"]:
+        if rule["threshold"] is None:
+            yield f"{rule['name']}={rule['value']:g}: {rule['outcome']}"
+    if parts["risk"] is not None and parts["risk"]["certificates"]:
+        certificates = parts["risk"]["certificates"]
+        yield (
+            f"risk: each bound holds with probability {1 - parts['risk']['delta']:g} over the draw "
+            f"of the {parts['calibration_images']} calibration images"
+        )
+        lacking = {c["eps"]: c["outcome"] for c in certificates if c["threshold"] is None}
+        for eps, outcome in lacking.items():
+            yield f"risk <= {eps:g}: {outcome}"
+    scaling = parts["temperature"]
+    if scaling is not None and scaling["temperature"] is None:
+        yield f"temperature: {scaling['outcome']}"
+    elif scaling is not None:
+        before, after = (scaling["reported"][when]["ece"] for when in ("before", "after"))
+        yield (
+            f"temperature {scaling['temperature']:.3f} takes the first pass's calibration error "
+            f"from {before:.2f} to {after:.2f} points"
+        )

@@ -1,5 +1,6 @@
 """One run over a set of images, and everything that follows from it."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -9,6 +10,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 
 from lfvit.data import Batch
 from lfvit.errors import DataError
+from lfvit.measure.calibration import Calibration, calibrate
 from lfvit.measure.costs import count_macs
 from lfvit.measure.localisation import (
     coverage,
@@ -16,13 +18,7 @@ from lfvit.measure.localisation import (
     random_windows,
     summarise,
 )
-from lfvit.measure.thresholds import (
-    OperatingPoint,
-    cheapest_at,
-    default_thresholds,
-    stratified_split,
-    sweep_thresholds,
-)
+from lfvit.measure.thresholds import answers_of, sweep
 from lfvit.models.two_stage import TwoStageViT
 
 
@@ -92,13 +88,7 @@ def pass_accuracy(logits: Tensor, targets: Tensor) -> dict[str, float]:
 
 
 def results(
-    model: nn.Module,
-    outputs: Outputs,
-    *,
-    threshold: float,
-    calibration: float,
-    seed: int,
-    max_loss: float,
+    model: nn.Module, outputs: Outputs, *, threshold: float, calibration: Calibration
 ) -> dict[str, Any]:
     """The contents of evaluate.json: each pass, the threshold curve, and calibrated points.
 
@@ -106,22 +96,24 @@ def results(
         model: for its cost.
         outputs: see `Outputs`.
         threshold: eta reported as "operating_point".
-        calibration: share of the images the calibrated threshold is chosen on.
-        seed: of that split.
-        max_loss: points of top-1 the calibrated threshold may lose against both passes.
+        calibration: which points to choose on one part of the images.
     """
     found: dict[str, Any] = {"images": len(outputs.targets)}
     first = pass_accuracy(outputs.first, outputs.targets)
     if outputs.second is None:
         found["first"] = {**first, "gmacs": count_macs(model) / 1e9}
-        return {**found, "second": None, "curve": [], "operating_point": None, "calibrated": None}
+        nothing = {"operating_point": None, "calibrated": None, "calibration": None}
+        return {**found, "second": None, "curve": [], **nothing}
     macs = count_macs(model, "first"), count_macs(model, "second")
     second = pass_accuracy(outputs.second, outputs.targets)
     found["first"] = {**first, "gmacs": macs[0] / 1e9}
     found["second"] = {**second, "gmacs": sum(macs) / 1e9}
-    found["curve"] = _curve(outputs, macs, default_thresholds())
-    found["operating_point"] = _curve(outputs, macs, [threshold])[0]
-    found["calibrated"] = calibrated(outputs, macs, calibration, seed, max_loss)
+    answers = answers_of(outputs.first, outputs.second, outputs.targets)
+    found["curve"] = sweep(answers, *macs)
+    found["operating_point"] = sweep(answers, *macs, [threshold])[0]
+    points = calibrate(outputs.first, outputs.second, outputs.targets, macs, calibration)
+    found["calibrated"] = calibrated(points)
+    found["calibration"] = points
     if outputs.covered is not None and isinstance(model, TwoStageViT):
         found["localisation"] = {
             "region": summarise(outputs.covered),
@@ -132,33 +124,12 @@ def results(
     return found
 
 
-def calibrated(
-    outputs: Outputs, macs: tuple[float, float], share: float, seed: int, max_loss: float = 0.0
-) -> dict[str, Any]:
-    """The cheapest threshold that loses at most `max_loss` points of top-1 against both passes,
-    chosen on one part of the images and reported on the rest."""
-    chosen, reported = stratified_split(outputs.targets, share, seed)
-    on_chosen, on_rest = _take(outputs, chosen), _take(outputs, reported)
-    curve = _curve(on_chosen, macs, default_thresholds())
-    nobody_exits = curve[-1]  # at the threshold above any confidence
-    point = cheapest_at(curve, nobody_exits["top1"] - max_loss) or nobody_exits
+def calibrated(points: Mapping[str, Any]) -> dict[str, Any]:
+    """The rule that is always asked for, `max_loss`, reported on the other part of the images."""
+    (chosen,) = (rule for rule in points["rules"] if rule["name"] == "max_loss")
     return {
-        "rule": f"the cheapest threshold that loses at most {max_loss:g} points of top-1 against "
-        "both passes on the calibration part",
-        "seed": seed,
-        "calibration_images": len(chosen),
-        "reported_images": len(reported),
-        **_curve(on_rest, macs, [point["threshold"]])[0],
-        "second_top1": pass_accuracy(on_rest.second, on_rest.targets)["top1"],
+        "rule": chosen["rule"],
+        **{key: points[key] for key in ("seed", "calibration_images", "reported_images")},
+        **chosen["reported"],
+        "second_top1": points["both_passes"]["reported"]["top1"],
     }
-
-
-def _curve(
-    outputs: Outputs, macs: tuple[float, float], thresholds: list[float]
-) -> list[OperatingPoint]:
-    return sweep_thresholds(outputs.first, outputs.second, outputs.targets, *macs, thresholds)
-
-
-def _take(outputs: Outputs, rows: Tensor) -> Outputs:
-    picked: Any = [None if value is None else value[rows] for value in outputs]
-    return Outputs(*picked)

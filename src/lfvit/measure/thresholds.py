@@ -1,9 +1,10 @@
 """Every early-exit threshold from one two-pass run: accuracy, exits and cost."""
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lfvit.checks import check_range
@@ -20,9 +21,53 @@ class OperatingPoint(TypedDict):
     gmacs: float  # expected multiply-accumulates per image, in 1e9
 
 
+class Answers(NamedTuple):
+    """What both passes answered on N images: all that the numbers of any threshold depend on."""
+
+    confidence: Tensor  # (N,) float32, the first pass's largest softmax probability
+    first: Tensor  # (N,) class the first pass answers
+    second: Tensor  # (N,) class the second pass answers
+    targets: Tensor  # (N,)
+
+    def take(self, rows: Tensor) -> "Answers":
+        """The answers on some of the images."""
+        return Answers(*(column[rows] for column in self))
+
+
+NOBODY_EXITS = 1.01  # above any confidence
+
+
 def default_thresholds() -> list[float]:
     """0.00, 0.01, ... 1.00, and 1.01, above any confidence, where no image exits."""
     return [round(i / 100, 2) for i in range(102)]
+
+
+def confidence_of(first_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """(N, C) -> (N,) float32: the largest softmax probability, as ``model.infer`` takes it.
+
+    Args:
+        temperature: divides the logits first; it moves confidences, never predictions.
+    """
+    return (first_logits.float() / temperature).softmax(dim=1).amax(dim=1)
+
+
+def answers_of(first_logits: Tensor, second_logits: Tensor, targets: Tensor) -> Answers:
+    """What matters of the logits (N, C) of both passes on the same images.
+
+    Raises:
+        ConfigError: no images, or shapes that differ.
+    """
+    if len(targets) == 0 or not len(first_logits) == len(second_logits) == len(targets):
+        raise ConfigError(
+            f"logits of {len(first_logits)} and {len(second_logits)} images and {len(targets)} "
+            "targets: both passes and the targets must come from the same images, at least one"
+        )
+    return Answers(
+        confidence_of(first_logits),
+        first_logits.argmax(dim=1),
+        second_logits.argmax(dim=1),
+        targets,
+    )
 
 
 def sweep_thresholds(
@@ -50,33 +95,50 @@ def sweep_thresholds(
     Raises:
         ConfigError: no images, or shapes that differ.
     """
-    if len(targets) == 0 or not len(first_logits) == len(second_logits) == len(targets):
-        raise ConfigError(
-            f"logits of {len(first_logits)} and {len(second_logits)} images and {len(targets)} "
-            "targets: both passes and the targets must come from the same images, at least one"
-        )
+    answers = answers_of(first_logits, second_logits, targets)
+    return sweep(answers, macs_first, macs_second, thresholds)
+
+
+def sweep(
+    answers: Answers,
+    macs_first: float,
+    macs_second: float,
+    thresholds: Sequence[float] | None = None,
+) -> list[OperatingPoint]:
+    """`sweep_thresholds` of answers already read from the logits."""
     etas = list(default_thresholds() if thresholds is None else thresholds)
-    confidence, order = first_logits.float().softmax(dim=1).amax(dim=1).sort(descending=True)
-    first_right = (first_logits.argmax(dim=1) == targets)[order].long()
-    second_right = (second_logits.argmax(dim=1) == targets)[order].long()
-    # right[n]: images answered rightly when the n most confident ones exit
-    exits_right = torch.cat([first_right.new_zeros(1), first_right.cumsum(0)])
-    stays_right = second_right.sum() - torch.cat(
-        [second_right.new_zeros(1), second_right.cumsum(0)]
-    )
-    right = exits_right + stays_right
-    eta = torch.tensor(etas, dtype=confidence.dtype, device=confidence.device)
-    exits = torch.searchsorted(-confidence, -eta, right=True)  # how many have confidence >= eta
-    n = len(targets)
+    n = len(answers.targets)
+    first_right = answers.first == answers.targets
+    second_right = answers.second == answers.targets
+    flags = torch.stack([torch.ones_like(first_right), first_right, second_right])
+    exits, gained, lost = count_exited(answers.confidence, flags, etas)
+    right = second_right.sum() + gained - lost
     return [
         OperatingPoint(
-            threshold=float(value),
-            top1=100.0 * int(right[count]) / n,
+            threshold=float(eta),
+            top1=100.0 * hits / n,
             exit_fraction=count / n,
             gmacs=expected_gmacs(macs_first, macs_second, count / n),
         )
-        for value, count in zip(etas, exits.tolist(), strict=True)
+        for eta, hits, count in zip(etas, right.tolist(), exits.tolist(), strict=True)
     ]
+
+
+def count_exited(confidence: Tensor, flags: Tensor, thresholds: Sequence[float]) -> Tensor:
+    """How many flagged images exit at each threshold, from one sort.
+
+    Args:
+        confidence: (N,).
+        flags: (..., N) bool.
+        thresholds: T of them, in any order.
+
+    Returns:
+        (..., T) int64.
+    """
+    confidence, order = confidence.sort(descending=True)
+    total = F.pad(flags[..., order].long().cumsum(-1), (1, 0))
+    eta = torch.tensor(list(thresholds), dtype=confidence.dtype, device=confidence.device)
+    return total[..., torch.searchsorted(-confidence, -eta, right=True)]
 
 
 def cheapest_at(curve: Sequence[OperatingPoint], top1: float) -> OperatingPoint | None:
@@ -102,7 +164,10 @@ def stratified_split(targets: Tensor, share: float, seed: int) -> tuple[Tensor, 
     check_range("calibration", share, 0, 1, above=True, below=True)
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(len(targets), generator=generator)
-    by_class = shuffled[targets[shuffled].argsort(stable=True)]  # classes in turn, random within
+    # classes in turn: in random order, or small ones would always lose the same images to rounding
+    _, labels = targets.unique(return_inverse=True)
+    turn = torch.randperm(int(labels.max()) + 1 if len(labels) else 0, generator=generator)
+    by_class = shuffled[turn[labels[shuffled]].argsort(stable=True)]
     # walk along the classes and take an image each time another `share` of them has gone by
     steps = ((torch.arange(len(targets)) + 1) * share).floor()
     first = torch.cat([steps[:1], steps.diff()]) > 0

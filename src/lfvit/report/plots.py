@@ -28,6 +28,7 @@ def plot_evaluation(found: Mapping[str, Any], path: Path) -> None:
         figure = Figure(figsize=(9, 3.8), layout="constrained")
         left, right = figure.subplots(1, 2)
         draw_curve(left, found, "early exit", BLUE)
+        draw_operating_points(left, found["calibration"])
         _finish_cost_axes(left)
         draw_thresholds(right, found["curve"])
         figure.savefig(path, dpi=150)
@@ -74,6 +75,28 @@ def draw_curve(
             ha="left" if marker == "o" else "right",
             color=colour,
         )
+
+
+def draw_operating_points(axes: Axes, calibration: Mapping[str, Any]) -> None:
+    """The thresholds chosen on one part of the images, as they do on the other."""
+    certificates = calibration["risk"]["certificates"] if calibration["risk"] else []
+    groups = (
+        (calibration["rules"], "D", ORANGE, "chosen on other images"),
+        (certificates, "^", GREEN, "chosen, with bounded risk"),
+    )
+    for choices, marker, colour, text in groups:
+        points = [choice["reported"] for choice in choices if choice["reported"] is not None]
+        if points:
+            axes.plot(
+                [p["gmacs"] for p in points],
+                [p["top1"] for p in points],
+                marker,
+                color=colour,
+                ms=5,
+                ls="none",
+                label=text,
+                zorder=4,
+            )
 
 
 def draw_thresholds(axes: Axes, curve: list[dict[str, float]]) -> None:

@@ -1,0 +1,85 @@
+"""Temperature scaling against known temperatures, a search by hand, and bins counted by hand."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lfvit.measure.temperature import (
+    expected_calibration_error,
+    fit_temperature,
+    negative_log_likelihood,
+)
+from lfvit.measure.thresholds import confidence_of
+
+
+def calibrated_logits(seed, n=20_000, classes=5):
+    """Logits that mean what they say: targets are drawn from their softmax."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(n, classes, generator=generator)
+    targets = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+    return logits, targets
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5, 1.0, 3.0, 40.0])
+def test_a_known_temperature_is_found(temperature):
+    logits, targets = calibrated_logits(0)
+    found = fit_temperature(temperature * logits, targets)
+    assert found == pytest.approx(temperature, rel=0.03)
+    scaled = temperature * logits
+    before, after = (expected_calibration_error(scaled, targets, t) for t in (1.0, found))
+    assert after < 1.5
+    if temperature != 1:
+        assert after < before
+    assert torch.equal((scaled / found).argmax(1), scaled.argmax(1))
+
+
+@given(st.integers(0, 500), st.integers(1, 50), st.floats(0.1, 20))
+@settings(max_examples=40, deadline=None)
+def test_no_other_temperature_is_better(seed, n, scale):
+    generator = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(n, 4, generator=generator)
+    targets = torch.randint(4, (n,), generator=generator)
+    found = fit_temperature(logits, targets)
+    grid = torch.logspace(-2, 2, 81).tolist()
+    nll = [negative_log_likelihood(logits.double(), targets, t) for t in grid]
+    if found is None:
+        assert min(nll) == pytest.approx(min(nll[0], nll[-1]), abs=1e-4)
+    else:
+        assert 0.01 < found < 100
+        best = negative_log_likelihood(logits.double(), targets, found)
+        assert best <= min(nll) * (1 + 1e-5) + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("logits", "target"), [([[9.0, 0.0]], 0), ([[9.0, 0.0]], 1), ([[2.0, 2.0]], 0)]
+)
+def test_no_temperature_is_best_for_one_image(logits, target):
+    assert fit_temperature(torch.tensor(logits), torch.tensor([target])) is None
+
+
+def test_extreme_logits_stay_finite():
+    logits = torch.tensor([[1e6, 0.0, -1e6], [0.0, 1e6, 0.0], [3e5, 0.0, 1e6]])
+    found = fit_temperature(logits, torch.tensor([0, 1, 0]))
+    assert found is None or 0.01 < found < 100
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3, 4.0])
+def test_calibration_error_by_hand(temperature):
+    logits, targets = calibrated_logits(1, n=300)
+    confidence = confidence_of(logits, temperature)
+    expected = 0.0
+    for b in range(15):
+        inside = [i for i in range(300) if b / 15 < confidence[i].item() <= (b + 1) / 15]
+        if inside:
+            sure = sum(confidence[i].item() for i in inside) / len(inside)
+            right = sum(int(logits[i].argmax() == targets[i]) for i in inside) / len(inside)
+            expected += len(inside) / 300 * abs(sure - right)
+    found = expected_calibration_error(logits, targets, temperature)
+    assert found == pytest.approx(100 * expected, abs=1e-4)
+
+
+def test_calibration_error_of_certain_answers():
+    logits = torch.tensor([[200.0, 0.0], [200.0, 0.0]])
+    assert expected_calibration_error(logits, torch.tensor([0, 0])) == pytest.approx(0)
+    assert expected_calibration_error(logits, torch.tensor([1, 1])) == pytest.approx(100)
