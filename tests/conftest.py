@@ -1,21 +1,33 @@
 """What the tests share: small models, a folder of awkward photographs, composed configs."""
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hypothesis import settings
 from omegaconf import DictConfig
 from PIL import Image
 
 os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(1)  # the suite runs in several processes
+settings.register_profile("suite", derandomize=True)  # the same examples in every run
+settings.load_profile("suite")
 
 ROOT = Path(__file__).parents[1]
 TINY = {"embed_dim": 24, "depth": 5, "num_heads": 2, "patch_size": 8}
+
+
+@pytest.fixture(autouse=True)
+def forget_compiled() -> Iterator[None]:
+    """Graphs compiled by one test would be tried first, one by one, in every later one."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 @pytest.fixture

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import golden_vectors
 import lfvit
 import reference
 import reference_reduction
+from lfvit.models.selection import coarse_cell
 
 REDUCERS = {
     "evit": (
@@ -26,6 +27,7 @@ REDUCERS = {
 @pytest.mark.parametrize("passes", ["first", "second", "both"])
 @pytest.mark.parametrize("name", sorted(REDUCERS))
 @settings(deadline=None, max_examples=4)
+@example(seed=409, selector="ngca", alpha=0.4, background=False)  # a tie
 @given(
     seed=st.integers(0, 10_000),
     selector=st.sampled_from(["ngca", "gca", "last_class_attention"]),
@@ -69,9 +71,15 @@ def test_matches_a_slow_reference(name, passes, seed, selector, alpha, backgroun
     )
     gca = out.selection.gca[0].double()
     torch.testing.assert_close(gca, expected["gca"], atol=1e-7, rtol=1e-5)
-    assert out.selection.fine_indices[0].tolist() == expected["fine_indices"]
-    for found in ("first_logits", "second_logits"):
-        torch.testing.assert_close(getattr(out, found)[0], expected[found], atol=1e-4, rtol=1e-4)
+    close = {"atol": 1e-4, "rtol": 1e-4}
+    torch.testing.assert_close(out.first_logits[0], expected["first_logits"], **close)
+    fine, slow_fine = out.selection.fine_indices[0], torch.tensor(expected["fine_indices"])
+    if fine.tolist() == slow_fine.tolist():
+        torch.testing.assert_close(out.second_logits[0], expected["second_logits"], **close)
+    else:  # cells of one token are equally good: rounding decides which of them are chosen
+        assert passes != "second"
+        ours, theirs = (gca.flatten()[coarse_cell(f, 4)].sort().values for f in (fine, slow_fine))
+        torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=1e-5)
 
 
 def test_class_attention_is_shared_out_in_full():
