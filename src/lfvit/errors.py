@@ -19,3 +19,7 @@ class CheckpointError(LFViTError):
 
 class TrainingError(LFViTError):
     """Training cannot go on, for example because the loss is not finite."""
+
+
+class ExportError(LFViTError):
+    """A model cannot be written for other runtimes, or answers differently there."""

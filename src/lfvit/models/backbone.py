@@ -188,7 +188,7 @@ class Backbone(nn.Module):
         grid = maps.shape[-1] // P
         patches = maps.unflatten(3, (grid, P)).unflatten(2, (grid, P))  # (B, 3, G, P, G, P)
         patches = patches.permute(0, 2, 4, 1, 3, 5)  # (B, G, G, 3, P, P), still a view
-        rows = torch.arange(len(maps), device=maps.device)[:, None]
+        rows = torch.arange(maps.shape[0], device=maps.device)[:, None]
         chosen = patches[rows, positions // grid, positions % grid]  # (B, K, 3, P, P)
         return F.linear(chosen.flatten(2), proj.weight.flatten(1), proj.bias)
 
@@ -211,7 +211,7 @@ class Backbone(nn.Module):
             reducer: shortens the sequence on the way; needs its layout.
         """
         if self.reg_token is not None:
-            registers = self.reg_token.expand(len(tokens), -1, -1).to(tokens)
+            registers = self.reg_token.expand(tokens.shape[0], -1, -1).to(tokens)
             tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)
         run = run_blocks(
             self.blocks,

@@ -217,7 +217,7 @@ class TwoStageViT(nn.Module):
         backbone = self.backbone
         coarse = backbone.embed(view, mix) + self.first_pos_embed[:, 1:]  # (B, g*g, D)
         class_token = backbone.cls_token + self.first_pos_embed[:, :1]  # (1, 1, D)
-        tokens = torch.cat([class_token.expand(len(view), -1, -1).to(coarse), coarse], dim=1)
+        tokens = torch.cat([class_token.expand(view.shape[0], -1, -1).to(coarse), coarse], dim=1)
         reducer = self.reducer_of("first")
         layout = None if reducer is None else self._first_layout(coarse.device)
         run = backbone.run(tokens, self.gca_start, reducer, layout)
@@ -251,7 +251,7 @@ class TwoStageViT(nn.Module):
         rest = remaining_cells(selection.cells, self.grid)  # (B, g*g - k)
         coarse = take(first.inputs, rest)
         class_token = backbone.cls_token + self.second_pos_embed[:, :1]
-        class_token = class_token.expand(len(images), -1, -1)
+        class_token = class_token.expand(images.shape[0], -1, -1)
         if reuse is not None:
             reused = reuse(first.outputs if reuse.to_class_token else first.outputs[:, 1:])
             if reuse.to_class_token:

@@ -103,7 +103,7 @@ class DynamicViT(Reducer):
             mask = drawn * mask
             return tokens, carried._replace(memory=Decisions(mask, (*kept, mask)))
         score = predictor(
-            patches, patches.new_ones(1, 1, 1).expand(len(patches), carried.length, 1)
+            patches, patches.new_ones(1, 1, 1).expand(patches.shape[0], carried.length, 1)
         )
         keep = self._kept(index, carried.start)
         kept, _ = split(score[:, :, 0], keep)
@@ -113,7 +113,7 @@ class DynamicViT(Reducer):
     def _without(carried: Carried, kept: Tensor) -> Carried:
         """Dropped tokens have no successor; their owner is the last kept token, for want of one."""
         count = kept.shape[1]
-        to = torch.full((len(kept), carried.length), count - 1, device=kept.device)
+        to = torch.full((kept.shape[0], carried.length), count - 1, device=kept.device)
         to = to.scatter(1, kept, torch.arange(count, device=kept.device).expand_as(kept))
         return carried.moved(to, count)
 

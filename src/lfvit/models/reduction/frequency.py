@@ -104,7 +104,7 @@ class Frequency(Reducer):
 
     def start(self, carried: Carried) -> Carried:
         high = carried.owner  # every token is high-frequency, and itself
-        return carried._replace(memory=Bands(high, high.new_zeros(len(high), 0), 0))
+        return carried._replace(memory=Bands(high, high.new_zeros(high.shape[0], 0), 0))
 
     def key_bias(self, carried: Carried) -> Tensor | None:
         if carried.memory.windows < 2:  # a single DC token always stands for something
@@ -155,14 +155,14 @@ class Frequency(Reducer):
         high, dc = patches[:, :n_high], patches[:, n_high:]
 
         gone = bands.high.gather(1, lost)  # (B, n_lost) among the first patch tokens
-        window = _window(carried.layout.places, w).expand(len(tokens), -1).gather(1, gone)
+        window = _window(carried.layout.places, w).expand(tokens.shape[0], -1).gather(1, gone)
         leaving = take(high, lost)
         positions = carried.layout.positions
         if self.position_term and positions is not None:
-            leaving = leaving + take(positions.expand(len(tokens), -1, -1), gone)
+            leaving = leaving + take(positions.expand(tokens.shape[0], -1, -1), gone)
         into = torch.cat([window, _coarser(bands, w)], dim=1)
         summed = torch.cat([leaving.float(), dc.float() * bands.merged[:, :, None]], dim=1)
-        sums = summed.new_zeros(len(tokens), w * w, summed.shape[2])
+        sums = summed.new_zeros(tokens.shape[0], w * w, summed.shape[2])
         sums = sums.scatter_add(1, into[:, :, None].expand_as(summed), summed)
         sizes = torch.cat([torch.ones_like(window), bands.merged], dim=1)
         merged = torch.zeros_like(sums[:, :, 0], dtype=torch.long).scatter_add(1, into, sizes)
@@ -208,7 +208,7 @@ def _coarser(bands: Bands, windows: int) -> Tensor:
     numbers = torch.arange(bands.windows**2, device=bands.merged.device)
     step = max(bands.windows // windows, 1)
     row, column = numbers // max(bands.windows, 1) // step, numbers % max(bands.windows, 1) // step
-    return (row * windows + column).expand(len(bands.merged), -1)
+    return (row * windows + column).expand(bands.merged.shape[0], -1)
 
 
 def _per_block(name: str, value: Any, count: int) -> list[Any]:

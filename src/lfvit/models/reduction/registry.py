@@ -64,7 +64,7 @@ class Carried(NamedTuple):
     def sizes(self) -> Tensor:
         """How many of the first patch tokens each one stands for: (B, length) float."""
         ones = torch.ones_like(self.owner, dtype=torch.float32)
-        empty = ones.new_zeros(len(self.owner), self.length)
+        empty = ones.new_zeros(self.owner.shape[0], self.length)
         return empty.scatter_add(1, self.owner, ones)
 
     def moved(self, to: Tensor, length: int, memory: Any = None) -> "Carried":

@@ -61,7 +61,7 @@ def run_blocks(
         if layout is None:
             raise ValueError("a reducer needs the layout of the sequence")
         count = int(layout.places.shape[1])  # a plain number, also while tracing
-        owner = torch.arange(count, device=tokens.device).expand(len(tokens), -1)
+        owner = torch.arange(count, device=tokens.device).expand(tokens.shape[0], -1)
         carried = reducer.start(Carried(owner, count, layout))
     method = NOTHING if reducer is None else reducer
     for index, block in enumerate(blocks):

@@ -106,7 +106,7 @@ class ToMe(Reducer):
         sizes = carried.sizes()[:, :, None]  # (B, length, 1)
         patches = tokens[:, carried.prefix :]
         weighted = patches * sizes  # at least float32
-        sums = weighted.new_zeros(len(patches), count, patches.shape[2])
+        sums = weighted.new_zeros(patches.shape[0], count, patches.shape[2])
         sums = sums.scatter_add(1, to[:, :, None].expand_as(patches), weighted)
         carried = carried.moved(to, count)
         means = sums / carried.sizes()[:, :, None]

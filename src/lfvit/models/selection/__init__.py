@@ -62,7 +62,7 @@ def coarse_cell(fine_indices: Tensor, grid: int) -> Tensor:
 
 def remaining_cells(cells: Tensor, grid: int) -> Tensor:
     """The cells that stay coarse: (B, k) ascending -> (B, g*g - k) ascending."""
-    chosen = cells.new_zeros(len(cells), grid * grid).scatter_(1, cells, 1)
+    chosen = cells.new_zeros(cells.shape[0], grid * grid).scatter_(1, cells, 1)
     return chosen.argsort(dim=1, stable=True)[:, : grid * grid - cells.shape[1]]
 
 

@@ -9,4 +9,4 @@ from lfvit.models.selection.registry import Choice, Scores, selector
 def whole_image(scores: Scores, region_size: int, alpha: float) -> Choice:
     """Every cell, whatever its score; region_size and alpha have no effect."""
     cells = torch.arange(scores.gca[0].numel(), device=scores.gca.device)
-    return Choice(None, cells.expand(len(scores.gca), -1))
+    return Choice(None, cells.expand(scores.gca.shape[0], -1))

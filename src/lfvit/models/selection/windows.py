@@ -66,7 +66,7 @@ def _around_lowest(gca: Tensor, size: int) -> Tensor:
 
 def _anywhere(gca: Tensor, size: int) -> Tensor:
     places = gca.shape[-1] - size + 1
-    return torch.randint(places, (len(gca), 2), device=gca.device)
+    return torch.randint(places, (gca.shape[0], 2), device=gca.device)
 
 
 def _register(name: str, place: Callable[[Tensor, int], Tensor]) -> None:

@@ -1,0 +1,136 @@
+"""`export(cfg)`: write a trained model as ONNX files, and check that they answer as it does."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import nn
+
+from lfvit.checks import check_range
+from lfvit.commands.setup import Trained, load_trained, model_overrides
+from lfvit.data.augment import Augment
+from lfvit.errors import ConfigError, ExportError
+from lfvit.measure.costs import count_macs
+from lfvit.models.export import Pass, passes_of, write_onnx
+from lfvit.models.two_stage import TwoStageViT
+from lfvit.runs import commit, start_run, write_json
+from lfvit.runtime import CARD, FORMAT, load, run
+
+BATCHES = (1, 2, 5)  # images in each check; graphs are captured with another number
+
+
+def export(cfg: DictConfig) -> dict[str, Any]:
+    """Write first_pass.onnx and second_pass.onnx, or model.onnx, with model.json beside them.
+
+    Returns:
+        The content of model.json: what the model is, how images are prepared for it, its costs,
+        and how far onnxruntime was from PyTorch.
+
+    Raises:
+        LFViTError: packages are missing, the model cannot be exported, or the files answer
+            differently from the model.
+    """
+    check_packages()
+    check_range("tolerance", cfg.tolerance, 0, above=True)
+    trained = load_trained(cfg.ckpt_path, model_overrides(cfg))
+    card = describe(trained)
+    passes = passes_of(trained.model, trained.record["image_size"])
+    card["files"] = [f"{one.name}.onnx" for one in passes]
+    run_dir = start_run(cfg)
+    for one, name in zip(passes, card["files"], strict=True):
+        write_onnx(one, run_dir / name)
+    write_json(run_dir / CARD, card)
+    card["largest_difference"] = check_parity(passes, run_dir, cfg.tolerance)
+    write_json(run_dir / CARD, card)
+    for one, name in zip(passes, card["files"], strict=True):
+        size = (run_dir / name).stat().st_size / 1e6
+        found = card["largest_difference"][one.name]
+        print(f"{name}: {size:.1f} MB, largest difference from PyTorch {found:.1e}")
+    print(f"checked on batches of {', '.join(map(str, BATCHES))} images; written to {run_dir}")
+    print(f"without PyTorch: python -m lfvit.runtime {run_dir} IMAGE...")
+    return card
+
+
+def check_packages() -> None:
+    """Refuse to start without what writes and checks ONNX files."""
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"export needs {', '.join(missing)}; install the extra: pip install -e '.[export]'"
+        )
+
+
+def describe(trained: Trained) -> dict[str, Any]:
+    """What a runtime needs to know about a model, and its user about where it comes from."""
+    model, record = trained.model, trained.record
+    augment = Augment.of(record.get("data", {}).get("augment"))
+    stages = ("first", "second") if isinstance(model, TwoStageViT) else (None,)
+    return {
+        "format": FORMAT,
+        "method": record["method"]["name"],
+        "settings": {key: record.get(key) for key in ("method", "backbone", "reducer")},
+        "region_size": getattr(model, "region_size", None),
+        "classes": record["classes"],
+        "image_size": record["image_size"],
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "crop_pct": augment.crop_pct,
+        "interpolation": augment.interpolation,
+        "threshold": record["threshold"],
+        "macs": {stage or "only": count_macs(model, stage) for stage in stages},
+        "commit": commit(),
+        "trained_commit": record.get("commit"),
+    }
+
+
+@torch.no_grad()
+def check_parity(passes: list[Pass], folder: Path, tolerance: float) -> dict[str, float]:
+    """How far onnxruntime is from PyTorch, pass by pass, each pass on the same inputs in both.
+
+    Every floating-point output of a pass is compared. Chosen cells are not: scores that are equal
+    but for rounding may be ranked either way.
+
+    Returns:
+        Of each pass, the largest difference, relative to the largest value where that is above 1.
+
+    Raises:
+        ExportError: it is above `tolerance`, or a file does not run.
+    """
+    runtime = load(folder)
+    size = runtime.card["image_size"]
+    draw = torch.Generator().manual_seed(0)
+    worst = {one.name: 0.0 for one in passes}
+    for count in BATCHES:
+        values = {"images": torch.randn(count, 3, size, size, generator=draw)}
+        for one, session in zip(passes, runtime.sessions, strict=True):
+            expected = _call(one.module, [values[name] for name in one.inputs])
+            try:
+                found = run(session, {name: value.numpy() for name, value in values.items()})
+            except Exception as error:  # onnxruntime's errors have no common base
+                raise ExportError(f"{one.name}.onnx does not run: {error}") from error
+            for name, value in zip(one.outputs, expected, strict=True):
+                if value.is_floating_point():
+                    difference = _difference(value.numpy(), found[name])
+                    worst[one.name] = max(worst[one.name], difference)
+            values |= dict(zip(one.outputs, expected, strict=True))
+        for name, difference in worst.items():
+            if not difference <= tolerance:  # also where it is not a number
+                raise ExportError(
+                    f"{name}.onnx differs from PyTorch by {difference:.1e} on {count} images, more "
+                    f"than tolerance={tolerance:g}"
+                )
+    return worst
+
+
+def _call(module: nn.Module, inputs: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    found = module(*inputs)
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _difference(expected: np.ndarray, found: np.ndarray) -> float:
+    scale = max(1.0, float(np.abs(expected).max()))
+    return float(np.abs(expected - found).max()) / scale

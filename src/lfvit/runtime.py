@@ -1,0 +1,229 @@
+"""Exported models without PyTorch: numpy, Pillow and onnxruntime are all this needs.
+
+`export.py` writes the folder that `load` opens. On the command line:
+
+    python -m lfvit.runtime FOLDER IMAGE...
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from lfvit.checks import check_range
+from lfvit.data.images import read_image, to_rgb
+from lfvit.errors import ConfigError, LFViTError
+
+Picture = str | Path | Image.Image | np.ndarray
+"""A file, an opened image, or pixels (H, W, 3) or (H, W) uint8."""
+
+CARD = "model.json"
+FORMAT = 1
+
+
+class Answer(NamedTuple):
+    """The answers for B images.
+
+    logits: (B, C) float32, of whichever pass answered.
+    exited: (B,) bool, True where the first pass answered, or the only one.
+    confidence: (B,) float32, the first pass's largest softmax probability.
+    macs: (B,) float, multiply-accumulates spent on each image.
+    region: (B, 2) row and column of the window's top-left coarse cell; None without windows.
+    fine_indices: (B, 4k) fine patches the second pass looks at, or would have; None of one pass.
+    """
+
+    logits: np.ndarray
+    exited: np.ndarray
+    confidence: np.ndarray
+    macs: np.ndarray
+    region: np.ndarray | None = None
+    fine_indices: np.ndarray | None = None
+
+
+class Runtime:
+    """An exported model; made by `load`.
+
+    Attributes:
+        card: what ``model.json`` says of the model.
+        sessions: one of onnxruntime for each pass, in their order.
+    """
+
+    def __init__(self, card: dict[str, Any], sessions: list[Any]) -> None:
+        self.card = card
+        self.sessions = sessions
+        self.classes: list[str] = card["classes"]
+        self._mean = np.array(card["mean"], np.float32)[:, None, None] * 255
+        self._std = np.array(card["std"], np.float32)[:, None, None] * 255
+
+    def predict(
+        self, images: Picture | Sequence[Picture], threshold: float | None = None
+    ) -> Answer:
+        """Classify pictures of any size, one or several, in one batch.
+
+        Args:
+            images: one picture or a sequence of B.
+            threshold: eta; None is the card's own.
+
+        Raises:
+            UnreadableImageError: a file that is no image.
+        """
+        if isinstance(images, str | Path | Image.Image | np.ndarray):
+            images = [images]
+        size = self.card["image_size"]
+        batch = np.empty((len(images), 3, size, size), np.float32)
+        for row, image in zip(batch, images, strict=True):
+            row[:] = self.prepare(image)
+        return self.infer(batch, threshold)
+
+    def prepare(self, image: Picture) -> np.ndarray:
+        """One picture as the model sees it: shorter side to S / crop_pct, centre crop, normalised.
+
+        Returns:
+            (3, S, S) float32
+        """
+        size = self.card["image_size"]
+        image = _open(image)
+        image = _resize(image, math.floor(size / self.card["crop_pct"]), self.card["interpolation"])
+        left, top = (round((side - size) / 2) for side in image.size)
+        pixels = np.asarray(image.crop((left, top, left + size, top + size)), np.float32)
+        return (pixels.transpose(2, 0, 1) - self._mean) / self._std
+
+    def infer(self, images: np.ndarray, threshold: float | None = None) -> Answer:
+        """Early exit: only images whose confidence is below `threshold` are looked at again.
+
+        Args:
+            images: (B, 3, S, S) float32, normalised, see `prepare`; B may be 0.
+            threshold: eta; 0 answers everything in the first pass, above 1 nothing. None is the
+                card's own. Without effect on a one-pass model.
+        """
+        if threshold is None:
+            threshold = self.card["threshold"]
+        check_range("threshold", threshold, 0)
+        if not len(images):  # some graphs cannot run on nothing
+            nothing = np.zeros(0, np.float32)
+            return Answer(
+                np.zeros((0, len(self.classes)), np.float32), nothing > 0, nothing, nothing
+            )
+        macs = self.card["macs"]
+        first = run(self.sessions[0], {"images": images})
+        logits = first["logits"]
+        confidence = softmax(logits).max(axis=1)
+        if len(self.sessions) == 1:
+            spent = np.full(len(images), float(macs["only"]))
+            return Answer(logits, np.ones(len(images), bool), confidence, spent)
+        exited = confidence >= threshold
+        rest = np.flatnonzero(~exited)
+        if len(rest):
+            left = {name: values[rest] for name, values in {**first, "images": images}.items()}
+            logits[rest] = run(self.sessions[1], left)["logits"]
+        spent = macs["first"] + np.where(exited, 0.0, macs["second"])
+        return Answer(logits, exited, confidence, spent, first.get("region"), first["fine_indices"])
+
+
+def load(
+    folder: str | Path,
+    *,
+    threads: int = 0,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+) -> Runtime:
+    """Open what `export.py` wrote.
+
+    Args:
+        folder: with model.json and the .onnx files.
+        threads: of one run; 0 is onnxruntime's own choice, all cores.
+        providers: of onnxruntime, the first that is there runs the model.
+
+    Raises:
+        ConfigError: not such a folder, or onnxruntime is not installed.
+    """
+    folder = Path(folder).expanduser()
+    try:
+        card = json.loads((folder / CARD).read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{folder}: has no {CARD}; pass the folder that export.py wrote"
+        ) from error
+    if card.get("format") != FORMAT:
+        raise ConfigError(
+            f"{folder / CARD}: format={card.get('format')!r} is unknown; valid: {FORMAT}. Export "
+            "the model again with this version of lfvit"
+        )
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ConfigError("onnxruntime is not installed; pip install onnxruntime") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    sessions = []
+    for name in card["files"]:
+        if not (folder / name).is_file():
+            raise ConfigError(f"{folder / name}: no such file; it belongs beside {CARD}")
+        sessions.append(onnxruntime.InferenceSession(folder / name, options, list(providers)))
+    return Runtime(card, sessions)
+
+
+def run(session: Any, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """One pass: takes what it needs of `values`, by name, and returns its outputs by name."""
+    needed = {one.name: values[one.name] for one in session.get_inputs()}
+    names = [one.name for one in session.get_outputs()]
+    return dict(zip(names, session.run(names, needed), strict=True))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """(B, C) logits -> probabilities."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def _open(image: Picture) -> Image.Image:
+    if isinstance(image, str | Path):
+        return read_image(Path(image).expanduser())
+    return to_rgb(Image.fromarray(image) if isinstance(image, np.ndarray) else image)
+
+
+def _resize(image: Image.Image, shorter: int, interpolation: str) -> Image.Image:
+    """To this length of the shorter side; the longer one is rounded down, as torchvision does."""
+    width, height = image.size
+    size = (
+        (shorter, int(shorter * height / width))
+        if width <= height
+        else (int(shorter * width / height), shorter)
+    )
+    return (
+        image if size == image.size else image.resize(size, Image.Resampling[interpolation.upper()])
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Classify files and print the best classes, the pass that answered, and the cost."""
+    parser = argparse.ArgumentParser(prog="python -m lfvit.runtime", description=main.__doc__)
+    parser.add_argument("folder", help="what export.py wrote")
+    parser.add_argument("image", nargs="+")
+    parser.add_argument("--threshold", type=float, help="eta; the exported one if left out")
+    parser.add_argument("--top", type=int, default=5, help="how many classes to print")
+    said = parser.parse_args(arguments)
+    try:
+        model = load(said.folder)
+        for path in said.image:
+            answer = model.predict(path, said.threshold)
+            print(f"\n{path}")
+            probabilities = softmax(answer.logits)[0]
+            for index in np.argsort(-probabilities, kind="stable")[: said.top]:
+                print(f"  {100 * probabilities[index]:5.1f} %  {model.classes[index]}")
+            which = "first pass" if answer.exited[0] else "second pass"
+            which = "only pass" if len(model.sessions) == 1 else which
+            print(f"  answered by the {which}, {answer.macs[0] / 1e9:.3f} GMACs")
+    except LFViTError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

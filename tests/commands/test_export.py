@@ -1,0 +1,58 @@
+"""export.py on a trained run, and what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+from lfvit.commands import export as command
+from lfvit.commands.predict import predict
+from lfvit.errors import ConfigError
+
+
+def test_the_command_as_a_user_types_it(composed, trained_run, photographs, tmp_path):
+    checkpoint = trained_run / "checkpoints" / "last.ckpt"
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "export.py"), f"ckpt_path={checkpoint}", "threshold=0.4"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=env,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert [line.partition(":")[0] for line in lines[:2]] == ["first_pass.onnx", "second_pass.onnx"]
+    assert len(lines) == 4
+    (folder,) = tmp_path.glob("outputs/export/*")
+    card = json.loads((folder / "model.json").read_text())
+    assert max(card["largest_difference"].values()) < 1e-4
+    assert card["method"] == "lf_vit"
+    assert card["threshold"] == 0.4
+    assert (folder / "first_pass.onnx").stat().st_size < 2e6
+    image = photographs / "apple" / "00.jpg"
+    out = subprocess.run(
+        [sys.executable, "-m", "lfvit.runtime", str(folder), str(image), "--top", "2"],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=True,
+    ).stdout
+    assert out.count("%") == 2
+    cfg = composed("predict", f"ckpt_path={checkpoint}", "threshold=0.4", "accelerator=cpu")
+    cfg.image, cfg.run_dir = str(image), str(tmp_path / "predict")
+    (entry,) = predict(cfg)
+    assert all(f"%  {line['class']}\n" in out for line in entry["top"][:2])
+    assert f"answered by the {entry['answered_by']}, {entry['gmacs']:.3f} GMACs" in out
+
+
+def test_missing_packages_are_named(composed, trained_run, monkeypatch):
+    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "onnx" else object())
+    checkpoint = trained_run / "checkpoints" / "last.ckpt"
+    with pytest.raises(ConfigError, match=r"export needs onnx; .*\.\[export\]"):
+        command.export(composed("export", f"ckpt_path={checkpoint}", "run_dir=unused"))

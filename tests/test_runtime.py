@@ -1,0 +1,230 @@
+"""Exported models in onnxruntime: the same images, the same early exit, the same answers."""
+
+import subprocess
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+import lfvit
+from conftest import TINY, photograph
+from lfvit import runtime
+from lfvit.commands.export import check_parity, describe
+from lfvit.commands.setup import Trained
+from lfvit.data.augment import INTERPOLATIONS, Augment
+from lfvit.data.datamodule import normalise
+from lfvit.data.folders import images_of
+from lfvit.data.images import read_image
+from lfvit.errors import ConfigError, ExportError
+from lfvit.models.export import Pass, capture, passes_of, write_onnx
+from lfvit.models.indexing import highest
+from lfvit.models.reduction.registry import REDUCERS
+from lfvit.models.reuse import REUSE
+from lfvit.models.selection import SELECTORS
+from lfvit.runs import write_json
+
+SIZE, CLASSES = 64, 7
+
+
+def small(method, **options):
+    """A model with weights large enough for its answers to differ between images."""
+    torch.manual_seed(0)
+    options = {"backbone": dict(TINY), **options}
+    model = lfvit.create_model(method, image_size=SIZE, num_classes=CLASSES, **options)
+    for name, weight in model.named_parameters():
+        if weight.ndim > 1 and "pos_embed" not in name:
+            torch.nn.init.normal_(weight, std=0.15)
+    return model.eval()
+
+
+def written(model, method, folder, **augment):
+    """The files that export.py would write."""
+    record = {
+        "method": {"name": method},
+        "classes": [f"class {i}" for i in range(CLASSES)],
+        "image_size": SIZE,
+        "threshold": 0.7,
+        "data": {"augment": augment},
+    }
+    passes = passes_of(model, SIZE)
+    for one in passes:
+        write_onnx(one, folder / f"{one.name}.onnx")
+    card = {**describe(Trained(model, record)), "files": [f"{one.name}.onnx" for one in passes]}
+    write_json(folder / runtime.CARD, card)
+    return passes
+
+
+@pytest.fixture(scope="module")
+def two_pass(tmp_path_factory):
+    """An LF-ViT, and its files."""
+    folder = tmp_path_factory.mktemp("lf_vit")
+    model = small("lf_vit")
+    written(model, "lf_vit", folder)
+    return model, folder
+
+
+def images(count, seed=0):
+    return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def middle(model, batch):
+    """A threshold that about half of the images reach."""
+    return model.infer(batch, 0).confidence.sort().values[len(batch) // 2 - 1 :][:2].mean().item()
+
+
+@pytest.mark.parametrize("count", [0, 1, 9])
+@pytest.mark.parametrize("threshold", [0.0, None, 1.01])
+def test_early_exit_is_that_of_the_model(two_pass, count, threshold):
+    model, folder = two_pass
+    batch = images(count)
+    threshold = middle(model, images(9)) if threshold is None else threshold
+    expected = model.infer(batch, threshold)
+    found = runtime.load(folder).infer(batch.numpy(), threshold)
+    assert found.logits.shape == (count, CLASSES)
+    np.testing.assert_array_equal(found.exited, expected.exited.numpy())
+    np.testing.assert_allclose(found.logits, expected.logits.numpy(), atol=1e-4)
+    np.testing.assert_allclose(found.confidence, expected.confidence.numpy(), atol=1e-5)
+    if count:
+        np.testing.assert_array_equal(found.region, expected.selection.region.numpy())
+        np.testing.assert_array_equal(found.fine_indices, expected.selection.fine_indices.numpy())
+        first, both = lfvit.count_macs(model, "first"), lfvit.count_macs(model)
+        assert found.macs.tolist() == [first if out else both for out in expected.exited]
+    if count == 9 and 0 < threshold < 1:
+        assert 0 < found.exited.sum() < 9
+
+
+class Ranked(torch.nn.Module):
+    def forward(self, values):
+        return highest(values, 8)
+
+
+def test_equal_scores_are_settled_as_in_pytorch(tmp_path):
+    """The first of equal values wins in both."""
+    values = torch.randint(3, (3, 30), generator=torch.Generator().manual_seed(0)).float()
+    write_onnx(Pass("ranked", Ranked(), {"values": values}, ("order",)), tmp_path / "ranked.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "ranked.onnx")
+    found = runtime.run(session, {"values": values.numpy()})["order"]
+    np.testing.assert_array_equal(found, highest(values, 8).numpy())
+
+
+def test_files_that_answer_differently_are_refused(two_pass):
+    model, folder = two_pass
+    with pytest.raises(
+        ExportError, match=r"first_pass\.onnx differs from PyTorch by .* tolerance="
+    ):
+        check_parity(passes_of(model, SIZE), folder, 1e-12)
+
+
+@pytest.mark.parametrize("interpolation", set(INTERPOLATIONS) - {"random"})
+def test_images_are_prepared_as_in_evaluation(interpolation, photographs):
+    for size, crop_pct in ((64, 0.875), (48, 0.9), (112, 1.0)):
+        augment = Augment(interpolation=interpolation, crop_pct=crop_pct)
+        transform = augment.eval_transform(size)
+        card = {
+            "classes": [],
+            "image_size": size,
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+            "crop_pct": crop_pct,
+            "interpolation": interpolation,
+        }
+        model = runtime.Runtime(card, [])
+        odd = [photograph(shape, 1, 5) for shape in ((31, 97), (301, 64), (65, 64), (73, 73))]
+        for picture in [*images_of(photographs)[:8], *odd]:
+            image = picture if isinstance(picture, Image.Image) else read_image(picture)
+            expected = normalise(torch.as_tensor(transform(image))[None])[0]
+            np.testing.assert_allclose(model.prepare(picture), expected.numpy(), atol=1e-6)
+        np.testing.assert_array_equal(model.prepare(np.asarray(odd[0])), model.prepare(odd[0]))
+
+
+def test_photographs_in_any_form_get_the_models_answer(two_pass, photographs):
+    model, folder = two_pass
+    loaded = runtime.load(folder)
+    paths = images_of(photographs)
+    transform = Augment().eval_transform(SIZE)
+    pixels = torch.stack([torch.as_tensor(transform(read_image(path))) for path in paths])
+    expected = model.infer(normalise(pixels), 0.5)
+    found = loaded.predict(paths, 0.5)
+    np.testing.assert_allclose(found.logits, expected.logits.numpy(), atol=1e-4)
+    np.testing.assert_array_equal(found.exited, expected.exited.numpy())
+    for one in (str(paths[0]), paths[0], read_image(paths[0]), np.asarray(read_image(paths[0]))):
+        np.testing.assert_allclose(loaded.predict(one, 0.5).logits, found.logits[:1], atol=1e-5)
+    assert loaded.predict([]).logits.shape == (0, CLASSES)
+
+
+SHALLOW = {**TINY, "depth": 4}
+LV = {**SHALLOW, "family": "lv_vit", "stem_dim": 8}
+EVIT = {"name": "evit", "passes": "second"}
+WRITTEN = [
+    ("cf_vit", {"backbone": LV, "reuse": "with_class_token", "reducer": EVIT}),
+    ("vit", {"backbone": {**SHALLOW, "depth": 3}, "reducer": {"name": "tome", "r": 2}}),
+    ("vit", {"backbone": SHALLOW, "reducer": "frequency"}),
+]
+
+
+@pytest.mark.parametrize(("method", "options"), WRITTEN)
+def test_other_models_answer_alike_in_onnxruntime(method, options, tmp_path):
+    model = small(method, **options)
+    passes = written(model, method, tmp_path)
+    assert max(check_parity(passes, tmp_path, 1e-4).values()) < 1e-4
+    answer = runtime.load(tmp_path).predict(photograph((90, 70), 0, 0))
+    assert answer.exited.all() == (method == "vit" or answer.confidence[0] >= 0.7)
+    if method == "vit":
+        np.testing.assert_array_equal(answer.macs, lfvit.count_macs(model))
+
+
+RANDOM = {"random", "random_cells"}
+CAPTURED = [
+    *(("lf_vit", {"selector": name}) for name in sorted(SELECTORS.keys() - RANDOM)),
+    *(("cf_vit", {"reuse": name}) for name in REUSE),
+    *(("vit", {"reducer": name}) for name in REDUCERS),
+    ("lf_vit", {"background": False}),
+    ("vit", {"backbone": LV}),
+]
+
+
+@pytest.mark.parametrize(("method", "options"), CAPTURED)
+def test_every_pass_is_a_graph_for_any_number_of_images(method, options):
+    model = small(method, **{"backbone": SHALLOW, **options})
+    for one in passes_of(model, SIZE):
+        graph = capture(one).module()
+        for count in (1, 4):
+            inputs = [value[:1].expand(count, *value.shape[1:]) for value in one.inputs.values()]
+            with torch.no_grad():
+                torch.testing.assert_close(graph(*inputs), one.module(*inputs))
+
+
+@pytest.mark.parametrize("selector", sorted(RANDOM))
+def test_chance_cannot_be_exported(selector):
+    first, _ = passes_of(small("lf_vit", selector=selector), SIZE)
+    with pytest.raises(ConfigError, match=rf"selector='{selector}' draws at random"):
+        capture(first)
+
+
+def test_the_runtime_needs_no_pytorch(two_pass, photographs):
+    image = images_of(photographs)[0]
+    code = (
+        "import sys; from lfvit.runtime import load; "
+        f"load({str(two_pass[1])!r}).predict({str(image)!r}); "
+        "sys.exit(sorted({'torch', 'timm', 'lightning', 'hydra'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-m", "lfvit.runtime", str(two_pass[1]), str(image)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert out.stderr == ""
+    assert out.stdout.count(" %  class ") == 5
+    assert "pass, 0." in out.stdout
+
+
+def test_mistakes_are_one_message(two_pass, tmp_path, capsys):
+    with pytest.raises(ConfigError, match=r"has no model\.json"):
+        runtime.load(tmp_path)
+    with pytest.raises(ConfigError, match="threshold=-1"):
+        runtime.load(two_pass[1]).infer(images(1).numpy(), -1)
+    with pytest.raises(SystemExit, match="2"):
+        runtime.main([str(two_pass[1]), str(tmp_path / "none.jpg")])
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'none.jpg'}: not readable")
