@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "==> ready: $(RUN)"
 
 test: $(STAMP)  ## run the test suite (a few minutes on 2 cores; ARGS="-k selection" for a part)
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest -n auto --maxprocesses 4 $(ARGS)
 
 lint: $(STAMP)  ## check style and types
 	$(VENV)/bin/ruff check .
