@@ -84,7 +84,7 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
     generated = next(iter(found.values()))["data"] == NeedleDataModule.__name__
     text = "\n\n".join(
         [
-            f"# Accuracy against cost: {cfg.experiment}",
+            "# Accuracy against cost",
             markdown_table(rows),
             *_localisation(found),
             *_remarks(steps, cfg, generated),
@@ -240,9 +240,9 @@ def _remarks(steps: dict[str, Step], cfg: DictConfig, generated: bool) -> list[s
         if step.train is None:
             how = f"the weights of {step.start} with {' '.join(step.evaluate)}, not trained further"
         elif step.start is not None:
-            how = f"{step.train.schedule.epochs} epochs from the weights of {step.start}"
+            how = f"{_epochs(step.train)} from the weights of {step.start}"
         else:
-            how = f"{step.train.schedule.epochs} epochs from random weights"
+            how = f"{_epochs(step.train)} from random weights"
         lines.append(f"- {name}: {how}")
     text = ["\n".join(lines)]
     if cfg.speed_images:
@@ -257,6 +257,11 @@ def _remarks(steps: dict[str, Step], cfg: DictConfig, generated: bool) -> list[s
             " Generated images: this shows that the pipeline works; claims are made on photographs."
         )
     return [*text, origin]
+
+
+def _epochs(run: DictConfig) -> str:
+    count = run.schedule.epochs
+    return f"{count} epoch{'s' if count > 1 else ''}"
 
 
 def _localisation(found: dict[str, Any]) -> list[str]:
