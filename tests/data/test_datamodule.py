@@ -271,3 +271,18 @@ def test_needle_batches_carry_boxes():
         NeedleDataModule(
             image_size=64, batch_size=4, train_images=8, val_images=6, num_classes=99
         ).setup()
+
+
+def test_random_interpolation_is_for_training_only(photographs):
+    kinds = ("random", "bicubic")
+    random, bicubic = (
+        FolderDataModule(
+            root=str(photographs),
+            image_size=32,
+            batch_size=2,
+            augment={"interpolation": kind},
+        ).some_validation_samples(3)
+        for kind in kinds
+    )
+    for one, other in zip(random, bicubic, strict=True):
+        assert torch.equal(one.pixels, other.pixels)

@@ -79,7 +79,7 @@ def describe(trained: Trained) -> dict[str, Any]:
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
         "crop_pct": augment.crop_pct,
-        "interpolation": augment.interpolation,
+        "interpolation": augment.eval_interpolation,
         "threshold": record["threshold"],
         "macs": {stage or "only": count_macs(model, stage) for stage in stages},
         "commit": commit(),

@@ -88,12 +88,17 @@ class Augment:
             use_prefetcher=True,  # timm's word for: leave normalising to the device
         )
 
+    @property
+    def eval_interpolation(self) -> str:
+        """Evaluation draws nothing: "random" in training is bicubic there."""
+        return "bicubic" if self.interpolation == "random" else self.interpolation
+
     def eval_transform(self, image_size: int) -> Callable[[Any], Any]:
         """PIL image -> (3, S, S) uint8: shorter side to S / crop_pct, centre crop."""
         return create_transform(
             image_size,
             is_training=False,
             crop_pct=self.crop_pct,
-            interpolation=self.interpolation,
+            interpolation=self.eval_interpolation,
             use_prefetcher=True,
         )
