@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 import torch
@@ -78,10 +79,27 @@ def test_a_trained_model_exits_as_it_does_on_its_images(composed, trained_run, t
         f"run_dir={tmp_path / 'evaluation'}",
     )
     point = evaluate(evaluation)["operating_point"]
+    assert trained["top1"] is None  # not evaluated when it was timed
     assert trained["exit_fraction"] == pytest.approx(point["exit_fraction"])
     assert trained["gmacs"] == pytest.approx(point["gmacs"])
     same_size = [row["gmacs"] for row in rows if row["exit_fraction"] == 1.0]
     assert same_size[0] == pytest.approx(evaluate(evaluation)["first"]["gmacs"])
+
+
+def test_the_accuracy_of_a_trained_model_is_the_one_it_was_evaluated_with(
+    composed, trained_run, tmp_path
+):
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run)
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    given = [f"ckpt_path={checkpoint}", "threshold=0.2"]
+    settings = ["data.num_workers=0", f"run_dir={run / 'evaluation'}"]
+    point = evaluate(composed("evaluate", *given, *settings))["operating_point"]
+    settings = ["batch_sizes=[2]", "warmup=0", "repeats=1", "accelerator=cpu"]
+    rows = benchmark(
+        composed("benchmark", *FEW, *settings, *given, f"run_dir={tmp_path / 'speed'}")
+    )
+    assert [row["top1"] for row in rows if row["model"] == "trained"] == [point["top1"]]
 
 
 def test_a_one_pass_checkpoint_has_no_exits(composed, tmp_path):
@@ -103,7 +121,7 @@ def test_compiled(composed, tmp_path, task, monkeypatch):
         return original(function, backend="eager", **options)
 
     monkeypatch.setattr(torch, "compile", eager)
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode: compiled.append(self))
     overrides = ["batch_sizes=[2]", "compile=true", f"training={task == 'training'}"]
     benchmark(composed("benchmark", *FAST, *overrides, f"run_dir={tmp_path}"))
     assert len(compiled) == (3 if task == "inference" else 5)
@@ -114,6 +132,9 @@ def test_compiled(composed, tmp_path, task, monkeypatch):
     [
         ("precision=fp8", "precision='fp8' is unknown; valid: fp32, bf16"),
         ("exit_fractions=[1.5]", "exit_fractions=1.5"),
+        ("precision=[fp32,fp8]", "precision='fp8' is unknown"),
+        ("compile=max", "compile='max' must be true or false"),
+        ("compile_mode=fast", "compile_mode='fast' is unknown"),
         ("batch_sizes=[0]", "batch_sizes=0"),
         ("batch_sizes=8", r"batch_sizes=8 must be a list, such as \[8\]"),
         ("threads=0", "threads=0"),
@@ -124,3 +145,58 @@ def test_compiled(composed, tmp_path, task, monkeypatch):
 def test_wrong_settings(composed, tmp_path, override, message):
     with pytest.raises(ConfigError, match=message):
         benchmark(composed("benchmark", *FAST, override, f"run_dir={tmp_path}"))
+
+
+def test_several_settings_in_one_run(composed, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode: None)
+    overrides = ["precision=[fp32,bf16]", "compile=[false,true]", "exit_fractions=[0]"]
+    overrides += [f"run_dir={tmp_path / 'run'}", f"publish={tmp_path / 'docs'}"]
+    rows = benchmark(composed("benchmark", *FAST, *overrides))
+    settings = [(row["precision"], row["compiled"]) for row in rows]
+    assert list(dict.fromkeys(settings)) == [
+        ("fp32", False),
+        ("fp32", True),
+        ("bf16", False),
+        ("bf16", True),
+    ]
+    for model in ("vit", "lf_vit"):
+        for setting in dict.fromkeys(settings):
+            same = [
+                r
+                for r in rows
+                if r["model"] == model and (r["precision"], r["compiled"]) == setting
+            ]
+            assert [r["batch_size"] for r in same] == [1, 4]
+            (best,) = (r for r in same if r["best_batch"])
+            assert best["images_per_second"] == max(r["images_per_second"] for r in same)
+    page = (tmp_path / "docs" / "benchmark.md").read_text()
+    assert page.count("## Inference, ") == 4
+    files = {path.name for path in (tmp_path / "docs").iterdir()}
+    assert files == {f"benchmark.{kind}" for kind in ("csv", "json", "md", "png")}
+
+
+def test_the_steps_of_two_passes(composed, tmp_path):
+    benchmark(composed("benchmark", *FAST, "batch_sizes=[2]", "parts=true", f"run_dir={tmp_path}"))
+    steps = json.loads((tmp_path / "benchmark.json").read_text())["parts"]
+    names = ["both passes", "first pass", "selection", "second pass", "threshold curve"]
+    assert [step["part"] for step in steps] == names  # the one-pass model has no such steps
+    assert steps[0]["share"] == 1
+    for step in steps:
+        assert step["share"] == pytest.approx(step["milliseconds"] / steps[0]["milliseconds"])
+    assert "## The steps of two passes" in (tmp_path / "benchmark.md").read_text()
+
+
+def test_a_batch_too_large_ends_the_list_and_keeps_the_rows(composed, tmp_path, monkeypatch):
+    from lfvit.commands import benchmark as command
+
+    original = command.time_interleaved
+
+    def small_gpu(cases, **options):
+        if len(next(iter(cases.values())).args[0]) > 2:
+            raise torch.cuda.OutOfMemoryError
+        return original(cases, **options)
+
+    monkeypatch.setattr(command, "time_interleaved", small_gpu)
+    rows = benchmark(composed("benchmark", *FAST, "batch_sizes=[1,2,4]", f"run_dir={tmp_path}"))
+    assert {row["batch_size"] for row in rows} == {1, 2}

@@ -1,25 +1,27 @@
 """`benchmark(cfg)`: throughput and latency of one-pass and two-pass models, in one run."""
 
-import csv
 import json
-from collections.abc import Callable
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig, ListConfig
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from lfvit.checks import check_choice, check_range, check_whole
+from lfvit.checks import check_choice, check_range, check_switch, check_whole
 from lfvit.commands.setup import Trained, build_model, find_device, load_trained, open_data
 from lfvit.data.datamodule import normalise
 from lfvit.errors import ConfigError
 from lfvit.measure.costs import count_macs, expected_gmacs
 from lfvit.measure.throughput import (
+    parts,
     peak_memory,
     quantile,
     spread,
@@ -27,11 +29,14 @@ from lfvit.measure.throughput import (
     time_interleaved,
 )
 from lfvit.models.two_stage import TwoStageViT
-from lfvit.report.plots import plot_speed
-from lfvit.runs import environment, plain, start_run, write_json
+from lfvit.report.speed import print_speed, write_speed
+from lfvit.runs import environment, plain, start_run
 from lfvit.training.losses import two_stage_losses
 
+log = logging.getLogger(__name__)
+
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
 
 class Case(NamedTuple):
@@ -41,13 +46,27 @@ class Case(NamedTuple):
     facts: dict[str, Any]
 
 
-def benchmark(cfg: DictConfig) -> list[dict[str, Any]]:
-    """Time every model at every batch size and exit fraction.
+class Setting(NamedTuple):
+    """What all models of one comparison have in common."""
 
-    Writes benchmark.csv, benchmark.json and benchmark.png. Weights are random and inputs are noise:
-    speed depends on neither, because the share of images that exits is stated, not left to the
+    task: str  # "inference" or "training"
+    precision: str
+    compiled: bool
+    device: torch.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return PRECISIONS[self.precision]
+
+
+def benchmark(cfg: DictConfig) -> list[dict[str, Any]]:
+    """Time every model in every precision, compiled or not, at every batch size and exit fraction.
+
+    Writes benchmark.csv, .json, .md and .png. Weights are random and inputs are noise: speed
+    depends on neither, because the share of images that exits is stated, not left to the
     confidences. With ``ckpt_path``, a trained two-pass model runs on its own validation images as
-    well, at its own threshold. With ``training``, a training step is timed in the same way.
+    well, at its own threshold. With ``training``, a training step is timed in the same way; with
+    ``parts``, the steps of two passes.
 
     Returns:
         One row per task, model and setting.
@@ -55,10 +74,46 @@ def benchmark(cfg: DictConfig) -> list[dict[str, Any]]:
     Raises:
         ConfigError: a setting that cannot work.
     """
-    check_choice("precision", cfg.precision, PRECISIONS)
+    precisions, compiled = _check(cfg)
+    device = find_device(cfg.accelerator)
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    trained = None if cfg.ckpt_path is None else _trained(cfg)
+    _build_all(cfg, trained)  # a wrong setting of the last model is found before the first is timed
+    run_dir = start_run(cfg)
+    rows: list[dict[str, Any]] = []
+    shares: list[dict[str, Any]] = []
+    tasks = ("inference", "training") if cfg.training else ("inference",)
+    for setting in (Setting(t, p, c, device) for t, p, c in product(tasks, precisions, compiled)):
+        for timed in _time(cfg, setting, trained):
+            rows += timed
+            _mark_best(rows)
+            _write(run_dir, cfg, rows, shares)  # so that an interrupted run keeps what it has
+    if cfg.parts:
+        shares += _time_parts(cfg, trained, device)
+        _write(run_dir, cfg, rows, shares)
+    print_speed(rows, shares)
+    print(f"written to {run_dir}")
+    if cfg.publish is not None:
+        _publish(run_dir, Path(cfg.publish))
+    return rows
+
+
+def _check(cfg: DictConfig) -> tuple[list[str], list[bool]]:
+    """Precisions, and whether compiled: one or several of each."""
+    precisions, compiled = (
+        list(cfg[name]) if isinstance(cfg[name], ListConfig) else [cfg[name]]
+        for name in ("precision", "compile")
+    )
+    for precision in precisions:
+        check_choice("precision", precision, PRECISIONS)
+    for switch in compiled:
+        check_switch("compile", switch)
+    check_choice("compile_mode", cfg.compile_mode, COMPILE_MODES)
     check_whole("repeats", cfg.repeats, 1)
+    check_whole("warmup", cfg.warmup, 0)
     for name in ("exit_fractions", "batch_sizes"):
-        if not isinstance(cfg[name], ListConfig):
+        if not isinstance(cfg[name], ListConfig) or not len(cfg[name]):
             raise ConfigError(f"{name}={cfg[name]!r} must be a list, such as [{cfg[name]}]")
     for fraction in cfg.exit_fractions:
         check_range("exit_fractions", fraction, 0, 1)
@@ -66,44 +121,44 @@ def benchmark(cfg: DictConfig) -> list[dict[str, Any]]:
         check_whole("batch_sizes", batch_size, 1)
     if cfg.threads is not None:
         check_whole("threads", cfg.threads, 1)
-        torch.set_num_threads(cfg.threads)
-    device, dtype = find_device(cfg.accelerator), PRECISIONS[cfg.precision]
-    torch.manual_seed(cfg.seed)
-    trained = None if cfg.ckpt_path is None else _trained(cfg)
-    models = {name: _build(cfg, plain(cfg.models[name]), trained) for name in cfg.models}
-    run_dir = start_run(cfg)
-    rows: list[dict[str, Any]] = []
-    for task in ("inference", "training") if cfg.training else ("inference",):
-        for model in models.values():
-            model.train(task == "training").to(device, dtype)
-            if cfg.compile:
-                _compile(model, task)
-        if trained is not None:
-            trained.model.to(device, dtype)
-        for batch_size in cfg.batch_sizes:
-            size = batch_size, 3, _image_size(cfg, trained), _image_size(cfg, trained)
-            images = torch.randn(size, device=device, dtype=dtype)
+    return precisions, compiled
+
+
+def _time(
+    cfg: DictConfig, setting: Setting, trained: Trained | None
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of one batch size after the other."""
+    models = _build_all(cfg, trained)
+    if trained is not None and setting.task == "inference":
+        trained = trained._replace(model=deepcopy(trained.model))  # another precision comes later
+        models["trained"] = trained.model
+    for model in models.values():
+        model.train(setting.task == "training").to(setting.device, setting.dtype)
+        if setting.compiled:
+            _compile(model, setting.task, cfg.compile_mode)
+    for batch_size in cfg.batch_sizes:
+        images = _noise(cfg, trained, batch_size, setting.device, setting.dtype)
+        try:
             cases: dict[str, Case] = {}
             for name, model in models.items():
-                if task == "training":
+                if setting.task == "training":
                     cases[name] = _training_case(cfg, name, model, images)
+                elif trained is not None and model is trained.model:
+                    cases[name] = _trained_case(cfg, trained, batch_size, setting)
                 else:
                     cases |= _cases(cfg, name, model, images)
-            if trained is not None and task == "inference":
-                cases["trained"] = _trained_case(cfg, trained, batch_size, device, dtype)
             seconds = time_interleaved(
                 {name: case.run for name, case in cases.items()},
                 warmup=cfg.warmup,
                 repeats=cfg.repeats,
-                device=device,
-                gradients=task == "training",
+                device=setting.device,
+                gradients=setting.task == "training",
             )
-            memory = {name: peak_memory(case.run, device) for name, case in cases.items()}
-            rows += _rows(task, cases, seconds, memory, batch_size)
-            _write(run_dir, cfg, rows)  # after every batch size: an interrupted run keeps its rows
-    plot_speed(rows, run_dir / "benchmark.png")
-    _print(rows, run_dir)
-    return rows
+            memory = {name: peak_memory(case.run, setting.device) for name, case in cases.items()}
+        except torch.cuda.OutOfMemoryError:
+            log.warning("%s: a batch of %d is too large for the GPU", setting.task, batch_size)
+            return
+        yield _rows(setting, cases, seconds, memory, batch_size)
 
 
 def _trained(cfg: DictConfig) -> Trained:
@@ -120,6 +175,19 @@ def _image_size(cfg: DictConfig, trained: Trained | None) -> int:
     return cfg.image_size if trained is None else trained.record["image_size"]
 
 
+def _noise(
+    cfg: DictConfig, trained: Trained | None, count: int, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    side = _image_size(cfg, trained)
+    torch.manual_seed(cfg.seed)
+    return torch.randn(count, 3, side, side).to(device, dtype)
+
+
+def _build_all(cfg: DictConfig, trained: Trained | None) -> dict[str, Any]:
+    torch.manual_seed(cfg.seed)
+    return {str(name): _build(cfg, plain(cfg.models[name]), trained) for name in cfg.models}
+
+
 def _build(cfg: DictConfig, method: dict[str, Any], trained: Trained | None) -> Any:
     """A model with random weights, of the size of the trained one if there is one."""
     backbone = plain(cfg.backbone) if trained is None else trained.record["backbone"]
@@ -128,11 +196,11 @@ def _build(cfg: DictConfig, method: dict[str, Any], trained: Trained | None) -> 
     return build_model({"method": method, "backbone": backbone, "image_size": size}, classes)
 
 
-def _compile(model: nn.Module, task: str) -> None:
+def _compile(model: nn.Module, task: str, mode: str) -> None:
     if isinstance(model, TwoStageViT) and task == "inference":
-        model.compile_passes()  # one graph per pass; what lies between depends on data
+        model.compile_passes(mode=mode)  # one graph per pass; what lies between depends on data
     else:
-        model.compile()
+        model.compile(mode=mode)
 
 
 def _cases(cfg: DictConfig, name: str, model: nn.Module, images: torch.Tensor) -> dict[str, Case]:
@@ -140,11 +208,12 @@ def _cases(cfg: DictConfig, name: str, model: nn.Module, images: torch.Tensor) -
     settings = json.dumps(plain(cfg.models[name]))
     facts = {"model": name, "settings": settings, "exits": None, "exit_fraction": None}
     if not isinstance(model, TwoStageViT):
-        return {name: Case(partial(model, images), {**facts, "gmacs": count_macs(model) / 1e9})}
+        whole = {**facts, "top1": None, "gmacs": count_macs(model) / 1e9}
+        return {name: Case(partial(model, images), whole)}
     cases = {}
     for fraction in cfg.exit_fractions:
         threshold = threshold_for(model, images, fraction)
-        case = _early_exit(model, images, threshold, {**facts, "exits": "stated"})
+        case = _early_exit(model, images, threshold, {**facts, "exits": "stated", "top1": None})
         cases[f"{name} {case.facts['exit_fraction']:.2f}"] = case
     return cases
 
@@ -159,19 +228,30 @@ def _early_exit(
     return Case(partial(model.infer, images, threshold), facts)
 
 
-def _trained_case(
-    cfg: DictConfig, trained: Trained, batch_size: int, device: torch.device, dtype: torch.dtype
-) -> Case:
+def _trained_case(cfg: DictConfig, trained: Trained, batch_size: int, setting: Setting) -> Case:
     """The trained model on its own validation images, which decide how many exit."""
     samples = open_data(cfg, trained.record).some_validation_samples(batch_size)
-    images = normalise(torch.stack([sample.pixels for sample in samples])).to(device, dtype)
+    pixels = normalise(torch.stack([sample.pixels for sample in samples]))
+    threshold = trained.record["threshold"]
     facts = {
         "model": "trained",
         "settings": json.dumps({**trained.record["method"], "ckpt_path": str(cfg.ckpt_path)}),
-        "exits": f"measured at eta={trained.record['threshold']:g}",
+        "exits": f"measured at eta={threshold:g}",
+        "top1": _known_top1(Path(cfg.ckpt_path), threshold),
     }
     model: Any = trained.model
-    return _early_exit(model, images, trained.record["threshold"], facts)
+    return _early_exit(model, pixels.to(setting.device, setting.dtype), threshold, facts)
+
+
+def _known_top1(checkpoint: Path, threshold: float) -> float | None:
+    """What an evaluation in the run directory of a checkpoint says about this threshold."""
+    for path in sorted(checkpoint.parent.parent.rglob("evaluate.json")):
+        found = json.loads(path.read_text())
+        if Path(found["checkpoint"]).name == checkpoint.name and found["second"] is not None:
+            for point in (found["operating_point"], *found["curve"]):
+                if abs(point["threshold"] - threshold) < 1e-9:
+                    return point["top1"]
+    return None
 
 
 def _training_case(cfg: DictConfig, name: str, model: nn.Module, images: torch.Tensor) -> Case:
@@ -189,13 +269,19 @@ def _training_case(cfg: DictConfig, name: str, model: nn.Module, images: torch.T
         optimizer.step()
         optimizer.zero_grad()
 
-    settings = json.dumps(plain(cfg.models[name]))
-    macs = {"exits": None, "exit_fraction": None, "gmacs": count_macs(model) / 1e9}
-    return Case(step, {"model": name, "settings": settings, **macs})
+    facts = {
+        "model": name,
+        "settings": json.dumps(plain(cfg.models[name])),
+        "exits": None,
+        "exit_fraction": None,
+        "top1": None,
+        "gmacs": count_macs(model) / 1e9,
+    }
+    return Case(step, facts)
 
 
 def _rows(
-    task: str,
+    setting: Setting,
     cases: dict[str, Case],
     seconds: dict[str, list[float]],
     memory: dict[str, float | None],
@@ -209,9 +295,12 @@ def _rows(
         measured, ideal = base_time / times["median"], base_gmacs / case.facts["gmacs"]
         rows.append(
             {
-                "task": task,
+                "task": setting.task,
                 **case.facts,
+                "precision": setting.precision,
+                "compiled": setting.compiled,
                 "batch_size": batch_size,
+                "best_batch": None,
                 "images_per_second": batch_size / times["median"],
                 "images_per_second_slowest": batch_size / times["slowest"],
                 "images_per_second_fastest": batch_size / times["fastest"],
@@ -228,44 +317,63 @@ def _rows(
     return rows
 
 
-def _write(run_dir: Path, cfg: DictConfig, rows: list[dict[str, Any]]) -> None:
-    about = environment()
-    write_json(run_dir / "benchmark.json", {"environment": about, "rows": rows})
+def _mark_best(rows: list[dict[str, Any]]) -> None:
+    """Of every model and setting, the batch size with the highest throughput so far."""
+    best: dict[Any, dict[str, Any]] = {}
+    keys = ("task", "model", "precision", "compiled")
+    for row in rows:
+        exits = row["exit_fraction"] if row["exits"] == "stated" else row["exits"]
+        group = (*(row[key] for key in keys), exits)
+        row["best_batch"] = False
+        if group not in best or row["images_per_second"] > best[group]["images_per_second"]:
+            best[group] = row
+    for row in best.values():
+        row["best_batch"] = True
+
+
+def _time_parts(
+    cfg: DictConfig, trained: Trained | None, device: torch.device
+) -> list[dict[str, Any]]:
+    """What the steps of two passes cost, in fp32 and not compiled, at the largest batch size."""
+    batch_size = max(cfg.batch_sizes)
+    images = _noise(cfg, trained, batch_size, device, torch.float32)
+    rows = []
+    for name, model in _build_all(cfg, trained).items():
+        if not isinstance(model, TwoStageViT):
+            continue
+        model.eval().to(device)
+        seconds = time_interleaved(
+            parts(model, images), warmup=cfg.warmup, repeats=cfg.repeats, device=device
+        )
+        whole = spread(seconds["both passes"])["median"]
+        rows += [
+            {
+                "model": name,
+                "part": part,
+                "batch_size": batch_size,
+                "milliseconds": 1e3 * spread(times)["median"],
+                "share": spread(times)["median"] / whole,
+            }
+            for part, times in seconds.items()
+        ]
+    return rows
+
+
+def _write(
+    run_dir: Path, cfg: DictConfig, rows: list[dict[str, Any]], shares: list[dict[str, Any]]
+) -> None:
     common = {
         "backbone": json.dumps(plain(cfg.backbone)),
         "image_size": cfg.image_size,
-        "precision": cfg.precision,
-        "compiled": cfg.compile,
-        "machine": about["machine"],
-        "threads": about["threads"],
-        "torch": about["packages"]["torch"],
-        "timm": about["packages"]["timm"],
-        "commit": about["commit"],
+        "compile_mode": cfg.compile_mode,
     }
-    with (run_dir / "benchmark.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *common])
-        writer.writeheader()
-        writer.writerows({**row, **common} for row in rows)
+    write_speed(run_dir, {"settings": common, "environment": environment()}, rows, shares)
 
 
-def _print(rows: list[dict[str, Any]], run_dir: Path) -> None:
-    for task in dict.fromkeys(row["task"] for row in rows):
-        table = Table(title=f"{task.capitalize()}, medians of interleaved repetitions")
-        for name in ("model", "exits", "batch", "GMACs", "images/s", "speed-up", "ideal", "of it"):
-            table.add_column(name, justify="left" if name == "model" else "right")
-        for row in rows:
-            if row["task"] != task:
-                continue
-            exits = row["exit_fraction"]
-            table.add_row(
-                row["model"],
-                "" if exits is None else f"{exits:.2f}",
-                str(row["batch_size"]),
-                f"{row['gmacs']:.3f}",
-                f"{row['images_per_second']:.1f}",
-                f"{row['measured_speedup']:.2f}x",
-                f"{row['ideal_speedup']:.2f}x",
-                f"{100 * row['share_of_ideal']:.0f} %",
-            )
-        Console().print(table)
-    print(f"written to {run_dir}")
+def _publish(run_dir: Path, folder: Path) -> None:
+    """Copy the result files, without the run's log and configuration."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in run_dir.glob("benchmark.*"):
+        if path.suffix in (".csv", ".json", ".md", ".png"):
+            shutil.copy(path, folder / path.name)
+    print(f"copied to {folder}")

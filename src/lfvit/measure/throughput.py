@@ -4,10 +4,15 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lfvit.measure.thresholds import sweep_thresholds
+from lfvit.models.attention import class_attention, heads
+from lfvit.models.indexing import take
+from lfvit.models.selection import Scores, coarse_cell, remaining_cells, score_cells
 from lfvit.models.two_stage import TwoStageViT
 
 
@@ -56,6 +61,45 @@ def threshold_for(model: TwoStageViT, images: Tensor, exit_fraction: float) -> f
     if exits == len(images):
         return 0.0
     return (confidence[exits - 1] + confidence[exits]).item() / 2
+
+
+def parts(model: TwoStageViT, images: Tensor) -> dict[str, Callable[[], object]]:
+    """The steps of two passes over one batch, each to be timed alone.
+
+    "selection" is all that deciding and picking takes: class attention of the counted blocks,
+    scores, window, and gathering patches and tokens. "threshold curve" is every threshold for as
+    many images, from the logits.
+
+    Args:
+        images: (B, 3, S, S).
+    """
+    backbone = model.backbone
+    with torch.inference_mode():
+        first = model.first_pass(images)
+        scores = Scores(first.gca, first.last)
+        selection = model.select(scores)
+        attn: Any = backbone.blocks[0].attn
+        q, k, _ = heads(attn, first.outputs)
+        maps = backbone.stem(images)
+        second = model.second_pass(images, first, selection).logits
+    targets = torch.zeros(len(images), dtype=torch.long, device=images.device)
+    counted = len(backbone.blocks) - model.gca_start
+
+    def choose() -> None:
+        rows = [class_attention(attn, q, k) for _ in range(counted)]
+        chosen = model.select(score_cells(rows, model.beta, model.grid))
+        backbone.pick_patches(maps, chosen.fine_indices)
+        take(first.inputs, remaining_cells(chosen.cells, model.grid))
+        if model.reuse is not None:
+            take(first.outputs, coarse_cell(chosen.fine_indices, model.grid))
+
+    return {
+        "both passes": lambda: model(images),
+        "first pass": lambda: model.first_pass(images),
+        "selection": choose,
+        "second pass": lambda: model.second_pass(images, first, selection),
+        "threshold curve": lambda: sweep_thresholds(first.logits, second, targets, 1, 1),
+    }
 
 
 def peak_memory(run: Callable[[], object], device: torch.device) -> float | None:

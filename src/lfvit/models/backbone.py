@@ -183,14 +183,18 @@ class Backbone(nn.Module):
         Returns:
             (B, K, D)
         """
-        maps, proj = self.stem(images, mix), self.patch_embed.proj
-        P = proj.kernel_size[0]  # side of a patch in the maps
-        grid = maps.shape[-1] // P
-        patches = maps.unflatten(3, (grid, P)).unflatten(2, (grid, P))  # (B, 3, G, P, G, P)
-        patches = patches.permute(0, 2, 4, 1, 3, 5)  # (B, G, G, 3, P, P), still a view
-        rows = torch.arange(maps.shape[0], device=maps.device)[:, None]
-        chosen = patches[rows, positions // grid, positions % grid]  # (B, K, 3, P, P)
+        proj = self.patch_embed.proj
+        chosen = self.pick_patches(self.stem(images, mix), positions)
         return F.linear(chosen.flatten(2), proj.weight.flatten(1), proj.bias)
+
+    def pick_patches(self, maps: Tensor, positions: Tensor) -> Tensor:
+        """What the projection of `embed_patches` sees: maps (B, c, s, s) -> (B, K, c, p, p)."""
+        p = self.patch_embed.proj.kernel_size[0]  # side of a patch in the maps
+        grid = maps.shape[-1] // p
+        patches = maps.unflatten(3, (grid, p)).unflatten(2, (grid, p))  # (B, c, G, p, G, p)
+        patches = patches.permute(0, 2, 4, 1, 3, 5)  # (B, G, G, c, p, p), still a view
+        rows = torch.arange(maps.shape[0], device=maps.device)[:, None]
+        return patches[rows, positions // grid, positions % grid]
 
     def run(
         self,

@@ -9,13 +9,14 @@ Shapes: B images, S image side, P patch side, G = S/P fine grid, g = G/2 coarse 
 become fine, D width, C classes.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from lfvit.models.backbone import AUX_SHARE, Backbone
 from lfvit.models.indexing import take
@@ -205,8 +206,10 @@ class TwoStageViT(nn.Module):
 
         Later batches of one size, of which `infer` makes few with a `bucket`, reuse the graphs.
         """
-        self.first_pass = torch.compile(self.first_pass, **options)  # type: ignore[method-assign]
-        self.second_pass = torch.compile(self.second_pass, **options)  # type: ignore[method-assign]
+        for name in ("first_pass", "second_pass"):
+            run = torch.compile(getattr(self, name), **options)
+            graphs = options.get("mode") in ("reduce-overhead", "max-autotune")
+            setattr(self, name, _kept(run) if graphs else run)
 
     def first_pass(
         self, images: Tensor, view: Tensor | None = None, mix: TokenMix | None = None
@@ -295,3 +298,8 @@ class TwoStageViT(nn.Module):
                 f"{side} x {side}), not a view of {view.shape[-2]} x {view.shape[-1]}; create the "
                 "model with the image_size of the data"
             )
+
+
+def _kept(run: Callable[..., Any]) -> Callable[..., Any]:
+    """CUDA graphs write every time into the same memory: what they return is copied out of it."""
+    return lambda *args: tree_map_only(Tensor, Tensor.clone, run(*args))

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"  # safe for colour blindness
 PALETTE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#B8A400", "#000000", GREY)
 ENDS = {"first": ("o", "first pass alone"), "second": ("s", "both passes")}
+SIZES = "o^sDv<>"  # of batches, in order
 STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -113,38 +114,58 @@ def draw_thresholds(axes: Axes, curve: list[dict[str, float]]) -> None:
     exits.spines["right"].set_visible(True)
 
 
+def comparisons(
+    rows: Sequence[Mapping[str, Any]],
+) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """Rows of benchmark.py that are compared with each other, under a title."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        compiled = "compiled" if row["compiled"] else "not compiled"
+        title = f"{row['task'].capitalize()}, {row['precision']}, {compiled}"
+        groups.setdefault(title, []).append(row)
+    return list(groups.items())
+
+
 def plot_speed(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Rows of benchmark.py: measured speed-up against the ratio of MACs, one picture per task."""
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    """Rows of benchmark.py: measured speed-up against the ratio of MACs, a picture per setting."""
+    groups = comparisons(rows)
+    columns = min(len(groups), 2)
+    lines = -(-len(groups) // columns)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6 * len(tasks), 4.5), layout="constrained")
-        for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
-            chosen = [row for row in rows if row["task"] == task]
-            names = list(dict.fromkeys(row["model"] for row in chosen))
-            sizes = sorted({row["batch_size"] for row in chosen})
-            for row in chosen:
-                axes.plot(
-                    row["ideal_speedup"],
-                    row["measured_speedup"],
-                    "o^sDv<>"[sizes.index(row["batch_size"]) % 7],
-                    color=PALETTE[names.index(row["model"]) % len(PALETTE)],
-                )
-            for name, colour in zip(names, cycle(PALETTE), strict=False):
-                axes.plot([], [], "-", color=colour, label=name)
-            for size, marker in zip(sizes, cycle("o^sDv<>"), strict=False):
-                axes.plot([], [], marker, color=GREY, ls="", label=f"batch of {size}")
-            end = max(max(row["ideal_speedup"], row["measured_speedup"]) for row in chosen) * 1.05
-            axes.plot([0, end], [0, end], color=GREY, ls=":", lw=1, zorder=0)
-            base = chosen[0]["compared_with"]
-            axes.set(
-                title=task,
-                xlabel=f"ideal speed-up: MACs of {base} / MACs",
-                ylabel=f"measured speed-up over {base}",
-                xlim=(0, end),
-                ylim=(0, end),
-            )
-            axes.legend(frameon=False, loc="upper left", fontsize=8)
-        figure.savefig(path, dpi=150)
+        figure = Figure(figsize=(6 * columns, 4.5 * lines), layout="constrained")
+        pictures = figure.subplots(lines, columns, squeeze=False).flatten()
+        for axes, (title, group) in zip(pictures, groups, strict=False):
+            _draw_speed(axes, title, group)
+        for axes in pictures[len(groups) :]:
+            axes.set_axis_off()
+        figure.savefig(path, dpi=110)
+
+
+def _draw_speed(axes: Axes, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    sizes = sorted({row["batch_size"] for row in rows})
+    for row in rows:
+        axes.plot(
+            row["ideal_speedup"],
+            row["measured_speedup"],
+            SIZES[sizes.index(row["batch_size"]) % len(SIZES)],
+            color=PALETTE[names.index(row["model"]) % len(PALETTE)],
+        )
+    for name, colour in zip(names, cycle(PALETTE), strict=False):
+        axes.plot([], [], "-", color=colour, label=name)
+    for size, marker in zip(sizes, cycle(SIZES), strict=False):
+        axes.plot([], [], marker, color=GREY, ls="", label=f"batch of {size}")
+    end = max(max(row["ideal_speedup"], row["measured_speedup"]) for row in rows) * 1.05
+    axes.plot([0, end], [0, end], color=GREY, ls=":", lw=1, zorder=0)
+    base = rows[0]["compared_with"]
+    axes.set(
+        title=title,
+        xlabel=f"ideal speed-up: MACs of {base} / MACs",
+        ylabel=f"measured speed-up over {base}",
+        xlim=(0, end),
+        ylim=(0, end),
+    )
+    axes.legend(frameon=False, loc="upper left", fontsize=8)
 
 
 def _finish_cost_axes(axes: Axes) -> None:
