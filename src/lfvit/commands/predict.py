@@ -14,10 +14,12 @@ from lfvit.data.augment import Augment
 from lfvit.data.datamodule import ON_ERROR, normalise
 from lfvit.data.folders import images_of
 from lfvit.data.images import UnreadableImageError, read_image
+from lfvit.errors import ConfigError
 from lfvit.measure.costs import count_macs
 from lfvit.models.two_stage import TwoStageViT
 from lfvit.models.view import half_resolution
 from lfvit.report.pictures import Look, save_looks
+from lfvit.report.steps import save_steps
 from lfvit.runs import start_run, write_json
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,8 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     sources = list(cfg.image) if isinstance(cfg.image, ListConfig) else [cfg.image]
     paths = [path for source in sources for path in images_of(str(source))]
     trained = load_trained(cfg.ckpt_path, model_overrides(cfg))
+    if cfg.steps and not isinstance(trained.model, TwoStageViT):
+        raise ConfigError("steps=true draws two passes; the model of ckpt_path has one")
     run_dir = start_run(cfg)
     device = find_device(cfg.accelerator)
     trained.model.to(device)
@@ -55,10 +59,14 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
                 log.warning("skipped: %s", error)
                 skipped += 1
                 continue
-            entry, look = look_at(trained, torch.as_tensor(transform(image)).to(device), cfg.top)
+            pixels = torch.as_tensor(transform(image)).to(device)
+            entry, look = look_at(trained, pixels, cfg.top)
             if cfg.pictures:
                 entry["picture"] = f"{number:04d}_{path.stem}.png"
                 save_looks([look], run_dir / entry["picture"])
+            if cfg.steps:
+                entry["steps"] = f"{number:04d}_{path.stem}_steps.png"
+                save_steps(trained.model, normalise(pixels[None]), look, run_dir / entry["steps"])  # type: ignore[arg-type]
             found.append({"path": str(path), **entry})
             _print(found[-1])
     finally:

@@ -62,7 +62,7 @@ def _draw(axes: Any, look: Look, gca: Tensor) -> None:
     seen.imshow(look.view, extent=frame)
     attention.imshow(look.image.mean(axis=2), cmap="gray", extent=frame)
     attention.imshow(gca.numpy(), cmap="inferno", alpha=0.6, extent=frame, interpolation="nearest")
-    second.imshow(_coarse_outside(look), extent=frame)
+    second.imshow(second_look(look), extent=frame)
     _frame(second, look)
     if look.box is not None:
         x0, y0, x1, y1 = look.box
@@ -75,7 +75,7 @@ def _draw(axes: Any, look: Look, gca: Tensor) -> None:
         second.set_title("second look: not needed", **TITLE)
 
 
-def _coarse_outside(look: Look) -> np.ndarray:
+def second_look(look: Look) -> np.ndarray:
     """What the second pass gets: full resolution in the fine patches, half and paler elsewhere."""
     assert look.gca is not None
     assert look.fine is not None
