@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint format reproduce clean
+.PHONY: help install test lint format docs reproduce clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ lint: $(STAMP)  ## check style and types
 format: $(STAMP)  ## put the style in order
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+docs: $(STAMP)  ## build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
 
 reproduce: $(STAMP)  ## train and compare LF-ViT and a ViT on generated images (under 10 minutes)
 	$(RUN) reproduce.py $(ARGS)

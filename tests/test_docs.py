@@ -1,0 +1,164 @@
+"""Every command and every Python example of the documentation runs, at small size."""
+
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+from conftest import NEEDLE_FAST, ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SMALL_FOLDER = (
+    *("image_size=64", "data.batch_size=4", "data.num_workers=0", "trainer.precision=32-true"),
+    *("schedule.epochs=1", "schedule.warmup_epochs=0", "callbacks.progress=null"),
+    *(
+        "backbone=vit_mini",
+        "backbone.embed_dim=24",
+        "backbone.num_heads=2",
+        "backbone.patch_size=8",
+    ),
+    *("trainer.accelerator=cpu", "logger=csv"),
+)
+SMALL = {
+    "evaluate.py": ("data.num_workers=0",),
+    "predict.py": ("accelerator=cpu",),
+    "diagnose.py": ("data.num_workers=0",),
+    "benchmark.py": (
+        *("backbone=vit_micro", "image_size=112", "num_classes=8", "batch_sizes=[1,2]"),
+        *("repeats=1", "warmup=0", "accelerator=cpu", "compile=false"),
+    ),
+    "export.py": (),
+}
+NOT_RUN = {
+    "pretrained=true": "fetches weights",
+    "experiment=lf_vit_deit_small": "needs ImageNet; tests/commands/test_configs.py trains it small",
+}
+MAKE = re.compile(r"make( [\w-]+| [A-Z]+=(\"[^\"]*\"|\S+))*")
+
+
+def commands(page):
+    """The command lines of a page's shell examples, without comments."""
+    for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            command = re.split(r"\s+#\s", line)[0].strip().replace(".venv/bin/", "")
+            if command:
+                yield command
+
+
+ALL = list(dict.fromkeys((page.name, command) for page in PAGES for command in commands(page)))
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory, trained_run, photographs):
+    """What the placeholders stand for, and a folder to run in."""
+    return {
+        "FILE_OR_FOLDER": str(photographs / "pear"),
+        "DIR_OR_PHOTO": str(photographs / "pear"),
+        "IMAGE...": str(photographs / "pear" / "00.jpg"),
+        "IMAGENET": str(photographs),
+        "PHOTO": str(photographs / "pear" / "00.jpg"),
+        "FILE": str(trained_run / "checkpoints" / "last.ckpt"),
+        "DIR": str(photographs),
+        "cwd": tmp_path_factory.mktemp("docs"),
+    }
+
+
+def typed(command, example, monkeypatch):
+    """Run a command line in this process, as far as it is one of the project's scripts."""
+    program, script, *arguments = shlex.split(command)
+    assert program == "python"
+    monkeypatch.chdir(example["cwd"])
+    monkeypatch.setenv("COLUMNS", "160")
+    if script == "-m":
+        module, *arguments = arguments
+        monkeypatch.setattr(sys, "argv", [module, *arguments])
+        runpy.run_module(module, run_name="__main__")
+        return
+    small = SMALL.get(script, ())
+    if script == "train.py":
+        folder = any(argument.startswith("data.root=") for argument in arguments)
+        small = SMALL_FOLDER if folder else (*NEEDLE_FAST, "schedule.epochs=1")
+    monkeypatch.setattr(sys, "argv", [str(ROOT / script), *arguments, *small])
+    GlobalHydra.instance().clear()
+    try:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    finally:
+        GlobalHydra.instance().clear()
+
+
+@pytest.mark.parametrize(("page", "command"), ALL, ids=[f"{p}: {c}" for p, c in ALL])
+def test_a_command_of_the_documentation(page, command, example, trained_run, monkeypatch, tmp_path):
+    for word, reason in NOT_RUN.items():
+        if word in command:
+            pytest.skip(reason)
+    if command.startswith("make"):
+        assert MAKE.fullmatch(command), command
+        plan = ["make", "-n", *shlex.split(command)[1:]]
+        subprocess.run(plan, cwd=ROOT, check=True, capture_output=True)
+        return
+    # runs that earlier lines of a page would have left behind
+    command = re.sub(r"outputs/(?!export)[\w/]+/checkpoints/last\.ckpt", "FILE", command)
+    for word in sorted(example.keys() - {"cwd"}, key=len, reverse=True):
+        command = re.sub(rf"(?<![\w/]){re.escape(word)}(?!\w)", example[word], command)
+    if "lfvit.runtime" in command:
+        exported = example["cwd"] / "exported"
+        if not exported.exists():
+            typed(
+                f"python export.py ckpt_path={example['FILE']} run_dir={exported}",
+                example,
+                monkeypatch,
+            )
+        command = re.sub(r"outputs/export\S*", str(exported), command)
+    typed(command, example, monkeypatch)
+
+
+def test_the_site_builds_without_warnings(tmp_path):
+    """mkdocs.yml is strict: a broken link or a missing docstring target fails."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    configuration = (tmp_path / "site" / "configuration.html").read_text()
+    for path in (ROOT / "conf").rglob("*.yaml"):
+        group = path.parent.relative_to(ROOT / "conf").as_posix()
+        title = f"{path.stem}.py" if group == "." else f"{group}={path.stem}"
+        assert f">{title}<" in configuration
+    assert "http" not in "".join(
+        re.findall(r'<(?:script|img)[^>]+src="([^"]+)"', configuration)
+    )  # the pages open without a network
+
+
+def python_examples(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+WHOLE = [page for page in PAGES if page.name != "CONTRIBUTING.md" and python_examples(page)]
+
+
+@pytest.mark.parametrize("page", WHOLE, ids=lambda page: page.name)
+def test_the_python_examples_of_a_page_run_one_after_the_other(page, trained_run, monkeypatch):
+    """Names they take for granted: images, a checkpoint, and weights that would be fetched."""
+    import timm
+
+    import lfvit
+
+    original = timm.create_model
+    monkeypatch.setattr(
+        timm, "create_model", lambda name, pretrained=False, **kw: original(name, **kw)
+    )
+    loaded = []
+    monkeypatch.setattr(
+        lfvit, "load_checkpoint", lambda model, source: loaded.append(source), raising=False
+    )
+    scope = {
+        "lfvit": lfvit,
+        "images": torch.randn(1, 3, 224, 224),
+        "MySource": types.SimpleNamespace,
+    }
+    for example in python_examples(page):
+        exec(compile(example, page.name, "exec"), scope)
