@@ -84,8 +84,10 @@ def speed_page(about: Mapping[str, Any], rows: Sequence[Row], parts: Sequence[Ro
 def print_speed(rows: Sequence[Row], parts: Sequence[Row]) -> None:
     """The same on the screen."""
     console = Console()
+    narrow = [number for number, name in enumerate(COLUMNS) if name not in ("range", "p95 ms")]
     for title, group in comparisons(rows):
-        console.print(_screen(title, COLUMNS, [_cells(row) for row in group]))
+        cells = [[_cells(row)[number] for number in narrow] for row in group]
+        console.print(_screen(title, [COLUMNS[number] for number in narrow], cells))
     if parts:
         cells = [_part_cells(row) for row in parts]
         columns = ("model", "batch", "part", "ms", "of both passes")
