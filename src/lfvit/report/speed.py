@@ -84,7 +84,7 @@ def speed_page(about: Mapping[str, Any], rows: Sequence[Row], parts: Sequence[Ro
 def print_speed(rows: Sequence[Row], parts: Sequence[Row]) -> None:
     """The same on the screen."""
     console = Console()
-    narrow = [number for number, name in enumerate(COLUMNS) if name not in ("range", "p95 ms")]
+    narrow = [number for number, name in enumerate(COLUMNS) if not name.endswith(("range", "ms"))]
     for title, group in comparisons(rows):
         cells = [[_cells(row)[number] for number in narrow] for row in group]
         console.print(_screen(title, [COLUMNS[number] for number in narrow], cells))
