@@ -37,7 +37,7 @@ SMALL = {
 }
 NOT_RUN = {
     "pretrained=true": "fetches weights",
-    "experiment=lf_vit_deit_small": "needs ImageNet; tests/commands/test_configs.py trains it small",
+    "experiment=lf_vit_deit_small": "needs ImageNet; test_configs.py trains it small",
 }
 MAKE = re.compile(r"make( [\w-]+| [A-Z]+=(\"[^\"]*\"|\S+))*")
 
