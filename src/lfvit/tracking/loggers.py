@@ -107,22 +107,23 @@ def tracked(
     loggers: list[Logger] = []
     exit_code = 1
     origin = origin or {}
-    try:
-        for settings in plain(cfg.logger).values():
-            if settings["_target_"] == f"{__name__}.{WandbLogger.__name__}":
-                settings = _wandb_settings(settings, cfg, job_type, origin)
-            loggers.append(hydra.utils.instantiate(settings))
-        for logger in loggers:
-            if isinstance(logger, WandbLogger):
-                logger.open()
-            logger.log_hyperparams(_hyperparameters(cfg, origin))
-        _link(loggers, cfg, job_type, origin)
-        yield loggers
-        exit_code = 0
-    finally:
-        for logger in loggers:
-            if isinstance(logger, WandbLogger):
-                logger.finish(exit_code)
+    with _staging_in(Path(cfg.run_dir) / "wandb" / "staged"):
+        try:
+            for settings in plain(cfg.logger).values():
+                if settings["_target_"] == f"{__name__}.{WandbLogger.__name__}":
+                    settings = _wandb_settings(settings, cfg, job_type, origin)
+                loggers.append(hydra.utils.instantiate(settings))
+            for logger in loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.open()
+                logger.log_hyperparams(_hyperparameters(cfg, origin))
+            _link(loggers, cfg, job_type, origin)
+            yield loggers
+            exit_code = 0
+        finally:
+            for logger in loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.finish(exit_code)
 
 
 def identity(loggers: list[Logger], cfg: DictConfig) -> dict[str, Any]:
@@ -192,6 +193,19 @@ def _wandb_settings(
     said = {key: value for key, value in settings.items() if value is not None}
     own = said.pop("tags", [])
     return {**filled, **said, "tags": [*own, *(f"{key}={name}"[:64] for key, name in tags.items())]}
+
+
+@contextmanager
+def _staging_in(folder: Path) -> Iterator[None]:
+    """Files of W&B's tables wait for their upload beside the run, not in the user's home."""
+    if "WANDB_DATA_DIR" in os.environ:
+        yield
+        return
+    os.environ["WANDB_DATA_DIR"] = str(folder.absolute())
+    try:
+        yield
+    finally:
+        del os.environ["WANDB_DATA_DIR"]
 
 
 def _run_name(cfg: DictConfig) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,12 @@ def payloads(data: bytes) -> Iterator[bytes]:
 
 class OfflineRun:
     """run: the RunRecord. config, summary: as they were in the end. history: the logged rows.
-    exit_code: None while the run is not closed. folder: of the run; its media are in files/."""
+    exit_code: None while the run is not closed. media: the folder of pictures. staged: by name,
+    the files of the last table logged under it, which wait for their upload."""
 
     def __init__(self, path: Path) -> None:
-        self.folder = path.parent
+        self.media = path.parent / "files"
+        self.staged: dict[str, dict[str, Path]] = {}
         self.run: Any = None
         self.config: dict[str, Any] = {}
         self.summary: dict[str, Any] = {}
@@ -54,6 +57,9 @@ class OfflineRun:
                     self.summary.update(row)
                 case "summary":
                     self._update(self.summary, record.summary.update)
+                case "artifact" if record.artifact.type == "run_table":
+                    files = {e.path: Path(e.local_path) for e in record.artifact.manifest.contents}
+                    self.staged[record.artifact.name.split("-", 2)[2]] = files
                 case "exit":
                     self.exit_code = record.exit.exit_code
 
@@ -72,10 +78,13 @@ class OfflineRun:
 
     def table(self, key: str) -> dict[str, Any]:
         """The last table logged under a name."""
-        return json.loads((self.folder / "files" / self.summary[key]["path"]).read_text())
+        return json.loads(self.staged[key][f"{key}.table.json"].read_text())
 
 
 def read_offline_run(run_dir: Path) -> OfflineRun:
-    """The only W&B run below a run directory."""
+    """The only W&B run below a run directory, once W&B's process has written its end."""
     (path,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
-    return OfflineRun(path)
+    patience = time.monotonic() + 30
+    while (found := OfflineRun(path)).exit_code is None and time.monotonic() < patience:
+        time.sleep(0.1)
+    return found
