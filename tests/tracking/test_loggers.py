@@ -244,12 +244,12 @@ def test_wandb_failing_does_not_stop_training(composed, tmp_path, monkeypatch, c
     with caplog.at_level(logging.WARNING):
         metrics = train(cfg)
     monkeypatch.undo()
-    wandb.finish()
+    assert wandb.run is None
     assert metrics["epochs"] == 2
     text = (tmp_path / "metrics.csv").read_text()
     assert "second_top1" in text.partition("\n")[0]
     warnings = [r.message for r in caplog.records if "W&B failed" in r.message]
-    assert len(warnings) == 2  # when it broke, and at the end
+    assert len(warnings) == 1
     assert "no space left on device" in warnings[0]
 
 

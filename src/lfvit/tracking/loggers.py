@@ -7,11 +7,12 @@ Every logger gets the same scalars. W&B and TensorBoard also get pictures, and W
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import hydra
+import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch import loggers as lightning_loggers
@@ -78,11 +79,18 @@ class WandbLogger(lightning_loggers.WandbLogger):
 
     def finish(self, exit_code: int) -> None:
         """End the W&B run, whatever state it is in."""
-        if self._experiment is None:
+        run, self._experiment = self._experiment, None
+        if run is None:
             return
-        self.failed = False  # it is worth one more try
-        self.attempt(lambda: self.experiment.finish(exit_code=exit_code))
-        self._experiment = None
+        if self.failed:  # already reported, and still worth a try
+            with suppress(Exception):
+                run.finish(exit_code=exit_code)
+        else:
+            self.attempt(lambda: run.finish(exit_code=exit_code))
+        if self.failed:  # the next run of a sweep gets a new process of W&B's, not the dead one
+            with suppress(Exception):
+                wandb.teardown()
+            wandb.run = None
 
 
 @contextmanager

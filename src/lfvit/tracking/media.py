@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import wandb
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from PIL import Image
 from torch import Tensor, nn
@@ -155,8 +156,6 @@ def log_rows(loggers: Sequence[Logger], rows: Sequence[Mapping[str, Any]]) -> No
     A scalar is called TASK/MODEL/batch_SIZE/exits_SHARE/images_per_second, without the share for a
     one-pass model; so is latency_ms_p50.
     """
-    import wandb
-
     if not is_main_process() or not rows:
         return
     scalars = {
@@ -186,8 +185,6 @@ def _row_name(row: Mapping[str, Any]) -> str:
 
 
 def _wandb_predictions(found: Sequence[Prediction]) -> dict[str, Any]:
-    import wandb
-
     table = wandb.Table(columns=list(PREDICTION))
     for one in found:
         fields = [getattr(one, name) for name in PREDICTION[1:]]
@@ -197,8 +194,6 @@ def _wandb_predictions(found: Sequence[Prediction]) -> dict[str, Any]:
 
 
 def _wandb_curve(curve: Sequence[OperatingPoint]) -> dict[str, Any]:
-    import wandb
-
     rows: list[Any] = [[dict(point)[name] for name in CURVE] for point in curve]
     table = wandb.Table(columns=list(CURVE), data=rows)
     line = wandb.plot.line(table, "gmacs", "top1", title="Accuracy against cost, every threshold")
