@@ -162,7 +162,8 @@ def test_an_evaluation_joins_the_run_it_evaluates(composed, run, found, tmp_path
 
 
 def test_one_pass_has_one_accuracy_and_one_cost(composed, tmp_path):
-    train(composed("train", *NEEDLE_FAST, "method=vit", *OFFLINE, *SHOWN, f"run_dir={tmp_path}"))
+    settings = (*NEEDLE_FAST, "method=vit", *OFFLINE, *SHOWN, "schedule.epochs=1")
+    train(composed("train", *settings, f"run_dir={tmp_path}"))
     found = read_offline_run(tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert found.summary["top1"] == pytest.approx(metrics["val/top1"])
@@ -240,12 +241,13 @@ def test_wandb_failing_does_not_stop_training(composed, tmp_path, monkeypatch, c
             monkeypatch.setattr(type(self.experiment), name, fail)
 
     monkeypatch.setattr(WandbLogger, "open", open_and_break)
-    cfg = composed("train", *NEEDLE_FAST, *EVERYWHERE, *SHOWN, f"run_dir={tmp_path}")
+    settings = (*NEEDLE_FAST, *EVERYWHERE, "callbacks.predictions.images=1", "schedule.epochs=1")
+    cfg = composed("train", *settings, f"run_dir={tmp_path}")
     with caplog.at_level(logging.WARNING):
         metrics = train(cfg)
     monkeypatch.undo()
     assert wandb.run is None
-    assert metrics["epochs"] == 2
+    assert metrics["epochs"] == 1
     text = (tmp_path / "metrics.csv").read_text()
     assert "second_top1" in text.partition("\n")[0]
     warnings = [r.message for r in caplog.records if "W&B failed" in r.message]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch import loggers as lightning_loggers
@@ -79,6 +78,8 @@ class WandbLogger(lightning_loggers.WandbLogger):
 
     def finish(self, exit_code: int) -> None:
         """End the W&B run, whatever state it is in."""
+        import wandb  # takes a second, which runs without it do not spend
+
         run, self._experiment = self._experiment, None
         if run is None:
             return

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import wandb
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from PIL import Image
 from torch import Tensor, nn
@@ -166,13 +165,7 @@ def log_rows(loggers: Sequence[Logger], rows: Sequence[Mapping[str, Any]]) -> No
     for logger in loggers:
         logger.log_metrics(scalars)
         if isinstance(logger, WandbLogger):
-            columns = list(rows[0])
-            data = [[row.get(column) for column in columns] for row in rows]
-            logger.attempt(
-                lambda run=logger, columns=columns, data=data: run.log_metrics(  # type: ignore[misc]
-                    {"benchmark": wandb.Table(columns=columns, data=data)}
-                )
-            )
+            logger.attempt(lambda run=logger: run.log_metrics(_wandb_rows(rows)))  # type: ignore[misc]
         else:
             logger.finalize("success")  # there is no Trainer that would
 
@@ -185,6 +178,8 @@ def _row_name(row: Mapping[str, Any]) -> str:
 
 
 def _wandb_predictions(found: Sequence[Prediction]) -> dict[str, Any]:
+    import wandb
+
     table = wandb.Table(columns=list(PREDICTION))
     for one in found:
         fields = [getattr(one, name) for name in PREDICTION[1:]]
@@ -194,10 +189,20 @@ def _wandb_predictions(found: Sequence[Prediction]) -> dict[str, Any]:
 
 
 def _wandb_curve(curve: Sequence[OperatingPoint]) -> dict[str, Any]:
+    import wandb
+
     rows: list[Any] = [[dict(point)[name] for name in CURVE] for point in curve]
     table = wandb.Table(columns=list(CURVE), data=rows)
     line = wandb.plot.line(table, "gmacs", "top1", title="Accuracy against cost, every threshold")
     return {"threshold_curve": table, "accuracy_vs_gmacs": line}
+
+
+def _wandb_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    import wandb
+
+    columns: list[Any] = list(rows[0])
+    data: list[Any] = [[row.get(column) for column in columns] for row in rows]
+    return {"benchmark": wandb.Table(columns=columns, data=data)}
 
 
 def _caption(one: Prediction) -> str:
