@@ -39,6 +39,7 @@ class WandbLogger(lightning_loggers.WandbLogger):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
+        self._wandb_init.pop("anonymous", None)  # W&B warns of it, even where it is None
         self.failed = False
 
     def attempt(self, call: Callable[[], object]) -> None:
