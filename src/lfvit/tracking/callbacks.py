@@ -108,9 +108,9 @@ class LogPredictions(L.Callback):
             joined = Answers(*(torch.cat(column) for column in zip(*answers, strict=True)))
             macs = count_macs(module.model, "first"), count_macs(module.model, "second")
             log_curve(trainer.loggers, sweep(joined, *macs), step)
-        samples = self._chosen(trainer)
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        samples = self._chosen(data)
         if samples:
-            data: Any = trainer.datamodule  # type: ignore[attr-defined]
             with seeded(module.seed, trainer.current_epoch):  # of selectors that draw
                 found = predictions(
                     module.model,
@@ -121,15 +121,12 @@ class LogPredictions(L.Callback):
                 )
             log_predictions(trainer.loggers, found, step)
 
-    def _chosen(self, trainer: L.Trainer) -> list[Sample]:
+    def _chosen(self, data: Any) -> list[Sample]:
         if self._samples is None:
-            self._samples = []
-            if self.images:
-                try:
-                    data: Any = trainer.datamodule  # type: ignore[attr-defined]
-                    self._samples = data.some_validation_samples(self.images)
-                except DataError:  # unreadable ones are the business of validation
-                    self._samples = []
+            try:
+                self._samples = data.some_validation_samples(self.images) if self.images else []
+            except DataError:  # unreadable images are the business of validation
+                self._samples = []
         return self._samples
 
 

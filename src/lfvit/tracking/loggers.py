@@ -42,12 +42,12 @@ class WandbLogger(lightning_loggers.WandbLogger):
         self._wandb_init.pop("anonymous", None)  # W&B warns of it, even where it is None
         self.failed = False
 
-    def attempt(self, call: Callable[[], object]) -> None:
+    def attempt(self, call: Callable[..., object], *arguments: Any) -> None:
         """Call something that talks to W&B."""
         if self.failed:
             return
         try:
-            call()
+            call(*arguments)
         except Exception as error:  # of whatever kind: they have changed over time
             self.failed = True
             log.warning(
@@ -58,10 +58,14 @@ class WandbLogger(lightning_loggers.WandbLogger):
             )
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        self.attempt(lambda: super(WandbLogger, self).log_metrics(metrics, step))
+        self.attempt(super().log_metrics, metrics, step)
+
+    def log_media(self, build: Callable[[], Mapping[str, Any]], step: int | None = None) -> None:
+        """Log what `build` returns: making a table or a picture already writes files."""
+        self.attempt(lambda: self.log_metrics(build(), step))
 
     def log_hyperparams(self, params: Any) -> None:
-        self.attempt(lambda: super(WandbLogger, self).log_hyperparams(params))
+        self.attempt(super().log_hyperparams, params)
 
     def open(self) -> None:
         """Start the W&B run.
@@ -167,7 +171,7 @@ def summarise(loggers: list[Logger], summary: Mapping[str, Any], step: int | Non
     numbers = {k: float(v) for k, v in summary.items() if isinstance(v, (int, float))}
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.attempt(lambda run=logger: run.experiment.summary.update(summary))  # type: ignore[misc]
+            logger.attempt(logger.experiment.summary.update, summary)
             continue
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(logger.hparams, numbers, step)
@@ -229,10 +233,10 @@ def _choices(cfg: DictConfig) -> dict[str, str]:
     """The options chosen on the command line, by group; a checkpoint's own are left out."""
     chosen = {group: _name_in(cfg, group) for group in TAGGED}
     if HydraConfig.initialized():
-        chosen |= {group: HydraConfig.get().runtime.choices.get(group) for group in TAGGED}
-    return {
-        group: name for group, name in chosen.items() if name not in (None, "none", "as_trained")
-    }
+        choices = HydraConfig.get().runtime.choices  # of reproduce.py, where that trains: has none
+        chosen |= {group: choices[group] for group in TAGGED if group in choices}
+    unsaid = (None, "none", "as_trained")
+    return {group: name for group, name in chosen.items() if name not in unsaid}
 
 
 def _name_in(cfg: DictConfig, group: str) -> str | None:

@@ -120,7 +120,7 @@ def log_predictions(
     if not is_main_process() or not shows_media(loggers):
         return
     for run in _wandb(loggers):
-        run.attempt(lambda run=run: run.log_metrics(_wandb_predictions(found), step))  # type: ignore[misc]
+        run.log_media(lambda: _wandb_predictions(found), step)
     for logger in _tensorboard(loggers):
         picture = np.asarray(_picture([prediction.look for prediction in found]))
         logger.experiment.add_image("looks", picture, step, dataformats="HWC")
@@ -134,7 +134,7 @@ def log_curve(
     if not is_main_process():
         return
     for run in _wandb(loggers):
-        run.attempt(lambda run=run: run.log_metrics(_wandb_curve(curve), step))  # type: ignore[misc]
+        run.log_media(lambda: _wandb_curve(curve), step)
 
 
 def log_picture(loggers: Sequence[Logger], name: str, path: Path) -> None:
@@ -142,7 +142,7 @@ def log_picture(loggers: Sequence[Logger], name: str, path: Path) -> None:
     if not is_main_process():
         return
     for run in _wandb(loggers):
-        run.attempt(lambda run=run: run.log_image(name, [str(path)]))  # type: ignore[misc]
+        run.attempt(run.log_image, name, [str(path)])
     for logger in _tensorboard(loggers):
         picture = np.asarray(Image.open(path).convert("RGB"))
         logger.experiment.add_image(name, picture, dataformats="HWC")
@@ -165,7 +165,7 @@ def log_rows(loggers: Sequence[Logger], rows: Sequence[Mapping[str, Any]]) -> No
     for logger in loggers:
         logger.log_metrics(scalars)
         if isinstance(logger, WandbLogger):
-            logger.attempt(lambda run=logger: run.log_metrics(_wandb_rows(rows)))  # type: ignore[misc]
+            logger.log_media(lambda: _wandb_rows(rows))
         else:
             logger.finalize("success")  # there is no Trainer that would
 
