@@ -162,7 +162,8 @@ def test_an_evaluation_joins_the_run_it_evaluates(composed, run, found, tmp_path
 
 
 def test_one_pass_has_one_accuracy_and_one_cost(composed, tmp_path):
-    settings = (*NEEDLE_FAST, "method=vit", *OFFLINE, *SHOWN, "schedule.epochs=1")
+    only_at_the_end = (SHOWN[0], "callbacks.predictions.every_n_epochs=null")
+    settings = (*NEEDLE_FAST, "method=vit", *OFFLINE, *only_at_the_end)
     train(composed("train", *settings, f"run_dir={tmp_path}"))
     found = read_offline_run(tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -171,6 +172,7 @@ def test_one_pass_has_one_accuracy_and_one_cost(composed, tmp_path):
     assert not {"exit_fraction", "second_gmacs", "threshold_curve"} & found.summary.keys()
     rows = found.table("predictions")
     assert all(row[rows["columns"].index("second")] is None for row in rows["data"])
+    assert len(found.values("looks")) == 1
 
 
 def test_a_failed_run_says_so_and_is_continued_when_resumed(composed, tmp_path, monkeypatch):
