@@ -1,8 +1,5 @@
 """Every shipped option runs one step of training, evaluation included."""
 
-import time
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -185,20 +182,3 @@ def test_a_run_directory_explains_its_run(trained_run):
     names = {path.name for path in trained_run.iterdir()}
     assert {"config.yaml", "environment.json", "metrics.json", "metrics.csv"} <= names
     assert {p.name for p in (trained_run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
-
-
-def test_wandb_offline_leaves_a_closed_run(composed, tmp_path):
-    cfg = composed(
-        "train", *NEEDLE_FAST, "logger=wandb", "logger.wandb.offline=true", f"run_dir={tmp_path}"
-    )
-    train(cfg)
-    import wandb
-
-    assert wandb.run is None
-    files = list(Path(tmp_path).glob("wandb/offline-run-*/run-*.wandb"))
-    assert len(files) == 1
-    names = (b"val/top1", b"val/first_top1", b"train/loss", b"gmacs")
-    patience = time.monotonic() + 60  # W&B's own process writes the file, in its own time
-    while not all(name in files[0].read_bytes() for name in names):
-        assert time.monotonic() < patience, f"{files[0]} lacks some of {names}"
-        time.sleep(0.2)

@@ -226,12 +226,14 @@ def test_two_processes_count_every_validation_image_once(composed, tmp_path):
     import sys
 
     from conftest import ROOT
+    from wandb_file import read_offline_run
 
     arguments = [o for o in NEEDLE_FAST if not o.startswith(("data.val_images", "trainer"))]
     command = [
         *(sys.executable, str(ROOT / "train.py")),
         *("trainer.accelerator=cpu", "trainer.devices=2", "+trainer.strategy=ddp"),
         *("data.val_images=17", f"hydra.run.dir={tmp_path}", *arguments),
+        *("logger=wandb", "logger.wandb.offline=true", "callbacks.predictions.images=2"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, env=environment, cwd=tmp_path, capture_output=True)
@@ -242,6 +244,9 @@ def test_two_processes_count_every_validation_image_once(composed, tmp_path):
     assert right > 1
     assert right == pytest.approx(round(right), abs=1e-3)
     assert metrics["steps"] == 4  # 32 images, 8 per process and step, two epochs
+    tracked = read_offline_run(tmp_path)  # the curve comes from the answers of both processes
+    nobody_exits = tracked.table("threshold_curve")["data"][-1]
+    assert nobody_exits[1:3] == [pytest.approx(metrics["val/top1"]), 0]
 
 
 def test_weights_that_break_in_the_last_step_are_not_saved(composed, tmp_path, monkeypatch):

@@ -6,24 +6,36 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from lfvit.checks import check_names
+from lfvit.checks import check_names, check_whole
 from lfvit.commands.setup import (
+    Trained,
     check_one_device,
     load_trained,
     model_overrides,
     open_data,
     prediction_trainer,
 )
+from lfvit.data import ImageDataModule
 from lfvit.errors import ConfigError
 from lfvit.measure.calibration import Calibration, RiskSettings
 from lfvit.measure.costs import count_macs, trace_macs
 from lfvit.measure.evaluation import Collector, join, results
 from lfvit.report.plots import plot_evaluation
 from lfvit.runs import environment, plain, start_run, write_json
+from lfvit.tracking.loggers import summarise, tracked
+from lfvit.tracking.media import (
+    log_curve,
+    log_picture,
+    log_predictions,
+    predictions,
+    shows_media,
+)
+from lfvit.tracking.summaries import evaluation_summary
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -37,9 +49,27 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """
     calibration = _calibration(cfg)
     check_one_device(cfg)
+    check_whole("logged_images", cfg.logged_images, 0)
     model, record = load_trained(cfg.ckpt_path, model_overrides(cfg))
     data = open_data(cfg, record)
     run_dir = start_run(cfg)
+    with tracked(cfg, "evaluate", record) as loggers:
+        found = _evaluate(cfg, calibration, Trained(model, record), data, run_dir)
+        summarise(loggers, evaluation_summary(found))
+        _show(loggers, cfg, Trained(model, record), data, found, run_dir)
+    _print(found, run_dir)
+    return found
+
+
+def _evaluate(
+    cfg: DictConfig,
+    calibration: Calibration,
+    trained: Trained,
+    data: ImageDataModule,
+    run_dir: Path,
+) -> dict[str, Any]:
+    """The contents of evaluate.json, written."""
+    model, record = trained
     if cfg.verify_macs:
         _verify_macs(model, record["image_size"])
     L.seed_everything(record.get("seed", 0), verbose=False)
@@ -67,8 +97,27 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     write_json(run_dir / "evaluate.json", found)
     if found["curve"]:
         plot_evaluation(found, run_dir / "evaluate.png")
-    _print(found, run_dir)
     return found
+
+
+def _show(
+    loggers: list[Logger],
+    cfg: DictConfig,
+    trained: Trained,
+    data: ImageDataModule,
+    found: dict[str, Any],
+    run_dir: Path,
+) -> None:
+    """What loggers can show of an evaluation beside its numbers."""
+    if found["curve"]:
+        log_curve(loggers, found["curve"])
+        log_picture(loggers, "evaluation", run_dir / "evaluate.png")
+    if cfg.logged_images and shows_media(loggers):
+        samples = data.some_validation_samples(cfg.logged_images)
+        record = trained.record
+        log_predictions(
+            loggers, predictions(trained.model, samples, record["classes"], record["threshold"])
+        )
 
 
 def _verify_macs(model: Any, image_size: int) -> None:

@@ -10,7 +10,7 @@ import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from torch import nn
@@ -23,6 +23,8 @@ from lfvit.measure.costs import count_macs
 from lfvit.models.checkpoints import load_checkpoint, read_file
 from lfvit.models.reduction.patch import unreduced
 from lfvit.runs import commit, is_main_process, machine, plain, start_run, write_json
+from lfvit.tracking.loggers import TRACKING, identity, summarise, tracked
+from lfvit.tracking.summaries import training_summary
 from lfvit.training.module import RECORD, Classifier, refuse_unlearnable
 from lfvit.training.schedule import Schedule
 from lfvit.training.token_labels import has_aux_head
@@ -49,11 +51,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     resumed = _check_resume(cfg) if cfg.ckpt_path is not None else None
     run_dir = start_run(cfg)
     L.seed_everything(cfg.seed, verbose=False)
-    loggers: list[Logger] = []
-    failed = True
-    try:
-        loggers += [hydra.utils.instantiate(c) for c in cfg.logger.values()]
-        _start_loggers(loggers, cfg)
+    with tracked(cfg, "train", resumed) as loggers:
         trainer = build_trainer(cfg, schedule, loggers)
         data: ImageDataModule = hydra.utils.instantiate(cfg.data)
         if resumed is not None and data.classes != resumed["classes"]:
@@ -62,15 +60,13 @@ def train(cfg: DictConfig) -> dict[str, Any]:
                 f"{data.classes[:3]}...); resume with the same data"
             )
         module = build_module(cfg, schedule, data.classes)
+        module.record[TRACKING] = identity(loggers, cfg)
         started = time.monotonic()
         trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
         metrics = _metrics(trainer, module, data, time.monotonic() - started)
         if is_main_process():
             write_json(run_dir / "metrics.json", metrics)
-        _summarise(loggers, metrics)
-        failed = False
-    finally:
-        _finish_loggers(loggers, failed)
+        summarise(loggers, training_summary(metrics, module.model), trainer.global_step)
     return metrics
 
 
@@ -216,41 +212,3 @@ def _metrics(
         "commit": commit(),
         "machine": machine(),
     }
-
-
-# --- loggers ------------------------------------------------------------------------------------
-
-
-def _start_loggers(loggers: list[Logger], cfg: DictConfig) -> None:
-    """Open every logger now: a missing account is found before hours are spent."""
-    flat: dict[str, Any] = {
-        str(key): plain(value) for key, value in cfg.items() if key not in ("hydra", "logger")
-    }
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            _open_wandb(logger)
-        logger.log_hyperparams(flat)
-
-
-def _open_wandb(logger: WandbLogger) -> None:
-    try:
-        _ = logger.experiment
-    except Exception as error:  # wandb raises its own kinds, which have changed over time
-        raise ConfigError(
-            f"W&B could not be started ({error}); run `wandb login`, or pass "
-            "logger.wandb.offline=true or logger=csv"
-        ) from error
-
-
-def _summarise(loggers: list[Logger], metrics: dict[str, Any]) -> None:
-    for logger in loggers:
-        if isinstance(logger, WandbLogger) and is_main_process():
-            logger.experiment.summary.update({**metrics, "top1": metrics.get("val/top1")})
-
-
-def _finish_loggers(loggers: list[Logger], failed: bool) -> None:
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            import wandb
-
-            wandb.finish(exit_code=1 if failed else 0)

@@ -1,7 +1,7 @@
 """Where a model looked, drawn over the image."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -35,7 +35,7 @@ class Look(NamedTuple):
     region_size: int = 0
 
 
-def save_looks(looks: list[Look], path: Path) -> None:
+def save_looks(looks: list[Look], path: Path | IO[bytes]) -> None:
     """One row per image: the half-resolution view, class attention over it, the second look.
 
     Of a one-pass model, the image alone.

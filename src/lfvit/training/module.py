@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lfvit.data.batches import Batch
 from lfvit.errors import ConfigError, TrainingError
+from lfvit.measure.thresholds import answers_of
 from lfvit.models.lv_vit import ONE_PASS_SHARE
 from lfvit.models.reduction.patch import ReducedBlocks, answer, reads_patches
 from lfvit.models.reduction.registry import Reducer
@@ -218,17 +219,21 @@ class Classifier(L.LightningModule):
         for teacher in self._teacher:
             teacher.to(self.device, next(self.model.parameters()).dtype)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
+        """Returns the fields of `Answers` (lfvit.measure) for callbacks; None for one pass."""
         if not len(batch.images):
-            return
+            return None
+        found = None
         if self.first_accuracy is not None:
             out = self.model(batch.images, batch.view)
             logits = out.second_logits
             self.first_accuracy.update(out.first_logits, batch.targets)
             self.log_dict(self.first_accuracy, on_step=False, on_epoch=True)
-            exited = out.first_logits.float().softmax(dim=1).amax(dim=1) >= self.threshold
-            answers = torch.where(exited, out.first_logits.argmax(1), logits.argmax(1))
-            right = 100 * (answers == batch.targets).float().mean()
+            answers = answers_of(out.first_logits, logits, batch.targets)
+            found = answers._asdict()
+            exited = answers.confidence >= self.threshold
+            early = torch.where(exited, answers.first, answers.second)
+            right = 100 * (early == batch.targets).float().mean()
             self._log("val/early_exit_top1", right, batch, sync_dist=True)
             self._log("val/exit_fraction", exited.float().mean(), batch, sync_dist=True)
         else:
@@ -237,6 +242,7 @@ class Classifier(L.LightningModule):
         self.log_dict(self.val_accuracy, on_step=False, on_epoch=True, prog_bar=True)
         loss = F.cross_entropy(logits, batch.targets)
         self._log("val/loss", loss, batch, sync_dist=True)
+        return found
 
     def on_validation_start(self) -> None:
         self._refuse_broken_weights()
