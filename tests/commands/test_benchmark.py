@@ -176,6 +176,15 @@ def test_several_settings_in_one_run(composed, tmp_path, monkeypatch):
     assert files == {f"benchmark.{kind}" for kind in ("csv", "json", "md", "png")}
 
 
+def test_rows_go_to_the_loggers_as_well(composed, tmp_path):
+    settings = ["logger=csv", "batch_sizes=[2]", "exit_fractions=[0]", f"run_dir={tmp_path}"]
+    rows = benchmark(composed("benchmark", *FAST, *settings))
+    with (tmp_path / "metrics.csv").open() as file:
+        (line,) = csv.DictReader(file)
+    found = {name: float(value) for name, value in line.items() if value}
+    assert found["inference/vit/fp32/batch_2/images_per_second"] == rows[0]["images_per_second"]
+
+
 def test_the_steps_of_two_passes(composed, tmp_path):
     benchmark(composed("benchmark", *FAST, "batch_sizes=[2]", "parts=true", f"run_dir={tmp_path}"))
     steps = json.loads((tmp_path / "benchmark.json").read_text())["parts"]

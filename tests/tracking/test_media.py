@@ -60,9 +60,13 @@ def test_the_answers_are_the_models(tiny, samples, method, tmp_path):
 
 
 ROWS = [
-    {"task": "inference", "model": name, "batch_size": 8, "exit_fraction": exits, "gmacs": gmacs}
+    {"task": "inference", "model": name, "precision": "fp32", "compiled": compiled}
+    | {"batch_size": 8, "exit_fraction": exits, "gmacs": gmacs}
     | {"images_per_second": speed, "latency_ms_p50": 8e3 / speed, "exits": None}
-    for name, exits, gmacs, speed in (("vit", None, 4.6, 100.0), ("lf_vit", 0.78, 1.7, 210.0))
+    for name, compiled, exits, gmacs, speed in (
+        ("vit", False, None, 4.6, 100.0),
+        ("lf_vit", True, 0.78, 1.7, 210.0),
+    )
 ]
 
 
@@ -76,7 +80,7 @@ def test_rows_of_a_benchmark(composed, tmp_path):
     table = run.table("benchmark")
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     assert rows == ROWS
-    names = ["inference/vit/batch_8", "inference/lf_vit/batch_8/exits_0.78"]
+    names = ["inference/vit/fp32/batch_8", "inference/lf_vit/fp32_compiled/batch_8/exits_0.78"]
     with (tmp_path / "metrics.csv").open() as file:
         (line,) = csv.DictReader(file)
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()

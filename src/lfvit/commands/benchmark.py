@@ -31,6 +31,8 @@ from lfvit.measure.throughput import (
 from lfvit.models.two_stage import TwoStageViT
 from lfvit.report.speed import print_speed, write_speed
 from lfvit.runs import environment, plain, start_run
+from lfvit.tracking.loggers import tracked
+from lfvit.tracking.media import log_rows
 from lfvit.training.losses import two_stage_losses
 
 log = logging.getLogger(__name__)
@@ -75,12 +77,29 @@ def benchmark(cfg: DictConfig) -> list[dict[str, Any]]:
         ConfigError: a setting that cannot work.
     """
     precisions, compiled = _check(cfg)
-    device = find_device(cfg.accelerator)
+    find_device(cfg.accelerator)
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     trained = None if cfg.ckpt_path is None else _trained(cfg)
     _build_all(cfg, trained)  # a wrong setting of the last model is found before the first is timed
     run_dir = start_run(cfg)
+    with tracked(cfg, "benchmark", trained.record if trained else None) as loggers:
+        rows = _run(cfg, precisions, compiled, trained, run_dir)
+        log_rows(loggers, rows)
+    print(f"written to {run_dir}")
+    if cfg.publish is not None:
+        _publish(run_dir, Path(cfg.publish))
+    return rows
+
+
+def _run(
+    cfg: DictConfig,
+    precisions: list[str],
+    compiled: list[bool],
+    trained: Trained | None,
+    run_dir: Path,
+) -> list[dict[str, Any]]:
+    device = find_device(cfg.accelerator)
     rows: list[dict[str, Any]] = []
     shares: list[dict[str, Any]] = []
     tasks = ("inference", "training") if cfg.training else ("inference",)
@@ -93,9 +112,6 @@ def benchmark(cfg: DictConfig) -> list[dict[str, Any]]:
         shares += _time_parts(cfg, trained, device)
         _write(run_dir, cfg, rows, shares)
     print_speed(rows, shares)
-    print(f"written to {run_dir}")
-    if cfg.publish is not None:
-        _publish(run_dir, Path(cfg.publish))
     return rows
 
 

@@ -152,8 +152,8 @@ def log_picture(loggers: Sequence[Logger], name: str, path: Path) -> None:
 def log_rows(loggers: Sequence[Logger], rows: Sequence[Mapping[str, Any]]) -> None:
     """The rows of benchmark.py: speed as scalars for every logger, all columns as a table for W&B.
 
-    A scalar is called TASK/MODEL/batch_SIZE/exits_SHARE/images_per_second, without the share for a
-    one-pass model; so is latency_ms_p50.
+    A scalar is called TASK/MODEL/PRECISION/batch_SIZE/exits_SHARE/images_per_second, without the
+    share for a one-pass model, the precision as "fp32_compiled" where it is; so is latency_ms_p50.
     """
     if not is_main_process() or not rows:
         return
@@ -171,7 +171,8 @@ def log_rows(loggers: Sequence[Logger], rows: Sequence[Mapping[str, Any]]) -> No
 
 
 def _row_name(row: Mapping[str, Any]) -> str:
-    parts = [row["task"], row["model"], f"batch_{row['batch_size']}"]
+    setting = f"{row['precision']}{'_compiled' if row['compiled'] else ''}"
+    parts = [row["task"], row["model"], setting, f"batch_{row['batch_size']}"]
     if row["exit_fraction"] is not None:
         parts.append(f"exits_{row['exit_fraction']:.2f}")
     return "/".join(parts)
