@@ -260,9 +260,13 @@ def _fault(evaluation: Mapping[str, Any]) -> str | None:
 
 
 def _training_of(folder: Path, evaluation: Mapping[str, Any]) -> Path | None:
-    """The directory of the training whose weights were evaluated, if it is still there."""
+    """The directory of the training whose weights were evaluated, if it is still there.
+
+    Around a copied evaluation, the copy of its training comes before the original.
+    """
     named = Path(str(evaluation.get("checkpoint"))).parent.parent
-    for candidate in (named, *folder.parents[:3]):
+    around = list(folder.parents[:3])
+    for candidate in (*(above for above in around if above.name == named.name), named, *around):
         if (candidate / "metrics.json").exists():
             return candidate.resolve()
     return None
@@ -274,8 +278,10 @@ def _training_of(folder: Path, evaluation: Mapping[str, Any]) -> Path | None:
 def _named(runs: list[Run]) -> list[Run]:
     """The runs with names that tell them apart: method, data, settings, seed, and at last place."""
     models = [_kind_of(run) for run in runs]
+    if len({run.data for run in runs}) > 1:
+        models = [f"{model}, {run.data}" for model, run in zip(models, runs, strict=True)]
     groups = [run.group for run in runs]
-    for more in (_data_of, _differences, _places):
+    for more in (_differences, _places):
         models = _longer(models, groups, more, runs)
     runs = [replace(run, model=model) for run, model in zip(runs, models, strict=True)]
     names, places = models, [run.place for run in runs]
@@ -301,10 +307,6 @@ def _longer(
             for i, text in zip(same, texts, strict=True):
                 names[i] = f"{name}, {text}" if text else name
     return names
-
-
-def _data_of(runs: list[Run]) -> list[str]:
-    return [run.data for run in runs]
 
 
 def _seeds(runs: list[Run]) -> list[str]:
@@ -557,7 +559,7 @@ def pareto(frame: pd.DataFrame) -> "pd.Series[bool]":
 
 def _one_type_per_column(frame: pd.DataFrame) -> pd.DataFrame:
     """Columns that hold lists or values of several kinds as JSON text, which parquet can store."""
-    for name in frame.select_dtypes(object):
+    for name in [name for name in frame if frame[name].dtype.kind == "O"]:
         kinds = {type(value) for value in frame[name].dropna()}
         if kinds == {int}:
             frame[name] = frame[name].astype("Int64")

@@ -10,6 +10,7 @@ import pandas as pd
 import yaml
 
 from lfvit.report.collect import Collection, Run, over_seeds
+from lfvit.report.tables import is_plain
 
 IMAGENET_IMAGES = 50_000
 CURVE = ("threshold", "top1", "exit_fraction", "gmacs", "consistency", "gap")
@@ -94,9 +95,7 @@ def one_pass_gmacs(runs: Iterable[Run], run: Run) -> float | None:
     plain = [
         other.evaluation["first"]["gmacs"]
         for other in runs
-        if not other.two_pass
-        and (other.evaluation.get("reducer") or {}).get("name", "none") == "none"
-        and size(other) == size(run)
+        if is_plain(other.evaluation) and size(other) == size(run)
     ]
     return plain[-1] if plain else None
 

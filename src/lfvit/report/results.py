@@ -18,7 +18,7 @@ from lfvit.report.tables import (
 
 
 def write_results(found: Collection, title: str, intro: str, output: Path) -> None:
-    """Write a Markdown page about some runs and a figure beside it; the last is the yardstick.
+    """Write a Markdown page about some runs and a figure beside it.
 
     Raises:
         DataError: not one run was evaluated.
@@ -55,7 +55,8 @@ def _about_images(runs: list[Run]) -> str:
 def _seeds(found: Collection) -> str:
     """Means and spreads, where there is more than one seed."""
     means = over_seeds(found.table)
-    several = means[(means["seeds"] > 1) & (means["kind"] != "certificate")]
+    found_some = means["top1_mean"].notna() & (means["kind"] != "certificate")
+    several = means[(means["seeds"] > 1) & found_some]
     if several.empty:
         return ""
     lines = [

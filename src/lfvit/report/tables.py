@@ -70,12 +70,19 @@ def _chosen(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         }
 
 
+def is_plain(found: Mapping[str, Any]) -> bool:
+    """Whether an evaluate.json is about a one-pass model without a token reducer."""
+    return found["second"] is None and (found.get("reducer") or {}).get("name", "none") == "none"
+
+
 def comparison_rows(models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row per model and way of running it, from several evaluate.json: passes and rules.
 
-    The last model is the yardstick: ``cost`` is the share of its GMACs.
+    ``cost`` is the share of the GMACs of the yardstick: the last one-pass model without a reducer,
+    or else the last model.
     """
-    yardstick = list(models.values())[-1]["first"]["gmacs"]
+    plain = [found for found in models.values() if is_plain(found)]
+    yardstick = [*models.values(), *plain][-1]["first"]["gmacs"]
     return [
         {
             "model": name,
