@@ -6,7 +6,6 @@ import re
 import shutil
 
 import pytest
-from report_runs import NASTY
 
 from lfvit.errors import DataError
 from lfvit.report.page import fixed, percent, read_artifacts, write_page
@@ -69,18 +68,18 @@ def test_nothing_comes_from_elsewhere(page_text):
     assert len(page_text) < 6e6
 
 
-def test_names_cannot_leave_their_place(page_text, runs, tmp_path):
-    assert NASTY not in page_text
-    assert html.escape(NASTY) in page_text  # below an image of that class
+def test_names_cannot_leave_their_place(page_text, runs, nasty_class, tmp_path):
+    assert nasty_class not in page_text
+    assert html.escape(nasty_class) in page_text  # below an image of that class
     folder = shutil.copytree(runs / "lf_0", tmp_path / "<img src=y onerror=alert(2)>")
     path = folder / "evaluation" / "evaluate.json"
     found = json.loads(path.read_text())
-    found["method"]["name"] = NASTY
+    found["method"]["name"] = nasty_class
     path.write_text(json.dumps(found))
-    write_page([tmp_path], tmp_path / "page.html", title=NASTY, intro=NASTY, examples=0)
+    write_page([tmp_path], tmp_path / "page.html", title=nasty_class, intro=nasty_class, examples=0)
     text = (tmp_path / "page.html").read_text()
-    assert data_of(text)["curves"][0]["name"] == NASTY
-    assert NASTY not in text
+    assert data_of(text)["curves"][0]["name"] == nasty_class
+    assert nasty_class not in text
     assert "<img src=y" not in text
     assert text.count("</script>") == 2
 
