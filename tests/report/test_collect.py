@@ -100,12 +100,15 @@ def test_broken_runs_do_not_stop_the_others(copied):
     failed.mkdir()
     (failed / "run.json").write_text('{"status": "failed", "reason": "the loss is not finite"}')
     shutil.rmtree(copied / "vit_0" / "evaluation")
+    (copied / "speed").mkdir()
+    (copied / "speed" / "benchmark.json").write_text('{"rows": [{"batch_size": 1}]}')
     found = collect([copied])
     assert [run.place for run in found.runs] == ["runs/lf_0/evaluation"]
     reasons = dict(found.skipped)
     assert reasons["runs/cf_0/evaluation"].startswith("evaluate.json: Expecting property name")
     assert "not as evaluate.py writes it (KeyError: 'first')" in reasons["runs/lf_1/evaluation"]
     assert reasons["runs/started"] == "not finished: holds no metrics.json of train.py"
+    assert reasons["runs/speed"] == "benchmark.json: not as benchmark.py writes it"
     assert reasons["runs/failed"] == "failed: the loss is not finite"
     assert reasons["runs/vit_0"].startswith(
         "not evaluated: python evaluate.py ckpt_path=runs/vit_0"
@@ -228,6 +231,28 @@ def test_speed_from_a_benchmark(copied):
 def test_speed_of_another_model_is_not_taken(copied, settings, config):
     benchmark(copied / "speed", evaluation_of(copied, "lf_0"), {0.0: 10.0}, settings, **config)
     assert collect([copied / "lf_0", copied / "speed"]).table["images_per_second"].isna().all()
+
+
+def test_speed_of_the_trained_model_at_its_own_threshold(copied):
+    evaluation = evaluation_of(copied, "lf_0")
+    trained = {"name": "lf_vit", "ckpt_path": evaluation["checkpoint"]}
+    benchmark(copied / "speed", evaluation, {0.4: 10.0}, trained)
+    path = copied / "speed" / "benchmark.json"
+    edit(path, lambda content: [r.update(exits="measured at eta=0.7") for r in content["rows"]])
+    table = collect([copied]).table
+    timed = table[table["images_per_second"].notna()]
+    assert list(timed["place"]) == ["runs/lf_0/evaluation"]
+    assert list(timed["run"]) == ["early exit, η = 0.7"]
+    assert list(timed["images_per_second"]) == [80.0]
+
+
+def test_speed_of_random_models_of_the_size_of_a_checkpoint(copied):
+    evaluation = evaluation_of(copied, "lf_0")
+    config = {"backbone": {"timm": "another"}, "ckpt_path": evaluation["checkpoint"]}
+    benchmark(copied / "speed", evaluation, {0.0: 10.0}, {"name": "lf_vit"}, **config)
+    table = collect([copied]).table
+    timed = table[table["images_per_second"].notna()]
+    assert set(timed["place"]) == {"runs/lf_0/evaluation"}
 
 
 def test_speed_beyond_what_was_measured_is_not_known(copied):

@@ -234,8 +234,11 @@ class _Reader:
 
     def _speeds(self, folder: Path) -> Iterator["Speeds"]:
         benchmark = self._load(folder / "benchmark.json")
-        if benchmark:
+        if benchmark and _timed(benchmark.get("rows")):
             yield Speeds(self._place(folder), folder, benchmark, self._load(folder / "config.yaml"))
+        elif benchmark:
+            reason = "benchmark.json: not as benchmark.py writes it"
+            self.skipped.append(Skipped(self._place(folder), reason))
         try:
             with (folder / "table.csv").open(newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.DictReader(file) if row.get("images_per_second")]
@@ -257,6 +260,14 @@ def _fault(evaluation: Mapping[str, Any]) -> str | None:
     except (KeyError, TypeError, AttributeError) as error:
         return f"not as evaluate.py writes it ({type(error).__name__}: {error})"
     return None
+
+
+def _timed(rows: Any) -> bool:
+    """Whether these are rows of a benchmark."""
+    keys = ("images_per_second", "settings", "batch_size", "gmacs")
+    return isinstance(rows, list) and all(
+        isinstance(row, dict) and all(row.get(key) for key in keys) for row in rows
+    )
 
 
 def _training_of(folder: Path, evaluation: Mapping[str, Any]) -> Path | None:
@@ -383,6 +394,11 @@ class Speeds:
         rows, setting = self._rows(run)
         if share is None or not rows:
             return None
+        if point.get("threshold") is not None:
+            asked = f"measured at eta={point['threshold']:g}"  # the trained model on its images
+            for row in rows:
+                if row.get("exits") == asked:
+                    return row["images_per_second"], f"{setting}, {self.machine}"
         times = {float(row["exit_fraction"] or 0): 1 / row["images_per_second"] for row in rows}
         shares = sorted(times)
         if not shares[0] - 1e-9 <= share <= shares[-1] + 1e-9:
@@ -411,15 +427,12 @@ class Speeds:
         def setting(row: Mapping[str, Any]) -> tuple[Any, ...]:
             return row["batch_size"], row.get("precision", "fp32"), bool(row.get("compiled"))
 
-        try:
-            rows = [
-                row
-                for row in self.content["rows"]
-                if row.get("task", "inference") == "inference" and self._same_model(run, row)
-            ]
-            best = max((setting(row) for row in rows), default=None)
-        except (KeyError, TypeError, ValueError):
-            return [], ""  # not as benchmark.py writes it
+        rows = [
+            row
+            for row in self.content["rows"]
+            if row.get("task", "inference") == "inference" and self._same_model(run, row)
+        ]
+        best = max((setting(row) for row in rows), default=None)
         if best is None:
             return [], ""
         batch, precision, compiled = best
@@ -440,13 +453,7 @@ class Speeds:
         reducer = reducer if isinstance(reducer, Mapping) else {"name": reducer}
         own_reducer = run.evaluation.get("reducer") or {"name": "none"}
         own = run.evaluation["method"]
-        backbone = self.config.get("backbone")
-        if backbone not in (None, run.evaluation.get("backbone")):
-            return False
-        if (
-            self.config.get("image_size", run.evaluation["image_size"])
-            != run.evaluation["image_size"]
-        ):
+        if not self._same_size(run):
             return False
         if any(own.get(key) != value for key, value in stated.items() if value is not None):
             return False
@@ -458,6 +465,14 @@ class Speeds:
         share = float(row["exit_fraction"] or 0)
         cost = ends[0] + (1 - share) * (ends[-1] - ends[0])
         return abs(row["gmacs"] / cost - 1) < 0.01
+
+    def _same_size(self, run: Run) -> bool:
+        """Whether random models had this run's backbone and image size: their own, or a file's."""
+        checkpoint = self.config.get("ckpt_path")
+        if checkpoint is not None:
+            return Path(checkpoint).resolve() == Path(run.evaluation["checkpoint"]).resolve()
+        keys = ("backbone", "image_size")
+        return all(self.config.get(k, run.evaluation.get(k)) == run.evaluation.get(k) for k in keys)
 
 
 # --- tables -------------------------------------------------------------------------------------
