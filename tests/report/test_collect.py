@@ -87,7 +87,7 @@ def test_settings_that_differ_are_in_the_name(copied):
     config = copied / "lf_1" / "config.yaml"
     config.write_text(config.read_text().replace("lr: 0.001\n", "lr: 0.002\n"))
     names = {run.model for run in collect([copied]).runs}
-    assert names == {"LF-ViT, schedule.lr=0.001", "LF-ViT, schedule.lr=0.002", "CF-ViT", "ViT"}
+    assert names == {"LF-ViT, lr=0.001", "LF-ViT, lr=0.002", "CF-ViT", "ViT"}
 
 
 def test_broken_runs_do_not_stop_the_others(copied):

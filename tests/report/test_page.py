@@ -150,3 +150,27 @@ def test_numbers_as_printed():
     assert fixed(-1.5, 1) == "\N{MINUS SIGN}1.5"
     assert fixed(None, 1) == fixed(float("nan"), 1) == "\N{EN DASH}"
     assert percent(0.1234, 1) == "12.3"
+
+
+def test_the_curve_against_speed(runs, tmp_path):
+    """Time per image is linear in the share of exits, so the curve is no straight line."""
+    evaluation = evaluation_of(runs / "lf_0")
+    ends = evaluation["first"]["gmacs"], evaluation["second"]["gmacs"]
+    rows = [
+        {
+            "settings": '{"name": "lf_vit"}',
+            "batch_size": 1,
+            "exit_fraction": share,
+            "gmacs": gmacs,
+            "images_per_second": speed,
+        }
+        for share, gmacs, speed in ((0.0, ends[1], 10.0), (1.0, ends[0], 40.0))
+    ]
+    (tmp_path / "benchmark.json").write_text(json.dumps({"rows": rows}))
+    write_page([runs / "lf_0", tmp_path], tmp_path / "page.html", examples=0)
+    text = (tmp_path / "page.html").read_text()
+    (entry,) = [e for e in data_of(text)["series"] if not e["published"]]
+    for shown, point in zip(entry["curve"], evaluation["curve"], strict=True):
+        seconds = point["exit_fraction"] / 40 + (1 - point["exit_fraction"]) / 10
+        assert shown["speed"] == pytest.approx(1 / seconds)
+    assert "Measured with batch 1, fp32, machine not recorded" in text

@@ -347,9 +347,17 @@ def _differences(runs: list[Run]) -> list[str]:
         if len({json.dumps(value) for value in values}) > 1:
             texts = [_short(value) for value in values]
             if texts not in told.values():  # a setting and what follows from it is one difference
-                told[".".join(key.split(".")[-2:])] = texts
+                told[key] = texts
     few = dict(list(told.items())[:3])
-    return [", ".join(f"{key}={texts[i]}" for key, texts in few.items()) for i in range(len(runs))]
+    last = [key.rpartition(".")[2] for key in few]
+    names = [
+        name if last.count(name) == 1 else ".".join(key.split(".")[-2:])
+        for name, key in zip(last, few, strict=True)
+    ]
+    return [
+        ", ".join(f"{name}={texts[i]}" for name, texts in zip(names, few.values(), strict=True))
+        for i in range(len(runs))
+    ]
 
 
 def _short(value: Any) -> str:

@@ -111,7 +111,7 @@
     lines.push(`${short(point.gmacs)} GMACs` + (entry.one_pass ? `, ${fixed((100 * point.gmacs) / entry.one_pass, 0)} % of one pass` : ""));
     if (point.eta != null) lines.push(`η = ${short(point.eta)}`);
     if (point.exits != null) lines.push(`${fixed(100 * point.exits, 1)} % answered early`);
-    if (by === "speed") lines.push(`${fixed(point.speed, 0)} images/s: ${point.how}`);
+    if (by === "speed") lines.push(`${fixed(point.speed, 0)} images/s${point.how ? ": " + point.how : ", interpolated"}`);
     lines.push(entry.note);
     return [entry.name, point.run || "early exit", ...lines];
   }
@@ -155,7 +155,7 @@
         const group = svg("g", { class: e.published ? "published" : "ours", style: `--c:var(${e.colour})`, "data-series": e.index });
         const marks = e.points.filter((p) => options.x(e, p) != null && (p.kind !== "certificate" || options.all));
         let line = e.curve.filter((p) => options.x(e, p) != null);
-        if (!line.length && marks.length > 1) line = [...marks];
+        if (!line.length && e.published) line = [...marks];
         line = line.map((p) => [x(options.x(e, p)), y(p.top1)]).sort((a, b) => a[0] - b[0]);
         if (line.length > 1)
           group.append(svg("path", { class: "curve", d: "M" + line.map((p) => p.map((v) => v.toFixed(1)).join(",")).join("L"), "stroke-dasharray": e.dash }));

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Mapping
 from functools import cache
-from math import isnan
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
-from lfvit.report.collect import Collection, Run, over_seeds
+from lfvit.report.collect import Collection, Run, Speeds, over_seeds
 from lfvit.report.tables import is_plain
 
 IMAGENET_IMAGES = 50_000
@@ -33,7 +33,7 @@ def series(found: Collection) -> list[dict[str, Any]]:
                 "note": f"{runs[0].data}, {_seeds_in_words(runs)}",
                 "published": False,
                 "one_pass": one_pass_gmacs(found.runs, runs[0]),
-                "curve": _mean_curve(runs),
+                "curve": _mean_curve(runs, found.speeds),
                 "points": [point for point in marked if point["top1"] is not None],
             }
         )
@@ -70,19 +70,34 @@ def _point(row: Mapping[Any, Any], table: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _mean_curve(runs: list[Run]) -> list[dict[str, float]]:
-    """Mean top-1, exits and GMACs at every threshold that all runs of a group have."""
+def _mean_curve(runs: list[Run], speeds: list[Speeds]) -> list[dict[str, Any]]:
+    """Means over seeds at every threshold that all runs of a group have.
+
+    With images per second where the model was timed at shares of exits around that of the point.
+    """
     frames = [pd.DataFrame(run.evaluation.get("curve") or []) for run in runs]
     if any(frame.empty for frame in frames):
         return []
-    columns = list(CURVE[:4])
-    grouped = pd.concat(frames)[columns].groupby("threshold")
-    complete = grouped.size() == len(frames)
-    means: Any = grouped.mean()[complete].reset_index()
-    return [
-        {"eta": row[0], "top1": row[1], "exits": row[2], "gmacs": row[3]}
-        for row in means[columns].itertuples(index=False, name=None)
+    frames = [
+        frame.assign(speed=[_speed(speeds, run, point) for point in run.evaluation["curve"]])
+        for run, frame in zip(runs, frames, strict=True)
     ]
+    several = pd.concat(
+        [frame.assign(seed=str(run.seed)) for run, frame in zip(runs, frames, strict=True)]
+    )
+    columns = [*CURVE[1:4], "speed"]
+    complete = several.groupby("threshold").size() == len(runs)
+    per_seed = several.groupby(["threshold", "seed"])[columns].mean()
+    means = per_seed.groupby("threshold").mean()[complete]
+    return [
+        {"eta": eta, "top1": top1, "exits": exits, "gmacs": gmacs, "speed": number(speed)}
+        for eta, top1, exits, gmacs, speed in means.itertuples(name=None)
+    ]
+
+
+def _speed(speeds: list[Speeds], run: Run, point: Mapping[str, Any]) -> float:
+    known = (found for s in speeds if (found := s.of(run, {"run": None, **point})))
+    return next((speed for speed, _ in known), nan)
 
 
 def one_pass_gmacs(runs: Iterable[Run], run: Run) -> float | None:
