@@ -35,7 +35,9 @@ def test_contents(run, tmp_path, trained_run):
     assert json.loads((tmp_path / "evaluate.json").read_text()) == found
     assert (tmp_path / "evaluate.png").stat().st_size > 10_000
     assert {"top1", "top5", "gmacs"} == set(found["first"]) == set(found["second"])
-    assert {"threshold", "top1", "exit_fraction", "gmacs"} == set(found["curve"][0])
+    columns = {"threshold", "top1", "exit_fraction", "gmacs", "consistency", "gap"}
+    assert columns == set(found["curve"][0])
+    assert found["curve"][-1]["consistency"] == found["curve"][-1]["gap"] == 0
     assert found["curve"][0]["top1"] == pytest.approx(found["first"]["top1"])
     assert found["curve"][0]["gmacs"] == pytest.approx(found["first"]["gmacs"])
     assert found["curve"][-1]["top1"] == pytest.approx(found["second"]["top1"])

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 
 import lfvit
 from lfvit.errors import ConfigError
-from lfvit.measure.thresholds import cheapest_at, default_thresholds, stratified_split
+from lfvit.measure.risk import mean_loss, signed_gap
+from lfvit.measure.thresholds import (
+    answers_of,
+    cheapest_at,
+    default_thresholds,
+    stratified_split,
+    sweep,
+)
 
 
 def logits(seed, n=37, classes=5):
@@ -24,14 +31,19 @@ def test_curve_is_what_counting_gives(seed, n):
     curve = lfvit.sweep_thresholds(first, second, targets, 1e9, 3e9)
     assert [p["threshold"] for p in curve] == default_thresholds()
     for point in curve:
-        right = exits = 0
+        right = exits = changed = both_right = 0
         for i in range(n):
             early = bool(first[i].softmax(0).max() >= point["threshold"])
             exits += early
-            right += int((first if early else second)[i].argmax() == targets[i])
+            answer = (first if early else second)[i].argmax()
+            changed += int(answer != second[i].argmax())
+            right += int(answer == targets[i])
+            both_right += int(second[i].argmax() == targets[i])
         assert point["top1"] == pytest.approx(100 * right / n)
         assert point["exit_fraction"] == pytest.approx(exits / n)
         assert point["gmacs"] == pytest.approx(1 + 3 * (1 - exits / n))
+        assert point["consistency"] == pytest.approx(changed / n)
+        assert point["gap"] == pytest.approx((both_right - right) / n)
 
 
 def test_ends_of_the_curve():
@@ -41,6 +53,13 @@ def test_ends_of_the_curve():
     assert zero["top1"] == pytest.approx(100 * (first.argmax(1) == targets).float().mean().item())
     assert above["exit_fraction"] == 0
     assert above["top1"] == pytest.approx(100 * (second.argmax(1) == targets).float().mean().item())
+
+
+def test_risks_are_those_of_the_certificates():
+    answers = answers_of(*logits(4))
+    for point in sweep(answers, 1e9, 3e9, [0.3, 0.5, 0.8]):
+        assert point["consistency"] == mean_loss(answers, "consistency", point["threshold"])
+        assert point["gap"] == signed_gap(answers, point["threshold"])
 
 
 def test_an_image_exactly_on_the_threshold_exits():

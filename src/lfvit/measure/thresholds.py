@@ -1,4 +1,4 @@
-"""Every early-exit threshold from one two-pass run: accuracy, exits and cost."""
+"""Every early-exit threshold from one two-pass run: accuracy, exits, cost and risk."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, TypedDict
@@ -19,6 +19,8 @@ class OperatingPoint(TypedDict):
     top1: float  # percent
     exit_fraction: float  # share of the images that the first pass answers
     gmacs: float  # expected multiply-accumulates per image, in 1e9
+    consistency: float  # share of the images that get another answer than from both passes
+    gap: float  # top-1 lost against both passes, as a share of the images; negative if gained
 
 
 class Answers(NamedTuple):
@@ -90,7 +92,7 @@ def sweep_thresholds(
         thresholds: default `default_thresholds`.
 
     Returns:
-        One row per threshold, in the order given; top1 in percent.
+        One row per threshold, in the order given, see `OperatingPoint`; top1 in percent.
 
     Raises:
         ConfigError: no images, or shapes that differ.
@@ -110,17 +112,21 @@ def sweep(
     n = len(answers.targets)
     first_right = answers.first == answers.targets
     second_right = answers.second == answers.targets
-    flags = torch.stack([torch.ones_like(first_right), first_right, second_right])
-    exits, gained, lost = count_exited(answers.confidence, flags, etas)
+    differs = answers.first != answers.second
+    flags = torch.stack([torch.ones_like(first_right), first_right, second_right, differs])
+    exits, gained, lost, changed = count_exited(answers.confidence, flags, etas)
     right = second_right.sum() + gained - lost
+    counts = torch.stack([right, exits, changed, lost - gained], dim=1).tolist()
     return [
         OperatingPoint(
             threshold=float(eta),
             top1=100.0 * hits / n,
-            exit_fraction=count / n,
-            gmacs=expected_gmacs(macs_first, macs_second, count / n),
+            exit_fraction=exited / n,
+            gmacs=expected_gmacs(macs_first, macs_second, exited / n),
+            consistency=other / n,
+            gap=fewer / n,
         )
-        for eta, hits, count in zip(etas, right.tolist(), exits.tolist(), strict=True)
+        for eta, (hits, exited, other, fewer) in zip(etas, counts, strict=True)
     ]
 
 

@@ -1,28 +1,85 @@
-"""python -m lfvit.report RUN [RUN ...]: a page of results from run directories."""
+"""Collect runs into one table or page: python -m lfvit.report DIR [DIR ...] --output FILE.
+
+DIR is a run directory, a sweep directory, or any folder above them. The suffix of FILE decides:
+.html is the report page, .md a page of Markdown, .csv and .parquet the tidy table.
+"""
 
 import argparse
 import sys
 from pathlib import Path
 
-from lfvit.errors import LFViTError
+from lfvit.errors import DataError, LFViTError
+from lfvit.report.collect import Collection, collect, write_table
+from lfvit.report.page import write_page
 from lfvit.report.results import write_results
+
+SUFFIXES = (".html", ".md", ".csv", ".parquet")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m lfvit.report", description=__doc__)
-    parser.add_argument(
-        "runs", nargs="+", type=Path, help="run directories; the last is the yardstick"
-    )
-    parser.add_argument("--title", default="Results")
-    parser.add_argument("--intro", default="", help="a paragraph under the title")
-    parser.add_argument("--output", type=Path, default=Path("results.md"))
-    arguments = parser.parse_args()
+    arguments = _parse()
     try:
-        write_results(arguments.runs, arguments.title, arguments.intro, arguments.output)
+        for output in arguments.output:
+            if output.suffix not in SUFFIXES:
+                raise DataError(
+                    f"--output {output}: unknown suffix {output.suffix!r}; valid: "
+                    f"{', '.join(SUFFIXES)}"
+                )
+        found = collect(arguments.runs)
+        for output in arguments.output:
+            _write(found, output, arguments)
     except LFViTError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    print(f"written to {arguments.output}")
+    for place, reason in found.skipped:
+        print(f"left out: {place}: {reason}", file=sys.stderr)
+    models = len({run.group for run in found.runs})
+    print(f"{len(found.runs)} evaluations of {models} models, {len(found.skipped)} left out")
+    print(f"written to {', '.join(map(str, arguments.output))}")
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m lfvit.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="DIR")
+    parser.add_argument(
+        "--output", type=Path, action="append", metavar="FILE", help="may be repeated"
+    )
+    parser.add_argument("--title", default="Results")
+    parser.add_argument("--intro", default="", help="a paragraph under the title")
+    parser.add_argument(
+        "--mean",
+        action="store_true",
+        help="of .csv and .parquet: one row per model and operating point, over all seeds",
+    )
+    parser.add_argument(
+        "--artifacts", type=Path, metavar="DIR", help="of .html: the folder of index.json"
+    )
+    parser.add_argument(
+        "--examples", type=int, default=8, help="of .html: images to show; 0 for none"
+    )
+    arguments = parser.parse_args()
+    arguments.output = arguments.output or [Path("results.md")]
+    return arguments
+
+
+def _write(found: Collection, output: Path, arguments: argparse.Namespace) -> None:
+    if output.suffix == ".html":
+        write_page(
+            found,
+            output,
+            artifacts=arguments.artifacts,
+            title=arguments.title,
+            intro=arguments.intro,
+            examples=arguments.examples,
+        )
+    elif output.suffix == ".md":
+        write_results(found, arguments.title, arguments.intro, output)
+    else:
+        write_table(found, output, mean=arguments.mean)
 
 
 if __name__ == "__main__":

@@ -100,3 +100,20 @@ def _frame(axes: Axes, look: Look) -> None:
     axes.add_patch(
         Rectangle((column * cell, row * cell), size, size, fill=False, ec=colour, lw=2.5, ls=style)
     )
+
+
+def over_attention(look: Look) -> np.ndarray:
+    """(S, S, 3) uint8: the image in grey, with class attention over it, from dark to bright."""
+    assert look.gca is not None
+    gca = look.gca.double().numpy()
+    low, high = gca.min(), gca.max()
+    scaled = (gca - low) / (high - low) if high > low else np.zeros_like(gca)
+    cell = look.image.shape[0] // gca.shape[0]
+    colours = mpl.colormaps["inferno"](np.kron(scaled, np.ones((cell, cell))))[..., :3]
+    grey = look.image.mean(axis=2, keepdims=True)
+    return (0.4 * grey + 0.6 * 255 * colours).round().astype(np.uint8)
+
+
+def second_look(look: Look) -> np.ndarray:
+    """(S, S, 3) uint8: what the second pass gets, full resolution in the fine patches alone."""
+    return _coarse_outside(look)

@@ -1,0 +1,274 @@
+"""From run directories to one tidy table."""
+
+import csv
+import json
+import math
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lfvit.errors import DataError
+from lfvit.report.collect import collect, over_seeds, pareto, write_table
+
+pytest_plugins = ("report_runs",)
+
+
+def evaluation_of(runs, name):
+    return json.loads((runs / name / "evaluation" / "evaluate.json").read_text())
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def copied(runs, tmp_path):
+    """Runs that a test may change."""
+    return shutil.copytree(runs, tmp_path / "runs")
+
+
+def test_one_row_per_run_and_operating_point(runs):
+    found = collect([runs])
+    assert found.skipped == []
+    table = found.table
+    places = {f"{runs.name}/{name}/evaluation" for name in ("lf_0", "lf_1", "cf_0", "vit_0")}
+    assert set(table["place"]) == places
+    assert not table.duplicated(["place", "run"]).any()
+    for name in ("lf_0", "lf_1", "cf_0"):
+        expected = evaluation_of(runs, name)
+        rows = table[table["place"] == f"{runs.name}/{name}/evaluation"].set_index("run")
+        assert len(rows) == 3 + 2 + 6  # passes and threshold, rules, certificates
+        for run, key in (("first pass alone", "first"), ("both passes", "second")):
+            for measure in ("top1", "top5", "gmacs"):
+                assert rows.loc[run, measure] == expected[key][measure]
+        point = expected["operating_point"]
+        for key, value in point.items():
+            assert rows.loc["early exit, η = 0.7", key] == value
+        assert rows.loc["first pass alone", "gap"] == expected["curve"][0]["gap"]
+        assert rows.loc["early exit, calibrated", "images"] == 8
+    (row,) = table[table["place"] == f"{runs.name}/vit_0/evaluation"].to_dict("records")
+    assert row["run"] == "one pass"
+    assert row["config.data.train_images"] == 32
+    assert row["commit"] == row["evaluation_commit"]
+
+
+def test_what_differs_in_the_seed_alone_is_one_model(runs):
+    found = collect([runs])
+    groups = {run.place.split("/")[1]: run.group for run in found.runs}
+    assert groups["lf_0"] == groups["lf_1"]
+    assert len(set(groups.values())) == 3
+    assert {run.name for run in found.runs} == {"LF-ViT, seed 0", "LF-ViT, seed 1", "CF-ViT", "ViT"}
+    means = over_seeds(found.table).set_index(["model", "run"])
+    tops = [evaluation_of(runs, name)["second"]["top1"] for name in ("lf_0", "lf_1")]
+    row = means.loc[("LF-ViT", "both passes")]
+    assert row["seeds"] == 2
+    assert row["top1_mean"] == pytest.approx(sum(tops) / 2)
+    assert row["top1_std"] == pytest.approx(abs(tops[0] - tops[1]) / math.sqrt(2))
+    assert np.isnan(means.loc[("ViT", "one pass")]["top1_std"])
+    rows = found.table[(found.table["model"] == "LF-ViT") & (found.table["run"] == "both passes")]
+    assert set(rows["top1_mean"]) == {row["top1_mean"]}
+
+
+def test_a_seed_counts_once_however_often_it_was_run(copied):
+    shutil.copytree(copied / "lf_0", copied / "lf_0_again")
+    means = over_seeds(collect([copied]).table).set_index(["model", "run"])
+    tops = [evaluation_of(copied, name)["second"]["top1"] for name in ("lf_0", "lf_1")]
+    assert means.loc[("LF-ViT", "both passes")]["seeds"] == 2
+    assert means.loc[("LF-ViT", "both passes")]["top1_mean"] == pytest.approx(sum(tops) / 2)
+
+
+def test_settings_that_differ_are_in_the_name(copied):
+    config = copied / "lf_1" / "config.yaml"
+    config.write_text(config.read_text().replace("lr: 0.001\n", "lr: 0.002\n"))
+    names = {run.model for run in collect([copied]).runs}
+    assert names == {"LF-ViT, lr=0.001", "LF-ViT, lr=0.002", "CF-ViT", "ViT"}
+
+
+def test_broken_runs_do_not_stop_the_others(copied):
+    (copied / "cf_0" / "evaluation" / "evaluate.json").write_text('{"first": {')
+    edit(copied / "lf_1" / "evaluation" / "evaluate.json", lambda content: content.pop("first"))
+    started = copied / "started"
+    started.mkdir()
+    shutil.copy(copied / "lf_0" / "config.yaml", started)
+    failed = copied / "failed"
+    failed.mkdir()
+    (failed / "run.json").write_text('{"status": "failed", "reason": "the loss is not finite"}')
+    shutil.rmtree(copied / "vit_0" / "evaluation")
+    (copied / "speed").mkdir()
+    (copied / "speed" / "benchmark.json").write_text('{"rows": [{"batch_size": 1}]}')
+    found = collect([copied])
+    assert [run.place for run in found.runs] == ["runs/lf_0/evaluation"]
+    reasons = dict(found.skipped)
+    assert reasons["runs/cf_0/evaluation"].startswith("evaluate.json: Expecting property name")
+    assert "not as evaluate.py writes it (KeyError: 'first')" in reasons["runs/lf_1/evaluation"]
+    assert reasons["runs/started"] == "not finished: holds no metrics.json of train.py"
+    assert reasons["runs/speed"] == "benchmark.json: not as benchmark.py writes it"
+    assert reasons["runs/failed"] == "failed: the loss is not finite"
+    assert reasons["runs/vit_0"].startswith(
+        "not evaluated: python evaluate.py ckpt_path=runs/vit_0"
+    )
+
+
+def test_files_from_before_risks_were_measured(copied):
+    def age(content):
+        for point in content["curve"]:
+            del point["consistency"], point["gap"]
+        del content["calibration"]
+
+    edit(copied / "lf_0" / "evaluation" / "evaluate.json", age)
+    table = collect([copied / "lf_0"]).table.set_index("run")
+    assert list(table.index[-2:]) == ["early exit, η = 0.7", "early exit, calibrated"]
+    assert np.isnan(table.loc["first pass alone", "gap"])
+
+
+def test_an_evaluation_without_its_training(copied):
+    shutil.rmtree(copied / "lf_0" / "checkpoints")
+    (copied / "lf_0" / "metrics.json").unlink()
+    evaluation = copied / "lf_0" / "evaluation"
+    edit(evaluation / "evaluate.json", lambda content: content.update(checkpoint="gone/a/b.ckpt"))
+    (run,) = collect([evaluation]).runs
+    assert run.metrics == run.config == {}
+    assert run.place == "evaluation"
+
+
+def test_csv_and_parquet_hold_the_same(runs, tmp_path):
+    found = collect([runs])
+    for name in ("t.csv", "t.parquet"):
+        write_table(found, tmp_path / name)
+    write_table(found, tmp_path / "mean.csv", mean=True)
+    from_csv, from_parquet = (
+        pd.read_csv(tmp_path / "t.csv"),
+        pd.read_parquet(tmp_path / "t.parquet"),
+    )
+    assert list(from_csv) == list(from_parquet)
+    numbers = ["top1", "gmacs", "threshold", "seed", "top1_mean", "images"]
+    expected = from_parquet[numbers].astype("float64")
+    pd.testing.assert_frame_equal(from_csv[numbers].astype("float64"), expected)
+    assert list(from_csv["run"]) == list(from_parquet["run"])
+    means = pd.read_csv(tmp_path / "mean.csv")
+    assert len(means) == len(from_csv.drop_duplicates(["group", "run"]))
+
+
+def test_nothing_to_collect(tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        collect([tmp_path / "nowhere"])
+    with pytest.raises(DataError, match="no evaluated run"):
+        write_table(collect([tmp_path]), tmp_path / "t.csv")
+
+
+points = st.tuples(st.integers(0, 5), st.integers(0, 5), st.sampled_from(["a", "b"]))
+
+
+@given(st.lists(points, min_size=1, max_size=14))
+@settings(max_examples=60, deadline=None)
+def test_pareto_frontier(rows):
+    frame = pd.DataFrame(rows, columns=["top1", "gmacs", "data"]).astype({"top1": float})
+    for (top1, gmacs, data), flag in zip(rows, pareto(frame), strict=True):
+        beaten = any(
+            d == data and t >= top1 and g <= gmacs and (t > top1 or g < gmacs) for t, g, d in rows
+        )
+        assert flag == (not beaten)
+
+
+def benchmark(folder, evaluation, speeds, settings, **config):
+    """A benchmark.json with these images per second by exit fraction."""
+    ends = evaluation["first"]["gmacs"], evaluation["second"]["gmacs"]
+    rows = [
+        {
+            "task": "inference",
+            "model": "anything",
+            "settings": json.dumps(settings),
+            "exit_fraction": share,
+            "gmacs": ends[0] + (1 - share) * (ends[1] - ends[0]),
+            "batch_size": batch,
+            "images_per_second": speed * batch,
+        }
+        for batch in (1, 8)
+        for share, speed in speeds.items()
+    ]
+    folder.mkdir()
+    content = {"environment": {"machine": "a machine"}, "rows": rows}
+    (folder / "benchmark.json").write_text(json.dumps(content))
+    config = {"backbone": evaluation["backbone"], "image_size": evaluation["image_size"], **config}
+    (folder / "config.yaml").write_text(json.dumps(config))
+
+
+def test_speed_from_a_benchmark(copied):
+    evaluation = evaluation_of(copied, "lf_0")
+    speeds = {0.0: 10.0, 0.5: 16.0, 1.0: 40.0}
+    benchmark(copied / "speed", evaluation, speeds, {"name": "lf_vit"})
+    table = collect([copied]).table
+    for row in table[table["method"] == "lf_vit"].to_dict("records"):
+        share = row["exit_fraction"]
+        if math.isnan(share):
+            continue
+        low = 0.0 if share <= 0.5 else 0.5
+        part = (share - low) / 0.5
+        seconds = (1 - part) / speeds[low] + part / speeds[low + 0.5]
+        assert row["images_per_second"] == pytest.approx(8 / seconds)
+        assert row["throughput_from"].startswith("batch 8, fp32, a machine")
+        assert ("interpolated" in row["throughput_from"]) == (share not in speeds)
+    assert table[table["method"] != "lf_vit"]["images_per_second"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "config"),
+    [
+        ({"name": "cf_vit"}, {}),
+        ({"name": "lf_vit", "alpha": 0.5}, {}),
+        ({"name": "lf_vit", "reducer": "evit"}, {}),
+        ({"name": "lf_vit"}, {"image_size": 224}),
+        ({"name": "lf_vit"}, {"backbone": {"timm": "deit_small_patch16_224"}}),
+        ({"name": "lf_vit", "ckpt_path": "another.ckpt"}, {}),
+    ],
+)
+def test_speed_of_another_model_is_not_taken(copied, settings, config):
+    benchmark(copied / "speed", evaluation_of(copied, "lf_0"), {0.0: 10.0}, settings, **config)
+    assert collect([copied / "lf_0", copied / "speed"]).table["images_per_second"].isna().all()
+
+
+def test_speed_of_the_trained_model_at_its_own_threshold(copied):
+    evaluation = evaluation_of(copied, "lf_0")
+    trained = {"name": "lf_vit", "ckpt_path": evaluation["checkpoint"]}
+    benchmark(copied / "speed", evaluation, {0.4: 10.0}, trained)
+    path = copied / "speed" / "benchmark.json"
+    edit(path, lambda content: [r.update(exits="measured at eta=0.7") for r in content["rows"]])
+    table = collect([copied]).table
+    timed = table[table["images_per_second"].notna()]
+    assert list(timed["place"]) == ["runs/lf_0/evaluation"]
+    assert list(timed["run"]) == ["early exit, η = 0.7"]
+    assert list(timed["images_per_second"]) == [80.0]
+
+
+def test_speed_of_random_models_of_the_size_of_a_checkpoint(copied):
+    evaluation = evaluation_of(copied, "lf_0")
+    config = {"backbone": {"timm": "another"}, "ckpt_path": evaluation["checkpoint"]}
+    benchmark(copied / "speed", evaluation, {0.0: 10.0}, {"name": "lf_vit"}, **config)
+    table = collect([copied]).table
+    timed = table[table["images_per_second"].notna()]
+    assert set(timed["place"]) == {"runs/lf_0/evaluation"}
+
+
+def test_speed_beyond_what_was_measured_is_not_known(copied):
+    benchmark(copied / "speed", evaluation_of(copied, "lf_0"), {0.0: 1.0}, {"name": "lf_vit"})
+    table = collect([copied]).table.set_index(["place", "run"])["images_per_second"]
+    assert table[("runs/lf_0/evaluation", "both passes")] == pytest.approx(8)
+    assert np.isnan(table[("runs/lf_0/evaluation", "first pass alone")])
+
+
+def test_speed_from_the_table_of_reproduce(copied):
+    with (copied / "table.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["model", "run", "images_per_second"])
+        writer.writerow(["lf_1", "early exit, calibrated", "123.5"])
+    table = collect([copied]).table
+    timed = table[table["images_per_second"].notna()]
+    assert list(timed["place"]) == ["runs/lf_1/evaluation"]
+    assert list(timed["run"]) == ["early exit, calibrated"]
+    assert list(timed["images_per_second"]) == [123.5]
