@@ -76,7 +76,7 @@ def _draw(axes: Any, look: Look, gca: Tensor) -> None:
 
 
 def second_look(look: Look) -> np.ndarray:
-    """What the second pass gets: full resolution in the fine patches, half and paler elsewhere."""
+    """What the second pass gets, (S, S, 3) uint8: fine patches in full resolution, the rest paler."""
     assert look.gca is not None
     assert look.fine is not None
     patches = 2 * look.gca.shape[0]
@@ -112,8 +112,3 @@ def over_attention(look: Look) -> np.ndarray:
     colours = mpl.colormaps["inferno"](np.kron(scaled, np.ones((cell, cell))))[..., :3]
     grey = look.image.mean(axis=2, keepdims=True)
     return (0.4 * grey + 0.6 * 255 * colours).round().astype(np.uint8)
-
-
-def second_look(look: Look) -> np.ndarray:
-    """(S, S, 3) uint8: what the second pass gets, full resolution in the fine patches alone."""
-    return _coarse_outside(look)
