@@ -76,7 +76,7 @@ def _draw(axes: Any, look: Look, gca: Tensor) -> None:
 
 
 def second_look(look: Look) -> np.ndarray:
-    """What the second pass gets, (S, S, 3) uint8: fine patches in full resolution, the rest paler."""
+    """(S, S, 3) uint8: what the second pass gets, all but the fine patches paler and coarse."""
     assert look.gca is not None
     assert look.fine is not None
     patches = 2 * look.gca.shape[0]
