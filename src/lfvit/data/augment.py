@@ -2,14 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from timm.data import create_transform
+from torch import Tensor
 
 from lfvit.checks import check_choice, check_names, check_range, check_whole
+from lfvit.data.batches import as_pixels
+from lfvit.data.images import FILTERS, centre_crop
 
-INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest", "box", "hamming", "random")
+INTERPOLATIONS = (*FILTERS, "random")
 
 
 @dataclass(frozen=True)
@@ -95,10 +100,9 @@ class Augment:
 
     def eval_transform(self, image_size: int) -> Callable[[Any], Any]:
         """PIL image -> (3, S, S) uint8: shorter side to S / crop_pct, centre crop."""
-        return create_transform(
-            image_size,
-            is_training=False,
-            crop_pct=self.crop_pct,
-            interpolation=self.eval_interpolation,
-            use_prefetcher=True,
-        )
+        crop = {"crop_pct": self.crop_pct, "interpolation": self.eval_interpolation}
+        return partial(_middle, size=image_size, **crop)
+
+
+def _middle(image: Image.Image, **crop: Any) -> Tensor:
+    return as_pixels(centre_crop(image, **crop))
