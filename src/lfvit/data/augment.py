@@ -100,9 +100,13 @@ class Augment:
 
     def eval_transform(self, image_size: int) -> Callable[[Any], Any]:
         """PIL image -> (3, S, S) uint8: shorter side to S / crop_pct, centre crop."""
-        crop = {"crop_pct": self.crop_pct, "interpolation": self.eval_interpolation}
-        return partial(_middle, size=image_size, **crop)
+        return partial(
+            _middle,
+            size=image_size,
+            crop_pct=self.crop_pct,
+            interpolation=self.eval_interpolation,
+        )
 
 
-def _middle(image: Image.Image, **crop: Any) -> Tensor:
-    return as_pixels(centre_crop(image, **crop))
+def _middle(image: Image.Image, size: int, crop_pct: float, interpolation: str) -> Tensor:
+    return as_pixels(centre_crop(image, size, crop_pct, interpolation))

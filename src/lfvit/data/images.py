@@ -62,9 +62,7 @@ def resized_side(size: int, crop_pct: float) -> int:
     return math.floor(size / crop_pct)
 
 
-def centre_crop(
-    image: Image.Image, size: int, crop_pct: float, interpolation: str
-) -> Image.Image:
+def centre_crop(image: Image.Image, size: int, crop_pct: float, interpolation: str) -> Image.Image:
     """Shorter side to floor(size / crop_pct), then the size x size pixels in the middle.
 
     Only what the crop keeps is resized. The pixels are those of timm's and torchvision's Resize and
@@ -81,14 +79,27 @@ def centre_crop(
     shorter, side = min(width, height), resized_side(size, crop_pct)
     resized = side * width // shorter, side * height // shorter
     left, top = (round((length - size) / 2) for length in resized)
-    # of 1025 columns, a decoder that halves them makes 513: half a column more than the image has
-    reduction = round(width / image.width)
-    x, y = (full / new / reduction for full, new in zip((width, height), resized, strict=True))
+    x, y = (a / b for a, b in zip(_extent(image), resized, strict=True))
     if interpolation in ("nearest", "box"):  # these jump where the place is rounded
-        whole = image.resize(resized, FILTERS[interpolation], box=(0, 0, resized[0]*x, resized[1]*y))
+        whole = squeeze(image, resized, interpolation)
         return whole.crop((left, top, left + size, top + size))
     box = left * x, top * y, (left + size) * x, (top + size) * y
     return image.resize((size, size), FILTERS[interpolation], box=box)
+
+
+def squeeze(image: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:
+    """All of an image, perhaps decoded at a reduced size, in this width and height."""
+    return image.resize(size, FILTERS[interpolation], box=(0, 0, *_extent(image)))
+
+
+def _extent(image: Image.Image) -> tuple[float, float]:
+    """Width and height of an image in its own pixels, which need not be whole.
+
+    A decoder that halves 1025 columns makes 513, the last of which is half empty.
+    """
+    width, height = full_size(image)
+    reduction = round(width / image.width)
+    return width / reduction, height / reduction
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
