@@ -129,7 +129,7 @@ def detailed(width, height):
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_a_large_jpeg_decoded_at_a_reduced_size_shows_the_same(mode, tmp_path):
-    path = save(detailed(513, 401).convert(mode), tmp_path / "x.jpg", quality=95)
+    path = save(detailed(513, 401).convert(mode), tmp_path / "x.jpg", quality=95, subsampling=0)
     full, reduced = read_image(path), read_image(path, shorter_side=96)
     assert reduced.size == (129, 101)  # a quarter, rounded up
     assert full_size(reduced) == full_size(full) == (513, 401)
@@ -140,7 +140,7 @@ def test_a_large_jpeg_decoded_at_a_reduced_size_shows_the_same(mode, tmp_path):
     ):
         expected, found = (np.asarray(cut(image)).astype(int) for image in (full, reduced))
         assert found.shape == expected.shape
-        assert 0 < np.abs(found - expected).mean() < 1.5
+        assert 0 < np.abs(found - expected).mean() < 2.5
         assert np.abs(np.roll(found, 1, axis=1) - expected).mean() > 4  # in the same place
 
 
