@@ -83,6 +83,8 @@ class Runtime:
     def prepare(self, image: Picture) -> np.ndarray:
         """One picture as the model sees it: shorter side to S / crop_pct, centre crop, normalised.
 
+        The pixels are those of the evaluation with PyTorch to one grey level, hardly ever two.
+
         Returns:
             (3, S, S) float32
         """

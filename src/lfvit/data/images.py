@@ -62,6 +62,15 @@ def resized_side(size: int, crop_pct: float) -> int:
     return math.floor(size / crop_pct)
 
 
+def middle(
+    full: tuple[int, int], size: int, crop_pct: float
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Width and height that an image is resized to, and where its crop starts: left, top."""
+    side, shorter = resized_side(size, crop_pct), min(full)
+    width, height = (side * length // shorter for length in full)
+    return (width, height), (round((width - size) / 2), round((height - size) / 2))
+
+
 def centre_crop(image: Image.Image, size: int, crop_pct: float, interpolation: str) -> Image.Image:
     """Shorter side to floor(size / crop_pct), then the size x size pixels in the middle.
 
@@ -75,10 +84,7 @@ def centre_crop(image: Image.Image, size: int, crop_pct: float, interpolation: s
         crop_pct: in (0, 1].
         interpolation: a name of `FILTERS`.
     """
-    width, height = full_size(image)
-    shorter, side = min(width, height), resized_side(size, crop_pct)
-    resized = side * width // shorter, side * height // shorter
-    left, top = (round((length - size) / 2) for length in resized)
+    resized, (left, top) = middle(full_size(image), size, crop_pct)
     x, y = (a / b for a, b in zip(_extent(image), resized, strict=True))
     if interpolation in ("nearest", "box"):  # these jump where the place is rounded
         whole = squeeze(image, resized, interpolation)
