@@ -6,7 +6,9 @@ from lightning import Trainer
 from PIL import Image
 from test_datamodule import Sink, broken, fit
 
-from conftest import write_photographs
+from conftest import NEEDLE_FAST, write_photographs
+from lfvit.commands.setup import load_trained, open_data
+from lfvit.commands.train import train
 from lfvit.data import FolderDataModule, NeedleDataModule
 from lfvit.data import cache as cache_module
 from lfvit.data.batches import as_pixels
@@ -190,3 +192,20 @@ def test_each_rank_keeps_all_training_images_and_its_own_part_to_evaluate(photog
 def test_wrong_settings(photographs, settings, message):
     with pytest.raises(ConfigError, match=message):
         folder(photographs, **settings)
+
+
+def test_a_run_from_the_cache_and_an_evaluation_without_it(tmp_path, composed, photographs):
+    """The command line: the cache is a setting of the run, not of the data it is evaluated on."""
+    fast = [option for option in NEEDLE_FAST if not option.startswith("data.")]
+    overrides = [*fast, "data=imagefolder", f"data.root={photographs}", "data.cache=device"]
+    options = ["data.batch_size=4", "data.num_workers=0", "schedule.epochs=1"]
+    train(composed("train", *overrides, *options, f"run_dir={tmp_path / 'run'}"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    settings = (f"ckpt_path={checkpoint}", "trainer.accelerator=cpu", "calibration_seed=1")
+    cfg = composed("evaluate", *settings)
+    record = load_trained(checkpoint).record
+    assert record["data"]["cache"] == "device"
+    data = open_data(cfg, record)
+    assert data.cache is None
+    cached = open_data(composed("evaluate", *settings, "data.cache=device"), record)
+    equal(evaluate(cached), evaluate(data))

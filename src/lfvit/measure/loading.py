@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,22 +12,23 @@ from typing import Any
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.transforms import str_to_interp_mode
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torchvision import datasets, transforms
 
 from lfvit.data import FolderDataModule
 from lfvit.data.augment import Augment
 from lfvit.data.batches import TransformedImages, collate
-from lfvit.data.cache import Content, fill
+from lfvit.data.cache import CachedBatch, Content, fill
 from lfvit.data.crops import KERNELS, RandomCrops
 from lfvit.data.datamodule import REDUCED_MARGIN, normalise
 from lfvit.data.folders import ImageFolder
 from lfvit.data.images import read_image, resized_side
 from lfvit.data.sampling import EvalSampler, TrainSampler
-from lfvit.measure.throughput import quantile, spread, time_interleaved
+from lfvit.measure.throughput import spread, time_interleaved
 
 BASELINE = "torchvision"
-Cases = dict[str, Callable[[], None]]
+Cases = dict[str, Callable[[], Iterator[Tensor]]]
 
 
 def time_loading(
@@ -59,7 +61,6 @@ def time_loading(
 
     Returns:
         A row for every pipeline, evaluation first, compared with torchvision's of the same stage.
-        latency_ms is of a batch.
 
     Raises:
         DataError: one of the images cannot be read.
@@ -87,11 +88,15 @@ def time_loading(
         }
         with one_thread():
             cases = pipelines.evaluation() if split == "val" else pipelines.training()
-            seconds = time_interleaved(cases, warmup=warmup, repeats=repeats, device=device)
+            seconds = time_interleaved(
+                {name: partial(_consume, batches) for name, batches in cases.items()},
+                warmup=warmup,
+                repeats=repeats,
+                device=device,
+            )
         base_time = median(seconds[BASELINE])
         for name in cases:
             times = spread(seconds[name])
-            batch = len(files) / min(data.batch_size, len(files))  # batches in a round
             rows.append(
                 {
                     "task": "loading",
@@ -101,8 +106,6 @@ def time_loading(
                     "images_per_second": len(files) / times["median"],
                     "images_per_second_slowest": len(files) / times["slowest"],
                     "images_per_second_fastest": len(files) / times["fastest"],
-                    "latency_ms_p50": 1e3 * times["median"] / batch,
-                    "latency_ms_p95": 1e3 * quantile(seconds[name], 0.95) / batch,
                     "compared_with": f"{stage}: {BASELINE}",
                     "measured_speedup": base_time / times["median"],
                     "repeats": repeats,
@@ -113,7 +116,7 @@ def time_loading(
 
 @dataclass(frozen=True)
 class Pipelines:
-    """Ways from the same files to the same batches; each call goes through the files once.
+    """Ways from the same files to normalised batches on the device, (B, 3, S, S) each.
 
     files: of one split. base: the folder of their classes. augment: crops and flips. size: S.
     """
@@ -165,7 +168,7 @@ class Pipelines:
             cases["lfvit, cache"] = self._from_cache(stored, sampler)
         return cases
 
-    def _standard(self, *steps: Callable[[Any], Any]) -> Callable[[], None]:
+    def _standard(self, *steps: Callable[[Any], Any]) -> Callable[[], Iterator[Tensor]]:
         pixels = transforms.ToTensor()
         normal = transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
         images = datasets.ImageFolder(
@@ -175,40 +178,42 @@ class Pipelines:
         images.samples = list(zip(paths, self.files.targets, strict=True))  # the same files
         loader = self._loader(images)
 
-        def run() -> None:
-            for batch, targets in loader:
-                batch.to(self.device, non_blocking=True)
-                targets.to(self.device, non_blocking=True)
+        def batches() -> Iterator[Tensor]:
+            for pixels, targets in loader:
+                self._moved(targets)
+                yield self._moved(pixels)
 
-        return run
+        return batches
 
-    def _from_files(self, images: TransformedImages, sampler: Sampler[Any]) -> Callable[[], None]:
+    def _from_files(
+        self, images: TransformedImages, sampler: Sampler[Any]
+    ) -> Callable[[], Iterator[Tensor]]:
         loader = self._loader(images, sampler=sampler, collate_fn=collate)
 
-        def run() -> None:
+        def batches() -> Iterator[Tensor]:
             for raw in loader:
-                normalise(raw.images.to(self.device, non_blocking=True))
-                raw.targets.to(self.device, non_blocking=True)
+                self._moved(raw.targets)
+                yield normalise(self._moved(raw.images))
 
-        return run
+        return batches
 
-    def _from_cache(self, content: Content, sampler: Sampler[Any]) -> Callable[[], None]:
+    def _from_cache(
+        self, content: Content, sampler: Sampler[Any]
+    ) -> Callable[[], Iterator[Tensor]]:
         cache = fill(content, self.device, num_workers=0, report=lambda messages: None)
         loader = DataLoader(
             cache, batch_size=self.batch_size, sampler=sampler, collate_fn=cache.collate
         )
 
-        def run() -> None:
-            for batch in loader:
-                moved = [
-                    part.to(self.device, non_blocking=True)
-                    if isinstance(part, torch.Tensor)
-                    else part
-                    for part in batch
-                ]
-                normalise(cache.fetch(type(batch)(*moved)).images)
+        def batches() -> Iterator[Tensor]:
+            for rows in loader:
+                drawn: Any = [None if part is None else self._moved(part) for part in rows[1:]]
+                yield normalise(cache.fetch(CachedBatch(rows.split, *drawn)).images)
 
-        return run
+        return batches
+
+    def _moved(self, values: Tensor) -> Tensor:
+        return values.to(self.device, non_blocking=True)
 
     def _loader(self, images: Any, **settings: Any) -> DataLoader[Any]:
         pin = self.device.type == "cuda"
@@ -224,6 +229,11 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _consume(batches: Callable[[], Iterator[Tensor]]) -> None:
+    for _ in batches():
+        pass
 
 
 def _median_megapixels(files: ImageFolder) -> float:
