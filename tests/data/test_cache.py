@@ -209,3 +209,16 @@ def test_a_run_from_the_cache_and_an_evaluation_without_it(tmp_path, composed, p
     assert data.cache is None
     cached = open_data(composed("evaluate", *settings, "data.cache=device"), record)
     equal(evaluate(cached), evaluate(data))
+
+
+def test_a_batch_without_one_readable_image_is_empty(tmp_path):
+    root, _ = broken(tmp_path)
+    data = folder(root, cache="device", val_fraction=0.13, on_error="skip")
+    data.setup()
+    cached = data._cached("train")
+    lost = missing(data)
+    assert lost
+    done = data.on_after_batch_transfer(cached.collate(lost), 0)
+    assert done.images.shape == (0, 3, 32, 32)
+    assert done.view.shape == (0, 3, 16, 16)
+    assert len(done.targets) == 0

@@ -3,8 +3,12 @@
 Evaluation gets from the cache what it would get from the files. Training images that are cropped
 at random are stored whole, squeezed into a square of S / crop_pct pixels a side. Crops are drawn in
 the photograph's own pixels, and stretched back as they are cut: they show what crops of the file
-would show, with no more detail than the square has. The device should be a GPU: a CPU decodes and
-crops a photograph in less time than it takes to cut the crop as matrix products.
+would show, with no more detail than the square has. At S = 224, from JPEGs of 500 x 375 pixels, the
+two differ by 1 grey level on average where the photographs are soft, by 3.5 where they have detail
+in every pixel.
+
+The device should be a GPU: a CPU decodes and crops most photographs in less time than it takes to
+cut the crop as matrix products.
 
 Every process of a distributed run keeps all training images, since each epoch deals them out anew,
 and its own part of the validation images.
