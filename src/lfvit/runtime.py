@@ -7,7 +7,6 @@
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from lfvit.checks import check_range
-from lfvit.data.images import read_image, to_rgb
+from lfvit.data.images import centre_crop, read_image, to_rgb
 from lfvit.errors import ConfigError, LFViTError
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -84,14 +83,13 @@ class Runtime:
     def prepare(self, image: Picture) -> np.ndarray:
         """One picture as the model sees it: shorter side to S / crop_pct, centre crop, normalised.
 
+        The pixels are those of the evaluation with PyTorch to one grey level, hardly ever two.
+
         Returns:
             (3, S, S) float32
         """
-        size = self.card["image_size"]
-        image = _open(image)
-        image = _resize(image, math.floor(size / self.card["crop_pct"]), self.card["interpolation"])
-        left, top = (round((side - size) / 2) for side in image.size)
-        pixels = np.asarray(image.crop((left, top, left + size, top + size)), np.float32)
+        crop = (self.card[name] for name in ("image_size", "crop_pct", "interpolation"))
+        pixels = np.asarray(centre_crop(_open(image), *crop), np.float32)
         return (pixels.transpose(2, 0, 1) - self._mean) / self._std
 
     def infer(self, images: np.ndarray, threshold: float | None = None) -> Answer:
@@ -186,19 +184,6 @@ def _open(image: Picture) -> Image.Image:
     if isinstance(image, str | Path):
         return read_image(Path(image).expanduser())
     return to_rgb(Image.fromarray(image) if isinstance(image, np.ndarray) else image)
-
-
-def _resize(image: Image.Image, shorter: int, interpolation: str) -> Image.Image:
-    """To this length of the shorter side; the longer one is rounded down, as torchvision does."""
-    width, height = image.size
-    size = (
-        (shorter, int(shorter * height / width))
-        if width <= height
-        else (int(shorter * width / height), shorter)
-    )
-    return (
-        image if size == image.size else image.resize(size, Image.Resampling[interpolation.upper()])
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,19 +18,26 @@ def derive(*keys: int) -> int:
     return int(np.random.SeedSequence(keys).generate_state(1)[0]) >> 1
 
 
-def seed_all(*keys: int) -> None:
-    """Seed Python, NumPy and PyTorch (all devices) from the given integers."""
+def seed_all(*keys: int, devices: bool = True) -> None:
+    """Seed Python, NumPy and PyTorch from the given integers.
+
+    devices: all of PyTorch's generators; False leaves all but the CPU's alone, which is a hundred
+    times faster and the same to whoever draws on the CPU only.
+    """
     seed = derive(*keys)
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    if devices:
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 @contextmanager
-def seeded(*keys: int) -> Iterator[None]:
-    """Seed all generators for a while, then put those of the CPU back as they were."""
+def seeded(*keys: int, devices: bool = True) -> Iterator[None]:
+    """Seed as `seed_all` does for a while, then put the CPU's generators back as they were."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seed_all(*keys)
+    seed_all(*keys, devices=devices)
     try:
         yield
     finally:

@@ -127,6 +127,7 @@ def open_data(cfg: DictConfig, record: Mapping[str, Any]) -> ImageDataModule:
             settings["val_fraction"] = own["val_fraction"]
     settings["seed"] = own.get("seed", 0)
     settings["augment"] = own.get("augment")
+    settings["cache"] = plain(cfg.data).get("cache")  # of this run, not of the data
     settings["image_size"] = record["image_size"]
     kind = settings.pop("_target_")
     if kind not in DATA_MODULES:  # the name may come from a file: nothing else is ever called

@@ -1,7 +1,7 @@
 """Folders of photographs: one folder per class, with or without a train/val split."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -21,11 +21,13 @@ class ImageFolder:
     """Images on disk with their classes; nothing is decoded before `draw`.
 
     classes: folder names, sorted. paths and targets: one entry per image, class by class.
+    shorter_side: how small a JPEG may be decoded, see `read_image`.
     """
 
     classes: list[str]
     paths: list[Path]
     targets: list[int]
+    shorter_side: int | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -36,14 +38,14 @@ class ImageFolder:
         Raises:
             UnreadableImageError: naming the file.
         """
-        return read_image(self.paths[index]), self.targets[index], None
+        return read_image(self.paths[index], self.shorter_side), self.targets[index], None
 
     def subset(self, indices: list[int]) -> "ImageFolder":
         """Some of the images, in the given order, with the same classes."""
-        return ImageFolder(
-            self.classes,
-            [self.paths[i] for i in indices],
-            [self.targets[i] for i in indices],
+        return replace(
+            self,
+            paths=[self.paths[i] for i in indices],
+            targets=[self.targets[i] for i in indices],
         )
 
 

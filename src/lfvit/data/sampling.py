@@ -14,10 +14,13 @@ from lfvit.seeding import derive
 
 
 class Draw(NamedTuple):
-    """One sample to make: the index of the image, and the seed of its augmentation."""
+    """One sample to make: the index of the image, and the seed of its augmentation.
+
+    seed: None where nothing is drawn.
+    """
 
     image: int
-    seed: int
+    seed: int | None
 
 
 class TrainSampler(Sampler[Draw]):
@@ -56,8 +59,8 @@ class TrainSampler(Sampler[Draw]):
         order = torch.randperm(self.size, generator=generator)
         order = order.repeat_interleave(self.repeats)[: self.size]
         seeds = torch.randint(2**31, (self.size,), generator=generator)
-        places = range(self.rank, len(self) * self.world_size, self.world_size)
-        return (Draw(int(order[i]), int(seeds[i])) for i in places)
+        mine = slice(self.rank, len(self) * self.world_size, self.world_size)
+        return map(Draw, order[mine].tolist(), seeds[mine].tolist())
 
 
 class EvalSampler(Sampler[Draw]):
@@ -70,4 +73,4 @@ class EvalSampler(Sampler[Draw]):
         return len(self.indices)
 
     def __iter__(self) -> Iterator[Draw]:
-        return (Draw(index, 0) for index in self.indices)
+        return (Draw(index, None) for index in self.indices)
