@@ -5,11 +5,13 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import hydra
 import torch
 from omegaconf import DictConfig, ListConfig
 from torch import nn
@@ -17,9 +19,11 @@ from torch.nn.functional import cross_entropy
 
 from lfvit.checks import check_choice, check_range, check_switch, check_whole
 from lfvit.commands.setup import Trained, build_model, find_device, load_trained, open_data
+from lfvit.data import FolderDataModule
 from lfvit.data.datamodule import normalise
 from lfvit.errors import ConfigError
 from lfvit.measure.costs import count_macs, expected_gmacs
+from lfvit.measure.loading import time_loading
 from lfvit.measure.throughput import (
     parts,
     peak_memory,
@@ -68,7 +72,8 @@ def benchmark(cfg: DictConfig) -> list[dict[str, Any]]:
     depends on neither, because the share of images that exits is stated, not left to the
     confidences. With ``ckpt_path``, a trained two-pass model runs on its own validation images as
     well, at its own threshold. With ``training``, a training step is timed in the same way; with
-    ``parts``, the steps of two passes.
+    ``parts``, the steps of two passes; with ``loading``, the way from the files of ``data.root`` to
+    batches, on one core.
 
     Returns:
         One row per task, model and setting.
@@ -83,36 +88,74 @@ def benchmark(cfg: DictConfig) -> list[dict[str, Any]]:
     trained = None if cfg.ckpt_path is None else _trained(cfg)
     _build_all(cfg, trained)  # a wrong setting of the last model is found before the first is timed
     run_dir = start_run(cfg)
+    photographs = _photographs(cfg) if cfg.loading else None
     with tracked(cfg, "benchmark", trained.record if trained else None) as loggers:
-        rows = _run(cfg, precisions, compiled, trained, run_dir)
-        log_rows(loggers, rows)
+        results = Results(run_dir, cfg)
+        _time_models(cfg, precisions, compiled, trained, results)
+        if cfg.parts:
+            results.parts = _time_parts(cfg, trained, find_device(cfg.accelerator))
+        if photographs is not None:
+            results.loading = time_loading(
+                photographs,
+                device=find_device(cfg.accelerator),
+                images=cfg.loading_images,
+                warmup=cfg.warmup,
+                repeats=cfg.repeats,
+            )
+        results.write()
+        log_rows(loggers, results.rows)
+    results.print()
     print(f"written to {run_dir}")
     if cfg.publish is not None:
         _publish(run_dir, Path(cfg.publish))
-    return rows
+    return results.rows
 
 
-def _run(
+@dataclass
+class Results:
+    """What has been timed so far; written again and again, so that an interrupted run keeps it."""
+
+    run_dir: Path
+    cfg: DictConfig
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    loading: list[dict[str, Any]] = field(default_factory=list)
+
+    def write(self) -> None:
+        settings = {
+            "backbone": json.dumps(plain(self.cfg.backbone)),
+            "image_size": self.cfg.image_size,
+            "compile_mode": self.cfg.compile_mode,
+        }
+        about = {"settings": settings, "environment": environment()}
+        write_speed(self.run_dir, about, self.rows, self.parts, self.loading)
+
+    def print(self) -> None:
+        print_speed(self.rows, self.parts, self.loading)
+
+
+def _time_models(
     cfg: DictConfig,
     precisions: list[str],
     compiled: list[bool],
     trained: Trained | None,
-    run_dir: Path,
-) -> list[dict[str, Any]]:
+    results: Results,
+) -> None:
     device = find_device(cfg.accelerator)
-    rows: list[dict[str, Any]] = []
-    shares: list[dict[str, Any]] = []
     tasks = ("inference", "training") if cfg.training else ("inference",)
     for setting in (Setting(t, p, c, device) for t, p, c in product(tasks, precisions, compiled)):
         for timed in _time(cfg, setting, trained):
-            rows += timed
-            _mark_best(rows)
-            _write(run_dir, cfg, rows, shares)  # so that an interrupted run keeps what it has
-    if cfg.parts:
-        shares += _time_parts(cfg, trained, device)
-        _write(run_dir, cfg, rows, shares)
-    print_speed(rows, shares)
-    return rows
+            results.rows += timed
+            _mark_best(results.rows)
+            results.write()
+
+
+def _photographs(cfg: DictConfig) -> FolderDataModule:
+    data = hydra.utils.instantiate(cfg.data) if "_target_" in cfg.data else None
+    if not isinstance(data, FolderDataModule):
+        raise ConfigError("loading=true needs photographs: pass data=imagefolder data.root=DIR")
+    data.setup()
+    return data
 
 
 def _check(cfg: DictConfig) -> tuple[list[str], list[bool]]:
@@ -127,6 +170,7 @@ def _check(cfg: DictConfig) -> tuple[list[str], list[bool]]:
         check_switch("compile", switch)
     check_choice("compile_mode", cfg.compile_mode, COMPILE_MODES)
     check_whole("repeats", cfg.repeats, 1)
+    check_whole("loading_images", cfg.loading_images, 1)
     check_whole("warmup", cfg.warmup, 0)
     for name in ("exit_fractions", "batch_sizes"):
         if not isinstance(cfg[name], ListConfig) or not len(cfg[name]):
@@ -373,17 +417,6 @@ def _time_parts(
             for part, times in seconds.items()
         ]
     return rows
-
-
-def _write(
-    run_dir: Path, cfg: DictConfig, rows: list[dict[str, Any]], shares: list[dict[str, Any]]
-) -> None:
-    common = {
-        "backbone": json.dumps(plain(cfg.backbone)),
-        "image_size": cfg.image_size,
-        "compile_mode": cfg.compile_mode,
-    }
-    write_speed(run_dir, {"settings": common, "environment": environment()}, rows, shares)
 
 
 def _publish(run_dir: Path, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """What benchmark.py leaves behind: files, a page and a table on the screen."""
 
 import csv
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,29 @@ COLUMNS = (
     *("model", "exits", "batch", "GMACs", "images/s", "range", "p50 ms", "p95 ms"),
     *("speed-up", "ideal", "of it"),
 )
+PARTS = ("model", "batch", "part", "ms", "of both passes")
+LOADING = ("pipeline", "images/s", "range", "speed-up")
 
 
 def write_speed(
-    folder: Path, about: Mapping[str, Any], rows: Sequence[Row], parts: Sequence[Row]
+    folder: Path,
+    about: Mapping[str, Any],
+    rows: Sequence[Row],
+    parts: Sequence[Row] = (),
+    loading: Sequence[Row] = (),
 ) -> None:
     """Write benchmark.csv, .json, .md and .png.
 
     Args:
         about: "settings" that all rows share, and the "environment" of the run.
-        rows: of `lfvit.commands.benchmark`.
-        parts: the steps of two passes; may be empty.
+        rows: models, of `lfvit.commands.benchmark`.
+        parts: the steps of two passes.
+        loading: of `lfvit.measure.loading`.
     """
     environment = about["environment"]
-    write_json(folder / "benchmark.json", {**about, "rows": rows, "parts": parts})
+    write_json(
+        folder / "benchmark.json", {**about, "rows": rows, "parts": parts, "loading": loading}
+    )
     common = {
         **about["settings"],
         "machine": environment["machine"],
@@ -39,16 +49,22 @@ def write_speed(
         "timm": environment["packages"]["timm"],
         "commit": environment["commit"],
     }
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    timed = [*rows, *loading]
+    names = list(dict.fromkeys(name for row in timed for name in row))
     with (folder / "benchmark.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, [*names, *common])
         writer.writeheader()
-        writer.writerows({**row, **common} for row in rows)
+        writer.writerows({**common, **row} for row in timed)
     plot_speed(rows, folder / "benchmark.png")
-    (folder / "benchmark.md").write_text(speed_page(about, rows, parts))
+    (folder / "benchmark.md").write_text(speed_page(about, rows, parts, loading))
 
 
-def speed_page(about: Mapping[str, Any], rows: Sequence[Row], parts: Sequence[Row]) -> str:
+def speed_page(
+    about: Mapping[str, Any],
+    rows: Sequence[Row],
+    parts: Sequence[Row],
+    loading: Sequence[Row],
+) -> str:
     """The same as a Markdown page."""
     environment, settings = about["environment"], about["settings"]
     packages = environment["packages"]
@@ -76,12 +92,18 @@ def speed_page(about: Mapping[str, Any], rows: Sequence[Row], parts: Sequence[Ro
             "class attention, scores, window, and picking patches and tokens; the threshold curve "
             "is of as many images as the batch has."
         )
-        cells = [_part_cells(row) for row in parts]
-        text.append(_markdown(("model", "batch", "part", "ms", "of both passes"), cells))
+        text.append(_markdown(PARTS, [_part_cells(row) for row in parts]))
+    if loading:
+        text.append(
+            "## From files to batches\n\nOn one core, from the operating system's memory: decoding, "
+            "cutting to size, collating, transferring, normalising. Evaluation takes the middle of "
+            f"an image, training a random crop. {_about_files(loading)}"
+        )
+        text.append(_markdown(LOADING, [_loading_cells(row) for row in loading]))
     return "\n\n".join(text) + "\n"
 
 
-def print_speed(rows: Sequence[Row], parts: Sequence[Row]) -> None:
+def print_speed(rows: Sequence[Row], parts: Sequence[Row], loading: Sequence[Row]) -> None:
     """The same on the screen."""
     console = Console()
     narrow = [number for number, name in enumerate(COLUMNS) if not name.endswith(("range", "ms"))]
@@ -90,8 +112,10 @@ def print_speed(rows: Sequence[Row], parts: Sequence[Row]) -> None:
         console.print(_screen(title, [COLUMNS[number] for number in narrow], cells))
     if parts:
         cells = [_part_cells(row) for row in parts]
-        columns = ("model", "batch", "part", "ms", "of both passes")
-        console.print(_screen("The steps of two passes", columns, cells))
+        console.print(_screen("The steps of two passes", PARTS, cells))
+    if loading:
+        cells = [_loading_cells(row) for row in loading]
+        console.print(_screen("From files to batches, on one core", LOADING, cells))
 
 
 def _cells(row: Row) -> list[str]:
@@ -119,6 +143,23 @@ def _part_cells(row: Row) -> list[str]:
         f"{row['milliseconds']:.2f}",
         f"{100 * row['share']:.2f} %",
     ]
+
+
+def _loading_cells(row: Row) -> list[str]:
+    return [
+        row["model"],
+        f"{row['images_per_second']:.0f}",
+        f"{row['images_per_second_slowest']:.0f} to {row['images_per_second_fastest']:.0f}",
+        f"{row['measured_speedup']:.2f}x",
+    ]
+
+
+def _about_files(loading: Sequence[Row]) -> str:
+    about = json.loads(loading[0]["settings"])
+    return (
+        f"{about['images']} photographs of {about['median_megapixels']:.2f} megapixels (median) to "
+        f"{about['image_size']} x {about['image_size']}, {about['interpolation']}."
+    )
 
 
 def _markdown(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
