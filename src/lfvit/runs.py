@@ -1,5 +1,6 @@
 """What every run leaves beside its results, so that each number can be traced back."""
 
+import hashlib
 import json
 import os
 import platform
@@ -7,13 +8,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
@@ -31,6 +33,23 @@ PACKAGES = (
     "pillow",
 )
 
+NO_PART = (
+    "name",
+    "run_dir",
+    "logger",
+    "threshold",
+    "repeat",
+    "evaluate",
+    "ckpt_path",
+    "data.num_workers",
+    "callbacks.progress",
+    "callbacks.lr_monitor",
+    "trainer.log_every_n_steps",
+    "trainer.enable_model_summary",
+    "trainer.profiler",
+)
+"""Settings of a training that change nothing about the trained weights."""
+
 
 def start_run(cfg: DictConfig) -> Path:
     """Create the run directory, with config, commit, uncommitted diff and environment in it."""
@@ -44,6 +63,55 @@ def start_run(cfg: DictConfig) -> Path:
     if diff:
         (run_dir / "uncommitted.diff").write_bytes(diff)
     return run_dir
+
+
+def identity(cfg: DictConfig) -> str:
+    """A short name of a training: the same for all configs that would train the same weights.
+
+    Every setting counts except those of `NO_PART`; a weights file counts by its content, a folder
+    of images by its place.
+    """
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        cfg.run_dir = cfg.name = ""  # others refer to them
+        cfg.pop("logger", None)
+    settings = plain(cfg)
+    for key in NO_PART:
+        *groups, leaf = key.split(".")
+        group = settings
+        for name in groups:
+            group = group.get(name) or {}
+        group.pop(leaf, None)
+    if settings["init_from"] is not None and Path(settings["init_from"]).is_file():
+        with Path(settings["init_from"]).open("rb") as file:
+            settings["init_from"] = hashlib.file_digest(file, "sha256").hexdigest()
+    if settings["data"].get("root") is not None:
+        settings["data"]["root"] = str(Path(settings["data"]["root"]).expanduser().absolute())
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def mark_started(run_dir: Path, cfg: DictConfig) -> None:
+    """Write run.json: a training with this identity has begun here.
+
+    One that continues here keeps the identity it began with. One that continues a checkpoint from
+    somewhere else has none: its beginning may have had other settings.
+    """
+    if is_main_process():
+        begun = read_json(run_dir / "run.json").get("identity")
+        key = identity(cfg) if cfg.ckpt_path is None else begun
+        times = {"started": now(), "ended": None}
+        write_json(run_dir / "run.json", {"identity": key, "status": "running", **times})
+
+
+def mark_ended(run_dir: Path, error: BaseException | None) -> None:
+    """Write into run.json how a training ended: done, failed, or stopped from outside."""
+    if is_main_process():
+        end: dict[str, Any] = {"status": "done", "ended": now()}
+        if error is not None:
+            end["status"] = "failed" if isinstance(error, Exception) else "stopped"
+            end["error"] = f"{type(error).__name__}: {error}"
+        write_json(run_dir / "run.json", {**read_json(run_dir / "run.json"), **end})
 
 
 def is_main_process() -> bool:
@@ -83,6 +151,16 @@ def write_json(path: Path, content: Any) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The contents of a JSON file; nothing where there is none."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def now() -> str:
+    """The time, with its zone."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def plain(cfg: Any) -> Any:

@@ -1,6 +1,7 @@
 """`train(cfg)`: from a composed config to a trained model and its metrics."""
 
 import logging
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,17 @@ from lfvit.errors import CheckpointError, ConfigError
 from lfvit.measure.costs import count_macs
 from lfvit.models.checkpoints import load_checkpoint, read_file
 from lfvit.models.reduction.patch import unreduced
-from lfvit.runs import commit, is_main_process, machine, plain, start_run, write_json
+from lfvit.runs import (
+    commit,
+    is_main_process,
+    machine,
+    mark_ended,
+    mark_started,
+    plain,
+    start_run,
+    write_json,
+)
+from lfvit.sweeps import check_one_process
 from lfvit.training.module import RECORD, Classifier, refuse_unlearnable
 from lfvit.training.schedule import Schedule
 from lfvit.training.token_labels import has_aux_head
@@ -48,6 +59,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     schedule = check(cfg)
     resumed = _check_resume(cfg) if cfg.ckpt_path is not None else None
     run_dir = start_run(cfg)
+    mark_started(run_dir, cfg)
     L.seed_everything(cfg.seed, verbose=False)
     loggers: list[Logger] = []
     failed = True
@@ -70,6 +82,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         _summarise(loggers, metrics)
         failed = False
     finally:
+        mark_ended(run_dir, sys.exception())
         _finish_loggers(loggers, failed)
     return metrics
 
@@ -150,13 +163,8 @@ def check(cfg: DictConfig, weights_exist: bool = True) -> Schedule:
         read_file(cfg.init_from)
     check_whole("seed", cfg.seed, 0)
     check_range("threshold", cfg.threshold, 0)
-    multirun = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    devices = cfg.trainer.get("devices", 1)
-    if multirun and devices not in (1, "1", [0]):
-        raise ConfigError(
-            f"trainer.devices={devices} in a multirun: every process of a job would start the "
-            "whole sweep again; use trainer.devices=1, or run the jobs one by one without -m"
-        )
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        check_one_process(cfg)
     return schedule
 
 
