@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict
+
+from lfvit.errors import ConfigError
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
@@ -91,27 +94,55 @@ def identity(cfg: DictConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def mark_started(run_dir: Path, cfg: DictConfig) -> None:
-    """Write run.json: a training with this identity has begun here.
+class TrainingRecord:
+    """run.json of a training, and its directory for itself: what sweeps find it by.
 
-    One that continues here keeps the identity it began with. One that continues a checkpoint from
-    somewhere else has none: its beginning may have had other settings.
+    run.json says status ("running", "done", "failed", or "stopped" from outside), identity, when
+    it started and ended, and the error. A killed process leaves "running"; its lock on run.lock
+    ended with it.
     """
-    if is_main_process():
-        begun = read_json(run_dir / "run.json").get("identity")
+
+    def __init__(self, cfg: DictConfig) -> None:
+        """Take ``cfg.run_dir``.
+
+        A training that continues here keeps the identity it began with. One that continues a
+        checkpoint from somewhere else has none: its beginning may have had other settings.
+
+        Raises:
+            ConfigError: another process is training there.
+        """
+        self.path = Path(cfg.run_dir) / "run.json"
+        if not is_main_process():
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.lock = directory_lock(self.path.parent)
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ConfigError(
+                f"run_dir={cfg.run_dir}: another process is training there; wait for it, or pass "
+                "another directory"
+            ) from error
+        begun = read_json(self.path).get("identity")
         key = identity(cfg) if cfg.ckpt_path is None else begun
         times = {"started": now(), "ended": None}
-        write_json(run_dir / "run.json", {"identity": key, "status": "running", **times})
+        write_json(self.path, {"identity": key, "status": "running", **times})
 
-
-def mark_ended(run_dir: Path, error: BaseException | None) -> None:
-    """Write into run.json how a training ended: done, failed, or stopped from outside."""
-    if is_main_process():
+    def end(self, error: BaseException | None) -> None:
+        """Write how it ended, and give the directory back."""
+        if not is_main_process():
+            return
         end: dict[str, Any] = {"status": "done", "ended": now()}
         if error is not None:
             end["status"] = "failed" if isinstance(error, Exception) else "stopped"
             end["error"] = f"{type(error).__name__}: {error}"
-        write_json(run_dir / "run.json", {**read_json(run_dir / "run.json"), **end})
+        write_json(self.path, {**read_json(self.path), **end})
+        self.lock.release()
+
+
+def directory_lock(folder: Path) -> FileLock:
+    """The lock that a training holds on its directory as long as its process lives."""
+    return FileLock(folder / "run.lock")
 
 
 def is_main_process() -> bool:

@@ -75,26 +75,26 @@ def note(folder: Path, **what: Any) -> None:
     write_json(folder / "job.json", {**read_json(folder / "job.json"), **what, "time": now()})
 
 
-def check_one_process(cfg: Mapping[str, Any]) -> None:
-    """Refuse distributed training inside a sweep.
+def check_one_process(cfg: Mapping[str, Any], where: str = "a multirun") -> None:
+    """Refuse distributed training where every process would go through all that a command does.
 
     Raises:
         ConfigError: a job would start processes of its own, or this is one of several.
     """
     trainer = cfg.get("trainer") or {}
-    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
-    one = devices in (1, "1") or (not isinstance(devices, (int, str)) and len(devices) == 1)
-    fix = "use trainer.devices=1, or run the jobs one by one without -m"
+    devices, nodes = plain(trainer.get("devices", 1)), trainer.get("num_nodes", 1)
+    one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
+    fix = "use trainer.devices=1, or plain runs one by one, without -m"
     if not one or nodes != 1:
         wrong = f"trainer.num_nodes={nodes}" if one else f"trainer.devices={devices}"
         raise ConfigError(
-            f"{wrong} in a multirun: every process of a job would start the whole sweep again; "
-            f"{fix}"
+            f"{wrong} in {where}: every process of a job would start the whole command again; {fix}"
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
         raise ConfigError(
-            f"a multirun in {os.environ['WORLD_SIZE']} processes (WORLD_SIZE), each of which "
-            f"would start the whole sweep; start it in one process: {fix}"
+            f"{where} in {processes} processes (WORLD_SIZE), each of which would start the whole "
+            f"command; {fix}"
         )
 
 

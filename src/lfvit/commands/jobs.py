@@ -17,7 +17,7 @@ from lfvit.checks import check_switch
 from lfvit.commands.evaluate import evaluate
 from lfvit.commands.train import train
 from lfvit.errors import ConfigError
-from lfvit.runs import identity, read_json
+from lfvit.runs import directory_lock, identity, read_json, write_json
 from lfvit.sweeps import check_one_process, note
 
 log = logging.getLogger(__name__)
@@ -42,9 +42,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     evaluated = sweep if cfg.evaluate is None else cfg.evaluate
     check_switch("repeat", repeat)
     check_switch("evaluate", evaluated)
-    if repeat and not evaluated:
+    if not sweep and repeat and not evaluated:
         return train(cfg)
-    check_one_process(cfg)
+    check_one_process(cfg, "a multirun" if sweep else "a run with repeat=false or evaluate=true")
     root = Path(hydra_cfg.sweep.dir if sweep else hydra_cfg.run.dir).parent
     return run_job(cfg, root, repeat=repeat, evaluated=evaluated)
 
@@ -71,11 +71,10 @@ def run_job(cfg: DictConfig, root: Path, *, repeat: bool, evaluated: bool) -> di
     """
     job, key = Path(cfg.run_dir), identity(cfg)
     job.mkdir(parents=True, exist_ok=True)
-    note(job, identity=key, threshold=cfg.threshold)
-    with _alone(root, key):
+    root = root.absolute()
+    with _held(_lock(root, key)):
         known = [] if repeat or cfg.ckpt_path is not None else _runs(root, key)
-        done = [folder for folder in known if _finished(folder)]
-        begun = [folder for folder in known if not _finished(folder) and _last(folder).exists()]
+        done, begun = _sort(known)
         if done:
             folder, status = done[0], "already done"
             metrics = read_json(folder / "metrics.json")
@@ -113,26 +112,31 @@ def _evaluate(
     if not _last(training).exists():  # trained without checkpoints
         log.warning("%s holds no last.ckpt, so nothing is evaluated", training)
         return None, False
-    for path in _files(root, "job.json"):
-        noted = read_json(path)
-        same = noted.get("identity") == key and noted.get("threshold") == cfg.threshold
-        if same and noted.get("evaluation") and noted.get("directory"):
-            file = path.parent / noted["evaluation"]
-            of = path.parent / noted["directory"]
-            if file.exists() and of.resolve() == training.resolve():
-                note(job, evaluation=os.path.relpath(file, job))
-                return read_json(file), False
+    asked = {"identity": key, "threshold": cfg.threshold}
+    for path in _files(root, "evaluation/asked.json"):
+        file = path.with_name("evaluate.json")
+        if read_json(path) == asked and file.exists() and _is_of(file, training):
+            note(job, evaluation=os.path.relpath(file, job))
+            return read_json(file), False
     free = not (training / "evaluation" / "evaluate.json").exists()
     folder = (training if free else job) / "evaluation"
     evaluation = compose("evaluate")
-    evaluation.ckpt_path, evaluation.run_dir = str(_last(training)), str(folder)
+    evaluation.ckpt_path, evaluation.run_dir = str(_last(training).absolute()), str(folder)
     evaluation.threshold = cfg.threshold
     for name in ("accelerator", "precision"):
         evaluation.trainer[name] = cfg.trainer[name]
     evaluation.data.num_workers = cfg.data.num_workers
     found = evaluate(evaluation)
+    write_json(folder / "asked.json", asked)
     note(job, evaluation=os.path.relpath(folder / "evaluate.json", job))
     return found, True
+
+
+def _is_of(evaluation: Path, training: Path) -> bool:
+    """Whether an evaluate.json is about the weights that are there now."""
+    weights = _last(training)
+    same = read_json(evaluation)["checkpoint"] == str(weights.absolute())
+    return same and evaluation.stat().st_mtime >= weights.stat().st_mtime
 
 
 def _check_free(job: Path, key: str) -> None:
@@ -150,6 +154,19 @@ def _runs(root: Path, key: str) -> list[Path]:
     return [p.parent for p in _files(root, "run.json") if read_json(p).get("identity") == key]
 
 
+def _sort(runs: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Those that are finished, and those with a checkpoint to continue.
+
+    Waits for those that are being trained, by a single run in another process.
+    """
+    for run in runs:
+        if not _finished(run):
+            with _held(directory_lock(run)):
+                pass
+    done = [run for run in runs if _finished(run)]
+    return done, [run for run in runs if run not in done and _last(run).exists()]
+
+
 def _files(root: Path, name: str) -> list[Path]:
     return sorted([*root.glob(f"*/{name}"), *root.glob(f"*/*/{name}")])
 
@@ -162,12 +179,15 @@ def _last(folder: Path) -> Path:
     return folder / "checkpoints" / "last.ckpt"
 
 
+def _lock(root: Path, key: str) -> FileLock:
+    """On all trainings of one identity, so that equal jobs take turns."""
+    (root / ".locks").mkdir(parents=True, exist_ok=True)
+    return FileLock(root / ".locks" / f"{key}.lock")
+
+
 @contextmanager
-def _alone(root: Path, key: str) -> Iterator[None]:
-    """A lock on all trainings of one identity; it ends with its process, however that ends."""
-    folder = root / ".locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"{key}.lock")
+def _held(lock: FileLock) -> Iterator[None]:
+    """Wait for a lock and hold it; it ends with its process, however that ends."""
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -24,11 +24,10 @@ from lfvit.measure.costs import count_macs
 from lfvit.models.checkpoints import load_checkpoint, read_file
 from lfvit.models.reduction.patch import unreduced
 from lfvit.runs import (
+    TrainingRecord,
     commit,
     is_main_process,
     machine,
-    mark_ended,
-    mark_started,
     plain,
     start_run,
     write_json,
@@ -48,7 +47,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     """Train as configured; also callable from tests and from other code.
 
     Settings are checked before any data is read. Writes into ``cfg.run_dir``: the composed config,
-    commit, diff, environment, checkpoints and metrics.json.
+    commit, diff, environment, run.json, checkpoints and metrics.json.
 
     Returns:
         The contents of metrics.json.
@@ -58,8 +57,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     """
     schedule = check(cfg)
     resumed = _check_resume(cfg) if cfg.ckpt_path is not None else None
+    record = TrainingRecord(cfg)
     run_dir = start_run(cfg)
-    mark_started(run_dir, cfg)
     L.seed_everything(cfg.seed, verbose=False)
     loggers: list[Logger] = []
     failed = True
@@ -82,7 +81,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         _summarise(loggers, metrics)
         failed = False
     finally:
-        mark_ended(run_dir, sys.exception())
+        record.end(sys.exception())
         _finish_loggers(loggers, failed)
     return metrics
 
