@@ -221,14 +221,10 @@ def test_jobs_side_by_side_take_turns_on_the_same_training(train, capfd):
 
 SLURM = {
     "sbatch": """#!/usr/bin/env bash
-# Runs every task of the array at once, on this machine.
-cp "$1" "$SLURM_LOG"
-last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$1")
-export SLURM_JOB_ID=77 SLURM_ARRAY_JOB_ID=77 SLURM_NTASKS=1 SLURM_PROCID=0 SLURM_LOCALID=0
-export SLURM_NODEID=0 SLURM_NNODES=1 SLURM_JOB_NODELIST=localhost SLURM_JOB_NAME=lfvit
-for task in $(seq 0 "${last:-0}"); do
-    SLURM_ARRAY_TASK_ID=$task bash "$1" > /dev/null 2>&1 < /dev/null &
-done
+cp "$1" "$CLUSTER/submission.sh"
+export SLURM_JOB_ID=77 SLURM_NTASKS=1 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0
+export SLURM_NNODES=1 SLURM_JOB_NODELIST=localhost SLURM_JOB_NAME=lfvit
+(bash "$1"; touch "$CLUSTER/ended") > "$CLUSTER/log" 2>&1 < /dev/null &
 echo "Submitted batch job 77"
 """,
     "srun": """#!/usr/bin/env bash
@@ -240,6 +236,7 @@ exec "$@"
 """,
     "sacct": """#!/usr/bin/env bash
 echo 'JobID|State|NodeList'
+if [[ -e $CLUSTER/ended ]]; then echo '77|COMPLETED|here'; else echo '77|RUNNING|here'; fi
 """,
 }
 """A cluster of one machine: the commands that submitit calls."""
@@ -251,8 +248,9 @@ def test_jobs_on_slurm(train, tmp_path, monkeypatch):
         (tmp_path / "bin" / name).write_text(script)
         (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setenv("SLURM_LOG", str(tmp_path / "submission.sh"))
-    assert train(*documented("launcher=slurm"), *FAST, "seed=0") == 0
+    monkeypatch.setenv("CLUSTER", str(tmp_path))
+    status = train(*documented("launcher=slurm"), *FAST, "seed=0")
+    assert status == 0, (tmp_path / "log").read_text()
     assert [job["status"] for job in newest_sweep()] == ["trained"]
     asked = (tmp_path / "submission.sh").read_text()
     for line in ("--partition=gpu", "--gpus-per-node=1", "--cpus-per-task=8", "--time=1440"):

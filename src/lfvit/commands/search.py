@@ -193,7 +193,8 @@ def _write(study: Any, cfg: DictConfig, out: Path) -> list[dict[str, Any]]:
         f"# The frontier of {len(rows)} trials{budget}",
         "\n".join(lines),
         f"{failed} of {len(rows)} trials failed. Chosen on the validation images they are "
-        "reported on, which favours luck: report a choice on images that no trial has seen, and on other seeds.",
+        "reported on, which favours luck: report a choice on images that no trial has seen, and on "
+        "other seeds.",
         f"`{about['command']}`, commit {about['commit']}, {about['machine']}.",
     ]
     (out / "frontier.md").write_text("\n\n".join(parts) + "\n")
