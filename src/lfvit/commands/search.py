@@ -54,15 +54,15 @@ def search(cfg: DictConfig) -> list[dict[str, Any]]:
         raise ConfigError("space is empty; name a setting, such as +space.method.region_size=[4,5]")
     for key, values in space.items():
         _check_values(key, values)
-    check_one_process(_compose(cfg, {key: _first(values) for key, values in space.items()}))
+    first = {key: _first(values) for key, values in space.items()}
+    check_one_process(_compose(cfg, first), "a search")
     out = Path(cfg.output_dir)
     out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / "search.lock")
     try:
-        lock.acquire(timeout=0)
+        alone = FileLock(out / "search.lock").acquire(timeout=0)
     except Timeout as error:
         raise ConfigError(f"{out}: another process is searching there; pass output_dir") from error
-    with lock:
+    with alone:
         _check_same(cfg, out)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         journal = optuna.storages.journal
