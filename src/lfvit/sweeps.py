@@ -136,9 +136,9 @@ def operating_point(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _row(job: Path, noted: dict[str, Any]) -> dict[str, Any]:
     training = job / noted.get("directory", ".")
-    evaluation = job / noted["evaluation"] if noted.get("evaluation") else None
+    evaluation = job / noted.get("evaluation", "evaluate.json")  # of a training, of evaluate.py -m
     point: Mapping[str, Any] = {}
-    if evaluation is not None and evaluation.exists():
+    if evaluation.exists():
         point = operating_point(json.loads(evaluation.read_text()))
     elif noted["status"] in WELL:
         metrics = read_json(training / "metrics.json")
@@ -149,7 +149,7 @@ def _row(job: Path, noted: dict[str, Any]) -> dict[str, Any]:
         "status": noted["status"],
         "error": noted.get("error"),
         "directory": os.path.relpath(training),
-        "evaluation": None if evaluation is None else os.path.relpath(evaluation),
+        "evaluation": os.path.relpath(evaluation) if evaluation.exists() else None,
         **{key: point.get(key) for key in ("threshold", "top1", "gmacs", "exit_fraction")},
     }
 

@@ -39,8 +39,8 @@ def train(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("lfvit.commands.evaluate.plot_evaluation", lambda *_: None)  # half the time
 
-    def run(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *arguments])
+    def run(*arguments: str, script: str = "train") -> int:
+        monkeypatch.setattr(sys, "argv", [str(ROOT / f"{script}.py"), *arguments])
         try:
             runpy.run_path(sys.argv[0], run_name="__main__")
         except SystemExit as end:
@@ -56,9 +56,9 @@ def documented(text: str) -> list[str]:
     return shlex.split(line)[2:]
 
 
-def newest_sweep(folder: Path = Path()) -> list[dict]:
+def newest_sweep(name: str = "train") -> list[dict]:
     """The jobs of the latest sweep, from its sweep.json."""
-    path = sorted(folder.glob("outputs/train/*/sweep.json"))[-1]
+    path = sorted(Path().glob(f"outputs/{name}/*/sweep.json"))[-1]
     return json.loads(path.read_text())["jobs"]
 
 
@@ -193,6 +193,16 @@ def test_no_job_writes_into_the_directory_of_another(train, capfd):
     assert Path("outputs/mine/0/config.yaml").read_text() == before
     found = json.loads(Path("outputs/mine/sweep.json").read_text())["jobs"]
     assert [job["status"] for job in found] == ["failed", "already done"]
+
+
+def test_other_commands_can_be_swept_too(train, trained_run):
+    weights = trained_run / "checkpoints" / "last.ckpt"
+    paths = f"ckpt_path={weights},nowhere.ckpt"
+    assert train("-m", paths, "data.num_workers=0", script="evaluate") == 1
+    found = newest_sweep("evaluate")
+    assert [job["status"] for job in found] == ["done", "failed"]
+    assert found[0]["top1"] is not None
+    assert "nowhere.ckpt" in found[1]["error"]
 
 
 def test_distributed_training_is_refused(train, monkeypatch, capfd):
