@@ -134,8 +134,9 @@ class TrainingRecord:
             return
         end: dict[str, Any] = {"status": "done", "ended": now()}
         if error is not None:
-            end["status"] = "failed" if isinstance(error, Exception) else "stopped"
-            end["error"] = f"{type(error).__name__}: {error}"
+            ours = isinstance(error, Exception)  # the others interrupt a process
+            end["status"] = "failed" if ours else "stopped"
+            end["error"] = f"{type(error).__name__}: {error}" if ours else "interrupted"
         write_json(self.path, {**read_json(self.path), **end})
         self.lock.release()
 

@@ -227,4 +227,4 @@ def _print(jobs: Sequence[Mapping[str, Any]], folder: Path) -> None:
     for error in _errors(jobs):
         print(f"error: {error}", file=sys.stderr)
     if any(job["status"] not in WELL for job in jobs):
-        print("the same command tries these again and skips the others", file=sys.stderr)
+        print("the same command goes on from here: it skips what is done", file=sys.stderr)
