@@ -1,6 +1,7 @@
 """Sweeps as a user types them: what is done, skipped, continued and listed."""
 
 import json
+import logging
 import os
 import re
 import runpy
@@ -47,7 +48,10 @@ def train(tmp_path, monkeypatch, capfd):
             return int(end.code or 0)
         return 0
 
-    return run
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield run
+    root.handlers[:], root.level = handlers, level  # Hydra sets its own
 
 
 def documented(text: str) -> list[str]:

@@ -44,7 +44,45 @@ def search(cfg: DictConfig) -> list[dict[str, Any]]:
     Raises:
         LFViTError: anything the user can mend, before the first trial.
     """
-    optuna = _optuna()
+    states = _optuna().trial.TrialState
+    space = _checked_space(cfg)
+    out = Path(cfg.output_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        alone = FileLock(out / "search.lock").acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigError(f"{out}: another process is searching there; pass output_dir") from error
+    with alone:
+        _check_same(cfg, out)
+        study = _open(out)
+        while (done := len(_tried(study))) < cfg.trials:
+            # by trial: a continued search does not propose once more what it began with
+            seed = derive(cfg.seed, len(study.trials))
+            study.sampler = _optuna().samplers.TPESampler(seed=seed)
+            trial = study.ask()
+            settings = {key: _suggest(trial, key, values) for key, values in space.items()}
+            log.info("trial %d of %d: %s", done + 1, cfg.trials, _words(settings))
+            try:
+                point = _try(cfg, settings, out, trial)
+            except Exception as error:  # whatever it is, the other trials are not lost
+                message = explain(error)
+                log.error("%s", message or "", exc_info=None if message else error)
+                trial.set_user_attr("error", message or f"{type(error).__name__}: {error}")
+                study.tell(trial, state=states.FAIL)
+            else:
+                study.tell(trial, [point["top1"], point["gmacs"]])
+            _write(study, cfg, out)
+        rows = _write(study, cfg, out)
+    Console().print(Markdown((out / "frontier.md").read_text()))
+    print(f"written to {out}: frontier.md, search.json")
+    for row in rows:
+        if row["error"] is not None:
+            print(f"error: trial {row['number']}: {row['error']}", file=sys.stderr)
+    return rows
+
+
+def _checked_space(cfg: DictConfig) -> dict[str, Any]:
+    """The settings to choose by their full name, with their values; all settings are checked."""
     check_whole("trials", cfg.trials, 1)
     check_whole("seed", cfg.seed, 0)
     if cfg.max_gmacs is not None:
@@ -56,47 +94,25 @@ def search(cfg: DictConfig) -> list[dict[str, Any]]:
         _check_values(key, values)
     first = {key: _first(values) for key, values in space.items()}
     check_one_process(_compose(cfg, first), "a search")
-    out = Path(cfg.output_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        alone = FileLock(out / "search.lock").acquire(timeout=0)
-    except Timeout as error:
-        raise ConfigError(f"{out}: another process is searching there; pass output_dir") from error
-    with alone:
-        _check_same(cfg, out)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        journal = optuna.storages.journal
-        study = optuna.create_study(
-            study_name="search",
-            storage=journal.JournalStorage(journal.JournalFileBackend(str(out / "study.log"))),
-            directions=["maximize", "minimize"],
-            load_if_exists=True,
-        )
-        _take_up(study)
-        while (done := len(_tried(study))) < cfg.trials:
-            # by trial: a continued search does not propose once more what it began with
-            seed = derive(cfg.seed, len(study.trials))
-            study.sampler = optuna.samplers.TPESampler(seed=seed)
-            trial = study.ask()
-            settings = {key: _suggest(trial, key, values) for key, values in space.items()}
-            log.info("trial %d of %d: %s", done + 1, cfg.trials, _words(settings))
-            try:
-                point = _try(cfg, settings, out, trial)
-            except Exception as error:  # whatever it is, the other trials are not lost
-                message = explain(error)
-                log.error("%s", message or "", exc_info=None if message else error)
-                trial.set_user_attr("error", message or f"{type(error).__name__}: {error}")
-                study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            else:
-                study.tell(trial, [point["top1"], point["gmacs"]])
-            rows = _write(study, cfg, out)
-        rows = _write(study, cfg, out)
-    Console().print(Markdown((out / "frontier.md").read_text()))
-    print(f"written to {out}: frontier.md, search.json")
-    for row in rows:
-        if row["error"] is not None:
-            print(f"error: trial {row['number']}: {row['error']}", file=sys.stderr)
-    return rows
+    return space
+
+
+def _open(out: Path) -> Any:
+    """The study in this directory, as far as it got."""
+    optuna = _optuna()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    journal = optuna.storages.journal
+    study = optuna.create_study(
+        study_name="search",
+        storage=journal.JournalStorage(journal.JournalFileBackend(str(out / "study.log"))),
+        directions=["maximize", "minimize"],
+        load_if_exists=True,
+    )
+    running = optuna.trial.TrialState.RUNNING
+    for trial in study.get_trials(states=(running,)):  # interrupted: its training is continued
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        study.enqueue_trial(trial.params)
+    return study
 
 
 def _try(cfg: DictConfig, settings: Mapping[str, Any], out: Path, trial: Any) -> dict[str, Any]:
@@ -144,14 +160,6 @@ def _check_same(cfg: DictConfig, out: Path) -> None:
                 "output_dir"
             )
     write_json(out / "settings.json", asked)
-
-
-def _take_up(study: Any) -> None:
-    """Propose once more what an interrupted search was busy with; its training is continued."""
-    states = _optuna().trial.TrialState
-    for trial in study.get_trials(states=(states.RUNNING,)):
-        study.tell(trial.number, state=states.FAIL)
-        study.enqueue_trial(trial.params)
 
 
 def _tried(study: Any) -> list[Any]:
