@@ -1,10 +1,13 @@
 """What a run records about the code it ran."""
 
 import subprocess
+from contextlib import suppress
 
 import pytest
+from omegaconf import OmegaConf
 
 from lfvit import runs
+from lfvit.errors import ConfigError
 
 
 @pytest.fixture
@@ -48,3 +51,106 @@ def test_outside_a_checkout_there_is_no_commit(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "PROJECT_ROOT", tmp_path)
     assert runs.commit() is None
     assert runs._uncommitted() == b""
+
+
+@pytest.fixture
+def training(composed, tmp_path):
+    """A training config in a directory of its own."""
+    return lambda *overrides: composed("train", f"run_dir={tmp_path}", *overrides)
+
+
+def test_what_decides_the_weights_decides_the_identity(composed):
+    cfg = composed("train", "run_dir=one")
+    same = runs.identity(cfg)
+
+    def changed(key, value):
+        other = cfg.copy()
+        OmegaConf.update(other, key, value, force_add=True)
+        return runs.identity(other)
+
+    for key, value in {
+        "run_dir": "two",
+        "name": "another",
+        "threshold": 0.5,
+        "logger": {},
+        "data.num_workers": 9,
+        "callbacks.progress": None,
+        "trainer.log_every_n_steps": 1,
+        "repeat": True,
+        "evaluate": True,
+        "ckpt_path": "some.ckpt",
+    }.items():
+        assert changed(key, value) == same, key
+    others = {
+        "seed": 1,
+        "method.region_size": 4,
+        "method.selector": "random",
+        "schedule.epochs": 4,
+        "backbone.depth": 3,
+        "reducer.name": "evit",
+        "augment.mixup": 0.5,
+        "data.batch_size": 8,
+        "image_size": 96,
+        "trainer.precision": "bf16-mixed",
+        "trainer.fast_dev_run": True,
+        "callbacks.monitor.metric": "val/loss",
+        "a_setting_to_come": 1,
+    }
+    identities = {changed(key, value) for key, value in others.items()}
+    assert len(identities | {same}) == len(others) + 1
+    assert runs.identity(cfg) == same  # and the config is left as it was
+    assert cfg.run_dir == "one"
+
+
+def test_weights_count_by_content_and_images_by_place(composed, tmp_path, monkeypatch):
+    def identity(*overrides):
+        return runs.identity(composed("train", "run_dir=one", *overrides))
+
+    monkeypatch.chdir(tmp_path)
+    for name, content in (("a.pth", b"1"), ("b.pth", b"1"), ("c.pth", b"2")):
+        (tmp_path / name).write_bytes(content)
+    assert identity("init_from=a.pth") == identity("init_from=b.pth") != identity()
+    assert identity("init_from=a.pth") != identity("init_from=c.pth")
+    folder = ("data=imagefolder", "data.root=photos")
+    here = identity(*folder)
+    assert here == identity(folder[0], f"data.root={tmp_path / 'photos'}")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert identity(*folder) != here
+
+
+def record(cfg, error=None):
+    """A training that does nothing, or ends with an error."""
+    with suppress(type(error) if error else ()), runs.training_record(cfg):
+        if error:
+            raise error
+
+
+def test_a_record_says_how_a_training_ended(training, tmp_path):
+    def ended(error):
+        record(training(), error)
+        return runs.read_json(tmp_path / "run.json")
+
+    assert ended(None)["status"] == "done"
+    failed = ended(RuntimeError("no luck"))
+    assert (failed["status"], failed["error"]) == ("failed", "RuntimeError: no luck")
+    assert ended(KeyboardInterrupt())["status"] == "stopped"
+    assert "error" not in ended(None)
+    assert ended(None)["identity"] == runs.identity(training())
+
+
+def test_two_trainings_never_share_a_directory(training, tmp_path):
+    with runs.training_record(training()):
+        with pytest.raises(ConfigError, match=f"run_dir={tmp_path}: another process is training"):
+            record(training("seed=1"))
+        assert runs.read_json(tmp_path / "run.json")["identity"] == runs.identity(training())
+    record(training("seed=1"))
+
+
+def test_a_continued_training_keeps_its_identity(training, composed, tmp_path):
+    record(training(), RuntimeError())
+    before = runs.read_json(tmp_path / "run.json")["identity"]
+    record(training("seed=1", "ckpt_path=last.ckpt"))
+    assert runs.read_json(tmp_path / "run.json")["identity"] == before
+    record(composed("train", f"run_dir={tmp_path / 'new'}", "ckpt_path=last.ckpt"))
+    assert runs.read_json(tmp_path / "new" / "run.json")["identity"] is None

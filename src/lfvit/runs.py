@@ -1,5 +1,6 @@
 """What every run leaves beside its results, so that each number can be traced back."""
 
+import hashlib
 import json
 import os
 import platform
@@ -7,13 +8,19 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from lfvit.errors import ConfigError
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
@@ -31,6 +38,23 @@ PACKAGES = (
     "pillow",
 )
 
+NO_PART = (
+    "name",
+    "run_dir",
+    "logger",
+    "threshold",
+    "repeat",
+    "evaluate",
+    "ckpt_path",
+    "data.num_workers",
+    "callbacks.progress",
+    "callbacks.lr_monitor",
+    "trainer.log_every_n_steps",
+    "trainer.enable_model_summary",
+    "trainer.profiler",
+)
+"""Settings of a training that change nothing about the trained weights."""
+
 
 def start_run(cfg: DictConfig) -> Path:
     """Create the run directory, with config, commit, uncommitted diff and environment in it."""
@@ -44,6 +68,82 @@ def start_run(cfg: DictConfig) -> Path:
     if diff:
         (run_dir / "uncommitted.diff").write_bytes(diff)
     return run_dir
+
+
+def identity(cfg: DictConfig) -> str:
+    """A short name of a training: the same for all configs that would train the same weights.
+
+    Every setting counts except those of `NO_PART`; a weights file counts by its content, a folder
+    of images by its place.
+    """
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        cfg.run_dir = cfg.name = ""  # others refer to them
+        cfg.pop("logger", None)
+    settings = plain(cfg)
+    for key in NO_PART:
+        *groups, leaf = key.split(".")
+        group = settings
+        for name in groups:
+            group = group.get(name) or {}
+        group.pop(leaf, None)
+    if settings["init_from"] is not None and Path(settings["init_from"]).is_file():
+        with Path(settings["init_from"]).open("rb") as file:
+            settings["init_from"] = hashlib.file_digest(file, "sha256").hexdigest()
+    if settings["data"].get("root") is not None:
+        settings["data"]["root"] = str(Path(settings["data"]["root"]).expanduser().absolute())
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@contextmanager
+def training_record(cfg: DictConfig) -> Iterator[None]:
+    """run.json of a training, and its directory for itself: what sweeps find it by.
+
+    run.json says status ("running", "done", "failed", or "stopped" from outside), identity, when
+    it started and ended, and the error. A killed process leaves "running"; its lock on run.lock
+    ended with it.
+
+    A training that continues here keeps the identity it began with. One that continues a
+    checkpoint from somewhere else has none: its beginning may have had other settings.
+
+    Raises:
+        ConfigError: another process is training in ``cfg.run_dir``.
+    """
+    if not is_main_process():
+        yield
+        return
+    path = Path(cfg.run_dir) / "run.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = directory_lock(path.parent)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigError(
+            f"run_dir={cfg.run_dir}: another process is training there; wait for it, or pass "
+            "another directory"
+        ) from error
+    begun = read_json(path).get("identity")
+    key = identity(cfg) if cfg.ckpt_path is None else begun
+    record: dict[str, Any] = {"identity": key, "status": "running", "started": now(), "ended": None}
+    write_json(path, record)
+    try:
+        yield
+        record["status"] = "done"
+    except Exception as error:
+        record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+        raise
+    except BaseException:  # from outside: Ctrl-C, or a signal
+        record |= {"status": "stopped", "error": "interrupted"}
+        raise
+    finally:
+        write_json(path, {**record, "ended": now()})
+        lock.release()
+
+
+def directory_lock(folder: Path) -> FileLock:
+    """The lock that a training holds on its directory as long as its process lives."""
+    return FileLock(folder / "run.lock")
 
 
 def is_main_process() -> bool:
@@ -83,6 +183,16 @@ def write_json(path: Path, content: Any) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The contents of a JSON file; nothing where there is none."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def now() -> str:
+    """The time, with its zone."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def plain(cfg: Any) -> Any:

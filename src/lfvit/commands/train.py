@@ -22,8 +22,17 @@ from lfvit.errors import CheckpointError, ConfigError
 from lfvit.measure.costs import count_macs
 from lfvit.models.checkpoints import load_checkpoint, read_file
 from lfvit.models.reduction.patch import unreduced
-from lfvit.runs import commit, is_main_process, machine, plain, start_run, write_json
-from lfvit.tracking.loggers import TRACKING, identity, summarise, tracked
+from lfvit.runs import (
+    commit,
+    is_main_process,
+    machine,
+    plain,
+    start_run,
+    training_record,
+    write_json,
+)
+from lfvit.sweeps import check_one_process
+from lfvit.tracking.loggers import TRACKING, summarise, tracked, tracked_as
 from lfvit.tracking.summaries import training_summary
 from lfvit.training.module import RECORD, Classifier, refuse_unlearnable
 from lfvit.training.schedule import Schedule
@@ -39,7 +48,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     """Train as configured; also callable from tests and from other code.
 
     Settings are checked before any data is read. Writes into ``cfg.run_dir``: the composed config,
-    commit, diff, environment, checkpoints and metrics.json.
+    commit, diff, environment, run.json, checkpoints and metrics.json.
 
     Returns:
         The contents of metrics.json.
@@ -49,9 +58,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     """
     schedule = check(cfg)
     resumed = _check_resume(cfg) if cfg.ckpt_path is not None else None
-    run_dir = start_run(cfg)
-    L.seed_everything(cfg.seed, verbose=False)
-    with tracked(cfg, "train", resumed) as loggers:
+    with training_record(cfg), tracked(cfg, "train", resumed) as loggers:
+        run_dir = start_run(cfg)
+        L.seed_everything(cfg.seed, verbose=False)
         trainer = build_trainer(cfg, schedule, loggers)
         data: ImageDataModule = hydra.utils.instantiate(cfg.data)
         if resumed is not None and data.classes != resumed["classes"]:
@@ -60,7 +69,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
                 f"{data.classes[:3]}...); resume with the same data"
             )
         module = build_module(cfg, schedule, data.classes)
-        module.record[TRACKING] = identity(loggers, cfg)
+        module.record[TRACKING] = tracked_as(loggers, cfg)
         started = time.monotonic()
         trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
         metrics = _metrics(trainer, module, data, time.monotonic() - started)
@@ -146,13 +155,8 @@ def check(cfg: DictConfig, weights_exist: bool = True) -> Schedule:
         read_file(cfg.init_from)
     check_whole("seed", cfg.seed, 0)
     check_range("threshold", cfg.threshold, 0)
-    multirun = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    devices = cfg.trainer.get("devices", 1)
-    if multirun and devices not in (1, "1", [0]):
-        raise ConfigError(
-            f"trainer.devices={devices} in a multirun: every process of a job would start the "
-            "whole sweep again; use trainer.devices=1, or run the jobs one by one without -m"
-        )
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        check_one_process(cfg)
     return schedule
 
 

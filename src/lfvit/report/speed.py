@@ -95,8 +95,8 @@ def speed_page(
         text.append(_markdown(PARTS, [_part_cells(row) for row in parts]))
     if loading:
         text.append(
-            "## From files to batches\n\nOn one core, from the operating system's memory: decoding, "
-            "cutting to size, collating, transferring, normalising. Evaluation takes the middle of "
+            "## From files to batches\n\nOn one core, from the operating system's memory: "
+            "decoding, cutting to size, collating, transferring, normalising. Evaluation takes the middle of "
             f"an image, training a random crop. {_about_files(loading)}"
         )
         text.append(_markdown(LOADING, [_loading_cells(row) for row in loading]))

@@ -140,7 +140,7 @@ def tracked(
                     logger.finish(exit_code)
 
 
-def identity(loggers: list[Logger], cfg: DictConfig) -> dict[str, Any]:
+def tracked_as(loggers: list[Logger], cfg: DictConfig) -> dict[str, Any]:
     """What a checkpoint has to remember, so that later jobs find the run that wrote it.
 
     Returns:
@@ -264,7 +264,7 @@ def _link(loggers: list[Logger], cfg: DictConfig, job_type: str, origin: Mapping
     """Give a training and what is measured of it the same config.train_run, and keep the id."""
     for logger in loggers:
         if isinstance(logger, WandbLogger) and is_main_process():
-            found = identity([logger], cfg)
+            found = tracked_as([logger], cfg)
             training = found if job_type == "train" else origin.get(TRACKING) or {}
             logger.log_hyperparams({"train_run": training.get("id")})
             Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,15 @@
+import hydra
+from omegaconf import DictConfig
+
+from lfvit.cli import entry_point
+from lfvit.commands.search import search
+
+
+@entry_point
+@hydra.main(version_base="1.3", config_path="conf", config_name="search")
+def main(cfg: DictConfig) -> None:
+    search(cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""Sweeps as a user types them: what is done, skipped, continued and listed."""
+
+import json
+import logging
+import os
+import re
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from conftest import NEEDLE_FAST, ROOT
+from lfvit.commands import jobs
+
+FAST = (
+    *NEEDLE_FAST,
+    "data.train_images=16",
+    "data.val_images=8",
+    "schedule.epochs=1",
+    "schedule.warmup_epochs=0",
+    "logger=none",
+)
+SMALL = ("method.region_size=3", "method.alpha=0.5", "seed=0")
+COMMANDS = [
+    line
+    for line in (ROOT / "docs" / "sweeps.md").read_text().splitlines()
+    if line.startswith("python ")
+]
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch, capfd):
+    """`python train.py ...` in a folder of its own, in this process; the exit status."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lfvit.commands.evaluate.plot_evaluation", lambda *_: None)  # half the time
+
+    def run(*arguments: str, script: str = "train") -> int:
+        monkeypatch.setattr(sys, "argv", [str(ROOT / f"{script}.py"), *arguments])
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield run
+    root.handlers[:], root.level = handlers, level  # Hydra sets its own
+
+
+def documented(text: str) -> list[str]:
+    """The arguments of the command in docs/sweeps.md that contains this text."""
+    (line,) = (line for line in COMMANDS if text in line)
+    return shlex.split(line)[2:]
+
+
+def newest_sweep(name: str = "train") -> list[dict]:
+    """The jobs of the latest sweep, from its sweep.json."""
+    path = sorted(Path().glob(f"outputs/{name}/*/sweep.json"))[-1]
+    return json.loads(path.read_text())["jobs"]
+
+
+def statuses(found: list[dict]) -> Counter:
+    return Counter(job["status"] for job in found)
+
+
+def trainings() -> list[Path]:
+    return sorted(Path().glob("outputs/train/*/*/metrics.json"))
+
+
+def test_twelve_jobs_one_of_which_fails(train, monkeypatch, capfd):
+    """Eleven rows and a clear list; the same command again does what is missing."""
+    sweep = (*documented("method.region_size=4,5,6 "), *FAST)
+
+    def crash(cfg):
+        if (cfg.method.region_size, cfg.method.alpha, cfg.seed) == (5, 0.5, 1):
+            raise RuntimeError("out of luck")
+        return original(cfg)
+
+    original = jobs.train
+    monkeypatch.setattr(jobs, "train", crash)
+    assert train(*sweep) == 1
+    out, err = capfd.readouterr()
+    assert "12 jobs: 11 trained, 1 failed" in out
+    assert "in crash" in out  # the traceback of what is no mistake of the user
+    assert "error: job 5: RuntimeError: out of luck" in err
+    found = newest_sweep()
+    assert [job["job"] for job in found] == list(range(12))
+    rows = [job for job in found if job["status"] == "trained"]
+    for job in rows:
+        evaluation = json.loads(Path(job["evaluation"]).read_text())
+        assert Path(evaluation["checkpoint"]).samefile(f"{job['directory']}/checkpoints/last.ckpt")
+        assert len(evaluation["curve"]) > 10
+        point = evaluation["operating_point"]
+        for name in ("top1", "gmacs", "threshold", "exit_fraction"):
+            assert job[name] == point[name] is not None
+    assert len({job["directory"] for job in rows}) == 11
+    assert len({job["gmacs"] for job in rows}) == 6
+    assert found[5]["top1"] is None
+    table = next(Path().glob("outputs/train/*/sweep.md")).read_text().splitlines()
+    assert sum(line.startswith("| ") and "trained" in line for line in table) == 11
+    assert any("method.region_size=5 method.alpha=0.5 seed=1 | failed" in line for line in table)
+    made = {path: path.stat().st_mtime_ns for path in trainings()}
+    assert len(made) == 11
+    monkeypatch.setattr(jobs, "train", original)
+    assert train(*sweep) == 0
+    assert [job["status"] for job in newest_sweep()].index("trained") == 5
+    assert statuses(newest_sweep()) == {"already done": 11, "trained": 1}
+    again = [job["evaluation"] for job in newest_sweep()]
+    assert [again[job["job"]] for job in rows] == [job["evaluation"] for job in rows]
+    assert all(path.stat().st_mtime_ns == when for path, when in made.items())
+    assert len(trainings()) == 12
+
+
+def test_a_larger_sweep_trains_what_is_missing(train):
+    assert train(*documented("method.region_size=3,4,5,6"), *FAST, *SMALL) == 0
+    assert train(*documented("method.region_size=3,4,5,6"), *FAST, *SMALL, "seed=0,1") == 0
+    assert [job["status"] for job in newest_sweep()] == ["already done", "trained"]
+
+
+def test_a_sweep_of_thresholds_trains_once(train):
+    assert train(*documented("threshold="), *FAST) == 0
+    found = newest_sweep()
+    assert [job["status"] for job in found] == ["trained", "evaluated", "evaluated"]
+    assert len(trainings()) == 1
+    assert [job["threshold"] for job in found] == [0.5, 0.6, 0.7]
+    files = [json.loads(Path(job["evaluation"]).read_text()) for job in found]
+    assert len({job["evaluation"] for job in found}) == 3
+    assert [file["operating_point"]["threshold"] for file in files] == [0.5, 0.6, 0.7]
+    assert files[0]["curve"] == files[1]["curve"]
+    assert train("-m", "threshold=0.6,0.8", *FAST) == 0
+    assert [job["status"] for job in newest_sweep()] == ["already done", "evaluated"]
+
+
+def test_repeating_is_the_rule_for_single_runs_and_a_choice_for_sweeps(train):
+    for arguments in (["seed=1"], ["seed=1"], ["-m", "seed=1"], documented("repeat=true")):
+        assert train(*arguments, *FAST) == 0
+    runs = [json.loads(path.read_text()) for path in Path().rglob("run.json")]
+    # two single runs, nothing in the sweep, two repeated jobs
+    assert sorted(Counter(run["identity"] for run in runs).values()) == [1, 3]
+    assert all(run["status"] == "done" for run in runs)
+    assert [job["status"] for job in newest_sweep()] == ["trained", "trained"]
+    evaluations = [*Path().rglob("evaluate.json")]
+    assert train(*documented("repeat=false"), *FAST) == 0
+    assert len([*Path().rglob("run.json")]) == 4
+    assert [*Path().rglob("evaluate.json")] == evaluations
+
+
+def test_what_fails_after_its_training_is_not_trained_again(train, monkeypatch):
+    monkeypatch.setattr(jobs, "evaluate", lambda cfg: 1 / 0)
+    assert train("-m", "seed=0", *FAST) == 1
+    assert train("-m", "seed=0", "evaluate=false", *FAST) == 0
+    assert [job["status"] for job in newest_sweep()] == ["already done"]
+    assert newest_sweep()[0]["evaluation"] is None
+    assert newest_sweep()[0]["top1"] is not None
+
+
+def test_a_killed_sweep_goes_on_where_it_was(train, tmp_path):
+    """kill -9 in the middle of job 1: job 0 is found, job 1 continued in place, job 2 trained."""
+    os.chdir(tmp_path)
+    sweep = ("-m", "seed=0,1,2", *FAST, "schedule.epochs=6")
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *sweep],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        patience = time.monotonic() + 120
+        while not (begun := [*Path().glob("outputs/train/*/1/checkpoints/last.ckpt")]):
+            assert process.poll() is None
+            assert time.monotonic() < patience
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    folder = begun[0].parents[1]
+    assert json.loads((folder / "run.json").read_text())["status"] == "running"
+    assert not (folder / "metrics.json").exists()
+    assert train(*sweep) == 0
+    found = newest_sweep()
+    assert [job["status"] for job in found] == ["already done", "continued", "trained"]
+    assert Path(found[1]["directory"]) == folder
+    assert json.loads((folder / "metrics.json").read_text())["epochs"] == 6
+    assert (folder / "evaluation" / "evaluate.json").exists()
+    assert len(trainings()) == 3
+
+
+def test_no_job_writes_into_the_directory_of_another(train, capfd):
+    assert train("-m", "seed=0", "hydra.sweep.dir=outputs/mine", *FAST) == 0
+    before = Path("outputs/mine/0/config.yaml").read_text()
+    assert train("-m", "seed=1,0", "hydra.sweep.dir=outputs/mine", *FAST) == 1
+    assert "outputs/mine/0 holds another run; leave hydra.sweep.dir" in capfd.readouterr().err
+    assert Path("outputs/mine/0/config.yaml").read_text() == before
+    found = json.loads(Path("outputs/mine/sweep.json").read_text())["jobs"]
+    assert [job["status"] for job in found] == ["failed", "already done"]
+
+
+def test_other_commands_can_be_swept_too(train, trained_run):
+    weights = trained_run / "checkpoints" / "last.ckpt"
+    paths = f"ckpt_path={weights},nowhere.ckpt"
+    assert train("-m", paths, "data.num_workers=0", script="evaluate") == 1
+    found = newest_sweep("evaluate")
+    assert [job["status"] for job in found] == ["done", "failed"]
+    assert found[0]["top1"] is not None
+    assert "nowhere.ckpt" in found[1]["error"]
+
+
+def test_distributed_training_is_refused(train, monkeypatch, capfd):
+    assert train("-m", "trainer.devices=1,2", "seed=0", *FAST) == 1
+    assert [job["status"] for job in newest_sweep()] == ["trained", "failed"]
+    assert "trainer.devices=2 in a multirun" in capfd.readouterr().err
+    assert train("-m", "+trainer.num_nodes=2", *FAST) == 2
+    assert "error: trainer.num_nodes=2 in a multirun" in capfd.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert train("-m", *FAST) == 2
+    assert "a multirun in 4 processes (WORLD_SIZE)" in capfd.readouterr().err
+    assert len(trainings()) == 1
+
+
+def test_jobs_side_by_side_take_turns_on_the_same_training(train, capfd):
+    """Two processes, two thresholds of one training at the same time, and a job that fails."""
+    swept = ("method.region_size=4,9", "threshold=0.2,0.3")
+    assert train(*documented("launcher=processes"), *swept, *FAST) == 1
+    found = newest_sweep()
+    assert statuses(found[:2]) == {"trained": 1, "evaluated": 1}
+    assert statuses(found[2:]) == {"failed": 2}
+    assert [job["threshold"] for job in found[:2]] == [0.2, 0.3]
+    assert len(trainings()) == 1
+    assert "error: jobs 2, 3: region_size=9 does not fit" in capfd.readouterr().err
+
+
+SLURM = {
+    "sbatch": """#!/usr/bin/env bash
+cp "$1" "$CLUSTER/submission.sh"
+export SLURM_JOB_ID=77 SLURM_NTASKS=1 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0
+export SLURM_NNODES=1 SLURM_JOB_NODELIST=localhost SLURM_JOB_NAME=lfvit
+(bash "$1"; touch "$CLUSTER/ended") > "$CLUSTER/log" 2>&1 < /dev/null &
+echo "Submitted batch job 77"
+""",
+    "srun": """#!/usr/bin/env bash
+while [[ $1 == --* ]]; do
+    if [[ $1 == --output || $1 == --error ]]; then shift; fi
+    shift
+done
+exec "$@"
+""",
+    "sacct": """#!/usr/bin/env bash
+echo 'JobID|State|NodeList'
+if [[ -e $CLUSTER/ended ]]; then echo '77|COMPLETED|here'; else echo '77|RUNNING|here'; fi
+""",
+}
+"""A cluster of one machine: the commands that submitit calls."""
+
+
+def test_jobs_on_slurm(train, tmp_path, monkeypatch):
+    for name, script in SLURM.items():
+        (tmp_path / "bin" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(script)
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("CLUSTER", str(tmp_path))
+    status = train(*documented("launcher=slurm"), *FAST, "seed=0")
+    assert status == 0, (tmp_path / "log").read_text()
+    assert [job["status"] for job in newest_sweep()] == ["trained"]
+    asked = (tmp_path / "submission.sh").read_text()
+    for line in ("--partition=gpu", "--gpus-per-node=1", "--cpus-per-task=8", "--time=1440"):
+        assert f"#SBATCH {line}" in asked
+
+
+def test_every_documented_command_is_run():
+    used = re.findall(r'documented\("([^"]+)"\)', Path(__file__).read_text())
+    searches = [line for line in COMMANDS if "search.py" in line]
+    assert len(searches) == 1  # by test_search.py
+    for line in COMMANDS:
+        assert line in searches or any(text in line for text in used), line
