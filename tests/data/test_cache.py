@@ -191,7 +191,13 @@ def test_each_rank_keeps_all_training_images_and_its_own_part_to_evaluate(photog
 )
 def test_wrong_settings(photographs, settings, message):
     with pytest.raises(ConfigError, match=message):
-        folder(photographs, **settings)
+        fit(folder(photographs, **settings))
+
+
+def test_what_training_cannot_do_does_not_keep_an_evaluation_from_the_cache(photographs):
+    augment = {"auto_augment": "rand-m9-mstd0.5-inc1"}
+    data = folder(photographs, cache="device", augment=augment)
+    equal(evaluate(data), evaluate(folder(photographs)))
 
 
 def test_a_run_from_the_cache_and_an_evaluation_without_it(tmp_path, composed, photographs):

@@ -93,7 +93,6 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.augment = Augment.of(augment)
         self.on_error = on_error
         self.cache = cache
-        self.crops = self.cached_crops() if cache is not None else None
         self._caches: dict[tuple[str, torch.device], ImageCache] = {}
         self.unreadable: set[str] = set()
         self.train_images: ImageSource
@@ -264,11 +263,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def _content(self, split: str) -> Content:
         """Every rank keeps all training images, and the validation images that it evaluates."""
-        S, crops = self.image_size, self.crops
+        S = self.image_size
         if split == "val":
             mine = self._eval_sampler().indices
             return Content(split, self.val_images, mine, self.eval_transform(), S)
-        every = range(len(self.train_images))
+        every, crops = range(len(self.train_images)), self.cached_crops()
         if crops is None:
             return Content(split, self.train_images, every, self.train_transform(), S)
         return Content(split, self.train_images, every, crops.store, crops.stored_side, crops)
@@ -326,11 +325,6 @@ class FolderDataModule(ImageDataModule):
                     f"augment.{name}={value} would mix images whose label maps are not mixed; with "
                     f"data.label_maps set augment.{name}=0, and augment.mix_token=1 to mix tokens"
                 )
-        if label_maps is not None and self.cache is not None:
-            raise ConfigError(
-                f"data.cache={self.cache} does not keep label maps; with data.label_maps set "
-                "data.cache=null"
-            )
 
     def open(self) -> tuple[ImageSource, ImageSource]:
         if self.root is None:
@@ -342,6 +336,14 @@ class FolderDataModule(ImageDataModule):
             if self.cache is not None:
                 train = replace(train, shorter_side=side)
         return train, val
+
+    def cached_crops(self) -> RandomCrops | None:
+        if self.label_maps is not None:
+            raise ConfigError(
+                f"data.cache={self.cache} does not keep label maps; with data.label_maps set "
+                "data.cache=null"
+            )
+        return super().cached_crops()
 
     def setup(self, stage: str | None = None) -> None:
         super().setup(stage)
