@@ -49,14 +49,16 @@ class Findings:
     """What the runs of a scale found.
 
     scale: its settings. evaluations: run -> one evaluate.json per seed; a run that failed or was
-    left out is not in it. missing: run -> why, in words. failed: those that failed. folder: where
-    more can be written about the runs.
+    left out is not in it. missing: run -> why, in words. failed: those that failed. origins: run ->
+    how its weights came about, where they started from another run's. folder: where more can be
+    written about the runs.
     """
 
     scale: DictConfig
     evaluations: Mapping[str, list[dict[str, Any]]]
     missing: Mapping[str, str]
     failed: frozenset[str]
+    origins: Mapping[str, str]
     folder: Path
 
     def of(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:

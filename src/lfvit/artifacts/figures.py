@@ -387,7 +387,7 @@ def total_cost(artifact: Artifact, found: Findings) -> Content:
         column("model", "model"),
         column("way", "run"),
         *measure_columns("top1", "gmacs"),
-        column("one_pass", "one-pass ViT of equal accuracy", "1e9 MACs", 4),
+        column("one_pass", "one-pass ViT of equal accuracy", "GMAC", 4),
         column("ratio", "cost of the one-pass ViT", "%", 0),
         SOURCE,
     ]

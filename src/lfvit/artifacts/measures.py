@@ -51,7 +51,7 @@ def _second_share(evaluation: Evaluation, point: Mapping[str, Any]) -> float | N
 
 MEASURES: dict[str, Measure] = {
     "top1": Measure("top-1", "%", 2, lambda _, point: point["top1"]),
-    "gmacs": Measure("GMACs", "1e9 MACs", 4, lambda _, point: point["gmacs"]),
+    "gmacs": Measure("GMACs", "GMAC", 4, lambda _, point: point["gmacs"]),
     "first": Measure("first pass top-1", "%", 2, lambda found, _: found["first"]["top1"]),
     "second": Measure(
         "second pass top-1",

@@ -53,6 +53,18 @@ class Run(NamedTuple):
         return json.dumps([plain(self.train), self.evaluate, self.start], indent=2)
 
     @property
+    def origin(self) -> str | None:
+        """In words, where the weights started from those of another run."""
+        if self.start is None:
+            return None
+        if self.train is None:
+            return (
+                f"the weights of {self.start} with {' '.join(self.evaluate)}, not trained further"
+            )
+        epochs = self.train.schedule.epochs
+        return f"{epochs} epoch{'s' if epochs > 1 else ''} from the weights of {self.start}"
+
+    @property
     def state(self) -> str:
         """In one word, as far as the files tell."""
         if self.result.exists():
@@ -177,7 +189,7 @@ def check_folders(runs: Iterable[Run], fresh: bool) -> None:
             continue
         raise ConfigError(
             f"{run.folder} holds something else than this run; pass another output_dir, or "
-            "fresh=true to repeat a run of other settings in its place"
+            "fresh=true to repeat the chosen runs in their places"
         )
 
 

@@ -152,7 +152,10 @@ def _findings(
             failed[name] = errors[0]
         else:
             evaluations[name] = [result for result in each if not isinstance(result, str)]
-    return Findings(scale, evaluations, {**missing, **failed}, frozenset(failed), folder)
+    told = {name: runs[key_of(name, scale.seeds[0])].origin for name in evaluations}
+    origins = {name: origin for name, origin in told.items() if origin is not None}
+    why = {**missing, **failed}
+    return Findings(scale, evaluations, why, frozenset(failed), origins, folder)
 
 
 def _content(artifact: Artifact, found: Findings) -> tuple[Content, str | None]:
@@ -174,6 +177,7 @@ def _notes(artifact: Artifact, found: Findings) -> list[str]:
         if name in found.missing:
             how = "Run failed" if name in found.failed else "Left out at this scale"
             notes.append(f"{how}: {name}, {found.missing[name]}.")
+    notes += [f"{n}: {found.origins[n]}." for n in artifact.runs if n in found.origins]
     remarks = found.scale.remarks
     notes += list(dict.fromkeys(remarks[name] for name in artifact.runs if name in remarks))
     if found.scale.note and artifact.paper:

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from lfvit.report.diagnosis import PANELS, draw_measure
 from lfvit.report.pictures import TITLE, Look
-from lfvit.report.plots import BLUE, GREEN, GREY, ORANGE, PALETTE, STYLE
+from lfvit.report.plots import BLUE, ENDS, GREEN, GREY, ORANGE, PALETTE, STYLE
 
 Rows = Sequence[Mapping[str, Any]]
 Paths = Sequence[Path]
@@ -58,6 +58,9 @@ def plot_costs(
         colours = cycle(PALETTE)
         for (name, points), colour in zip(curves.items(), colours, strict=False):
             _cost_line(ours, name, points, colour, 1.0)
+        if any(len(points) > 1 for points in curves.values()):
+            for marker, text in ENDS.values():
+                ours.plot([], [], marker, color=GREY, label=text)
         markers = cycle(MARKERS)
         for (name, points), marker in zip(published.items(), markers, strict=False):
             _cost_line(theirs, name, points, GREY, 0.55, marker)
