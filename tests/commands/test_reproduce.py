@@ -63,12 +63,11 @@ def everything(tmp_path_factory):
     return out, told
 
 
-def names():
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return list(compose("reproduce").artifact)
+with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    NAMES = list(compose("reproduce").artifact)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", NAMES)
 def test_every_artifact_is_made(everything, name):
     out, told = everything
     folder = out / "artifacts" / name
@@ -93,7 +92,7 @@ def test_every_artifact_is_made(everything, name):
 
 def test_artifacts_are_listed_in_order_and_runs_shared(everything):
     out, told = everything
-    assert json.loads((out / "artifacts" / "index.json").read_text()) == list(told) == names()
+    assert json.loads((out / "artifacts" / "index.json").read_text()) == list(told) == NAMES
     assert all(f"artifacts/{name}/{name}.md" in (out / "README.md").read_text() for name in told)
     runs = {path.name for path in (out / "runs").iterdir() if (path / "seed0").exists()}
     trained = {"lf_vit", "cf_vit", "vit", "lv_vit", "cf_vit_lv_vit"}

@@ -27,7 +27,7 @@ def column(key: str, title: str, unit: str | None = None, digits: int = 0) -> di
     return {"key": key, "title": title, "unit": unit, "digits": digits}
 
 
-SOURCE = column("source", "figures")
+SOURCE = column("source", "source")
 
 
 @dataclass
@@ -150,12 +150,13 @@ def _columns(artifact: Artifact, rows: Rows, found: Findings) -> list[dict[str, 
     columns = [column(key, title) for key, title in LABELS.items() if any(key in r for r in rows)]
     for key in artifact.measures:
         measure = MEASURES[key]
-        settings = measure.unit, measure.digits
-        columns.append(column(key, measure.title, *settings))
+        columns.append(column(key, measure.title, measure.unit, measure.digits))
         for suffix, title in (("spread", "±"), ("paper", "paper"), ("difference", "difference")):
             name = f"{key}_{suffix}"
             if any(row[name] is not None for row in rows):
-                columns.append(column(name, f"{measure.title}, {title}", *settings))
+                digits = 1 if measure.unit == "%" else min(measure.digits, 2)
+                digits = digits if suffix == "paper" else measure.digits
+                columns.append(column(name, f"{measure.title}, {title}", measure.unit, digits))
     columns.append(SOURCE)
     kept = [entry["key"] for entry in columns]
     rows[:] = [{key: row.get(key) for key in kept} for row in rows]

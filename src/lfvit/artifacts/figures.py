@@ -388,7 +388,7 @@ def total_cost(artifact: Artifact, found: Findings) -> Content:
         column("way", "run"),
         *measure_columns("top1", "gmacs"),
         column("one_pass", "one-pass ViT of equal accuracy", "GMAC", 4),
-        column("ratio", "cost of the one-pass ViT", "%", 0),
+        column("ratio", "cost, share of that", "%", 0),
         SOURCE,
     ]
     rows: Rows = [{"model": p["name"], "way": "one pass", "source": "measured", **p} for p in line]

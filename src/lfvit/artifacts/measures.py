@@ -62,7 +62,7 @@ MEASURES: dict[str, Measure] = {
     "exits": Measure("answered early", "%", 1, lambda _, point: _share(point.get("exit_fraction"))),
     "second_share": Measure("second passes", "%", 1, _second_share),
     "threshold": Measure("η chosen", None, 2, lambda _, point: point.get("threshold")),
-    "throughput": Measure("images/s", "1/s", 0, None, comparable=False),
+    "throughput": Measure("images/s", "images/s", 0, None, comparable=False),
 }
 
 

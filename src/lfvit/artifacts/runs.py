@@ -91,10 +91,11 @@ def compose_runs(cfg: DictConfig, names: Iterable[str]) -> dict[str, Run]:
     wanted = _with_starts(cfg, names)
     found: dict[str, Run] = {}
     same: dict[str, Run] = {}
+    composed: dict[tuple[str, ...], DictConfig] = {}
     for name in wanted:
         for seed in cfg.scale.seeds:
             try:
-                run = _compose(cfg, name, seed, found)
+                run = _compose(cfg, name, seed, found, composed)
             except LFViTError as error:
                 raise type(error)(f"run {name}: {error}") from error
             identity = _identity(run)
@@ -126,7 +127,14 @@ def _with_starts(cfg: DictConfig, names: Iterable[str]) -> list[str]:
     return order
 
 
-def _compose(cfg: DictConfig, name: str, seed: int, found: Mapping[str, Run]) -> Run:
+def _compose(
+    cfg: DictConfig,
+    name: str,
+    seed: int,
+    found: Mapping[str, Run],
+    composed: dict[tuple[str, ...], DictConfig],
+) -> Run:
+    """One run, checked; `composed` keeps configs, of which several runs may have the same."""
     entry = plain(cfg.runs[name])
     check_names(f"runs.{name}", entry, ["recipe", "train", "evaluate", "start"])
     folder = Path(cfg.output_dir) / "runs" / name / f"seed{seed}"
@@ -148,7 +156,9 @@ def _compose(cfg: DictConfig, name: str, seed: int, found: Mapping[str, Run]) ->
         *cfg.overrides,
         f"seed={seed}",
     ]
-    run = compose("train", overrides)
+    if tuple(overrides) not in composed:
+        composed[tuple(overrides)] = compose("train", overrides)
+    run = composed[tuple(overrides)].copy()
     run.name, run.run_dir = name, str(folder)
     if start is not None:
         run.init_from = str(found[start].checkpoint)

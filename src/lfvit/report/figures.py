@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -23,7 +24,7 @@ from lfvit.report.plots import BLUE, ENDS, GREEN, GREY, ORANGE, PALETTE, STYLE
 Rows = Sequence[Mapping[str, Any]]
 Paths = Sequence[Path]
 COST = "GMACs per image (multiply-accumulates)"
-MARKERS = "oD^vsP*X<>"
+MARKERS = "o^vsP*X<>dh"
 
 
 @contextmanager
@@ -58,7 +59,7 @@ def plot_costs(
         colours = cycle(PALETTE)
         for (name, points), colour in zip(curves.items(), colours, strict=False):
             _cost_line(ours, name, points, colour, 1.0)
-        if any(len(points) > 1 for points in curves.values()):
+        if any(_is_curve(points) for points in curves.values()):
             for marker, text in ENDS.values():
                 ours.plot([], [], marker, color=GREY, label=text)
         markers = cycle(MARKERS)
@@ -73,18 +74,20 @@ def plot_costs(
 def _cost_line(
     axes: Axes, name: str, points: Rows, colour: str, alpha: float, marker: str = "D"
 ) -> None:
+    """A line for a curve of thresholds, its ends marked; markers for points of several models."""
     points = sorted(points, key=lambda point: point["gmacs"])
     costs, accuracy = ([point[key] for point in points] for key in ("gmacs", "top1"))
-    style: Any = {"color": colour, "alpha": alpha, "label": name}
-    if len(points) == 1:
-        axes.plot(costs, accuracy, marker, ls="none", **style)
-    elif marker == "D":  # a curve of thresholds, its ends marked
-        axes.plot(costs, accuracy, **style)
-        ends: Any = {"color": colour, "alpha": alpha, "ls": "none"}
-        axes.plot(costs[:1], accuracy[:1], "o", **ends)
-        axes.plot(costs[-1:], accuracy[-1:], "s", **ends)
+    style: Any = {"color": colour, "alpha": alpha}
+    if _is_curve(points) and marker == "D":
+        axes.plot(costs, accuracy, label=name, **style)
+        for place, (end, _) in zip((0, -1), ENDS.values(), strict=True):
+            axes.plot(costs[place], accuracy[place], end, ls="none", **style)
     else:
-        axes.plot(costs, accuracy, marker, ls=":", lw=1, ms=5, **style)
+        axes.plot(costs, accuracy, marker, ls=":", lw=1, ms=5, label=name, **style)
+
+
+def _is_curve(points: Rows) -> bool:
+    return any(point.get("eta") is not None for point in points)
 
 
 def plot_sweep(
@@ -173,15 +176,12 @@ def _draw_region(axes: Axes, look: Look) -> None:
     assert look.gca is not None
     assert look.fine is not None
     side, cells = look.image.shape[0], look.gca.shape[0]
-    patch = side / (2 * cells)
-    axes.imshow((0.4 * look.image + 0.6 * 255).astype("uint8"))
-    for number in look.fine.tolist():
-        row, column = divmod(number, 2 * cells)
-        top, left = round(row * patch), round(column * patch)
-        bottom, right = round((row + 1) * patch), round((column + 1) * patch)
-        extent = (left, right, bottom, top)
-        axes.imshow(look.image[top:bottom, left:right], extent=extent)
-    axes.set(xlim=(0, side), ylim=(side, 0))
+    patch = side // (2 * cells)
+    fine = np.zeros(4 * cells * cells, dtype=bool)
+    fine[look.fine.numpy()] = True
+    mask = np.kron(fine.reshape(2 * cells, 2 * cells), np.ones((patch, patch), dtype=bool))
+    pale = (0.4 * look.image + 0.6 * 255).astype(np.uint8)
+    axes.imshow(np.where(mask[..., None], look.image, pale))
     if look.region is not None:
         row, column = (2 * patch * place for place in look.region.tolist())
         size = 2 * patch * look.region_size
