@@ -116,7 +116,7 @@ def test_paths_may_hold_what_hydra_reads_as_grammar(tmp_path, trained_run):
 PHOTOGRAPHS_FAST = (
     "data.num_workers=0",
     "data.batch_size=4",
-    "image_size=112",
+    "image_size=128",
     "schedule.epochs=1",
     "schedule.warmup_epochs=0",
     "trainer.check_val_every_n_epoch=1",

@@ -87,13 +87,13 @@ class Timer:
 
 
 def plan(
-    runs: Mapping[str, Run], needed: Mapping[str, list[str]], scale: DictConfig
+    runs: Mapping[str, Run], served: Mapping[Path, list[str]], scale: DictConfig
 ) -> list[dict[str, Any]]:
     """One row per run: what needs it, its steps, their time, and the hours on this device.
 
     Args:
         runs: key -> run; those of the same settings are one.
-        needed: name of a run -> names of the artifacts that need it.
+        served: folder of a run -> names of the artifacts that need it.
         scale: ``train_images`` and ``num_classes`` hold where the data is not at hand.
 
     Returns:
@@ -105,7 +105,7 @@ def plan(
     for run in distinct(runs):
         row: dict[str, Any] = {
             "run": f"{run.name}, seed {run.seed}",
-            "artifacts": needed.get(run.name, []),
+            "artifacts": served.get(run.folder, []),
             "state": run.state,
             "steps": 0,
             "seconds_per_step": None,

@@ -25,8 +25,8 @@ def write_artifact(
         The contents of artifact.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.*"):  # a figure that can no longer be drawn should not stay
-        old.unlink()
+    for old in (*folder.glob(f"{artifact.name}.*"), *folder.glob("examples.png")):
+        old.unlink()  # a figure that can no longer be drawn should not stay
     pictures = [folder / f"{artifact.name}.{kind}" for kind in ("png", "svg")]
     if content.plot is not None:
         content.plot(pictures)

@@ -44,7 +44,7 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
     runs = compose_runs(cfg, needed)
     console = Console()
     if cfg.plan:
-        return _say_plan(plan(runs, needed, scale), console)
+        return _say_plan(plan(runs, _served(runs, needed), scale), console)
     check_folders(distinct(runs), cfg.fresh)
     _check_data(runs)
     out = Path(cfg.output_dir)
@@ -96,13 +96,23 @@ def _check(cfg: DictConfig) -> None:
 
 
 def _needed(artifacts: Sequence[Artifact], missing: Mapping[str, str]) -> dict[str, list[str]]:
-    """Run -> names of the artifacts that need it."""
+    """Run -> names of the artifacts that show it."""
     needed: dict[str, list[str]] = {}
     for artifact in artifacts:
         for name in artifact.runs:
             if name not in missing:
                 needed.setdefault(name, []).append(artifact.name)
     return needed
+
+
+def _served(runs: Mapping[str, Run], needed: Mapping[str, list[str]]) -> dict[Path, list[str]]:
+    """Folder of a run -> names of the artifacts that show it, or what starts from it."""
+    served: dict[Path, list[str]] = {}
+    for key, run in runs.items():
+        shown = needed.get(key.rpartition("/")[0], [])
+        for folder in [run.folder, *([] if run.start is None else [runs[run.start].folder])]:
+            served[folder] = list(dict.fromkeys([*served.get(folder, []), *shown]))
+    return served
 
 
 def _check_data(runs: Mapping[str, Run]) -> None:
