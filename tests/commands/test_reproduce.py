@@ -126,6 +126,18 @@ def test_objects_are_grouped_by_size(everything):
     assert sum(row["images"] for row in thirds) == whole["images"]
 
 
+def test_probes_of_a_one_pass_model(everything):
+    rows = everything[1]["frequency_figure2"]["rows"]
+    blocks, noise = ([row for row in rows if row[key] is not None] for key in ("block", "strength"))
+    assert [row["block"] for row in blocks] == list(range(6))
+    assert [row["strength"] for row in noise] == [0, 0.5, 1, 2, 4]
+    whole = everything[1]["frequency_figure6"]["rows"][0]["whole"]
+    assert noise[0]["high"] == noise[0]["low"] == whole  # on the same images
+    by_block = everything[1]["frequency_figure6"]["rows"]
+    assert [row["block"] for row in by_block] == [1, 2, 3, 4, 5]
+    assert all(0 < row["overlap"] < 1 for row in by_block)
+
+
 TWO = "artifacts=[overview]"
 
 
@@ -173,17 +185,26 @@ def test_what_started_from_a_repeated_run_is_repeated(tmp_path, capsys):
     assert "tome is repeated" in again("data.train_images=48")
 
 
-def test_a_failing_run_does_not_lose_the_others(tmp_path):
-    cfg = configured(tmp_path, "artifacts=[lf_vit_table7,overview,frequency_figure1]")
+def test_what_fails_does_not_lose_the_others(tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("lfvit.artifacts.figures.plot_passes", broken)
+    words = "artifacts=[lf_vit_table7,lf_vit_figure7,overview,frequency_figure1]"
+    cfg = configured(tmp_path, words)
     cfg.runs.lf_vit_ce_ce = cfg.runs.lf_vit
     cfg.runs.vit.train = ["schedule.lr=1e30", "schedule.warmup_epochs=0"]
-    with pytest.raises(TrainingError, match=r"1 failed, the rest is made.*\n  vit: .*error.txt"):
+    with pytest.raises(
+        TrainingError, match=r"2 failed, the rest is made.*\n  vit: .*error.txt"
+    ) as raised:
         reproduce(cfg)
+    assert "artifact lf_vit_figure7: OSError: no space left" in str(raised.value)
     assert "Traceback" in (tmp_path / "runs" / "vit" / "seed0" / "error.txt").read_text()
 
     def told(name):
         return json.loads((tmp_path / "artifacts" / name / "artifact.json").read_text())
 
+    assert told("lf_vit_figure7")["notes"] == ["Not made: no space left"]
     assert {row["source"] for row in told("overview")["rows"]} == {"measured", "failed"}
     assert any(note.startswith("Run failed: vit, ") for note in told("overview")["notes"])
     assert {row["source"] for row in told("lf_vit_table7")["rows"]} == {"measured"}
@@ -229,6 +250,9 @@ def test_the_plan_runs_nothing(tmp_path, capsys):
             "published='lf_vit.table8' is unknown",
         ),
         (["artifact.lf_vit_table7.rows=[{run:nobody}]"], "rows.run='nobody' is unknown"),
+        (["artifact.lf_vit_table7.rows=[{run:vit,eta:0.333}]"], "rows.eta=0.333 must be one of"),
+        (["artifact.question_eta.x=etta"], "artifact.question_eta.x='etta' is unknown"),
+        (["artifact.frequency_figure1.panels=[All]"], "panels='All' is unknown"),
     ],
 )
 def test_everything_is_checked_before_the_first_run(tmp_path, overrides, message):

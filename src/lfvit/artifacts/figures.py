@@ -37,6 +37,8 @@ from lfvit.report.figures import (
 from lfvit.report.pictures import save_looks
 
 ETAS = [round(0.05 * step, 2) for step in range(21)]
+NAMES = {"frontier.adaptivenn_deit_s": "AdaptiveNN", "frontier.thinkingvit": "ThinkingViT"}
+"""Of published rows that do not say their model."""
 SIZES = ("small", "medium", "large")
 
 
@@ -104,7 +106,7 @@ def _published_curves(artifact: Artifact) -> dict[str, Rows]:
     for source in artifact.published:
         alone = replace(artifact, published=[source])
         for row in alone.published_rows():
-            name = str(row.get("model") or source.partition(".")[2])
+            name = str(row.get("model") or NAMES.get(source, source))
             name += "" if row.get("m") is None else f", m={row['m']}"
             point = {"eta": row.get("eta"), "top1": row["top1"], "gmacs": row["gmacs"]}
             if point not in found.setdefault(f"{name} (paper)", []):

@@ -13,6 +13,8 @@ from lfvit import report
 from lfvit.artifacts.measures import LABELS, MEASURES
 from lfvit.checks import check_choice, check_names, check_whole
 from lfvit.errors import ConfigError
+from lfvit.measure.thresholds import default_thresholds
+from lfvit.report.diagnosis import PANELS
 from lfvit.runs import plain
 
 KINDS = ("table", "figure")
@@ -100,13 +102,20 @@ def _artifact(name: str, settings: dict[str, Any], runs: set[str]) -> Artifact:
     check_choice(f"{where}.kind", made.kind, KINDS)
     if made.kind == "figure":
         check_choice(f"{where}.draw", made.draw, DRAW)
-    check_whole(f"{where}.examples", made.examples, 0)
+        for name, valid in (("left", MEASURES), ("right", MEASURES), ("panels", PANELS)):
+            for value in getattr(made, name):
+                check_choice(f"{where}.{name}", value, valid)
+        if made.draw == "sweep":
+            check_choice(f"{where}.x", made.x, LABELS)
+    check_whole(f"{where}.examples", made.examples, int(made.draw == "regions"))
     for measure in made.measures:
         check_choice(f"{where}.measures", measure, MEASURES)
     for row in [*made.rows, *made.yardsticks]:
         check_names(f"{where}.rows", row, ["run", "at", *LABELS])
         check_choice(f"{where}.rows.run", row.get("run"), sorted(runs))
         check_choice(f"{where}.rows.at", row.get("at", "both"), ["first", "both", "calibrated"])
+        if row.get("eta", 0.0) not in default_thresholds():
+            raise ConfigError(f"{where}.rows.eta={row['eta']} must be one of 0.00, 0.01 ... 1.01")
     for source in made.published:
         published(source)
     return made

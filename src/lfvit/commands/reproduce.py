@@ -54,12 +54,16 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
     console.rule("artifacts")
     told = {}
     for artifact in chosen:
-        content, error = _content(artifact, found)
-        if error is not None:
-            wrong[f"artifact {artifact.name}"] = error
-        folder = out / "artifacts" / artifact.name
-        told[artifact.name] = write_artifact(artifact, content, folder, plain(scale))
         console.print(f"{artifact.name}: {artifact.title}", soft_wrap=True)
+        try:
+            told[artifact.name] = _make(artifact, found, out)
+        except Exception as error:  # one artifact must not lose the others
+            wrong[f"artifact {artifact.name}"] = f"{type(error).__name__}: {error}"
+            console.print_exception()
+            empty = Content([], [], [f"Not made: {error}"])
+            told[artifact.name] = write_artifact(
+                artifact, empty, _folder(out, artifact), plain(scale)
+            )
     _publish(out, list(artifacts))
     console.print(f"written to {out}: README.md links all artifacts", soft_wrap=True)
     if wrong:
@@ -168,16 +172,15 @@ def _findings(
     return Findings(scale, evaluations, why, frozenset(failed), origins, folder)
 
 
-def _content(artifact: Artifact, found: Findings) -> tuple[Content, str | None]:
-    """What an artifact shows, with the notes every artifact has, and what went wrong."""
-    error = None
-    try:
-        content = (table if artifact.kind == "table" else figure)(artifact, found)
-    except Exception as problem:  # one artifact must not lose the others
-        content, error = Content([], []), f"{type(problem).__name__}: {problem}"
-        content.notes.append(f"Not made: {error}")
+def _make(artifact: Artifact, found: Findings, out: Path) -> dict[str, Any]:
+    """Write an artifact with the notes that every artifact has."""
+    content = (table if artifact.kind == "table" else figure)(artifact, found)
     content.notes = [*artifact.notes, *content.notes, *_notes(artifact, found)]
-    return content, error
+    return write_artifact(artifact, content, _folder(out, artifact), plain(found.scale))
+
+
+def _folder(out: Path, artifact: Artifact) -> Path:
+    return out / "artifacts" / artifact.name
 
 
 def _notes(artifact: Artifact, found: Findings) -> list[str]:
