@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from conftest import NEEDLE_FAST, ROOT
 from lfvit.commands.reproduce import reproduce
+from lfvit.commands.train import train
 from lfvit.errors import ConfigError, TrainingError
 
 FAST = [
@@ -141,7 +142,7 @@ def test_probes_of_a_one_pass_model(everything):
 TWO = "artifacts=[overview]"
 
 
-def test_seeds_are_averaged_and_an_interrupted_run_goes_on(tmp_path, capsys):
+def test_seeds_are_averaged_and_an_interrupted_run_goes_on(tmp_path, capsys, monkeypatch):
     cfg = configured(tmp_path, "scale.seeds=[0,1]", "artifacts=[lf_vit_table7]")
     cfg.runs.lf_vit_ce_ce.recipe = ["vit"]
     cfg.runs.lf_vit_ce_ce.train = []
@@ -158,7 +159,15 @@ def test_seeds_are_averaged_and_an_interrupted_run_goes_on(tmp_path, capsys):
     folder = tmp_path / "runs" / "lf_vit" / "seed1"
     shutil.rmtree(folder / "evaluation")
     (folder / "metrics.json").unlink()  # as if stopped before its end
+    resumed = []
+
+    def spy(config):
+        resumed.append(config.ckpt_path)
+        return train(config)
+
+    monkeypatch.setattr("lfvit.artifacts.runs.train", spy)
     reproduce(cfg)
+    assert resumed == [str(folder / "checkpoints" / "last.ckpt")]
     out = capsys.readouterr().out
     assert out.count("already done") == 1
     assert out.count("trained in") == 1
