@@ -4,12 +4,16 @@ VENV   := .venv
 STAMP  := $(VENV)/.installed
 RUN    := $(VENV)/bin/python
 ARGS   ?=
+SCALE  ?= smoke
+ARTIFACTS ?=
+DATA   ?=
+REPRODUCE = $(RUN) reproduce.py scale=$(SCALE) $(if $(ARTIFACTS),"artifacts='$(ARTIFACTS)'") $(if $(DATA),"data_root=$(DATA)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint format docs reproduce clean
+.PHONY: help install test lint format docs reproduce reproduce-plan clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## build .venv with pinned versions (about 5 GB, a few minutes)
 
@@ -39,8 +43,11 @@ format: $(STAMP)  ## put the style in order
 docs: $(STAMP)  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
 
-reproduce: $(STAMP)  ## train and compare LF-ViT and a ViT on generated images (under 10 minutes)
-	$(RUN) reproduce.py $(ARGS)
+reproduce: $(STAMP)  ## the papers' tables and figures (SCALE=smoke|needle|imagenette|imagenet ARTIFACTS= DATA=)
+	$(REPRODUCE) $(ARGS)
+
+reproduce-plan: $(STAMP)  ## what reproduce would run, and how long it would take here
+	$(REPRODUCE) plan=true $(ARGS)
 
 clean:  ## remove .venv and caches; outputs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

@@ -171,9 +171,10 @@ def two_pass(
     rest = []
     for cell in range(g * g):
         if cell not in cells and background:
-            rest.append(coarse[cell] + (reused[1 + cell] if reuse == "with_uninformative" else 0))
+            here = reuse in ("with_uninformative", "everywhere")
+            rest.append(coarse[cell] + (reused[1 + cell] if here else 0))
     class_token = w["cls_token"][0, 0] + second_positions[0]
-    if reuse == "with_class_token":
+    if reuse in ("with_class_token", "everywhere"):
         class_token = class_token + reused[0]
     if in_second is not None:
         left = [cell for cell in range(g * g) if cell not in cells] if background else []

@@ -1,6 +1,5 @@
 """The scripts as a user types them, in a process of their own."""
 
-import csv
 import json
 import os
 import shutil
@@ -8,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 
 from conftest import NEEDLE_FAST, ROOT, write_photographs
 
@@ -115,65 +113,41 @@ def test_paths_may_hold_what_hydra_reads_as_grammar(tmp_path, trained_run):
     assert "quote the value: \"ckpt_path='a=b.ckpt'\"" in missing.stderr
 
 
+PHOTOGRAPHS_FAST = (
+    "data.num_workers=0",
+    "data.batch_size=4",
+    "image_size=128",
+    "schedule.epochs=1",
+    "schedule.warmup_epochs=0",
+    "trainer.check_val_every_n_epoch=1",
+    "callbacks.progress=null",
+)
+
+
 def test_reproduce_does_not_touch_what_it_did_not_write(tmp_path):
-    precious = tmp_path / "outputs" / "reproduce" / "lf_vit" / "precious.txt"
+    precious = tmp_path / "outputs/reproduce/smoke/runs/lf_vit/seed0/precious.txt"
     precious.parent.mkdir(parents=True)
     precious.write_text("mine")
     for fresh in ("true", "false"):
-        done = run("reproduce", f"fresh={fresh}", cwd=tmp_path, status=2)
+        done = run("reproduce", "artifacts=overview", f"fresh={fresh}", cwd=tmp_path, status=2)
         assert "holds something else than this run" in done.stderr
     assert precious.read_text() == "mine"
 
 
-FAST_RUNS = [
-    "examples=2",
-    "speed_images=4",
-    "speed_repeats=1",
-    f"overrides={json.dumps([o for o in NEEDLE_FAST if not o.startswith('trainer')])}",
-]
-
-
-def test_reproduce_compares_and_continues(tmp_path):
-    arguments = FAST_RUNS
+def test_reproduce_on_photographs_continues(tmp_path, photographs):
+    arguments = [
+        "scale=imagenette",
+        f"data_root={photographs}",
+        "artifacts='lf_vit_table7 overview'",
+        f"overrides={json.dumps(PHOTOGRAPHS_FAST)}",
+        "scale.speed_images=2",
+    ]
     first = run("reproduce", *arguments, cwd=tmp_path).stdout
-    out = tmp_path / "outputs" / "reproduce"
-    names = ("table.md", "table.csv", "accuracy_vs_gmacs.png", "examples.png")
-    for name in (*names, "accuracy_vs_gmacs.svg"):
-        assert (out / name).stat().st_size > 100
-    assert len((out / "table.csv").read_text().splitlines()) == 5
-    assert "trained in" in first
+    assert first.count("trained in") == 3
+    out = tmp_path / "outputs/reproduce/imagenette"
+    names = json.loads((out / "artifacts/index.json").read_text())
+    assert names == ["overview", "lf_vit_table7"]
+    assert (out / "artifacts/overview/examples.png").stat().st_size > 1000
     second = run("reproduce", *arguments, cwd=tmp_path).stdout
-    assert second.count("already done") == 2
+    assert second.count("already done") == 3
     assert "trained in" not in second
-
-
-def test_reproduce_compares_every_method_on_photographs(tmp_path, photographs):
-    """Some start from others' weights, in whatever order they are listed."""
-    shrink = [o for o in NEEDLE_FAST if o.startswith(("schedule", "backbone", "callbacks"))]
-    run(
-        "reproduce",
-        "runs=all",
-        "data=imagefolder",
-        f"data.root={photographs}",
-        "data.num_workers=0",
-        "data.batch_size=4",
-        "augment=light",
-        "examples=2",
-        "speed_images=2",
-        "speed_repeats=1",
-        f"overrides={json.dumps([*shrink, 'schedule.epochs=1'])}",
-        cwd=tmp_path,
-    )
-    out = tmp_path / "outputs" / "reproduce"
-    with (out / "table.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    names = list(yaml.safe_load((ROOT / "conf" / "runs" / "all.yaml").read_text()))
-    assert list(dict.fromkeys(row["model"] for row in rows)) == names
-    assert all(float(row["gmacs"]) > 0 and float(row["images_per_second"]) > 0 for row in rows)
-    cost = {row["model"]: float(row["cost"]) for row in rows if row["run"] == "one pass"}
-    assert cost["vit"] == 1
-    assert all(cost[name] < 1 for name in ("evit", "tome", "frequency", "dynamic_vit"))
-    text = (out / "table.md").read_text()
-    assert "- tome: the weights of vit with reducer=tome, not trained further" in text
-    assert "claims are made on photographs" not in text
-    assert not (out / "tome" / "checkpoints").exists()

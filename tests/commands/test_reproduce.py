@@ -1,67 +1,270 @@
-"""What a comparison refuses before its first run."""
+"""Every artifact, end to end, on models that share a few runs; failures, resuming and the plan."""
 
+import csv
 import json
 import shutil
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from conftest import NEEDLE_FAST, ROOT
 from lfvit.commands.reproduce import reproduce
-from lfvit.errors import ConfigError
+from lfvit.commands.train import train
+from lfvit.errors import ConfigError, TrainingError
 
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        (
-            "+runs.lf_vit.start=nobody",
-            "runs.lf_vit.start='nobody' trains no weights; valid: lf_vit, vit",
-        ),
-        ("+runs.other.evaluate=[]", "runs.other needs train, or start and evaluate"),
-        ("+runs.vit.trian=[]", "runs.vit has no setting 'trian'"),
-        ("+runs.vit.start=vit", "start from each other"),
-        ("+runs={a:{start:vit},b:{start:a,train:[]}}", "start='a' trains no weights; valid: lf_v"),
-        ('+runs.a={start:vit,evaluate:["reducer.keep_rate=7"]}', "there is no reducer; name one"),
-        ('+runs.a={start:vit,evaluate:["reducer=evit","reducer.keep_rate=7"]}', "keep_rate=7 is"),
-        ('overrides=["method.alpha=2"]', "alpha=2 is out of range"),
-    ],
+FAST = [
+    *(o for o in NEEDLE_FAST if not o.startswith(("trainer", "schedule", "data.batch"))),
+    "data.batch_size=16",
+    "schedule.epochs=1",
+    "trainer.accelerator=cpu",
+]
+SMALL = (
+    f"scale.overrides={json.dumps(FAST)}",
+    "scale.speed_images=2",
+    "scale.speed_repeats=1",
+    "scale.probe_images=6",
+    "scale.leave_out={}",
 )
-def test_reproduce_checks_every_run_before_the_first(composed, tmp_path, override, message):
-    cfg = composed("reproduce", override, f"output_dir={tmp_path / 'out'}")
-    with (
-        pytest.raises(ConfigError, match=message),
-        initialize_config_dir(str(ROOT / "conf"), version_base="1.3"),
-    ):
-        reproduce(cfg)
-    assert not (tmp_path / "out").exists()
+KEYS = ("name", "title", "question", "paper", "kind", "scale", "label", "columns", "rows", "notes")
+ORIGIN = ("command", "commit", "machine", "written")
+
+
+@pytest.fixture(autouse=True)
+def configs():
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        yield
+
+
+def configured(out, *overrides):
+    cfg = compose("reproduce", [*SMALL, f"output_dir={out}", *overrides])
+    OmegaConf.set_struct(cfg, False)  # tests shorten it
+    return cfg
+
+
+def share_runs(cfg):
+    """Every run of a kind becomes the same one, which is then made once."""
+    for name, run in cfg.runs.items():
+        run.pop("train", None)
+        if "recipe" in run:
+            small = run.recipe[:1]
+            run.recipe = ["vit"] if name.startswith(("evit", "frequency", "dynamic_vit")) else small
+            run.pop("start", None)
+        else:
+            run.start = "vit" if name.startswith("tome") else "lf_vit"
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """The folder of a finished run of all artifacts, and what it returned."""
+    out = tmp_path_factory.mktemp("all")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        told = reproduce(share_runs(configured(out)))
+    return out, told
+
+
+with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    NAMES = list(compose("reproduce").artifact)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_artifact_is_made(everything, name):
+    out, told = everything
+    folder = out / "artifacts" / name
+    found = json.loads((folder / "artifact.json").read_text())
+    assert found == told[name]
+    assert list(found) == [*KEYS, *ORIGIN]
+    assert found["scale"] == "smoke"
+    assert found["rows"]
+    keys = [column["key"] for column in found["columns"]]
+    assert all(set(column) == {"key", "title", "unit", "digits"} for column in found["columns"])
+    assert all(list(row) == keys for row in found["rows"])
+    assert not any(
+        note.startswith(("Not made", "Run failed", "Left out")) for note in found["notes"]
+    )
+    with (folder / f"{name}.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(found["rows"])
+    text = (folder / f"{name}.md").read_text()
+    assert found["label"] in text
+    for kind in ("png", "svg"):
+        assert (folder / f"{name}.{kind}").exists() == (found["kind"] == "figure")
+
+
+def test_artifacts_are_listed_in_order_and_runs_shared(everything):
+    out, told = everything
+    assert json.loads((out / "artifacts" / "index.json").read_text()) == list(told) == NAMES
+    assert all(f"artifacts/{name}/{name}.md" in (out / "README.md").read_text() for name in told)
+    runs = {path.name for path in (out / "runs").iterdir() if (path / "seed0").exists()}
+    trained = {"lf_vit", "cf_vit", "vit", "lv_vit", "cf_vit_lv_vit"}
+    assert runs == trained | {"tome", "lf_vit_tome"}
+
+
+def test_published_figures_stand_beside_ours_without_differences(everything):
+    _, told = everything
+    rows = told["lf_vit_table3"]["rows"]
+    assert [row["model"] for row in rows if row["source"] == "published only"] == [
+        *("IA-RED2", "PS-ViT", "Evo-ViT", "A-ViT-S", "PVT-S", "SaiT-S")
+    ]
+    deit = rows[0]
+    assert deit["top1_paper"] == 79.8
+    assert 0 <= deit["top1"] <= 100
+    assert not any(key.endswith("_difference") for key in deit)
+    assert any("Not comparable" in note for note in told["lf_vit_table3"]["notes"])
+
+
+def test_figure7_splits_the_right_answers_by_pass(everything):
+    for row in everything[1]["lf_vit_figure7"]["rows"]:
+        assert row["right_first"] + row["right_second"] == pytest.approx(row["top1"])
+    assert everything[1]["lf_vit_figure7"]["rows"][0]["right_second"] == 0
+
+
+def test_objects_are_grouped_by_size(everything):
+    rows = everything[1]["question_region_choice"]["rows"]
+    ngca = [row for row in rows if (row["image"], row["selector"]) == ("normal", "ngca")]
+    whole, *thirds = ngca
+    assert [row["object"] for row in ngca] == ["all", "small", "medium", "large"]
+    assert sum(row["images"] for row in thirds) == whole["images"]
+
+
+def test_probes_of_a_one_pass_model(everything):
+    rows = everything[1]["frequency_figure2"]["rows"]
+    blocks, noise = ([row for row in rows if row[key] is not None] for key in ("block", "strength"))
+    assert [row["block"] for row in blocks] == list(range(6))
+    assert [row["strength"] for row in noise] == [0, 0.5, 1, 2, 4]
+    whole = everything[1]["frequency_figure6"]["rows"][0]["whole"]
+    assert noise[0]["high"] == noise[0]["low"] == whole  # on the same images
+    by_block = everything[1]["frequency_figure6"]["rows"]
+    assert [row["block"] for row in by_block] == [1, 2, 3, 4, 5]
+    assert all(0 < row["overlap"] < 1 for row in by_block)
+
+
+TWO = "artifacts=[overview]"
+
+
+def test_seeds_are_averaged_and_an_interrupted_run_goes_on(tmp_path, capsys, monkeypatch):
+    cfg = configured(tmp_path, "scale.seeds=[0,1]", "artifacts=[lf_vit_table7]")
+    cfg.runs.lf_vit_ce_ce.recipe = ["vit"]
+    cfg.runs.lf_vit_ce_ce.train = []
+    cfg.runs.lf_vit.recipe = ["vit"]  # the same: one model, two seeds
+    rows = reproduce(cfg)["lf_vit_table7"]["rows"]
+    assert capsys.readouterr().out.count("trained in") == 2
+    each = [
+        json.loads(path.read_text())["first"]["top1"]
+        for path in sorted((tmp_path / "runs").glob("lf_vit/seed*/evaluation/evaluate.json"))
+    ]
+    assert len(each) == 2
+    assert rows[0]["first"] == pytest.approx(sum(each) / 2)
+    assert rows[0]["first_spread"] == pytest.approx(abs(each[0] - each[1]) / 2**0.5)
+    folder = tmp_path / "runs" / "lf_vit" / "seed1"
+    shutil.rmtree(folder / "evaluation")
+    (folder / "metrics.json").unlink()  # as if stopped before its end
+    resumed = []
+
+    def spy(config):
+        resumed.append(config.ckpt_path)
+        return train(config)
+
+    monkeypatch.setattr("lfvit.artifacts.runs.train", spy)
+    reproduce(cfg)
+    assert resumed == [str(folder / "checkpoints" / "last.ckpt")]
+    out = capsys.readouterr().out
+    assert out.count("already done") == 1
+    assert out.count("trained in") == 1
 
 
 def test_what_started_from_a_repeated_run_is_repeated(tmp_path, capsys):
-    fast = [o for o in NEEDLE_FAST if not o.startswith("trainer")]
-    arguments = [
-        "~runs.lf_vit",
-        '+runs.tome={start:vit,evaluate:["reducer=tome"]}',
-        '+runs.finer={start:vit,train:["method=vit","reducer=evit","schedule=finetune"]}',
-        f"overrides={json.dumps([*fast, 'schedule.epochs=1', 'trainer.accelerator=cpu'])}",
-        "speed_images=0",
-        f"output_dir={tmp_path}",
-    ]
+    runs = {"vit": {"recipe": ["vit"]}, "tome": {"start": "vit", "evaluate": ["reducer=tome"]}}
+    rows = [{"run": "vit"}, {"run": "tome"}]
+    table = {"title": "t", "question": "q", "kind": "table", "measures": ["top1"], "rows": rows}
 
     def again(*more):
         capsys.readouterr()
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            reproduce(compose("reproduce", [*arguments, *more]))
+        cfg = configured(tmp_path)
+        cfg.runs, cfg.artifact = runs, {"both": table}
+        cfg.scale.remarks, cfg.overrides = {}, more
+        reproduce(cfg)
         return capsys.readouterr().out
 
-    assert again().count("trained in") == 2
-    assert again().count("already done") == 3
-    shutil.rmtree(tmp_path / "vit")
-    assert again().count("already done") == 2  # it ended with the same weights
-    shutil.rmtree(tmp_path / "vit")
-    other = 'runs.vit.train=["method=vit","seed=1"]'
-    repeated = again(other)
-    assert repeated.count("trained in") == 2
-    assert "tome is repeated" in repeated
-    assert "finer is repeated" in repeated
-    assert again(other).count("already done") == 3
+    assert again().count("trained in") == 1
+    assert again().count("already done") == 2
+    shutil.rmtree(tmp_path / "runs" / "vit")
+    assert again().count("already done") == 1  # it ended with the same weights
+    shutil.rmtree(tmp_path / "runs" / "vit")
+    assert "tome is repeated" in again("data.train_images=48")
+
+
+def test_what_fails_does_not_lose_the_others(tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("lfvit.artifacts.figures.plot_passes", broken)
+    words = "artifacts=[lf_vit_table7,lf_vit_figure7,overview,frequency_figure1]"
+    cfg = configured(tmp_path, words)
+    cfg.runs.lf_vit_ce_ce = cfg.runs.lf_vit
+    cfg.runs.vit.train = ["schedule.lr=1e30", "schedule.warmup_epochs=0"]
+    with pytest.raises(
+        TrainingError, match=r"2 failed, the rest is made.*\n  vit: .*error.txt"
+    ) as raised:
+        reproduce(cfg)
+    assert "artifact lf_vit_figure7: OSError: no space left" in str(raised.value)
+    assert "Traceback" in (tmp_path / "runs" / "vit" / "seed0" / "error.txt").read_text()
+
+    def told(name):
+        return json.loads((tmp_path / "artifacts" / name / "artifact.json").read_text())
+
+    assert told("lf_vit_figure7")["notes"] == ["Not made: no space left"]
+    assert {row["source"] for row in told("overview")["rows"]} == {"measured", "failed"}
+    assert any(note.startswith("Run failed: vit, ") for note in told("overview")["notes"])
+    assert {row["source"] for row in told("lf_vit_table7")["rows"]} == {"measured"}
+    assert told("frequency_figure1")["rows"] == []
+    assert not (tmp_path / "artifacts" / "frequency_figure1" / "frequency_figure1.png").exists()
+
+
+def test_the_plan_runs_nothing(tmp_path, capsys):
+    cfg = configured(tmp_path / "out", "plan=true", "artifacts=frequency_table3")
+    cfg.artifact.frequency_table3.rows = [{"run": "frequency"}, {"run": "lf_vit"}]
+    told = reproduce(cfg)
+    assert not (tmp_path / "out").exists()
+    rows = {row["run"]: row for row in told["runs"]}
+    assert set(rows) == {"lf_vit, seed 0", "vit, seed 0", "frequency, seed 0"}
+    for row in rows.values():
+        assert row["artifacts"] == ["frequency_table3"]  # vit, since frequency starts from it
+        assert (row["state"], row["steps"]) == ("to do", 2)
+        assert row["hours"] == pytest.approx(row["steps"] * row["seconds_per_step"] / 3600)
+        assert row["seconds_per_step"] > 0
+    assert "device-hours" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["artifacts=tabel2"], "artifacts='tabel2' is unknown; close: table2"),
+        (["data_root=/photos"], "scale=smoke generates its images; leave DATA out"),
+        (["scale.seeds=[]"], r"scale.seeds=\[\] runs nothing"),
+        (["+scale.leave_out.nobody=why"], "scale.leave_out has no setting 'nobody'"),
+        (["runs.lf_vit.recipe=[lfvit]", TWO], "recipe='lfvit' is unknown; valid: lf_vit"),
+        (["+runs.lf_vit.start=nobody", TWO], "runs.lf_vit.start='nobody' trains no weights"),
+        (["+runs.lf_vit.start=tome", TWO], "runs.lf_vit.start='tome' trains no weights"),
+        (["+runs.vit.start=vit", TWO], "vit start from each other"),
+        (["+runs.vit.trian=[]", TWO], "runs.vit has no setting 'trian'"),
+        (["~runs.tome.start", "artifacts=methods"], "runs.tome needs a recipe, or start"),
+        (['overrides=["method.alpha=2"]', TWO], "run lf_vit: alpha=2 is out of range"),
+        (['runs.tome.evaluate=["reducer.keep_rate=7"]', "artifacts=methods"], "is no reducer"),
+        (["+artifact.overview.colour=red"], "artifact.overview has no setting 'colour'"),
+        (["artifact.overview.draw=pie"], "artifact.overview.draw='pie' is unknown"),
+        (["artifact.lf_vit_table7.measures=[speed]"], "measures='speed' is unknown"),
+        (
+            ["artifact.lf_vit_table7.published=lf_vit.table8"],
+            "published='lf_vit.table8' is unknown",
+        ),
+        (["artifact.lf_vit_table7.rows=[{run:nobody}]"], "rows.run='nobody' is unknown"),
+        (["artifact.lf_vit_table7.rows=[{run:vit,eta:0.333}]"], "rows.eta=0.333 must be one of"),
+        (["artifact.question_eta.x=etta"], "artifact.question_eta.x='etta' is unknown"),
+        (["artifact.frequency_figure1.panels=[All]"], "panels='All' is unknown"),
+    ],
+)
+def test_everything_is_checked_before_the_first_run(tmp_path, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        reproduce(configured(tmp_path / "out", *overrides))
+    assert not (tmp_path / "out").exists()

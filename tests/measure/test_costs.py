@@ -106,6 +106,7 @@ CASES = [
     ("lf_vit", 112, {"reuse": "linear"}),
     ("cf_vit", 112, {"reuse": "with_class_token"}),
     ("cf_vit", 144, {"reuse": "with_uninformative"}),
+    ("lf_vit", 112, {"reuse": "everywhere"}),
 ]
 
 

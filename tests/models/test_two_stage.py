@@ -72,6 +72,7 @@ def test_matches_the_released_implementation(name):
         (224, 1, 1.0, 0.99, {"gca_start": 4, "background": False, "reuse": "none"}),
         (224, 5, 0.88, 0.99, {"reuse": "with_class_token"}),
         (224, 5, 0.5, 0.99, {"reuse": "with_uninformative", "selector": "gca"}),
+        (224, 5, 0.88, 0.99, {"reuse": "everywhere"}),
         (288, 5, 0.5, 0.99, {"selector": "gca"}),
         (224, 5, 0.3, 0.9, {"selector": "negative_gca"}),
         (160, 1, 1.0, 0.9, {"selector": "last_class_attention", "background": False}),

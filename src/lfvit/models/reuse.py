@@ -49,6 +49,12 @@ def _with_uninformative(dim: int, mlp_ratio: float, norm_eps: float) -> Reuse:
     return Reuse(dim, norm_eps, Mlp(dim, int(dim * mlp_ratio)), to_coarse=True)
 
 
+def _everywhere(dim: int, mlp_ratio: float, norm_eps: float) -> Reuse:
+    """Both of the above together, which neither paper tried."""
+    mlp = Mlp(dim, int(dim * mlp_ratio))
+    return Reuse(dim, norm_eps, mlp, to_class_token=True, to_coarse=True)
+
+
 def _none(dim: int, mlp_ratio: float, norm_eps: float) -> None:
     """The ablation: the second pass learns nothing from the first."""
 
@@ -58,6 +64,7 @@ REUSE: dict[str, Callable[[int, float, float], Reuse | None]] = {
     "linear": _linear,
     "with_class_token": _with_class_token,
     "with_uninformative": _with_uninformative,
+    "everywhere": _everywhere,
     "none": _none,
 }
 """Names of ``method.reuse`` -> builder from (embed_dim, mlp_ratio, norm_eps)."""
