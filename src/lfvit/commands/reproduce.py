@@ -18,6 +18,8 @@ from lfvit.artifacts.write import write_artifact, write_index, written
 from lfvit.checks import check_names, check_switch, check_whole
 from lfvit.commands.setup import DATA_MODULES
 from lfvit.errors import ConfigError, TrainingError
+from lfvit.report.collect import collect
+from lfvit.report.page import write_page
 from lfvit.runs import machine, plain
 
 
@@ -64,8 +66,8 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
             told[artifact.name] = write_artifact(
                 artifact, empty, _folder(out, artifact), plain(scale)
             )
-    _publish(out, list(artifacts))
-    console.print(f"written to {out}: README.md links all artifacts", soft_wrap=True)
+    pages = _publish(out, list(artifacts), scale.label)
+    console.print(f"written to {out}: {' and '.join(pages)} show everything", soft_wrap=True)
     if wrong:
         raise TrainingError(
             f"{len(wrong)} failed, the rest is made; again with the same command goes on from "
@@ -74,10 +76,15 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
     return told
 
 
-def _publish(out: Path, names: Sequence[str]) -> None:
+def _publish(out: Path, names: Sequence[str], label: str) -> list[str]:
     """Everything that is written about all artifacts together, those of earlier calls included."""
     write_index(written(out, names), out)
-    # a page of all artifacts belongs here: lfvit.report.page.write_page(folders, output, ...)
+    found = collect([out / "runs"])
+    if not found.runs:  # nothing but failed runs, which are told elsewhere
+        return ["README.md"]
+    title, artifacts = "Tables and figures of the papers", out / "artifacts"
+    write_page(found, out / "report.html", artifacts=artifacts, title=title, intro=label)
+    return ["README.md", "report.html"]
 
 
 def _check(cfg: DictConfig) -> None:

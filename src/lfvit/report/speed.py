@@ -96,8 +96,8 @@ def speed_page(
     if loading:
         text.append(
             "## From files to batches\n\nOn one core, from the operating system's memory: "
-            "decoding, cutting to size, collating, transferring, normalising. Evaluation takes the middle of "
-            f"an image, training a random crop. {_about_files(loading)}"
+            "decoding, cutting to size, collating, transferring, normalising. Evaluation takes the "
+            f"middle of an image, training a random crop. {_about_files(loading)}"
         )
         text.append(_markdown(LOADING, [_loading_cells(row) for row in loading]))
     return "\n\n".join(text) + "\n"
