@@ -1,5 +1,6 @@
 """Pages of the site that are made from other files of the project while it is built."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ def on_files(files: Files, config: Any) -> Files:
     )
     files.append(File.generated(config, "configuration.md", content=configuration()))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Links to files that are not part of the site become their names."""
+    return re.sub(r"\[([^\]]+)\]\(\.\./[^)]+\)", r"\1", markdown)
 
 
 def configuration() -> str:

@@ -120,7 +120,7 @@ def test_a_command_of_the_documentation(page, command, example, trained_run, mon
     # runs that earlier lines of a page would have left behind
     command = re.sub(r"outputs/(?!export)[\w/]+/checkpoints/last\.ckpt", "FILE", command)
     for word in sorted(example.keys() - {"cwd"}, key=len, reverse=True):
-        command = re.sub(rf"(?<![\w/]){re.escape(word)}(?!\w)", example[word], command)
+        command = re.sub(rf"(?<![\w/]){re.escape(word)}(?![\w/])", example[word], command)
     if "lfvit.runtime" in command:
         exported = example["cwd"] / "exported"
         if not exported.exists():

@@ -88,10 +88,10 @@ RECIPES = [
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_runs_of_every_scale_can_be_built(scale):
+def test_runs_of_every_scale_can_be_built(scale, tmp_path):
     """All runs at needle, one of each recipe elsewhere; no two are the same under two names."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("reproduce", [f"scale={scale}"])
+        cfg = compose("reproduce", [f"scale={scale}", f"output_dir={tmp_path}"])
         every = [name for name in cfg.runs if name not in cfg.scale.leave_out]
         chosen = every if scale == "needle" else RECIPES
         runs = compose_runs(cfg, chosen)

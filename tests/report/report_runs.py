@@ -4,6 +4,8 @@ One class is called what nobody should call a class, so that every page of these
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,20 +19,31 @@ from lfvit.report.page import write_page
 NASTY = "</script><img src=x onerror=alert(1)>"
 
 
-@pytest.fixture(scope="session")
-def nasty_class():
-    """Generated images whose first class has that name."""
+@contextmanager
+def nasty_patterns() -> Iterator[None]:
+    """Generated images whose first class has that name, for as long as they are needed."""
     patterns = list(needle.PATTERNS.values())
+    names = [NASTY, *list(needle.PATTERNS)[1:]]
     with pytest.MonkeyPatch.context() as patch:
-        names = [NASTY, *list(needle.PATTERNS)[1:]]
         patch.setattr(needle, "PATTERNS", dict(zip(names, patterns, strict=True)))
-        yield NASTY
+        yield
 
 
 @pytest.fixture(scope="session")
-def runs(composed, tmp_path_factory, nasty_class) -> Path:
+def nasty_class() -> str:
+    return NASTY
+
+
+@pytest.fixture(scope="session")
+def runs(composed, tmp_path_factory) -> Path:
     """A folder of four evaluated runs: lf_0, lf_1, cf_0 and vit_0."""
     root = tmp_path_factory.mktemp("runs")
+    with nasty_patterns():
+        _make_runs(composed, root)
+    return root
+
+
+def _make_runs(composed, root: Path) -> None:
     for name, method in (("lf", "lf_vit"), ("cf", "cf_vit"), ("vit", "vit")):
         for seed in (0, 1) if name == "lf" else (0,):
             run_dir = root / f"{name}_{seed}"
@@ -46,7 +59,6 @@ def runs(composed, tmp_path_factory, nasty_class) -> Path:
                     f"run_dir={run_dir / 'evaluation'}",
                 )
             )
-    return root
 
 
 def write_artifacts(folder: Path) -> Path:
@@ -87,7 +99,9 @@ def page(runs, tmp_path_factory) -> Path:
     """The report page about these runs, with artifacts."""
     folder = tmp_path_factory.mktemp("page")
     output = folder / "report.html"
-    write_page([runs], output, artifacts=write_artifacts(folder / "artifacts"), title="A report")
+    artifacts = write_artifacts(folder / "artifacts")
+    with nasty_patterns():
+        write_page([runs], output, artifacts=artifacts, title="A report")
     return output
 
 
