@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import pytest
@@ -137,6 +138,32 @@ def test_probes_of_a_one_pass_model(everything):
     by_block = everything[1]["frequency_figure6"]["rows"]
     assert [row["block"] for row in by_block] == [1, 2, 3, 4, 5]
     assert all(0 < row["overlap"] < 1 for row in by_block)
+
+
+def test_the_page_has_the_names_and_the_measured_speeds(everything):
+    out, told = everything
+    text = (out / "report.html").read_text()
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text)
+    ours = {e["name"]: e for e in json.loads(data)["series"] if not e["published"]}
+    assert set(ours) == {path.parts[-4] for path in (out / "runs").rglob("evaluate.json")}
+    featured = [name for name, entry in ours.items() if entry["featured"]]
+    assert featured == ["lf_vit", "vit", "cf_vit", "lf_vit_tome", "tome"]
+    assert list(ours)[:5] == featured
+    timed = json.loads((out / "artifacts" / "methods" / "benchmark.json").read_text())
+    rows = told["methods"]["rows"]
+    speeds = [row["throughput"] for row in rows]
+    assert [row["images_per_second"] for row in timed["rows"]] == speeds
+    for name, reducer in (("vit", "none"), ("tome", "tome")):  # the same weights
+        (point,) = ours[name]["points"]
+        stated = [(json.loads(row["settings"]), row) for row in timed["rows"]]
+        assert point["speed"] in [
+            row["images_per_second"]
+            for settings, row in stated
+            if (settings["name"], settings["reducer"]["name"]) == ("vit", reducer)
+        ]
+        assert "interpolated" not in point["how"]
+    for name in ("lf_vit", "cf_vit", "lf_vit_tome"):
+        assert all(point["speed"] is not None for point in ours[name]["points"])
 
 
 TWO = "artifacts=[overview]"

@@ -17,6 +17,7 @@ import pytest
 
 from conftest import NEEDLE_FAST, ROOT
 from lfvit.commands import jobs
+from lfvit.report.collect import collect
 
 FAST = (
     *NEEDLE_FAST,
@@ -106,6 +107,13 @@ def test_twelve_jobs_one_of_which_fails(train, monkeypatch, capfd):
     table = next(Path().glob("outputs/train/*/sweep.md")).read_text().splitlines()
     assert sum(line.startswith("| ") and "trained" in line for line in table) == 11
     assert any("method.region_size=5 method.alpha=0.5 seed=1 | failed" in line for line in table)
+    collected = collect([Path("outputs")])
+    assert {run.folder for run in collected.runs} == {
+        Path(job["evaluation"]).resolve().parent for job in rows
+    }
+    assert len(collected.runs) == 11
+    place = Path(found[5]["directory"]).as_posix()
+    assert collected.skipped == [(place, "failed: RuntimeError: out of luck")]
     made = {path: path.stat().st_mtime_ns for path in trainings()}
     assert len(made) == 11
     monkeypatch.setattr(jobs, "train", original)
@@ -116,6 +124,10 @@ def test_twelve_jobs_one_of_which_fails(train, monkeypatch, capfd):
     assert [again[job["job"]] for job in rows] == [job["evaluation"] for job in rows]
     assert all(path.stat().st_mtime_ns == when for path, when in made.items())
     assert len(trainings()) == 12
+    last = max(Path("outputs/train").iterdir())  # eleven of its jobs found theirs in the first
+    assert len(collect([last]).runs) == 12
+    both = collect([Path("outputs")])
+    assert (len(both.runs), both.skipped) == (12, collected.skipped)
 
 
 def test_a_larger_sweep_trains_what_is_missing(train):
@@ -134,6 +146,13 @@ def test_a_sweep_of_thresholds_trains_once(train):
     assert len({job["evaluation"] for job in found}) == 3
     assert [file["operating_point"]["threshold"] for file in files] == [0.5, 0.6, 0.7]
     assert files[0]["curve"] == files[1]["curve"]
+    collected = collect([Path("outputs")])
+    assert collected.skipped == []
+    assert {run.name for run in collected.runs} == {
+        f"LF-ViT, threshold={eta}" for eta in (0.5, 0.6, 0.7)
+    }
+    own = collected.table[collected.table["kind"] == "threshold"]
+    assert sorted(own["threshold"]) == [0.5, 0.6, 0.7]
     assert train("-m", "threshold=0.6,0.8", *FAST) == 0
     assert [job["status"] for job in newest_sweep()] == ["already done", "evaluated"]
 

@@ -1,6 +1,5 @@
 """From run directories to one tidy table."""
 
-import csv
 import json
 import math
 import shutil
@@ -262,13 +261,84 @@ def test_speed_beyond_what_was_measured_is_not_known(copied):
     assert np.isnan(table[("runs/lf_0/evaluation", "first pass alone")])
 
 
-def test_speed_from_the_table_of_reproduce(copied):
-    with (copied / "table.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["model", "run", "images_per_second"])
-        writer.writerow(["lf_1", "early exit, calibrated", "123.5"])
+def test_speed_at_the_share_of_exits_of_the_point_comes_before_that_of_the_timed_images(copied):
+    """Few images were timed, and another share of them exits at this threshold."""
+    evaluation = evaluation_of(copied, "lf_0")
+    trained = {"name": "lf_vit", "ckpt_path": evaluation["checkpoint"]}
+    share = evaluation["operating_point"]["exit_fraction"]
+    other = 0.9 if share < 0.9 else 0.1
+    benchmark(copied / "speed", evaluation, {0.0: 10.0, other: 16.0, 1.0: 40.0}, trained)
+
+    def name_threshold(content):
+        for row in content["rows"]:
+            row["exits"] = "measured at eta=0.7" if row["exit_fraction"] == other else "stated"
+
+    edit(copied / "speed" / "benchmark.json", name_threshold)
     table = collect([copied]).table
-    timed = table[table["images_per_second"].notna()]
-    assert list(timed["place"]) == ["runs/lf_1/evaluation"]
-    assert list(timed["run"]) == ["early exit, calibrated"]
-    assert list(timed["images_per_second"]) == [123.5]
+    row = (
+        table[table["run"] == "early exit, η = 0.7"].set_index("place").loc["runs/lf_0/evaluation"]
+    )
+    shares, times = [0.0, other, 1.0], [1 / 80, 1 / 128, 1 / 320]
+    assert row["images_per_second"] == pytest.approx(1 / np.interp(share, shares, times))
+
+
+def test_speed_of_the_same_weights_with_a_reducer_is_another(copied):
+    evaluation = evaluation_of(copied, "vit_0")
+    evaluation["second"] = {"gmacs": evaluation["first"]["gmacs"]}  # for the rows below
+    reduced = copied / "reduced"
+    shutil.copytree(copied / "vit_0" / "evaluation", reduced)
+    tome = {"name": "tome", "r": 0.1, "proportional": True, "passes": "both"}
+
+    def reduce(content):
+        content["reducer"] = tome
+        content["first"]["gmacs"] *= 0.999  # as good as the same cost
+
+    edit(reduced / "evaluate.json", reduce)
+    trained = {"name": "vit", "ckpt_path": evaluation["checkpoint"]}
+    without = {**trained, "reducer": {"name": "none"}}
+    benchmark(copied / "speed_a", evaluation, {0.0: 10.0}, {**trained, "reducer": tome})
+    benchmark(copied / "speed_b", evaluation, {0.0: 30.0}, without)
+    table = collect([copied]).table.set_index("place")["images_per_second"]
+    assert table["runs/reduced"] == pytest.approx(80)
+    assert table["runs/vit_0/evaluation"] == pytest.approx(240)
+
+
+def test_given_names_come_before_those_of_settings(runs):
+    def name_of(folder):
+        name = folder.relative_to(runs).parts[0].removesuffix("_0").removesuffix("_1")
+        return None if name == "vit" else name.upper()
+
+    found = collect([runs], name_of)
+    assert {run.name for run in found.runs} == {"LF, seed 0", "LF, seed 1", "CF", "ViT"}
+    assert len({run.group for run in found.runs}) == 3
+    one_name = collect([runs], lambda folder: "one")
+    models = {run.model for run in one_name.runs}
+    assert len(models) == 3  # other settings are another model, whatever it is called
+    assert all(model.startswith("one, ") for model in models)
+
+
+def test_what_became_of_jobs(copied):
+    """One failed before it trained, one after, one was killed, one found what is elsewhere."""
+    jobs = {
+        "early": {"job": 0, "status": "failed", "error": "region_size=9 does not fit\nand more"},
+        "killed": {"job": 2, "status": "unfinished"},
+        "found": {
+            "job": 3,
+            "status": "already done",
+            "evaluation": "../../runs/lf_0/evaluation/evaluate.json",
+        },
+    }
+    late = {"job": 1, "status": "failed", "error": "ZeroDivisionError: division by zero"}
+    for name, content in jobs.items():
+        (copied.parent / "sweep" / name).mkdir(parents=True)
+        (copied.parent / "sweep" / name / "job.json").write_text(json.dumps(content))
+    shutil.copytree(copied / "lf_1", copied.parent / "sweep" / "late")
+    shutil.rmtree(copied.parent / "sweep" / "late" / "evaluation")
+    (copied.parent / "sweep" / "late" / "job.json").write_text(json.dumps(late))
+    found = collect([copied.parent / "sweep"])
+    assert [run.folder for run in found.runs] == [copied / "lf_0" / "evaluation"]
+    assert found.skipped == [
+        ("sweep/early", "failed: region_size=9 does not fit"),
+        ("sweep/killed", "unfinished job: still running, or stopped from outside"),
+        ("sweep/late", "failed: ZeroDivisionError: division by zero"),
+    ]

@@ -1,5 +1,6 @@
 """The report page, without a browser: what is in the file."""
 
+import base64
 import html
 import json
 import re
@@ -137,6 +138,32 @@ def test_published_points_are_the_papers(page_text):
         (r["top1"], r["gmacs"], r["throughput"]) for r in rows if r["model"] == "LF-ViT"
     }
     assert all(entry["points"] for entry in shown)
+
+
+def test_featured_models_come_first_and_the_others_wait(runs, tmp_path):
+    output = tmp_path / "page.html"
+    write_page([runs], output, examples=0, featured=["ViT", "nobody", "LF-ViT"])
+    text = output.read_text()
+    data = data_of(text)
+    ours = [(e["name"], e["featured"]) for e in data["series"] if not e["published"]]
+    assert ours == [("ViT", True), ("LF-ViT", True), ("CF-ViT", False)]
+    assert [c["name"] for c in data["curves"]] == ["LF-ViT, seed 0", "LF-ViT, seed 1", "CF-ViT"]
+    (static,) = re.findall(r'<noscript><img class="static" src="data:[^,]*,([^"]*)"', text)
+    picture = base64.b64decode(static).decode()
+    assert "ViT" in picture
+    assert "CF-ViT" not in picture
+    body = text[: text.index('<section id="threshold"')]
+    cost, more = body.split("<details><summary>1 more model</summary>")
+    assert '<th scope="row">LF-ViT' in cost
+    assert '<th scope="row">CF-ViT' not in cost
+    assert '<th scope="row">CF-ViT' in more
+
+
+def test_of_many_models_the_first_are_shown(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("lfvit.report.page.MOST", 2)
+    write_page([runs], tmp_path / "page.html", examples=0)
+    data = data_of((tmp_path / "page.html").read_text())
+    assert [e["featured"] for e in data["series"] if not e["published"]] == [True, True, False]
 
 
 def test_nothing_to_show(tmp_path):

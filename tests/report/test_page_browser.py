@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lfvit.report.page import write_page
+
 pytest_plugins = ("report_runs",)
 
 CHROMIUM = next(
@@ -155,6 +157,37 @@ def test_the_chart_answers_to_legend_switches_and_keys(page, nasty_class, tmp_pa
     assert found["dark"] == "rgb(20, 22, 27)"
     assert found["intruders"] == 0
     assert found["nasty"] is True
+
+
+def test_more_models_are_off_until_they_are_switched_on(runs, tmp_path):
+    page = tmp_path / "featured.html"
+    write_page([runs], page, examples=0, featured=["ViT"])
+    script = """
+        const chart = document.getElementById("cost-chart");
+        const legend = document.getElementById("cost-legend");
+        const more = legend.querySelector("details");
+        const count = () => chart.querySelectorAll(".ours").length;
+        const button = (text) =>
+          [...legend.querySelectorAll("button")].find(b => b.textContent === text);
+        found.before = count();
+        found.summary = more.querySelector("summary").textContent;
+        found.open = more.open;
+        button("CF-ViT").click();
+        found.one = count();
+        button("All").click();
+        found.all = count();
+        button("None").click();
+        found.none = count();
+        found.pressed = button("ViT").getAttribute("aria-pressed");
+        found.published = chart.querySelectorAll(".published").length;
+        found.first = document.getElementById("curve").options[0].textContent;
+    """
+    found = ask(page, tmp_path, script)
+    assert found.pop("published") > 8
+    assert found == {
+        **{"before": 1, "summary": "2 more models", "open": False, "one": 2, "all": 3, "none": 0},
+        **{"pressed": "false", "first": "CF-ViT"},
+    }
 
 
 def test_it_fits_a_phone(page, tmp_path):

@@ -18,7 +18,8 @@ contain one of the words as a whole part. `SCALE` says on what:
 `make reproduce-plan` with the same settings prints what would run, and how long it would take on
 this machine. Interrupted, `make reproduce` continues; a run that several artifacts need happens
 once. Results are in `outputs/reproduce/SCALE/`: a page, a CSV and a JSON file for each artifact,
-PNG and SVG for figures, and a README that links them. What is in an artifact is said in
+PNG and SVG for figures, `benchmark.json` where models were timed, a README that links them, and
+`report.html`, which [shows everything](report.md). What is in an artifact is said in
 [conf/artifact](../conf/artifact), the runs in [conf/runs](../conf/runs), the scales in
 [conf/scale](../conf/scale).
 

@@ -36,12 +36,14 @@ class Content:
 
     columns: see `column`. rows: values by column key; None where there is none. notes: sentences.
     plot: draws it into the given files; None for a table, or where nothing could be drawn.
+    timed: what was timed for it, see `throughput`.
     """
 
     columns: list[dict[str, Any]]
     rows: Rows
     notes: list[str] = field(default_factory=list)
     plot: Callable[[Sequence[Path]], None] | None = None
+    timed: Rows = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,7 @@ def table(artifact: Artifact, found: Findings) -> Content:
         {"labels": labels_of(row), "source": found.source(row), **_measured(row, artifact, found)}
         for row in artifact.rows
     ]
-    if "throughput" in artifact.measures:
-        _add_throughput(ours, artifact, found)
+    timed = _add_throughput(ours, artifact, found) if "throughput" in artifact.measures else []
     rows: Rows = []
     left = list(ours)
     for paper in artifact.published_rows():
@@ -92,7 +93,7 @@ def table(artifact: Artifact, found: Findings) -> Content:
             left.remove(match)
         rows.append(_beside(match, paper, artifact, found))
     rows += [_beside(row, {}, artifact, found) for row in left]
-    return Content(_columns(artifact, rows, found), rows)
+    return Content(_columns(artifact, rows, found), rows, timed=timed)
 
 
 def _same(labels: Mapping[str, Any], paper: Mapping[str, Any]) -> bool:
@@ -114,17 +115,30 @@ def _measured(row: Mapping[str, Any], artifact: Artifact, found: Findings) -> di
     return values
 
 
-def _add_throughput(ours: Rows, artifact: Artifact, found: Findings) -> None:
-    """Of the first seed."""
-    cases = {}
-    for number, row in enumerate(artifact.rows):
-        evaluation = found.first(row)
-        if evaluation is not None:
-            cases[number] = evaluation, operating_point(evaluation, row)
-    if cases:
-        speeds = throughput(cases, found.scale.speed_images, found.scale.speed_repeats)
-        for number, speed in speeds.items():
-            ours[number]["throughput"] = speed
+def _add_throughput(ours: Rows, artifact: Artifact, found: Findings) -> Rows:
+    """Of the first seed.
+
+    Returns:
+        All that was timed: also both ends of every two-pass model, between which its speed at any
+        other share of early answers lies.
+    """
+    cases = [
+        (mine, evaluation, operating_point(evaluation, row))
+        for mine, row in zip(ours, artifact.rows, strict=True)
+        if (evaluation := found.first(row)) is not None
+    ]
+    if not cases:
+        return []
+    points = [(evaluation, point) for _, evaluation, point in cases]
+    known = {id(point) for _, point in points}
+    for evaluation in {id(evaluation): evaluation for evaluation, _ in points}.values():
+        if evaluation["second"] is not None:
+            ends = (evaluation["first"], evaluation["second"])
+            points += [(evaluation, end) for end in ends if id(end) not in known]
+    timed = throughput(points, found.scale.speed_images, found.scale.speed_repeats)
+    for (mine, _, _), row in zip(cases, timed, strict=False):
+        mine["throughput"] = row["images_per_second"]
+    return timed
 
 
 def _beside(

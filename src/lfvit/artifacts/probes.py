@@ -4,7 +4,8 @@ Everything here works on the contents of an evaluate.json, which name the checkp
 that was evaluated.
 """
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -75,37 +76,72 @@ def looks(evaluation: Evaluation, count: int) -> list[tuple[Look, dict[str, Any]
     return found
 
 
-def throughput(
-    rows: Mapping[int, tuple[Evaluation, Mapping[str, Any]]], images: int, repeats: int
-) -> dict[int, float]:
+Point = tuple[Evaluation, Mapping[str, Any]]
+"""An evaluation and one of its operating points; a point with a threshold exits early."""
+
+
+def throughput(points: Sequence[Point], images: int, repeats: int) -> list[dict[str, Any]]:
     """Images per second of several models on the same validation images, all taking turns.
 
     Args:
-        rows: number -> evaluation and operating point; a point with a threshold exits early.
+        points: what to time.
         images: in the one batch that is timed.
         repeats: timed rounds; the median counts.
 
     Returns:
-        Number -> images per second, as the models are: not compiled, in float32.
+        For every point a row as benchmark.py writes them, of the model as it is: not compiled, in
+        float32. ``exit_fraction`` and ``gmacs`` are those of the timed images.
     """
     device = find_device("auto")
-    cases: dict[str, Any] = {}
+    models: dict[int, Any] = {}
     batches: dict[int, Tensor] = {}
-    for number, (evaluation, point) in rows.items():
-        trained = reload(evaluation)
-        model: Any = trained.model.to(device)
-        size = trained.record["image_size"]
-        if size not in batches:
-            pixels = [sample.pixels for sample in some_samples(trained, images)]
-            batches[size] = normalise(torch.stack(pixels)).to(device)
-        if isinstance(model, TwoStageViT):
-            threshold = 0.0 if point is evaluation["first"] else point.get("threshold", 2.0)
-            cases[str(number)] = partial(model.infer, batches[size], threshold)
-        else:
-            cases[str(number)] = partial(model, batches[size])
+    cases, rows = {}, []
+    for number, (evaluation, point) in enumerate(points):
+        size = evaluation["image_size"]
+        if id(evaluation) not in models:
+            trained = reload(evaluation)
+            models[id(evaluation)] = trained.model.to(device)
+            if size not in batches:
+                pixels = [sample.pixels for sample in some_samples(trained, images)]
+                batches[size] = normalise(torch.stack(pixels)).to(device)
+        run, facts = _case(evaluation, point, models[id(evaluation)], batches[size])
+        cases[str(number)] = run
+        count = len(batches[size])
+        rows.append({**facts, "precision": "fp32", "compiled": False, "batch_size": count})
     seconds = time_interleaved(cases, warmup=2, repeats=repeats, device=device)
-    count = len(next(iter(batches.values())))
-    return {number: count / spread(seconds[str(number)])["median"] for number in rows}
+    for number, row in enumerate(rows):
+        row["images_per_second"] = row["batch_size"] / spread(seconds[str(number)])["median"]
+    return rows
+
+
+def _case(
+    evaluation: Evaluation, point: Mapping[str, Any], model: Any, images: Tensor
+) -> tuple[Callable[[], object], dict[str, Any]]:
+    """What is timed, and the facts known before."""
+    settings = {
+        **evaluation["method"],
+        "reducer": evaluation["reducer"],
+        "ckpt_path": evaluation["checkpoint"],
+    }
+    facts = {
+        "task": "inference",
+        "model": evaluation["method"]["name"],
+        "settings": json.dumps(settings),
+    }
+    if not isinstance(model, TwoStageViT):
+        gmacs = evaluation["first"]["gmacs"]
+        facts |= {"exits": None, "exit_fraction": None, "gmacs": gmacs}
+        return partial(model, images), facts
+    threshold = 0.0 if point is evaluation["first"] else point.get("threshold", 2.0)
+    with torch.inference_mode():
+        share = model.infer(images, threshold).exited.double().mean().item()
+    first, second = (evaluation[name]["gmacs"] for name in ("first", "second"))
+    facts |= {
+        "exits": f"measured at eta={threshold:g}" if "threshold" in point else "stated",
+        "exit_fraction": share,
+        "gmacs": share * first + (1 - share) * second,
+    }
+    return partial(model.infer, images, threshold), facts
 
 
 # --- inside a one-pass ViT ------------------------------------------------------------------------

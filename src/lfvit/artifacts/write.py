@@ -17,6 +17,8 @@ def write_artifact(
 ) -> dict[str, Any]:
     """Write NAME.md, NAME.csv, pictures and, last, artifact.json into a folder.
 
+    What was timed for it goes into benchmark.json, as benchmark.py writes it.
+
     Args:
         folder: of this artifact.
         scale: name and label of the scale.
@@ -25,12 +27,15 @@ def write_artifact(
         The contents of artifact.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in (*folder.glob(f"{artifact.name}.*"), *folder.glob("examples.png")):
-        old.unlink()  # a figure that can no longer be drawn should not stay
+    for pattern in (f"{artifact.name}.*", "examples.png", "benchmark.json"):
+        for old in folder.glob(pattern):
+            old.unlink()  # a figure that can no longer be drawn should not stay
     pictures = [folder / f"{artifact.name}.{kind}" for kind in ("png", "svg")]
     if content.plot is not None:
         content.plot(pictures)
     about = environment()
+    if content.timed:
+        write_json(folder / "benchmark.json", {"environment": about, "rows": content.timed})
     told = {
         "name": artifact.name,
         "title": artifact.title,

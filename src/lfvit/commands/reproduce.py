@@ -22,6 +22,9 @@ from lfvit.report.collect import collect
 from lfvit.report.page import write_page
 from lfvit.runs import machine, plain
 
+FEATURED = ("overview", "methods")
+"""Artifacts whose models the report page shows first."""
+
 
 def reproduce(cfg: DictConfig) -> dict[str, Any]:
     """Run what is not done yet, then write every chosen artifact into OUT/artifacts/NAME.
@@ -66,7 +69,7 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
             told[artifact.name] = write_artifact(
                 artifact, empty, _folder(out, artifact), plain(scale)
             )
-    pages = _publish(out, list(artifacts), scale.label)
+    pages = _publish(out, artifacts, runs, scale)
     console.print(f"written to {out}: {' and '.join(pages)} show everything", soft_wrap=True)
     if wrong:
         raise TrainingError(
@@ -76,14 +79,34 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
     return told
 
 
-def _publish(out: Path, names: Sequence[str], label: str) -> list[str]:
+def _publish(
+    out: Path, artifacts: Mapping[str, Artifact], runs: Mapping[str, Run], scale: DictConfig
+) -> list[str]:
     """Everything that is written about all artifacts together, those of earlier calls included."""
-    write_index(written(out, names), out)
-    found = collect([out / "runs"])
+    write_index(written(out, list(artifacts)), out)
+
+    def name_of(evaluation: Path) -> str:
+        return evaluation.relative_to((out / "runs").resolve()).parts[0]
+
+    # first the speeds of models that were timed in turns with all others of the first view
+    first = [folder for name in FEATURED if (folder := out / "artifacts" / name).is_dir()]
+    found = collect([out / "runs", *first, out / "artifacts"], name_of)
     if not found.runs:  # nothing but failed runs, which are told elsewhere
         return ["README.md"]
-    title, artifacts = "Tables and figures of the papers", out / "artifacts"
-    write_page(found, out / "report.html", artifacts=artifacts, title=title, intro=label)
+    shown = [name for title in FEATURED if title in artifacts for name in artifacts[title].runs]
+    keys = [key_of(name, scale.seeds[0]) for name in shown]
+    write_page(
+        found,
+        out / "report.html",
+        artifacts=out / "artifacts",
+        title="Tables and figures of the papers",
+        intro=scale.label,
+        # several names may share one run
+        featured=[
+            runs[key].folder.parent.name if key in runs else name
+            for key, name in zip(keys, shown, strict=True)
+        ],
+    )
     return ["README.md", "report.html"]
 
 

@@ -4,7 +4,6 @@ A run of the table is an evaluation, evaluate.json, with the training its weight
 rows are its operating points. Speeds come from what benchmark.py and reproduce.py measured.
 """
 
-import csv
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ import yaml
 
 from lfvit.errors import DataError
 from lfvit.report.tables import operating_points
+from lfvit.sweeps import WELL
 
 RESULTS = (
     "config.yaml",
@@ -27,7 +27,7 @@ RESULTS = (
     "metrics.json",
     "evaluate.json",
     "benchmark.json",
-    "table.csv",
+    "job.json",
 )
 NOT_A_SETTING = ("seed", "name", "run_dir", "ckpt_path", "logger", "callbacks", "num_workers")
 """What two runs of one group may differ in: seed, names, places, and what only reports."""
@@ -64,6 +64,7 @@ class Run:
     environment: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     status: str = "done"
+    given: str | None = None  # what `names` of `collect` calls it
     model: str = ""  # readable, the same for all seeds of a group
     name: str = ""  # the same, with the seed or the place where there are several
     key: str = "{}"  # of its group, as JSON
@@ -105,10 +106,18 @@ class Collection:
         return make_table(self)
 
 
-def collect(folders: Sequence[Path]) -> Collection:
+def collect(
+    folders: Sequence[Path], names: Callable[[Path], str | None] | None = None
+) -> Collection:
     """Read run directories, sweep directories, or any folders above them.
 
-    Nothing that is broken stops the rest: it is listed in `Collection.skipped`.
+    Nothing that is broken stops the rest: it is listed in `Collection.skipped`. A job of a sweep
+    that found its evaluation elsewhere brings that one along.
+
+    Args:
+        folders: where to look.
+        names: folder of an evaluation -> what to call its model, the same for all of its seeds;
+            None for one that is named by its settings, as all are without ``names``.
 
     Raises:
         DataError: a folder is not there.
@@ -118,7 +127,8 @@ def collect(folders: Sequence[Path]) -> Collection:
             raise DataError(f"{folder}: no such folder; name run directories or folders above them")
     roots = [Path(folder).resolve() for folder in folders]
     base = Path(os.path.commonpath([root.parent for root in roots])) if roots else Path()
-    return _Reader(base).read(list(dict.fromkeys(_walk(roots))))
+    reader = _Reader(base, names)
+    return reader.read(list(dict.fromkeys(reader.with_evaluations(_walk(roots)))))
 
 
 def _walk(roots: Iterable[Path]) -> Iterator[Path]:
@@ -131,9 +141,17 @@ def _walk(roots: Iterable[Path]) -> Iterator[Path]:
 
 
 class _Reader:
-    def __init__(self, base: Path) -> None:
-        self.base = base
+    def __init__(self, base: Path, names: Callable[[Path], str | None] | None) -> None:
+        self.base, self.names = base, names
         self.skipped: list[Skipped] = []
+
+    def with_evaluations(self, folders: Iterable[Path]) -> Iterator[Path]:
+        """The folders, and after each the one where a job found its evaluation, see `sweeps`."""
+        for folder in folders:
+            yield folder
+            evaluation = self._load(folder / "job.json").get("evaluation")
+            if evaluation is not None and (folder / evaluation).is_file():
+                yield (folder / evaluation).resolve().parent
 
     def read(self, folders: list[Path]) -> Collection:
         runs = [run for folder in folders if (run := self._run(folder)) is not None]
@@ -144,7 +162,7 @@ class _Reader:
         return Collection(_named(runs), sorted(set(self.skipped)), speeds)
 
     def _place(self, folder: Path) -> str:
-        return folder.relative_to(self.base).as_posix() if folder != self.base else "."
+        return Path(os.path.relpath(folder, self.base)).as_posix()
 
     def _load(self, path: Path) -> dict[str, Any]:
         """A JSON or YAML mapping; empty where there is none or, with an entry, it is broken."""
@@ -170,6 +188,7 @@ class _Reader:
             self.skipped.append(Skipped(self._place(folder), f"evaluate.json: {fault}"))
             return None
         run = Run(folder, self._place(folder), evaluation, self._load(folder / "config.yaml"))
+        run = replace(run, given=None if self.names is None else self.names(folder))
         training = _training_of(folder, evaluation)
         if training is not None:
             run = replace(
@@ -182,14 +201,22 @@ class _Reader:
         return replace(run, key=json.dumps(self._key(run)))
 
     def _key(self, run: Run) -> dict[str, Any]:
-        """Everything that was set, except `NOT_A_SETTING`."""
+        """Everything that was set, except `NOT_A_SETTING`.
+
+        The threshold counts as the evaluation used it: no training depends on it.
+        """
+        given = {} if run.given is None else {"name": run.given}
+        threshold = (run.evaluation.get("operating_point") or {}).get("threshold")
         model = {k: run.evaluation.get(k) for k in ("method", "backbone", "reducer", "image_size")}
         weights = {} if run.config else {"weights": str(run.evaluation.get("checkpoint"))}
+        training = self._clean(run.config)
+        training.pop("threshold", None)
         return {  # in the order in which differences are named
+            **given,
             "model": model,
-            "training": self._clean(run.config),
+            "training": training,
             **weights,
-            "evaluation": self._clean(run.settings),
+            "evaluation": self._clean(run.settings) | {"threshold": threshold},
         }
 
     def _clean(self, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,7 +240,16 @@ class _Reader:
         status = about.get("status")
         config = self._load(folder / "config.yaml")
         trained, place = (folder / "metrics.json").exists(), self._place(folder)
-        if status == "failed":
+        job = self._load(folder / "job.json")
+        ended = job.get("status", "done")
+        if ended == "failed":
+            error = str(job.get("error") or "job.json gives no reason").splitlines()[0]
+            self.skipped.append(Skipped(place, f"failed: {error}"))
+        elif ended not in WELL:
+            self.skipped.append(
+                Skipped(place, "unfinished job: still running, or stopped from outside")
+            )
+        elif status == "failed":
             reason = about.get("reason") or about.get("error") or "run.json gives no reason"
             self.skipped.append(Skipped(place, f"failed: {str(reason).splitlines()[0]}"))
         elif trained and not evaluated:
@@ -235,20 +271,10 @@ class _Reader:
     def _speeds(self, folder: Path) -> Iterator["Speeds"]:
         benchmark = self._load(folder / "benchmark.json")
         if benchmark and _timed(benchmark.get("rows")):
-            yield Speeds(self._place(folder), folder, benchmark, self._load(folder / "config.yaml"))
+            yield Speeds(benchmark, self._load(folder / "config.yaml"))
         elif benchmark:
             reason = "benchmark.json: not as benchmark.py writes it"
             self.skipped.append(Skipped(self._place(folder), reason))
-        try:
-            with (folder / "table.csv").open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.DictReader(file) if row.get("images_per_second")]
-        except FileNotFoundError:
-            return
-        except (OSError, ValueError, csv.Error) as error:
-            self.skipped.append(Skipped(self._place(folder), f"table.csv: {error}"))
-            return
-        if rows:
-            yield Speeds(self._place(folder), folder, {"table": rows}, {})
 
 
 def _fault(evaluation: Mapping[str, Any]) -> str | None:
@@ -287,10 +313,14 @@ def _training_of(folder: Path, evaluation: Mapping[str, Any]) -> Path | None:
 
 
 def _named(runs: list[Run]) -> list[Run]:
-    """The runs with names that tell them apart: method, data, settings, seed, and at last place."""
-    models = [_kind_of(run) for run in runs]
-    if len({run.data for run in runs}) > 1:
-        models = [f"{model}, {run.data}" for model, run in zip(models, runs, strict=True)]
+    """The runs with names that tell them apart: method, data, settings, seed, and at last place.
+
+    Where a name was given, it stands for method and data.
+    """
+    several = len({run.data for run in runs}) > 1
+    models = [
+        run.given or (f"{kind_of(run)}, {run.data}" if several else kind_of(run)) for run in runs
+    ]
     groups = [run.group for run in runs]
     for more in (_differences, _places):
         models = _longer(models, groups, more, runs)
@@ -328,7 +358,8 @@ def _places(runs: list[Run]) -> list[str]:
     return [run.place for run in runs]
 
 
-def _kind_of(run: Run) -> str:
+def kind_of(run: Run) -> str:
+    """Method and reducer as people write them."""
     method = run.evaluation["method"]["name"]
     reducer = (run.evaluation.get("reducer") or {}).get("name", "none")
     name = NAMES.get(method, method)
@@ -383,10 +414,8 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Speeds:
-    """What one benchmark.json, or the table.csv of reproduce.py, says about images per second."""
+    """What one benchmark.json says about images per second, with the settings beside it."""
 
-    place: str
-    folder: Path
     content: dict[str, Any]
     config: dict[str, Any]
 
@@ -394,23 +423,23 @@ class Speeds:
         """Images per second of an operating point, and how that is known; None if it is not.
 
         Time per image is linear in the share of images that exit, so that between two measured
-        shares it is interpolated. Beyond them nothing is known.
+        shares it is interpolated. Beyond them only the point's own threshold is known where it was
+        timed, on images of which another share may exit.
         """
-        if "table" in self.content:
-            return self._from_table(run, point)
         share = point.get("exit_fraction") if run.two_pass else 0.0
         rows, setting = self._rows(run)
         if share is None or not rows:
             return None
-        if point.get("threshold") is not None:
-            asked = f"measured at eta={point['threshold']:g}"  # the trained model on its images
-            for row in rows:
-                if row.get("exits") == asked:
-                    return row["images_per_second"], f"{setting}, {self.machine}"
         times = {float(row["exit_fraction"] or 0): 1 / row["images_per_second"] for row in rows}
         shares = sorted(times)
         if not shares[0] - 1e-9 <= share <= shares[-1] + 1e-9:
-            return None
+            threshold = point.get("threshold")
+            asked = None if threshold is None else f"measured at eta={threshold:g}"
+            row = next((row for row in rows if asked and row.get("exits") == asked), None)
+            if row is None:
+                return None
+            early = f"on images of which {100 * row['exit_fraction']:.1f} % exit"
+            return row["images_per_second"], f"{setting}, {self.machine}, {early}"
         speed = 1 / float(np.interp(share, shares, [times[s] for s in shares]))
         exact = min(abs(share - s) for s in shares) < 1e-6
         return speed, f"{setting}, {self.machine}{'' if exact else INTERPOLATED}"
@@ -418,16 +447,6 @@ class Speeds:
     @property
     def machine(self) -> str:
         return str((self.content.get("environment") or {}).get("machine", "machine not recorded"))
-
-    def _from_table(self, run: Run, point: Mapping[str, Any]) -> tuple[float, str] | None:
-        if not run.folder.is_relative_to(self.folder):
-            return None
-        folder = run.folder.relative_to(self.folder).parts[0]
-        for row in self.content["table"]:
-            if (row.get("model"), row.get("run")) == (folder, point["run"]):
-                machine = run.evaluation.get("environment", {}).get("machine")
-                return float(row["images_per_second"]), f"reproduce.py, {machine}"
-        return None
 
     def _rows(self, run: Run) -> tuple[list[dict[str, Any]], str]:
         """The rows about the model of this run, all in one setting: the largest batch."""
@@ -450,18 +469,19 @@ class Speeds:
     def _same_model(self, run: Run, row: Mapping[str, Any]) -> bool:
         """Whether a row is about this run's weights, or about a random model of the same cost.
 
-        The same method, reducer, backbone, image size and MACs; the number of classes may change
-        the last by a percent.
+        The same method, reducer and MACs, and backbone and image size where no checkpoint is
+        stated; the number of classes may change the MACs of a random model by a percent. Trained
+        weights need not state their reducer: MACs tell it from another one.
         """
         stated = dict(json.loads(row["settings"]))
-        checkpoint = stated.pop("ckpt_path", None)
-        if checkpoint is not None:
-            return Path(checkpoint).resolve() == Path(run.evaluation["checkpoint"]).resolve()
-        reducer = stated.pop("reducer", None) or "none"
+        checkpoint, reducer = stated.pop("ckpt_path", None), stated.pop("reducer", None)
+        if reducer is None:
+            reducer = {"name": "none"} if checkpoint is None else {}
         reducer = reducer if isinstance(reducer, Mapping) else {"name": reducer}
         own_reducer = run.evaluation.get("reducer") or {"name": "none"}
         own = run.evaluation["method"]
-        if not self._same_size(run):
+        same = self._same_size(run) if checkpoint is None else _same_file(checkpoint, run)
+        if not same:
             return False
         if any(own.get(key) != value for key, value in stated.items() if value is not None):
             return False
@@ -478,9 +498,13 @@ class Speeds:
         """Whether random models had this run's backbone and image size: their own, or a file's."""
         checkpoint = self.config.get("ckpt_path")
         if checkpoint is not None:
-            return Path(checkpoint).resolve() == Path(run.evaluation["checkpoint"]).resolve()
+            return _same_file(checkpoint, run)
         keys = ("backbone", "image_size")
         return all(self.config.get(k, run.evaluation.get(k)) == run.evaluation.get(k) for k in keys)
+
+
+def _same_file(checkpoint: str, run: Run) -> bool:
+    return Path(checkpoint).resolve() == Path(run.evaluation["checkpoint"]).resolve()
 
 
 # --- tables -------------------------------------------------------------------------------------

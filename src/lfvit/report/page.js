@@ -96,12 +96,11 @@
   let count = 0, pale = 0;
   const looks = new Map(); // published figures of a method look like ours, paler
   const entries = data.series.map((entry, index) => {
-    const method = entry.name.split(",")[0];
-    let look = entry.published ? looks.get(method) : null;
+    let look = entry.published ? looks.get(entry.method) : null;
     if (!look) {
       const n = entry.published ? pale++ : count++;
       look = { shape: SHAPES[n % SHAPES.length], dash: DASHES[n % DASHES.length], colour: entry.published ? "--pale" : `--s${n % 8}` };
-      if (!looks.has(method)) looks.set(method, look);
+      if (!looks.has(entry.method)) looks.set(entry.method, look);
     }
     return { ...entry, ...look, index };
   });
@@ -117,9 +116,9 @@
   }
 
   function scatter(holder, legend, options) {
-    const shown = new Set(entries.filter((e) => !e.published || options.published()).map((e) => e.index));
+    const shown = new Set(entries.filter((e) => (e.published ? options.published() : e.featured)).map((e) => e.index));
     const useful = entries.filter((e) => e.points.some((p) => options.anyX(e, p) != null));
-    let spots = [], at = -1, tip = null, ring = null;
+    let spots = [], at = -1, tip = null, ring = null, moreOpen = false;
 
     const visible = () => useful.filter((e) => shown.has(e.index) && e.points.some((p) => options.x(e, p) != null));
 
@@ -224,25 +223,46 @@
       show(marks[at], true);
     });
 
+    function legendButton(e) {
+      const glyph = svg("svg", { width: 30, height: 14, viewBox: "0 0 30 14", class: e.published ? "published" : "", style: `--c:var(${e.colour})`, "aria-hidden": "true" });
+      if (e.curve.length || e.points.length > 1) glyph.append(svg("path", { class: "curve", d: "M1,7H29", "stroke-dasharray": e.dash }));
+      glyph.append(svg("path", { class: "mark", d: e.shape(4.5), transform: "translate(15,7)" }));
+      const button = html("button", { type: "button", "aria-pressed": String(shown.has(e.index)), title: e.note, "data-series": e.index }, glyph, e.name);
+      if (e.published) button.classList.add("faint");
+      button.addEventListener("click", () => {
+        if (!shown.delete(e.index)) shown.add(e.index);
+        refresh();
+      });
+      return button;
+    }
+
+    function refresh() {
+      for (const button of legend.querySelectorAll("[data-series]")) button.setAttribute("aria-pressed", String(shown.has(Number(button.dataset.series))));
+      draw();
+    }
+
+    function switchAll(name, on) {
+      const button = html("button", { type: "button", class: "plain", "aria-label": `${name} measured models` }, name);
+      button.addEventListener("click", () => {
+        for (const e of useful) if (!e.published) (on ? shown.add(e.index) : shown.delete(e.index));
+        refresh();
+      });
+      return button;
+    }
+
     function fillLegend() {
-      legend.replaceChildren();
-      let wasPublished = false;
-      for (const e of useful) {
-        if (e.published && !options.published()) continue;
-        if (e.published && !wasPublished) legend.append(html("span", { class: "break" }, "Published, ImageNet-1k:"));
-        wasPublished = e.published;
-        const glyph = svg("svg", { width: 30, height: 14, viewBox: "0 0 30 14", class: e.published ? "published" : "", style: `--c:var(${e.colour})`, "aria-hidden": "true" });
-        if (e.curve.length || e.points.length > 1) glyph.append(svg("path", { class: "curve", d: "M1,7H29", "stroke-dasharray": e.dash }));
-        glyph.append(svg("path", { class: "mark", d: e.shape(4.5), transform: "translate(15,7)" }));
-        const button = html("button", { type: "button", "aria-pressed": String(shown.has(e.index)), title: e.note }, glyph, e.name);
-        if (e.published) button.classList.add("faint");
-        button.addEventListener("click", () => {
-          if (!shown.delete(e.index)) shown.add(e.index);
-          button.setAttribute("aria-pressed", String(shown.has(e.index)));
-          draw();
-        });
-        legend.append(button);
+      const ours = useful.filter((e) => !e.published), papers = useful.filter((e) => e.published);
+      legend.replaceChildren(...ours.filter((e) => e.featured).map(legendButton));
+      if (ours.length > 1) legend.append(switchAll("All", true), switchAll("None", false));
+      const others = ours.filter((e) => !e.featured);
+      if (others.length) {
+        const summary = html("summary", {}, `${others.length} more model${others.length === 1 ? "" : "s"}`);
+        const more = html("details", { class: "more" }, summary, html("div", { class: "chips" }, ...others.map(legendButton)));
+        more.open = moreOpen;
+        more.addEventListener("toggle", () => (moreOpen = more.open));
+        legend.append(more);
       }
+      if (papers.length && options.published()) legend.append(html("span", { class: "break" }, "Published, ImageNet-1k:"), ...papers.map(legendButton));
     }
 
     function published(on) {

@@ -8,7 +8,8 @@ import base64
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from lfvit.runs import commit
 HERE = Path(__file__).parent
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 STATIC_STEP = 10  # every so many thresholds are in the table
+MOST = 12  # models that are shown at once if nobody chose
 
 
 def write_page(
@@ -51,6 +53,7 @@ def write_page(
     title: str = "Results",
     intro: str = "",
     examples: int = 8,
+    featured: Sequence[str] = (),
 ) -> None:
     """Write the report page about all runs in some folders.
 
@@ -61,6 +64,8 @@ def write_page(
         title: of the page.
         intro: a paragraph under it.
         examples: how many images to show; 0 for none. Made from checkpoints and validation images.
+        featured: models (`Run.model`) that are shown first, in this order; the others can be
+            switched on. Without one that is there, all are, or the first `MOST`.
 
     Raises:
         DataError: not one run was evaluated, or a folder is not there.
@@ -72,6 +77,7 @@ def write_page(
         found, near = collect(folders), [Path(folder) for folder in folders]
     if not found.runs:
         raise DataError(nothing_found(found))
+    found, first = _featured_first(found, featured)
     if artifacts is None:
         artifacts = next((f / "artifacts" for f in near if _has_index(f / "artifacts")), None)
     environment = jinja2.Environment(
@@ -93,7 +99,7 @@ def write_page(
         commit=commit(),
         examples=make_examples(choose_models(found.runs), examples) if examples else None,
         artifacts=[] if artifacts is None else read_artifacts(artifacts),
-        **_content(found),
+        **_content(found, first),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
@@ -103,8 +109,21 @@ def _has_index(folder: Path) -> bool:
     return (folder / "index.json").is_file()
 
 
-def _content(found: Collection) -> dict[str, Any]:
-    entries = series(found)
+def _featured_first(
+    found: Collection, featured: Iterable[str]
+) -> tuple[Collection, frozenset[str]]:
+    """The runs of featured models before the others, and which models these are."""
+    there = list(dict.fromkeys(run.model for run in found.runs))
+    chosen = [model for model in dict.fromkeys(featured) if model in there] or there[:MOST]
+    order = {model: number for number, model in enumerate(chosen)}
+    runs = sorted(found.runs, key=lambda run: order.get(run.model, len(order)))
+    return replace(found, runs=runs), frozenset(chosen)
+
+
+def _content(found: Collection, first: frozenset[str]) -> dict[str, Any]:
+    """All numbers; ``first``: models that are shown before the others."""
+    entries = [{**entry, "featured": entry["name"] in first} for entry in series(found)]
+    shown = [run for run in found.runs if run.model in first]
     drawn = {
         "series": [*entries, *published()],
         "curves": curves(found.runs),
@@ -113,7 +132,8 @@ def _content(found: Collection) -> dict[str, Any]:
     means = over_seeds(found.table)
     one_pass = {run.group: one_pass_gmacs(found.runs, run) for run in found.runs}
     rows = [
-        {key: number(value) for key, value in row.items()} | {"one_pass": one_pass[row["group"]]}
+        {key: number(value) for key, value in row.items()}
+        | {"one_pass": one_pass[row["group"]], "featured": row["model"] in first}
         for row in means.to_dict("records")
     ]
     return {
@@ -121,12 +141,20 @@ def _content(found: Collection) -> dict[str, Any]:
         "summaries": [_summary(entry) for entry in entries],
         "fast": [_speeds(entry) for entry in entries],
         "rows": [row for row in rows if row["kind"] != "certificate"],
-        "runs": [_about(run) for run in found.runs],
-        "tables": [_threshold_rows(run) for run in found.runs if run.evaluation.get("curve")],
-        "certificates": [c for run in found.runs if (c := _certificates(run)) is not None],
+        "runs": [{**_about(run), "featured": run in shown} for run in found.runs],
+        "tables": [
+            {**_threshold_rows(run), "featured": run in shown}
+            for run in found.runs
+            if run.evaluation.get("curve")
+        ],
+        "certificates": [
+            {**certified, "featured": run in shown}
+            for run in found.runs
+            if (certified := _certificates(run)) is not None
+        ],
         "several_seeds": bool((means["seeds"] > 1).any()),
         "datas": sorted({(run.data, run.evaluation["images"]) for run in found.runs}),
-        "static": _static(found.runs),
+        "static": _static(shown),
         "skipped": found.skipped,
         "risks": RISKS,
     }
@@ -192,10 +220,11 @@ def _about(run: Run) -> dict[str, Any]:
 
 
 def _static(runs: Sequence[Run]) -> str:
-    """Accuracy against cost as a picture, for readers without JavaScript."""
+    """Accuracy against cost as a picture, without JavaScript: one seed of each model."""
+    models = {run.model: run.evaluation for run in reversed(runs)}  # the first seed stays
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "chart.svg"
-        plot_comparison({run.name: run.evaluation for run in runs}, [path])
+        plot_comparison(dict(reversed(models.items())), [path])
         return _data_uri(path)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from lfvit.report.collect import Collection, Run, Speeds, over_seeds
+from lfvit.report.collect import Collection, Run, Speeds, kind_of, over_seeds
 from lfvit.report.tables import is_plain
 
 IMAGENET_IMAGES = 50_000
@@ -30,6 +30,7 @@ def series(found: Collection) -> list[dict[str, Any]]:
         entries.append(
             {
                 "name": runs[0].model,
+                "method": kind_of(runs[0]),
                 "note": f"{runs[0].data}, {_seeds_in_words(runs)}",
                 "published": False,
                 "one_pass": one_pass_gmacs(found.runs, runs[0]),
@@ -216,6 +217,7 @@ def _published(
     ]
     return {
         "name": name,
+        "method": name.split(",")[0],
         "note": f"{source}; ImageNet-1k",
         "published": True,
         "one_pass": one_pass,
