@@ -185,10 +185,12 @@ class TwoStageViT(nn.Module):
         rest = (~answers.exited).nonzero()[:, 0]  # the one place that waits for the device
         if not len(rest):
             return answers
+        selection = answers.selection
         again = torch.cat([rest, rest[-1:].expand(-len(rest) % bucket)])
-        second = self.second_pass(
-            images[again], FirstPass(*(t[again] for t in first)), answers.selection.rows(again)
-        ).logits[: len(rest)]
+        if len(rest) < len(images) or len(again) > len(rest):  # else it is all of them, in order
+            images, selection = images[again], selection.rows(again)
+            first = FirstPass(*(t[again] for t in first))
+        second = self.second_pass(images, first, selection).logits[: len(rest)]
         logits = answers.logits.index_copy(0, rest, second.to(answers.logits.dtype))
         return answers._replace(logits=logits)
 
