@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfvit.errors import DataError
-from lfvit.report.collect import collect, over_seeds, pareto, write_table
+from lfvit.report.collect import collect, write_table
+from lfvit.report.frame import over_seeds, pareto
 
 pytest_plugins = ("report_runs",)
 

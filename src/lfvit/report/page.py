@@ -17,14 +17,9 @@ from typing import Any
 import jinja2
 
 from lfvit.errors import DataError
-from lfvit.report.collect import (
-    INTERPOLATED,
-    Collection,
-    Run,
-    collect,
-    nothing_found,
-    over_seeds,
-)
+from lfvit.report.collect import Collection, collect, nothing_found
+from lfvit.report.evaluated import Run
+from lfvit.report.frame import over_seeds
 from lfvit.report.page_data import (
     IMAGENET_IMAGES,
     curves,
@@ -36,6 +31,7 @@ from lfvit.report.page_data import (
 from lfvit.report.page_examples import choose_models, make_examples
 from lfvit.report.plots import plot_comparison
 from lfvit.report.results import without_paths
+from lfvit.report.speeds import INTERPOLATED
 from lfvit.report.tables import RISKS
 from lfvit.runs import commit
 

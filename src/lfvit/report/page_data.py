@@ -9,7 +9,10 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from lfvit.report.collect import Collection, Run, Speeds, kind_of, over_seeds
+from lfvit.report.collect import Collection
+from lfvit.report.evaluated import Run, kind_of
+from lfvit.report.frame import over_seeds
+from lfvit.report.speeds import Speeds
 from lfvit.report.tables import is_plain
 
 IMAGENET_IMAGES = 50_000

@@ -14,7 +14,7 @@ from lfvit.commands.predict import look_at
 from lfvit.commands.setup import Trained, load_trained, open_data
 from lfvit.data.batches import Sample
 from lfvit.errors import LFViTError
-from lfvit.report.collect import Run
+from lfvit.report.evaluated import Run
 from lfvit.report.pictures import Look, over_attention, second_look
 from lfvit.seeding import seeded
 

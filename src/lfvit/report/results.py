@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lfvit.errors import DataError
-from lfvit.report.collect import Collection, Run, nothing_found, over_seeds
+from lfvit.report.collect import Collection, nothing_found
+from lfvit.report.evaluated import Run
+from lfvit.report.frame import over_seeds
 from lfvit.report.plots import plot_comparison
 from lfvit.report.tables import (
     certificates_table,
