@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from lfvit.models.selection.windows import window_sums
 from lfvit.models.two_stage import TwoStageViT
 from lfvit.report.pictures import TITLE, Look, second_look
-from lfvit.report.plots import ORANGE, STYLE
+from lfvit.report.plots import BLUE, ORANGE, STYLE
 
 
 def save_steps(model: TwoStageViT, images: torch.Tensor, look: Look, path: Path) -> None:
@@ -55,7 +55,7 @@ def save_steps(model: TwoStageViT, images: torch.Tensor, look: Look, path: Path)
             places = windows.imshow(sums, cmap="inferno", interpolation="nearest")
             figure.colorbar(places, ax=windows, shrink=0.7, ticks=[])
             windows.add_patch(
-                Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec="white", lw=2.5)
+                Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec=BLUE, lw=3)
             )
             windows.set_title(f"4. attention inside every {m} x {m} window", **TITLE)
             for axis in (photo, average, second):
