@@ -54,9 +54,7 @@ def save_steps(model: TwoStageViT, images: torch.Tensor, look: Look, path: Path)
             sums = window_sums(gca[None], m)[0].numpy()
             places = windows.imshow(sums, cmap="inferno", interpolation="nearest")
             figure.colorbar(places, ax=windows, shrink=0.7, ticks=[])
-            windows.add_patch(
-                Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec=BLUE, lw=3)
-            )
+            windows.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec=BLUE, lw=3))
             windows.set_title(f"4. attention inside every {m} x {m} window", **TITLE)
             for axis in (photo, average, second):
                 corner = (column * cell, row * cell)
