@@ -212,7 +212,7 @@ def test_the_steps_of_two_passes(composed, tmp_path):
 
 
 def test_a_batch_too_large_ends_the_list_and_keeps_the_rows(composed, tmp_path, monkeypatch):
-    from lfvit.commands import benchmark as command
+    from lfvit.commands import benchmark_cases as command
 
     original = command.time_interleaved
 

@@ -1,68 +1,35 @@
 """`benchmark(cfg)`: throughput and latency of one-pass and two-pass models, in one run."""
 
 import json
-import logging
 import shutil
-from collections.abc import Callable, Iterator
-from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import hydra
 import torch
 from omegaconf import DictConfig, ListConfig
-from torch import nn
-from torch.nn.functional import cross_entropy
 
 from lfvit.checks import check_choice, check_range, check_switch, check_whole
-from lfvit.commands.setup import Trained, build_model, find_device, load_trained, open_data
-from lfvit.data import FolderDataModule
-from lfvit.data.datamodule import normalise
-from lfvit.errors import ConfigError
-from lfvit.measure.costs import count_macs, expected_gmacs
-from lfvit.measure.loading import time_loading
-from lfvit.measure.throughput import (
-    parts,
-    peak_memory,
-    quantile,
-    spread,
-    threshold_for,
-    time_interleaved,
+from lfvit.commands.benchmark_cases import (
+    COMPILE_MODES,
+    PRECISIONS,
+    Setting,
+    build_all,
+    mark_best,
+    time_parts,
+    time_setting,
 )
+from lfvit.commands.setup import Trained, find_device, load_trained
+from lfvit.data import FolderDataModule
+from lfvit.errors import ConfigError
+from lfvit.measure.loading import time_loading
 from lfvit.models.two_stage import TwoStageViT
 from lfvit.report.speed import print_speed, write_speed
 from lfvit.runs import environment, plain, start_run
 from lfvit.tracking.loggers import tracked
 from lfvit.tracking.media import log_rows
-from lfvit.training.losses import two_stage_losses
-
-log = logging.getLogger(__name__)
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
-
-
-class Case(NamedTuple):
-    """One row: what is timed, and the facts known before timing."""
-
-    run: Callable[[], object]
-    facts: dict[str, Any]
-
-
-class Setting(NamedTuple):
-    """What all models of one comparison have in common."""
-
-    task: str  # "inference" or "training"
-    precision: str
-    compiled: bool
-    device: torch.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return PRECISIONS[self.precision]
 
 
 def benchmark(cfg: DictConfig) -> list[dict[str, Any]]:
@@ -86,14 +53,14 @@ def benchmark(cfg: DictConfig) -> list[dict[str, Any]]:
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     trained = None if cfg.ckpt_path is None else _trained(cfg)
-    _build_all(cfg, trained)  # a wrong setting of the last model is found before the first is timed
+    build_all(cfg, trained)  # a wrong setting of the last model is found before the first is timed
     run_dir = start_run(cfg)
     photographs = _photographs(cfg) if cfg.loading else None
     with tracked(cfg, "benchmark", trained.record if trained else None) as loggers:
         results = Results(run_dir, cfg)
         _time_models(cfg, precisions, compiled, trained, results)
         if cfg.parts:
-            results.parts = _time_parts(cfg, trained, find_device(cfg.accelerator))
+            results.parts = time_parts(cfg, trained, find_device(cfg.accelerator))
         if photographs is not None:
             results.loading = time_loading(
                 photographs,
@@ -144,9 +111,9 @@ def _time_models(
     device = find_device(cfg.accelerator)
     tasks = ("inference", "training") if cfg.training else ("inference",)
     for setting in (Setting(t, p, c, device) for t, p, c in product(tasks, precisions, compiled)):
-        for timed in _time(cfg, setting, trained):
+        for timed in time_setting(cfg, setting, trained):
             results.rows += timed
-            _mark_best(results.rows)
+            mark_best(results.rows)
             results.write()
 
 
@@ -184,43 +151,6 @@ def _check(cfg: DictConfig) -> tuple[list[str], list[bool]]:
     return precisions, compiled
 
 
-def _time(
-    cfg: DictConfig, setting: Setting, trained: Trained | None
-) -> Iterator[list[dict[str, Any]]]:
-    """The rows of one batch size after the other."""
-    models = _build_all(cfg, trained)
-    if trained is not None and setting.task == "inference":
-        trained = trained._replace(model=deepcopy(trained.model))  # another precision comes later
-        models["trained"] = trained.model
-    for model in models.values():
-        model.train(setting.task == "training").to(setting.device, setting.dtype)
-        if setting.compiled:
-            _compile(model, setting.task, cfg.compile_mode)
-    for batch_size in cfg.batch_sizes:
-        images = _noise(cfg, trained, batch_size, setting.device, setting.dtype)
-        try:
-            cases: dict[str, Case] = {}
-            for name, model in models.items():
-                if setting.task == "training":
-                    cases[name] = _training_case(cfg, name, model, images)
-                elif trained is not None and model is trained.model:
-                    cases[name] = _trained_case(cfg, trained, batch_size, setting)
-                else:
-                    cases |= _cases(cfg, name, model, images)
-            seconds = time_interleaved(
-                {name: case.run for name, case in cases.items()},
-                warmup=cfg.warmup,
-                repeats=cfg.repeats,
-                device=setting.device,
-                gradients=setting.task == "training",
-            )
-            memory = {name: peak_memory(case.run, setting.device) for name, case in cases.items()}
-        except torch.cuda.OutOfMemoryError:
-            log.warning("%s: a batch of %d is too large for the GPU", setting.task, batch_size)
-            return
-        yield _rows(setting, cases, seconds, memory, batch_size)
-
-
 def _trained(cfg: DictConfig) -> Trained:
     trained = load_trained(cfg.ckpt_path, {"threshold": cfg.threshold})
     if not isinstance(trained.model, TwoStageViT):
@@ -229,194 +159,6 @@ def _trained(cfg: DictConfig) -> Trained:
             "checkpoint of lf_vit or cf_vit"
         )
     return trained
-
-
-def _image_size(cfg: DictConfig, trained: Trained | None) -> int:
-    return cfg.image_size if trained is None else trained.record["image_size"]
-
-
-def _noise(
-    cfg: DictConfig, trained: Trained | None, count: int, device: torch.device, dtype: torch.dtype
-) -> torch.Tensor:
-    side = _image_size(cfg, trained)
-    torch.manual_seed(cfg.seed)
-    return torch.randn(count, 3, side, side).to(device, dtype)
-
-
-def _build_all(cfg: DictConfig, trained: Trained | None) -> dict[str, Any]:
-    torch.manual_seed(cfg.seed)
-    return {str(name): _build(cfg, plain(cfg.models[name]), trained) for name in cfg.models}
-
-
-def _build(cfg: DictConfig, method: dict[str, Any], trained: Trained | None) -> Any:
-    """A model with random weights, of the size of the trained one if there is one."""
-    backbone = plain(cfg.backbone) if trained is None else trained.record["backbone"]
-    size = _image_size(cfg, trained)
-    classes = cfg.num_classes if trained is None else len(trained.record["classes"])
-    return build_model({"method": method, "backbone": backbone, "image_size": size}, classes)
-
-
-def _compile(model: nn.Module, task: str, mode: str) -> None:
-    if isinstance(model, TwoStageViT) and task == "inference":
-        model.compile_passes(mode=mode)  # one graph per pass; what lies between depends on data
-    else:
-        model.compile(mode=mode)
-
-
-def _cases(cfg: DictConfig, name: str, model: nn.Module, images: torch.Tensor) -> dict[str, Case]:
-    """A one-pass model is one case, a two-pass model one for every share of images that exits."""
-    settings = json.dumps(plain(cfg.models[name]))
-    facts = {"model": name, "settings": settings, "exits": None, "exit_fraction": None}
-    if not isinstance(model, TwoStageViT):
-        whole = {**facts, "top1": None, "gmacs": count_macs(model) / 1e9}
-        return {name: Case(partial(model, images), whole)}
-    cases = {}
-    for fraction in cfg.exit_fractions:
-        threshold = threshold_for(model, images, fraction)
-        case = _early_exit(model, images, threshold, {**facts, "exits": "stated", "top1": None})
-        cases[f"{name} {case.facts['exit_fraction']:.2f}"] = case
-    return cases
-
-
-def _early_exit(
-    model: TwoStageViT, images: torch.Tensor, threshold: float, facts: dict[str, Any]
-) -> Case:
-    with torch.inference_mode():
-        exits = model.infer(images, threshold).exited.double().mean().item()
-    macs = count_macs(model, "first"), count_macs(model, "second")
-    facts = {**facts, "exit_fraction": exits, "gmacs": expected_gmacs(*macs, exits)}
-    return Case(partial(model.infer, images, threshold), facts)
-
-
-def _trained_case(cfg: DictConfig, trained: Trained, batch_size: int, setting: Setting) -> Case:
-    """The trained model on its own validation images, which decide how many exit."""
-    samples = open_data(cfg, trained.record).some_validation_samples(batch_size)
-    pixels = normalise(torch.stack([sample.pixels for sample in samples]))
-    threshold = trained.record["threshold"]
-    facts = {
-        "model": "trained",
-        "settings": json.dumps({**trained.record["method"], "ckpt_path": str(cfg.ckpt_path)}),
-        "exits": f"measured at eta={threshold:g}",
-        "top1": _known_top1(Path(cfg.ckpt_path), threshold),
-    }
-    model: Any = trained.model
-    return _early_exit(model, pixels.to(setting.device, setting.dtype), threshold, facts)
-
-
-def _known_top1(checkpoint: Path, threshold: float) -> float | None:
-    """What an evaluation in the run directory of a checkpoint says about this threshold."""
-    for path in sorted(checkpoint.parent.parent.rglob("evaluate.json")):
-        found = json.loads(path.read_text())
-        if Path(found["checkpoint"]).name == checkpoint.name and found["second"] is not None:
-            for point in (found["operating_point"], *found["curve"]):
-                if abs(point["threshold"] - threshold) < 1e-9:
-                    return point["top1"]
-    return None
-
-
-def _training_case(cfg: DictConfig, name: str, model: nn.Module, images: torch.Tensor) -> Case:
-    """Forward, loss, backward and optimizer step; every image goes through both passes."""
-    targets = torch.arange(len(images), device=images.device) % cfg.num_classes
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)  # the same work, the weights stay
-
-    def step() -> None:
-        out = model(images)
-        if isinstance(model, TwoStageViT):
-            loss = sum(two_stage_losses(out.first_logits, out.second_logits, targets))
-        else:
-            loss = cross_entropy(out, targets)
-        loss.backward()  # type: ignore[union-attr]
-        optimizer.step()
-        optimizer.zero_grad()
-
-    facts = {
-        "model": name,
-        "settings": json.dumps(plain(cfg.models[name])),
-        "exits": None,
-        "exit_fraction": None,
-        "top1": None,
-        "gmacs": count_macs(model) / 1e9,
-    }
-    return Case(step, facts)
-
-
-def _rows(
-    setting: Setting,
-    cases: dict[str, Case],
-    seconds: dict[str, list[float]],
-    memory: dict[str, float | None],
-    batch_size: int,
-) -> list[dict[str, Any]]:
-    rows = []
-    base_name = next(iter(cases))  # the first model listed is what the others are compared with
-    base_time, base_gmacs = spread(seconds[base_name])["median"], cases[base_name].facts["gmacs"]
-    for name, case in cases.items():
-        times = spread(seconds[name])
-        measured, ideal = base_time / times["median"], base_gmacs / case.facts["gmacs"]
-        rows.append(
-            {
-                "task": setting.task,
-                **case.facts,
-                "precision": setting.precision,
-                "compiled": setting.compiled,
-                "batch_size": batch_size,
-                "best_batch": None,
-                "images_per_second": batch_size / times["median"],
-                "images_per_second_slowest": batch_size / times["slowest"],
-                "images_per_second_fastest": batch_size / times["fastest"],
-                "latency_ms_p50": 1e3 * times["median"],
-                "latency_ms_p95": 1e3 * quantile(seconds[name], 0.95),
-                "compared_with": base_name,
-                "measured_speedup": measured,
-                "ideal_speedup": ideal,
-                "share_of_ideal": measured / ideal,
-                "repeats": len(seconds[name]),
-                "peak_memory_mb": memory[name],
-            }
-        )
-    return rows
-
-
-def _mark_best(rows: list[dict[str, Any]]) -> None:
-    """Of every model and setting, the batch size with the highest throughput so far."""
-    best: dict[Any, dict[str, Any]] = {}
-    keys = ("task", "model", "precision", "compiled")
-    for row in rows:
-        exits = row["exit_fraction"] if row["exits"] == "stated" else row["exits"]
-        group = (*(row[key] for key in keys), exits)
-        row["best_batch"] = False
-        if group not in best or row["images_per_second"] > best[group]["images_per_second"]:
-            best[group] = row
-    for row in best.values():
-        row["best_batch"] = True
-
-
-def _time_parts(
-    cfg: DictConfig, trained: Trained | None, device: torch.device
-) -> list[dict[str, Any]]:
-    """What the steps of two passes cost, in fp32 and not compiled, at the largest batch size."""
-    batch_size = max(cfg.batch_sizes)
-    images = _noise(cfg, trained, batch_size, device, torch.float32)
-    rows = []
-    for name, model in _build_all(cfg, trained).items():
-        if not isinstance(model, TwoStageViT):
-            continue
-        model.eval().to(device)
-        seconds = time_interleaved(
-            parts(model, images), warmup=cfg.warmup, repeats=cfg.repeats, device=device
-        )
-        whole = spread(seconds["both passes"])["median"]
-        rows += [
-            {
-                "model": name,
-                "part": part,
-                "batch_size": batch_size,
-                "milliseconds": 1e3 * spread(times)["median"],
-                "share": spread(times)["median"] / whole,
-            }
-            for part, times in seconds.items()
-        ]
-    return rows
 
 
 def _publish(run_dir: Path, folder: Path) -> None:
