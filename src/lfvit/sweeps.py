@@ -218,10 +218,11 @@ def _markdown(jobs: Sequence[Mapping[str, Any]]) -> str:
 def _print(jobs: Sequence[Mapping[str, Any]], folder: Path) -> None:
     console, common = Console(), _common(jobs)
     table = Table(title=_counts(jobs))
-    for name in COLUMNS:
-        table.add_column(name, justify="left" if name in ("settings", "directory") else "right")
+    for name in COLUMNS[:-1]:  # directories are long, and in the files
+        table.add_column(name, justify="left" if name == "settings" else "right", overflow="fold")
     for job in jobs:
-        table.add_row(*_cells(job, common))
+        number, settings, *rest, _ = _cells(job, common)
+        table.add_row(number, settings.replace(" ", "\n"), *rest)
     console.print(table)
     console.print(f"written to {folder}: sweep.json, sweep.md", soft_wrap=True)
     for error in _errors(jobs):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from lfvit.errors import DataError, LFViTError
+from lfvit.quiet import quieten
 from lfvit.report.collect import Collection, collect, write_table
 from lfvit.report.page import write_page
 from lfvit.report.results import write_results
@@ -17,6 +18,7 @@ SUFFIXES = (".html", ".md", ".csv", ".parquet")
 
 
 def main() -> None:
+    quieten()
     arguments = _parse()
     try:
         for output in arguments.output:
