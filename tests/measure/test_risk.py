@@ -15,9 +15,14 @@ from lfvit.measure.risk import (
     control_risk,
     images_needed,
     mean_loss,
-    signed_gap,
 )
-from lfvit.measure.thresholds import Answers, answers_of, default_thresholds, stratified_split
+from lfvit.measure.thresholds import (
+    Answers,
+    answers_of,
+    default_thresholds,
+    stratified_split,
+    sweep,
+)
 
 DOWNWARD = list(reversed(default_thresholds()))
 
@@ -92,8 +97,9 @@ def test_testing_in_sequence_by_hand(seed, n, loss, eps, delta):
         assert values == pytest.approx(expected)
         assert found["risk"] == mean_loss(a, loss, found["threshold"])
         by_hand = [loss_by_hand(a, i, "gap", found["threshold"]) for i in range(n)]
-        assert signed_gap(a, found["threshold"]) == pytest.approx(sum(by_hand) / n)
-        assert signed_gap(a, found["threshold"]) <= mean_loss(a, "gap", found["threshold"])
+        (point,) = sweep(a, 1, 1, [found["threshold"]])
+        assert point["gap"] == pytest.approx(sum(by_hand) / n)
+        assert point["gap"] <= mean_loss(a, "gap", found["threshold"])
 
 
 def test_how_many_images_it_takes():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import lfvit
 from lfvit.errors import ConfigError
-from lfvit.measure.risk import mean_loss, signed_gap
+from lfvit.measure.risk import mean_loss
 from lfvit.measure.thresholds import (
     answers_of,
     cheapest_at,
@@ -59,7 +59,10 @@ def test_risks_are_those_of_the_certificates():
     answers = answers_of(*logits(4))
     for point in sweep(answers, 1e9, 3e9, [0.3, 0.5, 0.8]):
         assert point["consistency"] == mean_loss(answers, "consistency", point["threshold"])
-        assert point["gap"] == signed_gap(answers, point["threshold"])
+        exits = answers.confidence >= point["threshold"]
+        early = torch.where(exits, answers.first, answers.second) == answers.targets
+        lost = (answers.second == answers.targets).sum() - early.sum()
+        assert point["gap"] == lost.item() / len(answers.targets)
 
 
 def test_an_image_exactly_on_the_threshold_exits():

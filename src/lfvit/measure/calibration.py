@@ -13,7 +13,6 @@ from lfvit.measure.risk import (
     NOT_GUARANTEED,
     control_risk,
     mean_loss,
-    signed_gap,
 )
 from lfvit.measure.temperature import (
     BINS,
@@ -318,6 +317,5 @@ def risks(split: Split, settings: RiskSettings) -> dict[str, Any]:
             for name, part in (("calibration", split.chosen), ("reported", split.rest)):
                 if points[name] is not None:
                     points[name]["risk"] = mean_loss(part, loss, points[name]["threshold"])
-                    points[name]["gap"] = signed_gap(part, points[name]["threshold"])
             found.append({**certificate, **points})
     return {"delta": settings.delta, "certificates": found, "not_guaranteed": NOT_GUARANTEED}

@@ -112,13 +112,6 @@ def losses(answers: Answers, loss: str) -> Tensor:
     return (answers.first != answers.targets) & (answers.second == answers.targets)
 
 
-def signed_gap(answers: Answers, threshold: float) -> float:
-    """Mean of 1[early wrong] - 1[second wrong]: the top-1 that early exit loses, as a share."""
-    wrong = torch.stack([answers.first != answers.targets, answers.second != answers.targets])
-    early, second = count_exited(answers.confidence, wrong, [threshold])[:, 0].tolist()
-    return (early - second) / len(answers.targets)
-
-
 def mean_loss(answers: Answers, loss: str, threshold: float) -> float:
     """The empirical risk of a threshold: the share of all images that exit and fail."""
     failures = count_exited(answers.confidence, losses(answers, loss), [threshold])
