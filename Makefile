@@ -10,7 +10,7 @@ DATA   ?=
 REPRODUCE = $(RUN) reproduce.py scale=$(SCALE) $(if $(ARTIFACTS),"artifacts='$(ARTIFACTS)'") $(if $(DATA),"data_root=$(DATA)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint format docs reproduce reproduce-plan clean
+.PHONY: help install test chaos lint format docs reproduce reproduce-plan clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: $(STAMP)  ## run the test suite (a few minutes on 2 cores; ARGS="-k selection" for a part)
 	$(RUN) -m pytest -n auto --maxprocesses 4 $(ARGS)
+
+chaos: $(STAMP)  ## the long tests: processes killed, disks full, long fuzzing (see docs/reliability.md)
+	$(RUN) -m pytest -m chaos $(ARGS)
 
 lint: $(STAMP)  ## check style and types
 	$(VENV)/bin/ruff check .
