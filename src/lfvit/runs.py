@@ -46,6 +46,8 @@ NO_PART = (
     "repeat",
     "evaluate",
     "ckpt_path",
+    "on_nonfinite",  # of a training that one setting stopped, the other continues
+    "max_skipped",
     "data.num_workers",
     "callbacks.progress",
     "callbacks.lr_monitor",
@@ -87,6 +89,8 @@ def identity(cfg: DictConfig) -> str:
         for name in groups:
             group = group.get(name) or {}
         group.pop(leaf, None)
+    if not settings.get("deterministic"):  # as before there was such a setting
+        settings.pop("deterministic", None)
     if settings["init_from"] is not None and Path(settings["init_from"]).is_file():
         with Path(settings["init_from"]).open("rb") as file:
             settings["init_from"] = hashlib.file_digest(file, "sha256").hexdigest()

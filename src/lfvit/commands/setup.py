@@ -165,6 +165,8 @@ def _absolute(root: str) -> str:
 def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
     """Arguments of Lightning's Trainer; precision "auto" is bfloat16 where there is a GPU."""
     settings: dict[str, Any] = hydra.utils.instantiate(plain(cfg.trainer))
+    # said either way: PyTorch would keep what the last job of this process asked for
+    settings.setdefault("deterministic", bool(cfg.get("deterministic", False)))
     if settings.get("precision") == "auto":
         gpu = settings.get("accelerator") != "cpu" and torch.cuda.is_available()
         settings["precision"] = "bf16-mixed" if gpu else "32-true"
