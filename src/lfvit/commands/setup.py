@@ -173,10 +173,14 @@ def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
     return settings
 
 
-def prediction_trainer(cfg: DictConfig, run_dir: Path) -> L.Trainer:
-    """Lightning's Trainer for going through a set of images once, on one device."""
+def prediction_trainer(cfg: DictConfig, run_dir: Path, precision: str | None = None) -> L.Trainer:
+    """Lightning's Trainer for going through a set of images once, on one device.
+
+    precision: instead of the configured one.
+    """
+    settings = trainer_settings(cfg)
     return L.Trainer(
-        **trainer_settings(cfg),
+        **(settings if precision is None else {**settings, "precision": precision}),
         logger=False,
         enable_checkpointing=False,
         default_root_dir=run_dir,

@@ -210,9 +210,7 @@ def _tensors(batch: Batch) -> dict[str, Tensor]:
     }
 
 
-def _about(
-    one: Seen, what: str, trainer: L.Trainer, module: L.LightningModule
-) -> dict[str, Any]:
+def _about(one: Seen, what: str, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
     logged = {key: value.item() for key, value in trainer.callback_metrics.items()}
     return {
         "what": what,
