@@ -194,6 +194,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def is_name(text: str) -> bool:
+    """Whether a file or folder of this name can only be inside of the folder it is looked for."""
+    return Path(text).name == text and text not in ("", ".", "..")
+
+
+def inside(folder: Path, path: str) -> Path | None:
+    """A path from a record, seen from its folder; None where it leads out of the folder's root.
+
+    The root is what holds the runs and sweeps: a job may name what it found beside its sweep.
+    """
+    found = (folder / path).resolve()
+    return found if found.is_relative_to(folder.resolve().parent.parent) else None
+
+
 def now() -> str:
     """The time, with its zone."""
     return datetime.now().astimezone().isoformat(timespec="seconds")

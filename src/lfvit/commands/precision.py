@@ -12,7 +12,7 @@ from lfvit.commands.setup import Trained, prediction_trainer
 from lfvit.data import ImageDataModule
 from lfvit.errors import ConfigError
 from lfvit.measure.costs import count_macs
-from lfvit.measure.evaluation import collect
+from lfvit.measure.evaluation import Outputs, collect
 from lfvit.measure.precision import PRECISIONS, REFERENCE, compare
 from lfvit.models.two_stage import TwoStageViT
 from lfvit.runs import plain
@@ -39,7 +39,8 @@ def compared_precisions(
     Raises:
         ConfigError: this device does not compute in one of them.
     """
-    asked, model, outputs = check_precisions(cfg), trained.model, {}
+    asked, model = check_precisions(cfg), trained.model
+    outputs: dict[str, Outputs] = {}
     for name in (REFERENCE, *asked) if asked else ():
         trainer = prediction_trainer(cfg, run_dir, name)
         if trainer.precision != name:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import hydra
@@ -23,6 +24,9 @@ DATA_MODULES: dict[str, type[ImageDataModule]] = {
 }
 
 
+CREATED_WITH = ("backbone", "image_size", "num_classes", "reducer")
+
+
 class Trained(NamedTuple):
     """A model with its weights, and what its checkpoint says about it (see `make_record`)."""
 
@@ -32,7 +36,10 @@ class Trained(NamedTuple):
 
 def build_model(settings: Mapping[str, Any], num_classes: int, **overrides: Any) -> nn.Module:
     """The model of a config or record: its method, backbone, reducer and image_size."""
-    options = {**plain(settings["method"]), **overrides}
+    method = plain(settings["method"])
+    for name in {"pretrained", "drop_path_rate", *CREATED_WITH} & set(method):
+        raise ConfigError(f"method.{name} is no setting of a method")  # a file may say anything
+    options = {**method, **overrides}
     if "reducer" in settings:
         options["reducer"] = plain(settings["reducer"])
     backbone = plain(settings["backbone"])
@@ -102,7 +109,7 @@ def load_trained(path: str | Path, overrides: Mapping[str, Any] | None = None) -
     return Trained(model.eval(), record)
 
 
-def open_data(cfg: DictConfig, record: Mapping[str, Any]) -> ImageDataModule:
+def open_data(cfg: DictConfig | SimpleNamespace, record: Mapping[str, Any]) -> ImageDataModule:
     """The data of an evaluation: the checkpoint's own, as far as ``cfg.data`` does not say else.
 
     The images held out of a folder without a split are the ones that training held out.

@@ -33,7 +33,7 @@ from lfvit.report.plots import plot_comparison
 from lfvit.report.results import without_paths
 from lfvit.report.speeds import INTERPOLATED
 from lfvit.report.tables import RISKS
-from lfvit.runs import commit
+from lfvit.runs import commit, is_name
 
 HERE = Path(__file__).parent
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
@@ -232,7 +232,12 @@ def read_artifacts(folder: Path) -> list[dict[str, Any]]:
         names = [str(name["name"] if isinstance(name, dict) else name) for name in names]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [{"name": "index.json", "fault": f"cannot be read: {error}"}]
-    return [_artifact(folder / name, name) for name in names]
+    return [
+        _artifact(folder / name, name)
+        if is_name(name)
+        else {"name": name, "fault": "index.json may only name folders beside it"}
+        for name in names
+    ]
 
 
 def _artifact(folder: Path, name: str) -> dict[str, Any]:
