@@ -139,7 +139,7 @@ def _refuse_compressed(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             compressed = [i.filename for i in archive.infolist() if i.compress_type]
-    except (zipfile.BadZipFile, OSError, ValueError):  # another format, or damaged: told later
+    except Exception:  # another format, or damaged, in many ways: told when it is read
         return
     if compressed:
         raise CheckpointError(

@@ -70,7 +70,8 @@ def _seeds(found: Collection) -> str:
         "| model | run | seeds | top-1 (%) | GMACs |",
         "|---|---|--:|--:|--:|",
         *(
-            f"| {escaped(row.model)} | {escaped(row.run)} | {row.seeds} | {row.top1_mean:.2f} ± {row.top1_std:.2f} "
+            f"| {escaped(row.model)} | {escaped(row.run)} | {row.seeds} "
+            f"| {row.top1_mean:.2f} ± {row.top1_std:.2f} "
             f"| {row.gmacs_mean:.4f} ± {row.gmacs_std:.4f} |"
             for row in several.itertuples()
         ),
@@ -83,8 +84,8 @@ def _thresholds(run: Run) -> Iterator[str]:
     calibration = run.evaluation.get("calibration")
     if calibration is not None:
         yield (
-            f"## Thresholds chosen for {escaped(run.name)}\n\nOn {calibration['calibration_images']:,} of "
-            f"the images, by class, seed {calibration['seed']}; the table reports the other "
+            f"## Thresholds chosen for {escaped(run.name)}\n\n"
+            f"On {calibration['calibration_images']:,} of the images, by class, seed {calibration['seed']}; the table reports the other "
             f"{calibration['reported_images']:,}."
         )
         yield rules_table(calibration)
@@ -96,7 +97,8 @@ def _thresholds(run: Run) -> Iterator[str]:
             )
             yield certificates_table(calibration["risk"])
     if run.evaluation.get("curve"):
-        yield f"## Every threshold of {escaped(run.name)}\n\n{threshold_table(run.evaluation['curve'])}"
+        yield f"## Every threshold of {escaped(run.name)}"
+        yield threshold_table(run.evaluation["curve"])
 
 
 def _provenance(run: Run) -> str:
@@ -111,9 +113,9 @@ def _provenance(run: Run) -> str:
     packages = environment["packages"]
     return (
         f"- **{escaped(run.name)}**: {code(without_paths(environment['command']))}, commit "
-        f"{escaped(environment['commit'])}, {escaped(metrics['machine'])}, {environment['threads']} "
-        f"thread(s), torch {packages['torch']}, timm {packages['timm']}. {metrics['epochs']} epochs over "
-        f"{metrics['train_images']:,} images, {metrics['parameters'] / 1e6:.2f} M parameters, "
+        f"{escaped(environment['commit'])}, {escaped(metrics['machine'])}, "
+        f"{environment['threads']} thread(s), torch {packages['torch']}, timm {packages['timm']}. "
+        f"{metrics['epochs']} epochs over {metrics['train_images']:,} images, {metrics['parameters'] / 1e6:.2f} M parameters, "
         f"{metrics['train_seconds'] / 60:.0f} minutes. {evaluated}"
     )
 

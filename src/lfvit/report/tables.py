@@ -112,7 +112,8 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         eta, exits = row["threshold"], row["exit_fraction"]
         lines.append(
-            f"| {escaped(row['model'])} | {escaped(row['run'])} | {'' if eta is None else f'{eta:.2f}'} "
+            f"| {escaped(row['model'])} | {escaped(row['run'])} "
+            f"| {'' if eta is None else f'{eta:.2f}'} "
             f"| {row['top1']:.2f} | {row['gmacs']:.4f} | {100 * row['cost']:.0f} "
             f"| {'' if exits is None else f'{100 * exits:.1f}'} |"
             + (f" {row['images_per_second']:.0f} |" if timed else "")
