@@ -202,10 +202,10 @@ def is_name(text: str) -> bool:
 def inside(folder: Path, path: str) -> Path | None:
     """A path from a record, seen from its folder; None where it leads out of the folder's root.
 
-    The root is what holds the runs and sweeps: a job may name what it found beside its sweep.
+    The root is three levels up: a job may name what it found in a run beside its sweep.
     """
-    found = (folder / path).resolve()
-    return found if found.is_relative_to(folder.resolve().parent.parent) else None
+    found, above = (folder / path).resolve(), folder.resolve().parents
+    return found if found.is_relative_to(above[min(2, len(above) - 1)]) else None
 
 
 def now() -> str:

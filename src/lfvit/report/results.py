@@ -85,7 +85,8 @@ def _thresholds(run: Run) -> Iterator[str]:
     if calibration is not None:
         yield (
             f"## Thresholds chosen for {escaped(run.name)}\n\n"
-            f"On {calibration['calibration_images']:,} of the images, by class, seed {calibration['seed']}; the table reports the other "
+            f"On {calibration['calibration_images']:,} of the images, by class, seed "
+            f"{calibration['seed']}; the table reports the other "
             f"{calibration['reported_images']:,}."
         )
         yield rules_table(calibration)
@@ -115,7 +116,8 @@ def _provenance(run: Run) -> str:
         f"- **{escaped(run.name)}**: {code(without_paths(environment['command']))}, commit "
         f"{escaped(environment['commit'])}, {escaped(metrics['machine'])}, "
         f"{environment['threads']} thread(s), torch {packages['torch']}, timm {packages['timm']}. "
-        f"{metrics['epochs']} epochs over {metrics['train_images']:,} images, {metrics['parameters'] / 1e6:.2f} M parameters, "
+        f"{metrics['epochs']} epochs over {metrics['train_images']:,} images, "
+        f"{metrics['parameters'] / 1e6:.2f} M parameters, "
         f"{metrics['train_seconds'] / 60:.0f} minutes. {evaluated}"
     )
 
