@@ -218,7 +218,7 @@ def _markdown(jobs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _print(jobs: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    console, common = Console(), _common(jobs)
+    console, common = Console(markup=False), _common(jobs)
     table = Table(title=_counts(jobs))
     for name in COLUMNS[:-1]:  # directories are long, and in the files
         table.add_column(name, justify="left" if name == "settings" else "right", overflow="fold")

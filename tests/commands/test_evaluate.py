@@ -74,8 +74,10 @@ def test_operating_points(run, capsys):
         assert text in console
 
 
-def test_rules_can_be_left_out(run):
-    found = run("budgeted_batch=null", "temperature=false", "risk=null")["calibration"]
+def test_rules_can_be_left_out(run, tmp_path, capsys):
+    settings = ("budgeted_batch=null", "temperature=false", "risk=null")
+    found = run(*settings, f"run_dir='{tmp_path}/[bold]x'")["calibration"]
+    assert "/[bold]x" in capsys.readouterr().out  # a name, no markup
     assert [rule["name"] for rule in found["rules"]] == ["max_loss"]
     assert found["budgeted_batch"] is found["temperature"] is found["risk"] is None
 

@@ -145,7 +145,7 @@ def _calibration(cfg: DictConfig) -> Calibration:
 
 
 def _print(found: dict[str, Any], run_dir: Path) -> None:
-    console = Console()
+    console = Console(markup=False)
     table = Table(title=f"{found['images']} images")
     for name in ("", "eta", "top-1 %", "top-5 %", "GMACs", "exit %"):
         table.add_column(name, justify="left" if not name else "right")

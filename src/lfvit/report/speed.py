@@ -106,7 +106,7 @@ def speed_page(
 
 def print_speed(rows: Sequence[Row], parts: Sequence[Row], loading: Sequence[Row]) -> None:
     """The same on the screen."""
-    console = Console()
+    console = Console(markup=False)
     narrow = [number for number, name in enumerate(COLUMNS) if not name.endswith(("range", "ms"))]
     for title, group in comparisons(rows):
         cells = [[_cells(row)[number] for number in narrow] for row in group]
