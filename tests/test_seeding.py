@@ -1,5 +1,8 @@
 """Runs that end with the same bits, and the operations that cannot."""
 
+import os
+from unittest.mock import patch
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,7 +22,8 @@ RECIPE = (
 def threads():
     before = torch.get_num_threads()
     torch.set_num_threads(4)
-    yield
+    with patch.dict(os.environ):
+        yield
     torch.set_num_threads(before)
     torch.use_deterministic_algorithms(False)
 
@@ -36,10 +40,9 @@ def test_runs_with_several_threads_and_any_workers_end_with_the_same_bits(
     found = []
     for number, settings in enumerate(
         (
-            ("deterministic=true", "data.num_workers=0"),
             ("deterministic=true", "data.num_workers=2"),
+            ("deterministic=true", "data.num_workers=0"),
             ("deterministic=false", "data.num_workers=1"),
-            ("deterministic=false", "data.num_workers=0"),
         )
     ):
         torch.rand(number)  # what was drawn before does not matter
@@ -61,7 +64,12 @@ def test_an_operation_that_cannot_be_repeated_is_named(composed, tmp_path, threa
         return first._replace(outputs=F.max_unpool1d(tokens, index, 2))
 
     monkeypatch.setattr(TwoStageViT, "first_pass", unpooled)
-    settings = (*NEEDLE_FAST, "callbacks.checkpoint=null", f"run_dir={tmp_path}")
+    settings = (
+        *NEEDLE_FAST,
+        "schedule.epochs=1",
+        "callbacks.checkpoint=null",
+        f"run_dir={tmp_path}",
+    )
     with pytest.raises(TrainingError, match=r"^deterministic=true: max_unpooling2d.* does not"):
         train(composed("train", *settings, "deterministic=true"))
-    assert train(composed("train", *settings))["epochs"] == 2
+    assert train(composed("train", *settings))["epochs"] == 1

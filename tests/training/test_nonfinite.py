@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -16,6 +18,13 @@ from lfvit.training.module import Classifier
 from lfvit.training.nonfinite import Averaging, all_finite
 
 ONE_EPOCH = (*NEEDLE_FAST, "schedule.epochs=1", "schedule.warmup_epochs=0")  # four steps
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    """Lightning leaves the port of its processes there."""
+    with patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture

@@ -109,15 +109,15 @@ class NonFiniteGuard(Callback):
         if scaler is not None and not ranks:
             return
         what = _describe(bad, ranks, pl_module)
-        number = bad[0].number if bad else seen[-1].number
-        where = f"epoch {trainer.current_epoch}, step {number} (optimizer step "
-        where += f"{trainer.global_step})"
+        found = bad or seen[-1:]  # of an accumulated step with finite losses, the last batch
+        step = f", step {found[0].number}" if found else ""
+        where = f"epoch {trainer.current_epoch}{step} (optimizer step {trainer.global_step})"
         self.in_a_row += 1
         stop = self.action == "stop" or self.in_a_row > self.limit
         place = "the batches of earlier ones are kept"
         if stop or self.skipped < KEPT:
-            mine = bad if ranks else seen[-1:]  # nobody knows whose images made a gradient overflow
-            place = _keep(mine, what, trainer, pl_module)
+            # where no loss was bad, nobody knows whose images made a gradient overflow
+            place = _keep(bad if ranks else found, what, trainer, pl_module)
         if stop:
             tried = f" after {self.limit} skipped steps in a row (max_skipped={self.limit})"
             tried = "" if self.action == "stop" else tried
