@@ -232,15 +232,12 @@ def read_artifacts(folder: Path) -> list[dict[str, Any]]:
         names = [str(name["name"] if isinstance(name, dict) else name) for name in names]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [{"name": "index.json", "fault": f"cannot be read: {error}"}]
-    return [
-        _artifact(folder / name, name)
-        if is_name(name)
-        else {"name": name, "fault": "index.json may only name folders beside it"}
-        for name in names
-    ]
+    return [_artifact(folder / name, name) for name in names]
 
 
 def _artifact(folder: Path, name: str) -> dict[str, Any]:
+    if not is_name(name):
+        return {"name": name, "fault": "index.json may only name folders beside it"}
     try:
         found = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))
         found["columns"] = [

@@ -92,7 +92,7 @@ class NonFiniteGuard(Callback):
         assert self._coming is not None
         self._seen.append(Seen(*self._coming, loss.detach()))
         finite = loss.detach().isfinite()
-        # an infinite loss can have finite gradients, of which the other processes would learn
+        # an infinite loss can have finite gradients, which would tell the other processes nothing
         loss.register_hook(lambda grad: torch.where(finite, grad, torch.nan))
 
     def on_before_optimizer_step(
