@@ -5,12 +5,13 @@ STAMP  := $(VENV)/.installed
 RUN    := $(VENV)/bin/python
 ARGS   ?=
 SCALE  ?= smoke
+AUDIT  := pip-audit==2.10.1
 ARTIFACTS ?=
 DATA   ?=
 REPRODUCE = $(RUN) reproduce.py scale=$(SCALE) $(if $(ARTIFACTS),"artifacts='$(ARTIFACTS)'") $(if $(DATA),"data_root=$(DATA)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install test chaos lint format docs reproduce reproduce-plan clean
+.PHONY: help install update audit test chaos lint format docs reproduce reproduce-plan clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +28,26 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 	@echo "==> ready: $(RUN)"
+
+# pip resolves without installing; only names and versions are kept of what it found
+update: $(STAMP)  ## resolve all packages anew into constraints.txt (then make test, and read the diff)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --dry-run --ignore-installed \
+		--report $(VENV)/report.json '.[dev]'
+	@$(RUN) -c 'import json; \
+		found = json.load(open("$(VENV)/report.json"))["install"]; \
+		about = (package["metadata"] for package in found); \
+		pins = {a["name"] + "==" + a["version"] for a in about if a["name"] != "lfvit"}; \
+		head = open("constraints.txt").readline(); \
+		open("constraints.txt", "w").write(head + "\n".join(sorted(pins, key=str.lower)) + "\n")'
+	@echo "==> constraints.txt is written; now: git diff constraints.txt, make install, make test, make audit"
+
+audit:  ## look the versions of constraints.txt up among known vulnerabilities (needs the network)
+	@test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && \
+		$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check $(AUDIT); }
+	@$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict || { \
+		echo "==> not clean: raise the packages listed above in pyproject.toml, then make update;"; \
+		echo "    where it says that a package could not be audited or reached, nothing was checked:"; \
+		echo "    the database of PyPI (https://pypi.org) has to be reachable, not a mirror of it"; exit 1; }
 
 test: $(STAMP)  ## run the test suite (a few minutes on 2 cores; ARGS="-k selection" for a part)
 	$(RUN) -m pytest -n auto --maxprocesses 4 $(ARGS)

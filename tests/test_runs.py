@@ -79,6 +79,8 @@ def test_what_decides_the_weights_decides_the_identity(composed):
         "repeat": True,
         "evaluate": True,
         "ckpt_path": "some.ckpt",
+        "on_nonfinite": "skip",
+        "max_skipped": 3,
     }.items():
         assert changed(key, value) == same, key
     others = {
@@ -94,12 +96,15 @@ def test_what_decides_the_weights_decides_the_identity(composed):
         "trainer.precision": "bf16-mixed",
         "trainer.fast_dev_run": True,
         "callbacks.monitor.metric": "val/loss",
+        "deterministic": True,
         "a_setting_to_come": 1,
     }
     identities = {changed(key, value) for key, value in others.items()}
     assert len(identities | {same}) == len(others) + 1
     assert runs.identity(cfg) == same  # and the config is left as it was
     assert cfg.run_dir == "one"
+    del cfg.deterministic  # a run from before there was this setting
+    assert runs.identity(cfg) == same
 
 
 def test_weights_count_by_content_and_images_by_place(composed, tmp_path, monkeypatch):

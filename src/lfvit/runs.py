@@ -46,6 +46,8 @@ NO_PART = (
     "repeat",
     "evaluate",
     "ckpt_path",
+    "on_nonfinite",  # of a training that one setting stopped, the other continues
+    "max_skipped",
     "data.num_workers",
     "callbacks.progress",
     "callbacks.lr_monitor",
@@ -87,6 +89,8 @@ def identity(cfg: DictConfig) -> str:
         for name in groups:
             group = group.get(name) or {}
         group.pop(leaf, None)
+    if not settings.get("deterministic"):  # as before there was such a setting
+        settings.pop("deterministic", None)
     if settings["init_from"] is not None and Path(settings["init_from"]).is_file():
         with Path(settings["init_from"]).open("rb") as file:
             settings["init_from"] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -188,6 +192,20 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The contents of a JSON file; nothing where there is none."""
     return json.loads(path.read_text()) if path.exists() else {}
+
+
+def is_name(text: str) -> bool:
+    """Whether a file or folder of this name can only be inside of the folder it is looked for."""
+    return Path(text).name == text and text not in ("", ".", "..")
+
+
+def inside(folder: Path, path: str) -> Path | None:
+    """A path from a record, seen from its folder; None where it leads out of the folder's root.
+
+    The root is three levels up: a job may name what it found in a run beside its sweep.
+    """
+    found, above = (folder / path).resolve(), folder.resolve().parents
+    return found if found.is_relative_to(above[min(2, len(above) - 1)]) else None
 
 
 def now() -> str:

@@ -161,6 +161,10 @@ def load(
     options.log_severity_level = 3
     sessions = []
     for name in card["files"]:
+        if Path(name).name != name:
+            raise ConfigError(
+                f"{folder / CARD}: files={name!r} is not the name of a file beside it"
+            )
         if not (folder / name).is_file():
             raise ConfigError(f"{folder / name}: no such file; it belongs beside {CARD}")
         sessions.append(onnxruntime.InferenceSession(folder / name, options, list(providers)))

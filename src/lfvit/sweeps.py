@@ -24,8 +24,9 @@ from rich.table import Table
 
 from lfvit.errors import ConfigError
 from lfvit.explain import explain
+from lfvit.markdown import code, escaped
 from lfvit.quiet import quieten
-from lfvit.runs import environment, now, plain, read_json, write_json
+from lfvit.runs import environment, inside, now, plain, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -135,8 +136,9 @@ def operating_point(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _row(job: Path, noted: dict[str, Any]) -> dict[str, Any]:
-    training = job / noted.get("directory", ".")
-    evaluation = job / noted.get("evaluation", "evaluate.json")  # of a training, of evaluate.py -m
+    training = inside(job, noted.get("directory", ".")) or job
+    # of a training, of evaluate.py -m
+    evaluation = inside(job, noted.get("evaluation", "evaluate.json")) or job / "evaluate.json"
     point: Mapping[str, Any] = {}
     if evaluation.exists():
         point = operating_point(json.loads(evaluation.read_text()))
@@ -205,18 +207,18 @@ def _errors(jobs: Sequence[Mapping[str, Any]]) -> list[str]:
 def _markdown(jobs: Sequence[Mapping[str, Any]]) -> str:
     common = _common(jobs)
     lines = ["| " + " | ".join(COLUMNS) + " |", "|--:|---|---|--:|--:|--:|--:|---|"]
-    lines += ["| " + " | ".join(_cells(job, common)) + " |" for job in jobs]
+    lines += ["| " + " | ".join(map(escaped, _cells(job, common))) + " |" for job in jobs]
     about = environment()
     parts = ["\n".join(lines)]
     if common:
-        parts.append("All: " + " ".join(f"`{o}`" for o in jobs[0]["overrides"] if o in common))
-    parts += [f"- {error}" for error in _errors(jobs)]
-    parts.append(f"`{about['command']}`, commit {about['commit']}, {about['machine']}.")
+        parts.append("All: " + " ".join(code(o) for o in jobs[0]["overrides"] if o in common))
+    parts += [f"- {escaped(error)}" for error in _errors(jobs)]
+    parts.append(f"{code(about['command'])}, commit {about['commit']}, {about['machine']}.")
     return "\n\n".join([f"# {_counts(jobs)}", *parts]) + "\n"
 
 
 def _print(jobs: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    console, common = Console(), _common(jobs)
+    console, common = Console(markup=False), _common(jobs)
     table = Table(title=_counts(jobs))
     for name in COLUMNS[:-1]:  # directories are long, and in the files
         table.add_column(name, justify="left" if name == "settings" else "right", overflow="fold")

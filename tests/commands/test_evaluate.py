@@ -9,8 +9,12 @@ import torch
 import lfvit
 from conftest import NEEDLE_FAST
 from lfvit.commands.evaluate import evaluate
+from lfvit.commands.setup import load_trained, open_data
 from lfvit.commands.train import train
+from lfvit.data.datamodule import normalise
 from lfvit.errors import CheckpointError, ConfigError, DataError
+from lfvit.measure.evaluation import collect
+from lfvit.models.streaming import infer_stream
 
 
 @pytest.fixture
@@ -70,16 +74,110 @@ def test_operating_points(run, capsys):
         assert text in console
 
 
-def test_rules_can_be_left_out(run):
-    found = run("budgeted_batch=null", "temperature=false", "risk=null")["calibration"]
+def test_rules_can_be_left_out(run, tmp_path, capsys):
+    settings = ("budgeted_batch=null", "temperature=false", "risk=null")
+    found = run(*settings, f"run_dir='{tmp_path}/[bold]x'")["calibration"]
+    assert "/[bold]x" in capsys.readouterr().out  # a name, no markup
     assert [rule["name"] for rule in found["rules"]] == ["max_loss"]
     assert found["budgeted_batch"] is found["temperature"] is found["risk"] is None
 
 
-def test_batch_size_changes_nothing(run):
-    one, many = run("data.batch_size=1"), run("data.batch_size=16")
-    assert one["curve"] == many["curve"]
-    assert one["localisation"] == many["localisation"]
+def numbers(found, path=""):
+    """Every value of a nested result by its place."""
+    if isinstance(found, dict):
+        found = found.items()
+    elif isinstance(found, list):
+        found = enumerate(found)
+    else:
+        return {path: found}
+    return {k: v for key, value in found for k, v in numbers(value, f"{path}/{key}").items()}
+
+
+@pytest.fixture
+def collected(monkeypatch):
+    """What the model said in every evaluation of a test."""
+    kept = []
+
+    def keep(*arguments):
+        kept.append(collect(*arguments))
+        return kept[-1]
+
+    monkeypatch.setattr("lfvit.commands.evaluate.collect", keep)
+    return kept
+
+
+@pytest.mark.parametrize("selector", ["ngca", "random"])
+def test_batch_size_and_workers_change_nothing(run, collected, selector):
+    """Workers not one bit. The batch size rounds sums differently: the last digits of float32."""
+    quick = ("verify_macs=false", f"method.selector={selector}", "threshold=0.2")
+    sizes = (7, 1, 64) if selector == "ngca" else (7, 64)
+    found = [run(*quick, f"data.batch_size={size}") for size in sizes]
+    found.append(run(*quick, "data.batch_size=7", "data.num_workers=2"))
+    del found[0]["environment"], found[-1]["environment"]
+    assert found[-1] == found[0]
+    assert all(
+        torch.equal(a, b) for a, b in zip(collected[0], collected[-1], strict=True) if a is not None
+    )
+    for outputs, other in zip(collected[1:-1], found[1:-1], strict=True):
+        for field in ("targets", "cells", "boxes", "covered"):
+            assert torch.equal(getattr(outputs, field), getattr(collected[0], field))
+        for logits, expected in zip(outputs[:2], collected[0][:2], strict=True):
+            torch.testing.assert_close(logits.softmax(1), expected.softmax(1), rtol=0, atol=1e-6)
+            assert torch.equal(logits.argmax(1), expected.argmax(1))
+        ours = {k: v for k, v in numbers(found[0]).items() if not k.startswith("/environment")}
+        theirs = numbers(other)
+        for key, value in ours.items():
+            exact = not isinstance(value, float) or "temperature" not in key
+            assert theirs[key] == (value if exact else pytest.approx(value, rel=1e-4)), key
+
+
+def test_early_exit_gives_the_answers_of_the_evaluation(run, collected, trained_run, composed):
+    """In whatever order images come, in whatever batches, alone, or filled up to a bucket."""
+    run("verify_macs=false", "data.batch_size=7")
+    (expected,) = collected
+    model, record = load_trained(trained_run / "checkpoints" / "last.ckpt")
+    data = open_data(composed("evaluate", "ckpt_path=x"), record)
+    pixels = torch.stack([sample.pixels for sample in data.some_validation_samples(16)])
+    images = normalise(pixels)
+    confidence = expected.first.softmax(1).amax(1)
+    threshold = confidence.median().item() + 1e-4  # some exit
+    exited = confidence >= threshold
+    answers = torch.where(exited[:, None], expected.first, expected.second)
+    assert 0 < exited.sum() < 16
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(1))
+    for size in (1, 5, 16):
+        batches = images[order].split(size)
+        with torch.no_grad():
+            plain = [model.infer(batch, threshold) for batch in batches]
+            filled = [model.infer(batch, threshold, bucket=4) for batch in batches]
+        for answered in (plain, filled, [*infer_stream(model, batches, threshold, bucket=4)]):
+            logits = torch.cat([answer.logits for answer in answered])
+            torch.testing.assert_close(
+                logits.softmax(1), answers[order].softmax(1), rtol=0, atol=1e-6
+            )
+            assert torch.equal(torch.cat([a.exited for a in answered]), exited[order])
+
+
+def test_precisions_are_compared_on_the_same_weights(run, tmp_path, capsys):
+    found = run("compare_precisions=[bf16-mixed,64-true]", "threshold=0.2")
+    assert found["precision"] == "32-true"
+    half, double = found["compared_precisions"]
+    assert (half["precision"], half["reference"]) == ("bf16-mixed", "32-true")
+    for part in ("first", "second"):
+        assert half[part]["reference_top1"] == double[part]["top1"] == found[part]["top1"]
+        assert double[part]["probability"]["max"] < 1e-6
+        assert 1e-5 < half[part]["probability"]["max"] < 0.05  # bfloat16 has 8 bits
+        assert double[part]["same_answers"] == 1
+    assert double["same_regions"] == double["same_exits"] == 1
+    assert 0 <= half["same_regions"] <= 1
+    console = " ".join(capsys.readouterr().out.split())
+    assert "bf16-mixed against 32-true" in console
+    assert run("verify_macs=false")["compared_precisions"] == []
+
+
+def test_a_precision_that_the_device_lacks_is_refused(run):
+    with pytest.raises(ConfigError, match="computes in bf16-mixed instead; leave it out"):
+        run("compare_precisions=16-mixed", "verify_macs=false")
 
 
 def test_one_pass_models_have_one_pass(run, composed, tmp_path):
@@ -172,6 +270,7 @@ def test_a_reducer_can_be_put_into_a_trained_model_and_taken_out(run, composed, 
         ("+risk.alpha=0.1", "risk has no setting 'alpha'; valid: losses, eps, delta"),
         ("risk=0.05", r"risk=0\.05 must be null"),
         ("method.region_size=9", "region_size=9 does not fit"),
+        ("compare_precisions=[fp8]", "compare_precisions='fp8' is unknown; valid: 64-true, bf16-"),
         ("trainer.devices=2", "every image is counted once, on one device"),
     ],
 )

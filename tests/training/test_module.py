@@ -1,4 +1,4 @@
-"""Phases, optimizer groups, averaged weights, non-finite losses and exact resumption."""
+"""Phases, optimizer groups, averaged weights and exact resumption."""
 
 from pathlib import Path
 
@@ -57,13 +57,6 @@ def test_a_one_pass_model_has_no_phases(tiny, at_epoch):
     at_epoch(0)
     assert not module.phase_one
     assert module.training_step(batch(), 0).isfinite()
-
-
-def test_a_loss_that_is_not_finite_stops_training(tiny, at_epoch):
-    at_epoch(3)
-    images = torch.full((2, 3, 112, 112), float("nan"))
-    with pytest.raises(TrainingError, match=r"loss is nan at epoch 3, step 17.*init_from="):
-        classifier(tiny).training_step(batch(images), 17)
 
 
 @pytest.mark.parametrize("method", ["vit", "lf_vit"])
@@ -250,16 +243,16 @@ def test_two_processes_count_every_validation_image_once(composed, tmp_path):
 
 
 def test_weights_that_break_in_the_last_step_are_not_saved(composed, tmp_path, monkeypatch):
-    """A gradient can be the first thing that is not finite, after the last loss of an epoch."""
+    """Finite gradients can take a weight out of range, after the last loss of an epoch."""
     before = []
 
-    def break_gradients(self, optimizer):
+    def too_far(self, batch, batch_idx):
         if self.current_epoch == 1 and self.trainer.is_last_batch:
             before.append((tmp_path / "checkpoints" / "last.ckpt").read_bytes())
-            for parameter in self.parameters():
-                parameter.grad.fill_(float("nan"))
+            for group in self.optimizers().param_groups:
+                group["lr"], group["weight_decay"] = 1e30, 1e30
 
-    monkeypatch.setattr(Classifier, "on_before_optimizer_step", break_gradients)
+    monkeypatch.setattr(Classifier, "on_train_batch_start", too_far)
     with pytest.raises(TrainingError, match="is not finite any more at the end of epoch 1"):
         train(composed("train", *NEEDLE_FAST, f"run_dir={tmp_path}"))
     assert (tmp_path / "checkpoints" / "last.ckpt").read_bytes() == before[0]

@@ -9,6 +9,7 @@ from typing import Any
 
 from lfvit.artifacts.content import Content
 from lfvit.artifacts.spec import Artifact
+from lfvit.markdown import code, escaped
 from lfvit.runs import environment, write_json
 
 
@@ -73,7 +74,7 @@ def markdown(told: Mapping[str, Any]) -> str:
     parts.append(_table(told["columns"], told["rows"]))
     if told["notes"]:
         parts.append("\n".join(f"- {note}" for note in told["notes"]))
-    parts.append(f"`{told['command']}`, commit {told['commit']}, {told['machine']}.")
+    parts.append(f"{code(told['command'])}, commit {told['commit']}, {told['machine']}.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -89,7 +90,7 @@ def _table(columns: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any
         marks.append("---" if words else "--:")
     lines = [f"| {' | '.join(titles)} |", f"|{'|'.join(marks)}|"]
     for row in rows:
-        cells = [format_value(row[entry["key"]], entry) for entry in columns]
+        cells = [escaped(format_value(row[entry["key"]], entry)) for entry in columns]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

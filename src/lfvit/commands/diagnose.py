@@ -99,7 +99,7 @@ class Subset:
 
 
 def _print(found: dict[str, Any], run_dir: Path) -> None:
-    console = Console()
+    console = Console(markup=False)
     columns = {
         "log_amplitude": "log HF\namplitude",
         "last_similarity": "~ last\nblock",

@@ -5,13 +5,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from lfvit.checks import check_names, check_whole
+from lfvit.commands.precision import check_precisions, compared_precisions, precision_table
 from lfvit.commands.setup import (
     Trained,
     check_one_device,
@@ -24,7 +24,7 @@ from lfvit.data import ImageDataModule
 from lfvit.errors import ConfigError
 from lfvit.measure.calibration import Calibration, RiskSettings
 from lfvit.measure.costs import count_macs, trace_macs
-from lfvit.measure.evaluation import Collector, join, results
+from lfvit.measure.evaluation import collect, results
 from lfvit.report.plots import plot_evaluation
 from lfvit.runs import environment, plain, start_run, write_json
 from lfvit.tracking.loggers import summarise, tracked
@@ -50,6 +50,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     calibration = _calibration(cfg)
     check_one_device(cfg)
     check_whole("logged_images", cfg.logged_images, 0)
+    check_precisions(cfg)
     model, record = load_trained(cfg.ckpt_path, model_overrides(cfg))
     data = open_data(cfg, record)
     run_dir = start_run(cfg)
@@ -72,10 +73,8 @@ def _evaluate(
     model, record = trained
     if cfg.verify_macs:
         _verify_macs(model, record["image_size"])
-    L.seed_everything(record.get("seed", 0), verbose=False)
     trainer = prediction_trainer(cfg, run_dir)
-    batches: Any = trainer.predict(Collector(model), datamodule=data)
-    outputs = join([batch for batch in batches if batch is not None])
+    outputs = collect(trainer, model, data, record.get("seed", 0))
     found = {
         "checkpoint": str(cfg.ckpt_path),
         "method": record["method"],
@@ -92,6 +91,7 @@ def _evaluate(
         "unreadable_images": len(data.unreadable),
         "macs_counter": "closed form" + (", equal to fvcore" if cfg.verify_macs else ""),
         "precision": str(trainer.precision),
+        "compared_precisions": compared_precisions(cfg, trained, data, run_dir),
         "environment": environment(),
     }
     write_json(run_dir / "evaluate.json", found)
@@ -145,7 +145,7 @@ def _calibration(cfg: DictConfig) -> Calibration:
 
 
 def _print(found: dict[str, Any], run_dir: Path) -> None:
-    console = Console()
+    console = Console(markup=False)
     table = Table(title=f"{found['images']} images")
     for name in ("", "eta", "top-1 %", "top-5 %", "GMACs", "exit %"):
         table.add_column(name, justify="left" if not name else "right")
@@ -170,6 +170,8 @@ def _print(found: dict[str, Any], run_dir: Path) -> None:
             f"(random windows: {100 * chance['covered']:.1f} %), all of it in "
             f"{100 * ours['whole']:.1f} % of the images ({100 * chance['whole']:.1f} %)"
         )
+    for compared in found["compared_precisions"]:
+        console.print(precision_table(compared))
     console.print(f"written to {run_dir}", soft_wrap=True)
 
 

@@ -47,7 +47,7 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
     missing = {name: str(why) for name, why in scale.leave_out.items()}
     needed = _needed(chosen, missing)
     runs = compose_runs(cfg, needed)
-    console = Console()
+    console = Console(markup=False)
     if cfg.plan:
         return _say_plan(plan(runs, _served(runs, needed), scale), console)
     check_folders(distinct(runs), cfg.fresh)

@@ -18,6 +18,7 @@ from lfvit.commands.setup import build_model
 from lfvit.commands.train import check
 from lfvit.errors import ConfigError
 from lfvit.explain import explain
+from lfvit.markdown import code, escaped
 from lfvit.measure.costs import count_macs
 from lfvit.models.two_stage import TwoStageViT
 from lfvit.runs import environment, plain, read_json, write_json
@@ -193,7 +194,7 @@ def _write(study: Any, cfg: DictConfig, out: Path) -> list[dict[str, Any]]:
     for row in front:
         exits = row["exit_fraction"]
         lines.append(
-            f"| {row['number']} | {_words(row['settings'])} | {row['top1']:.2f} "
+            f"| {row['number']} | {escaped(_words(row['settings']))} | {row['top1']:.2f} "
             f"| {row['gmacs']:.4f} | {'' if exits is None else f'{100 * exits:.1f}'} |"
         )
     failed = sum(row["error"] is not None for row in rows)
@@ -203,7 +204,7 @@ def _write(study: Any, cfg: DictConfig, out: Path) -> list[dict[str, Any]]:
         f"{failed} of {len(rows)} trials failed. Chosen on the validation images they are "
         "reported on, which favours luck: report a choice on images that no trial has seen, and on "
         "other seeds.",
-        f"`{about['command']}`, commit {about['commit']}, {about['machine']}.",
+        f"{code(about['command'])}, commit {about['commit']}, {about['machine']}.",
     ]
     (out / "frontier.md").write_text("\n\n".join(parts) + "\n")
     return rows

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import hydra
@@ -23,6 +24,9 @@ DATA_MODULES: dict[str, type[ImageDataModule]] = {
 }
 
 
+CREATED_WITH = ("backbone", "image_size", "num_classes", "reducer")
+
+
 class Trained(NamedTuple):
     """A model with its weights, and what its checkpoint says about it (see `make_record`)."""
 
@@ -32,7 +36,10 @@ class Trained(NamedTuple):
 
 def build_model(settings: Mapping[str, Any], num_classes: int, **overrides: Any) -> nn.Module:
     """The model of a config or record: its method, backbone, reducer and image_size."""
-    options = {**plain(settings["method"]), **overrides}
+    method = plain(settings["method"])
+    for name in {"pretrained", "drop_path_rate", *CREATED_WITH} & set(method):
+        raise ConfigError(f"method.{name} is no setting of a method")  # a file may say anything
+    options = {**method, **overrides}
     if "reducer" in settings:
         options["reducer"] = plain(settings["reducer"])
     backbone = plain(settings["backbone"])
@@ -102,7 +109,7 @@ def load_trained(path: str | Path, overrides: Mapping[str, Any] | None = None) -
     return Trained(model.eval(), record)
 
 
-def open_data(cfg: DictConfig, record: Mapping[str, Any]) -> ImageDataModule:
+def open_data(cfg: DictConfig | SimpleNamespace, record: Mapping[str, Any]) -> ImageDataModule:
     """The data of an evaluation: the checkpoint's own, as far as ``cfg.data`` does not say else.
 
     The images held out of a folder without a split are the ones that training held out.
@@ -165,16 +172,22 @@ def _absolute(root: str) -> str:
 def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
     """Arguments of Lightning's Trainer; precision "auto" is bfloat16 where there is a GPU."""
     settings: dict[str, Any] = hydra.utils.instantiate(plain(cfg.trainer))
+    # said either way: PyTorch would keep what the last job of this process asked for
+    settings.setdefault("deterministic", bool(cfg.get("deterministic", False)))
     if settings.get("precision") == "auto":
         gpu = settings.get("accelerator") != "cpu" and torch.cuda.is_available()
         settings["precision"] = "bf16-mixed" if gpu else "32-true"
     return settings
 
 
-def prediction_trainer(cfg: DictConfig, run_dir: Path) -> L.Trainer:
-    """Lightning's Trainer for going through a set of images once, on one device."""
+def prediction_trainer(cfg: DictConfig, run_dir: Path, precision: str | None = None) -> L.Trainer:
+    """Lightning's Trainer for going through a set of images once, on one device.
+
+    precision: instead of the configured one.
+    """
+    settings = trainer_settings(cfg)
     return L.Trainer(
-        **trainer_settings(cfg),
+        **(settings if precision is None else {**settings, "precision": precision}),
         logger=False,
         enable_checkpointing=False,
         default_root_dir=run_dir,

@@ -9,13 +9,13 @@ import hydra
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from torch import nn
 
-from lfvit.checks import check_range, check_whole
+from lfvit.checks import check_range, check_switch, check_whole
 from lfvit.commands.setup import build_model, make_record, trainer_settings
 from lfvit.data import ImageDataModule
 from lfvit.errors import CheckpointError, ConfigError
@@ -31,10 +31,12 @@ from lfvit.runs import (
     training_record,
     write_json,
 )
+from lfvit.seeding import told_of_random_order
 from lfvit.sweeps import check_one_process
 from lfvit.tracking.loggers import TRACKING, summarise, tracked, tracked_as
 from lfvit.tracking.summaries import training_summary
 from lfvit.training.module import RECORD, Classifier, refuse_unlearnable
+from lfvit.training.nonfinite import Averaging, NonFiniteGuard
 from lfvit.training.schedule import Schedule
 from lfvit.training.token_labels import has_aux_head
 
@@ -71,7 +73,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         module = build_module(cfg, schedule, data.classes)
         module.record[TRACKING] = tracked_as(loggers, cfg)
         started = time.monotonic()
-        trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+        with told_of_random_order(cfg.deterministic):
+            trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
         metrics = _metrics(trainer, module, data, time.monotonic() - started)
         if is_main_process():
             write_json(run_dir / "metrics.json", metrics)
@@ -90,8 +93,10 @@ def build_trainer(cfg: DictConfig, schedule: Schedule, loggers: list[Logger]) ->
     ]
     if not loggers:
         callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
+    guard = NonFiniteGuard(cfg.on_nonfinite, cfg.max_skipped)
+    callbacks.append(guard)
     if schedule.ema_decay is not None:
-        callbacks.append(EMAWeightAveraging(decay=schedule.ema_decay))
+        callbacks.append(Averaging(schedule.ema_decay, guard))
     try:
         return L.Trainer(
             **trainer_settings(cfg),
@@ -155,6 +160,8 @@ def check(cfg: DictConfig, weights_exist: bool = True) -> Schedule:
         read_file(cfg.init_from)
     check_whole("seed", cfg.seed, 0)
     check_range("threshold", cfg.threshold, 0)
+    check_switch("deterministic", cfg.deterministic)
+    NonFiniteGuard(cfg.on_nonfinite, cfg.max_skipped)
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         check_one_process(cfg)
     return schedule

@@ -27,6 +27,7 @@ class Outputs(NamedTuple):
 
     first: (N, C) logits of the only or first pass. second: (N, C) or None for a one-pass model.
     targets: (N,). boxes: (N, 4) or None. covered: (N,) share of each box looked at, or None.
+    cells: (N, k) coarse cells selected for the second pass, or None.
     """
 
     first: Tensor
@@ -34,6 +35,7 @@ class Outputs(NamedTuple):
     targets: Tensor
     boxes: Any = None
     covered: Any = None
+    cells: Any = None
 
 
 class Collector(L.LightningModule):
@@ -60,7 +62,21 @@ class Collector(L.LightningModule):
             batch.targets.cpu(),
             boxes,
             covered,
+            out.selection.cells.cpu(),
         )
+
+
+def collect(
+    trainer: L.Trainer, model: nn.Module, data: L.LightningDataModule, seed: int
+) -> Outputs:
+    """What a model says about all images; random selectors draw the same every time.
+
+    Raises:
+        DataError: not one image could be read.
+    """
+    L.seed_everything(seed, verbose=False)
+    batches: Any = trainer.predict(Collector(model), datamodule=data)
+    return join([batch for batch in batches if batch is not None])
 
 
 def join(batches: list[Outputs]) -> Outputs:

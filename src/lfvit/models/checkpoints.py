@@ -5,6 +5,7 @@ A file is only ever read as weights: nothing in it is executed.
 
 import argparse
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: no such file; pass the path of a .ckpt, .pth or .safetensors"
         )
+    _refuse_compressed(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -125,9 +127,34 @@ def extract_weights(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{name}: no weights found; its entries are {', '.join(map(str, list(content)[:5]))}"
         )
+    for key, value in weights.items():
+        _refuse_unreal(key, value, name)
     while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in weights)), None):
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}
     return weights
+
+
+def _refuse_compressed(path: Path) -> None:
+    """PyTorch stores tensors as they are: small files do not become large in memory."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            compressed = [i.filename for i in archive.infolist() if i.compress_type]
+    except Exception:  # another format, or damaged, in many ways: told when it is read
+        return
+    if compressed:
+        raise CheckpointError(
+            f"{path}: holds compressed entries ({compressed[0]}), which PyTorch never writes"
+        )
+
+
+def _refuse_unreal(key: str, tensor: Tensor, name: str) -> None:
+    """A view can claim any number of values with one in memory."""
+    plain = tensor.layout == torch.strided and tensor.device.type != "meta"
+    if not plain or tensor.numel() > tensor.untyped_storage().nbytes() // tensor.element_size():
+        raise CheckpointError(
+            f"{name}: {key} claims {_size(tensor)} values without holding them; save the weights "
+            "as plain, contiguous tensors"
+        )
 
 
 def _rename(model: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:

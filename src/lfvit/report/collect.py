@@ -20,6 +20,7 @@ from lfvit.report.evaluated import Run, named
 from lfvit.report.frame import make_table, over_seeds
 from lfvit.report.speeds import Speeds
 from lfvit.report.tables import operating_points
+from lfvit.runs import inside
 from lfvit.sweeps import WELL
 
 RESULTS = (
@@ -99,8 +100,9 @@ class _Reader:
         for folder in folders:
             yield folder
             evaluation = self._load(folder / "job.json").get("evaluation")
-            if evaluation is not None and (folder / evaluation).is_file():
-                yield (folder / evaluation).resolve().parent
+            place = None if evaluation is None else inside(folder, str(evaluation))
+            if place is not None and place.name == "evaluate.json" and place.is_file():
+                yield place.parent
 
     def read(self, folders: list[Path]) -> Collection:
         runs = [run for folder in folders if (run := self._run(folder)) is not None]

@@ -33,7 +33,7 @@ from lfvit.report.plots import plot_comparison
 from lfvit.report.results import without_paths
 from lfvit.report.speeds import INTERPOLATED
 from lfvit.report.tables import RISKS
-from lfvit.runs import commit
+from lfvit.runs import commit, is_name
 
 HERE = Path(__file__).parent
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
@@ -236,6 +236,8 @@ def read_artifacts(folder: Path) -> list[dict[str, Any]]:
 
 
 def _artifact(folder: Path, name: str) -> dict[str, Any]:
+    if not is_name(name):
+        return {"name": name, "fault": "index.json may only name folders beside it"}
     try:
         found = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))
         found["columns"] = [

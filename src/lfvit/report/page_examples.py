@@ -4,10 +4,10 @@ import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 from PIL import Image
 
 from lfvit.commands.predict import look_at
@@ -106,7 +106,8 @@ def _open(run: Run) -> tuple[Trained, list[Sample]]:
     settings["threshold"] = operating_point.get("threshold")
     with seeded(0):
         trained = load_trained(path, settings)
-        data = open_data(OmegaConf.create({"data": run.settings.get("data") or {}}), trained.record)
+        # plain values: in a config, "${oc.env:NAME}" would come out as what NAME holds here
+        data = open_data(SimpleNamespace(data=run.settings.get("data") or {}), trained.record)
         return trained, data.some_validation_samples(SEARCHED)
 
 

@@ -35,6 +35,11 @@ def plot_evaluation(found: Mapping[str, Any], path: Path) -> None:
         figure.savefig(path, dpi=150)
 
 
+def literal(name: str) -> str:
+    """A name as it is: matplotlib reads what stands between two dollars as a formula."""
+    return name.replace("$", r"\$")
+
+
 def plot_comparison(models: Mapping[str, Mapping[str, Any]], paths: Iterable[Path]) -> None:
     """Several evaluate.json in one plot of accuracy against GMACs."""
     with mpl.rc_context(STYLE):
@@ -47,7 +52,9 @@ def plot_comparison(models: Mapping[str, Mapping[str, Any]], paths: Iterable[Pat
                 draw_curve(axes, found, name, colour, name_ends=two_pass == 1)
             else:
                 point = found["first"]
-                axes.plot(point["gmacs"], point["top1"], "D", color=colour, label=name, zorder=4)
+                axes.plot(
+                    point["gmacs"], point["top1"], "D", color=colour, label=literal(name), zorder=4
+                )
         if two_pass > 1:  # once for all of them
             for marker, text in ENDS.values():
                 axes.plot([], [], marker, color=GREY, label=text)
@@ -61,7 +68,8 @@ def draw_curve(
 ) -> None:
     """The early-exit curve of a two-pass model, with its two ends marked."""
     curve = sorted(found["curve"], key=lambda point: point["gmacs"])
-    axes.plot([p["gmacs"] for p in curve], [p["top1"] for p in curve], color=colour, label=name)
+    costs, accuracy = ([point[key] for point in curve] for key in ("gmacs", "top1"))
+    axes.plot(costs, accuracy, color=colour, label=literal(name))
     for end, (marker, text) in ENDS.items():
         point = found[end]
         axes.plot(point["gmacs"], point["top1"], marker, color=colour, zorder=3)
@@ -152,7 +160,7 @@ def _draw_speed(axes: Axes, title: str, rows: Sequence[Mapping[str, Any]]) -> No
             color=PALETTE[names.index(row["model"]) % len(PALETTE)],
         )
     for name, colour in zip(names, cycle(PALETTE), strict=False):
-        axes.plot([], [], "-", color=colour, label=name)
+        axes.plot([], [], "-", color=colour, label=literal(name))
     for size, marker in zip(sizes, cycle(SIZES), strict=False):
         axes.plot([], [], marker, color=GREY, ls="", label=f"batch of {size}")
     end = max(max(row["ideal_speedup"], row["measured_speedup"]) for row in rows) * 1.05

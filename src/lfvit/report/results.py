@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lfvit.errors import DataError
+from lfvit.markdown import code, escaped
 from lfvit.report.collect import Collection, nothing_found
 from lfvit.report.evaluated import Run
 from lfvit.report.frame import over_seeds
@@ -38,7 +39,7 @@ def write_results(found: Collection, title: str, intro: str, output: Path) -> No
         markdown_table(comparison_rows(evaluations)),
         f"![Accuracy against cost]({figure.name})",
         _seeds(found),
-        *[text for run in found.runs if run.two_pass for text in _thresholds(run)],
+        *[part for run in found.runs if run.two_pass for part in _thresholds(run)],
         "## How the models were trained\n\n" + "\n".join(_provenance(run) for run in found.runs),
         _left_out(found),
     ]
@@ -47,7 +48,9 @@ def write_results(found: Collection, title: str, intro: str, output: Path) -> No
 
 def _about_images(runs: list[Run]) -> str:
     counts = {(run.data, run.evaluation["images"]) for run in runs}
-    images = ", ".join(f"{count:,} validation images of {data}" for data, count in sorted(counts))
+    images = ", ".join(
+        f"{count:,} validation images of {escaped(data)}" for data, count in sorted(counts)
+    )
     return (
         f"Top-1 on {images}, which training never saw. GMACs are multiply-accumulates per image, "
         f"counted in {runs[0].evaluation['macs_counter']}."
@@ -67,7 +70,8 @@ def _seeds(found: Collection) -> str:
         "| model | run | seeds | top-1 (%) | GMACs |",
         "|---|---|--:|--:|--:|",
         *(
-            f"| {row.model} | {row.run} | {row.seeds} | {row.top1_mean:.2f} ± {row.top1_std:.2f} "
+            f"| {escaped(row.model)} | {escaped(row.run)} | {row.seeds} "
+            f"| {row.top1_mean:.2f} ± {row.top1_std:.2f} "
             f"| {row.gmacs_mean:.4f} ± {row.gmacs_std:.4f} |"
             for row in several.itertuples()
         ),
@@ -80,8 +84,9 @@ def _thresholds(run: Run) -> Iterator[str]:
     calibration = run.evaluation.get("calibration")
     if calibration is not None:
         yield (
-            f"## Thresholds chosen for {run.name}\n\nOn {calibration['calibration_images']:,} of "
-            f"the images, by class, seed {calibration['seed']}; the table reports the other "
+            f"## Thresholds chosen for {escaped(run.name)}\n\n"
+            f"On {calibration['calibration_images']:,} of the images, by class, seed "
+            f"{calibration['seed']}; the table reports the other "
             f"{calibration['reported_images']:,}."
         )
         yield rules_table(calibration)
@@ -93,23 +98,26 @@ def _thresholds(run: Run) -> Iterator[str]:
             )
             yield certificates_table(calibration["risk"])
     if run.evaluation.get("curve"):
-        yield f"## Every threshold of {run.name}\n\n{threshold_table(run.evaluation['curve'])}"
+        yield f"## Every threshold of {escaped(run.name)}"
+        yield threshold_table(run.evaluation["curve"])
 
 
 def _provenance(run: Run) -> str:
     evaluated = (
-        f"Evaluated: {Path(run.evaluation['checkpoint']).name}, in {run.evaluation['precision']}, "
-        f"at commit {run.evaluation['environment']['commit']}."
+        f"Evaluated: {escaped(Path(run.evaluation['checkpoint']).name)}, in "
+        f"{escaped(run.evaluation['precision'])}, at commit "
+        f"{escaped(run.evaluation['environment']['commit'])}."
     )
     metrics, environment = run.metrics, run.environment
     if not metrics or not environment:
-        return f"- **{run.name}**: trained elsewhere. {evaluated}"
+        return f"- **{escaped(run.name)}**: trained elsewhere. {evaluated}"
     packages = environment["packages"]
     return (
-        f"- **{run.name}**: `{without_paths(environment['command'])}`, commit "
-        f"{environment['commit']}, {metrics['machine']}, {environment['threads']} thread(s), "
-        f"torch {packages['torch']}, timm {packages['timm']}. {metrics['epochs']} epochs over "
-        f"{metrics['train_images']:,} images, {metrics['parameters'] / 1e6:.2f} M parameters, "
+        f"- **{escaped(run.name)}**: {code(without_paths(environment['command']))}, commit "
+        f"{escaped(environment['commit'])}, {escaped(metrics['machine'])}, "
+        f"{environment['threads']} thread(s), torch {packages['torch']}, timm {packages['timm']}. "
+        f"{metrics['epochs']} epochs over {metrics['train_images']:,} images, "
+        f"{metrics['parameters'] / 1e6:.2f} M parameters, "
         f"{metrics['train_seconds'] / 60:.0f} minutes. {evaluated}"
     )
 
@@ -117,13 +125,19 @@ def _provenance(run: Run) -> str:
 def _left_out(found: Collection) -> str:
     if not found.skipped:
         return ""
-    return "## Left out\n\n" + "\n".join(f"- {s.place}: {s.reason}" for s in found.skipped)
+    return "## Left out\n\n" + "\n".join(
+        f"- {escaped(s.place)}: {escaped(s.reason)}" for s in found.skipped
+    )
 
 
 def without_paths(command: str) -> str:
     """The command with folders of this machine replaced by a placeholder."""
+    try:
+        split = shlex.split(command)
+    except ValueError:  # from a file that no command of ours wrote
+        return command
     words = []
-    for word in shlex.split(command):
+    for word in split:
         key, equals, value = word.partition("=")
         if equals and os.path.isabs(value):
             words.append(f"{key}=DIR")

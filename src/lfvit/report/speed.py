@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lfvit.markdown import escaped
 from lfvit.report.plots import comparisons, plot_speed
 from lfvit.runs import write_json
 
@@ -105,7 +106,7 @@ def speed_page(
 
 def print_speed(rows: Sequence[Row], parts: Sequence[Row], loading: Sequence[Row]) -> None:
     """The same on the screen."""
-    console = Console()
+    console = Console(markup=False)
     narrow = [number for number, name in enumerate(COLUMNS) if not name.endswith(("range", "ms"))]
     for title, group in comparisons(rows):
         cells = [[_cells(row)[number] for number in narrow] for row in group]
@@ -165,7 +166,7 @@ def _about_files(loading: Sequence[Row]) -> str:
 def _markdown(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(columns)} |", "|" + "|".join(["---"] + ["--:"] * (len(columns) - 1))]
     lines[1] += "|"
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in cells)])
+    return "\n".join([*lines, *(f"| {' | '.join(map(escaped, row))} |" for row in cells)])
 
 
 def _screen(title: str, columns: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lfvit.markdown import escaped
+
 KINDS = ("pass", "threshold", "rule", "certificate")
 
 
@@ -110,7 +112,8 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         eta, exits = row["threshold"], row["exit_fraction"]
         lines.append(
-            f"| {row['model']} | {row['run']} | {'' if eta is None else f'{eta:.2f}'} "
+            f"| {escaped(row['model'])} | {escaped(row['run'])} "
+            f"| {'' if eta is None else f'{eta:.2f}'} "
             f"| {row['top1']:.2f} | {row['gmacs']:.4f} | {100 * row['cost']:.0f} "
             f"| {'' if exits is None else f'{100 * exits:.1f}'} |"
             + (f" {row['images_per_second']:.0f} |" if timed else "")
@@ -148,12 +151,12 @@ def rules_table(calibration: Mapping[str, Any]) -> str:
     both = calibration["both_passes"]["reported"]["top1"]
     for rule in calibration["rules"]:
         point = rule["reported"]
-        text = rule["rule"].removesuffix(" on the calibration part")
+        words = escaped(rule["rule"].removesuffix(" on the calibration part"))
         if point is None:
-            lines.append(f"| {text}: {rule['outcome']} | | | {both:.2f} | | |")
+            lines.append(f"| {words}: {escaped(rule['outcome'])} | | | {both:.2f} | | |")
             continue
         lines.append(
-            f"| {text} | {point['threshold']:.4g} | {point['top1']:.2f} | {both:.2f} "
+            f"| {words} | {point['threshold']:.4g} | {point['top1']:.2f} | {both:.2f} "
             f"| {100 * point['exit_fraction']:.1f} | {point['gmacs']:.4f} |"
         )
     return "\n".join(lines)
@@ -169,10 +172,10 @@ def certificates_table(risk: Mapping[str, Any]) -> str:
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for found in risk["certificates"]:
-        start = f"| {RISKS.get(found['loss'], found['loss'])} | {100 * found['eps']:g} |"
+        start = f"| {RISKS.get(found['loss'], escaped(found['loss']))} | {100 * found['eps']:g} |"
         point = found["reported"]
         if point is None:
-            lines.append(f"{start} {found['outcome']} | | | | |")
+            lines.append(f"{start} {escaped(found['outcome'])} | | | | |")
             continue
         lines.append(
             f"{start} {point['threshold']:.2f} | {100 * point['risk']:.2f} | {point['top1']:.2f} "

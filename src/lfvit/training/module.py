@@ -23,6 +23,7 @@ from lfvit.models.token_mix import TokenMix
 from lfvit.models.two_stage import TwoStageViT
 from lfvit.seeding import seed_all
 from lfvit.training.losses import divergence, two_stage_losses
+from lfvit.training.nonfinite import ADVICE, all_finite
 from lfvit.training.schedule import Schedule
 from lfvit.training.token_labels import (
     AUX_WEIGHT,
@@ -33,13 +34,6 @@ from lfvit.training.token_labels import (
 )
 
 RECORD = "lfvit"  # the checkpoint entry from which a model is rebuilt
-
-
-STOPPED = (
-    "training stops and the last checkpoint is kept. Lower schedule.lr, lengthen "
-    "schedule.warmup_epochs, or set trainer.gradient_clip_val=1 or trainer.precision=32-true, and "
-    "start from that checkpoint with init_from="
-)
 
 
 def refuse_unlearnable(model: Any, compile_passes: bool) -> bool:
@@ -142,11 +136,6 @@ class Classifier(L.LightningModule):
             TokenTargets.of(batch, self.model, self.num_classes) if self.learns_tokens else None
         )
         loss = self._two_pass_loss(batch, tokens) if self.two_stage else self._loss(batch, tokens)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss.item()} at epoch {self.current_epoch}, step {batch_idx} "
-                f"(optimizer step {self.global_step}); {STOPPED}"
-            )
         self._log("train/loss", loss, batch, prog_bar=True)
         return loss
 
@@ -251,13 +240,13 @@ class Classifier(L.LightningModule):
         self._refuse_broken_weights()  # before the checkpoint of this epoch is written
 
     def _refuse_broken_weights(self) -> None:
-        """A gradient that is not finite shows in the weights before it shows in a loss."""
-        for name, parameter in self.named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise TrainingError(
-                    f"{name} is not finite any more at the end of epoch {self.current_epoch}; "
-                    f"{STOPPED}"
-                )
+        """Finite gradients can still take weights out of range, by a step that is too long."""
+        if not all_finite(self.parameters()):
+            broken = [n for n, p in self.named_parameters() if not p.isfinite().all()]
+            raise TrainingError(
+                f"{broken[0]} is not finite any more at the end of epoch {self.current_epoch}. "
+                f"{ADVICE}"
+            )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW and a cosine, stepped every optimizer step."""

@@ -1,0 +1,200 @@
+"""Losses and gradients that are not finite, in one process and in two."""
+
+import copy
+import json
+import os
+from unittest.mock import patch
+
+import pytest
+import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
+from safetensors.torch import load_file
+from torch.nn.utils import get_total_norm
+
+from conftest import NEEDLE_FAST
+from lfvit.commands.train import train
+from lfvit.errors import ConfigError, TrainingError
+from lfvit.training.module import Classifier
+from lfvit.training.nonfinite import Averaging, all_finite
+
+ONE_EPOCH = (*NEEDLE_FAST, "schedule.epochs=1", "schedule.warmup_epochs=0")  # four steps
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    """Lightning leaves the port of its processes there."""
+    with patch.dict(os.environ):
+        yield
+
+
+@pytest.fixture
+def damage(monkeypatch):
+    """Have something done to the batch of some steps, or to the gradients of some."""
+
+    def arrange(at, *, rank=0, batch=None, gradient=None):
+        start = Classifier.on_train_batch_start
+        backward = Classifier.on_after_backward
+
+        def on_train_batch_start(self, given, batch_idx):
+            start(self, given, batch_idx)
+            if batch is not None and batch_idx in at and self.global_rank == rank:
+                batch(given)
+
+        def on_after_backward(self):
+            backward(self)
+            if gradient is not None and self.trainer.fit_loop.batch_idx in at:
+                gradient(self)
+
+        monkeypatch.setattr(Classifier, "on_train_batch_start", on_train_batch_start)
+        monkeypatch.setattr(Classifier, "on_after_backward", on_after_backward)
+
+    return arrange
+
+
+def no_number(batch):
+    batch.images[1, 0, 5, 5] = torch.nan
+    batch.view[1, 0, 2, 2] = torch.nan
+
+
+def one_infinite(module):
+    module.model.backbone.head.weight.grad[2, 3] = torch.inf
+
+
+def test_stopping_keeps_the_batch_and_what_is_known(composed, damage, tmp_path):
+    damage([2], batch=no_number)
+    message = r"the loss is nan at epoch 0, step 2 \(optimizer step 2\); its batch is saved in "
+    with pytest.raises(TrainingError, match=message + r".*nonfinite/epoch_0_step_2\. Lower"):
+        train(composed("train", *ONE_EPOCH, f"run_dir={tmp_path}"))
+    (file,) = (tmp_path / "nonfinite").glob("*/*.safetensors")
+    batch = load_file(file)
+    assert batch.keys() == {"images", "view", "targets", "boxes"}
+    assert batch["images"].shape == (8, 3, 112, 112)
+    assert batch["images"].isnan().sum() == 1
+    about = json.loads(file.with_suffix(".json").read_text())
+    assert (about["epoch"], about["batch"], about["seed"], about["rank"]) == (0, 2, 0, 0)
+    assert {"train/loss", "train/first_loss", "train/second_loss"} <= about["losses"].keys()
+    assert about["losses"]["train/loss"] == "nan"
+    assert "model.backbone.head.weight" in about["gradients_not_finite"]
+    assert len({image["index"] for image in about["images"]}) == 8
+    classes = torch.tensor([image["index"] % 6 for image in about["images"]])
+    assert torch.equal(batch["targets"].argmax(1), classes)  # these are the images of the batch
+
+
+def test_a_gradient_that_is_not_finite_names_itself(composed, damage, tmp_path):
+    damage([1], gradient=one_infinite)
+    message = r"loss is finite, but the gradient of model\.backbone\.head\.weight and 0 more is not"
+    with pytest.raises(TrainingError, match=message):
+        train(composed("train", *ONE_EPOCH, f"run_dir={tmp_path}"))
+    (about,) = (tmp_path / "nonfinite").glob("*/*.json")
+    assert json.loads(about.read_text())["gradients_not_finite"] == ["model.backbone.head.weight"]
+
+
+def test_a_skipped_step_leaves_weights_moments_and_average_alone(composed, damage, tmp_path):
+    before = {}
+
+    def look_then_spoil(batch):
+        before["weights"] = copy.deepcopy(running[0].state_dict())
+        (average,) = (c for c in running[0].trainer.callbacks if isinstance(c, Averaging))
+        before["average"] = copy.deepcopy(average._average_model.module.state_dict())
+        no_number(batch)
+
+    damage([3], batch=look_then_spoil)
+    running = []
+    settings = (*ONE_EPOCH, "callbacks.checkpoint=null", "schedule.lr=0.001")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Classifier, "on_fit_start", lambda self: running.append(self))
+        metrics = train(composed("train", *settings, "on_nonfinite=skip", f"run_dir={tmp_path}"))
+    assert metrics["train/skipped_steps"] == 1
+    assert metrics["steps"] == 4  # the schedule goes on
+    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    for name, key in (("weights", "current_model_state"), ("average", "state_dict")):
+        assert before[name].keys() == checkpoint[key].keys()
+        assert all(torch.equal(checkpoint[key][k], before[name][k]) for k in before[name])
+    moments = checkpoint["optimizer_states"][0]["state"]
+    assert {int(state["step"]) for state in moments.values()} == {3}
+    assert checkpoint["callbacks"]["NonFiniteGuard"] == {"skipped": 1, "in_a_row": 1}
+    assert len(list((tmp_path / "nonfinite").iterdir())) == 1
+    assert "train/skipped_steps" in (tmp_path / "metrics.csv").read_text()
+
+
+def test_so_many_steps_in_a_row_stop_training_all_the_same(composed, damage, tmp_path):
+    damage([1, 2, 3], batch=no_number)
+    settings = (*ONE_EPOCH, "on_nonfinite=skip", "max_skipped=2", f"run_dir={tmp_path}")
+    with pytest.raises(TrainingError, match=r"after 2 skipped steps in a row \(max_skipped=2\)"):
+        train(composed("train", *settings))
+    assert len(list((tmp_path / "nonfinite").iterdir())) == 3
+
+
+def test_an_accumulated_step_names_the_batch_that_spoilt_it(composed, damage, tmp_path):
+    damage([0], batch=no_number)
+    settings = (*ONE_EPOCH, "on_nonfinite=skip", "trainer.accumulate_grad_batches=2")
+    metrics = train(composed("train", *settings, f"run_dir={tmp_path}"))
+    assert (metrics["steps"], metrics["train/skipped_steps"]) == (2, 1)
+    (file,) = (tmp_path / "nonfinite").glob("*/*.safetensors")
+    assert file.name == "rank_0_batch_0.safetensors"
+    assert load_file(file)["images"].isnan().any()
+
+
+@pytest.mark.parametrize("action", ["stop", "skip"])
+def test_two_processes_decide_alike(composed, damage, tmp_path, action):
+    """One of them meets a bad batch. The other one neither hangs nor takes the step."""
+    damage([1], rank=1, batch=no_number)
+    two = ("trainer.devices=2", "+trainer.strategy=ddp_fork", "logger=none")
+    cfg = composed("train", *ONE_EPOCH, *two, f"on_nonfinite={action}", f"run_dir={tmp_path}")
+    if action == "stop":
+        with pytest.raises(Exception, match=r"TrainingError: the loss (is nan|of process 1)"):
+            train(cfg)
+    else:
+        assert train(cfg)["train/skipped_steps"] == 1
+        checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+        assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+    (file,) = (tmp_path / "nonfinite").glob("*/*.safetensors")
+    assert file.name == "rank_1_batch_1.safetensors"
+
+
+def test_the_scaler_of_half_precision_is_left_to_itself(composed, damage, tmp_path, monkeypatch):
+    """Gradients that overflow are its business: it lowers the scale and leaves the step out."""
+
+    class Half(MixedPrecision):
+        """float16 with its scaler on a CPU, where Lightning takes bfloat16 instead."""
+
+        def __init__(self, precision, device):
+            super().__init__("16-mixed", device, torch.amp.GradScaler(device))
+
+    target = "lightning.pytorch.trainer.connectors.accelerator_connector.MixedPrecision"
+    monkeypatch.setattr(target, Half)
+    damage([1], gradient=one_infinite)
+    half = (*ONE_EPOCH, "trainer.precision=bf16-mixed")
+    assert train(composed("train", *half, f"run_dir={tmp_path / 'a'}"))["steps"] == 4
+    checkpoint = torch.load(tmp_path / "a" / "checkpoints" / "last.ckpt", weights_only=True)
+    (scaler,) = (value for key, value in checkpoint.items() if key.endswith("Half"))
+    assert scaler["scale"] == 2.0**15
+    steps = checkpoint["optimizer_states"][0]["state"].values()
+    assert {int(state["step"]) for state in steps} == {3}
+    assert not (tmp_path / "a" / "nonfinite").exists()
+    damage([2], batch=no_number)
+    with pytest.raises(TrainingError, match="the loss is nan at epoch 0, step 2"):
+        train(composed("train", *half, f"run_dir={tmp_path / 'b'}"))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("place", [0, 3, 6])
+def test_one_value_among_many_is_found(value, place):
+    tensors = [torch.full((2, 3), 1e30), torch.zeros(0), torch.full((7,), -3e38)]
+    assert all_finite(tensors)  # large, and a plain norm would overflow
+    assert not get_total_norm(tensors[::2]).isfinite()
+    tensors[2][place] = value
+    assert not all_finite(tensors)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("on_nonfinite=ignore", "on_nonfinite='ignore' is unknown; valid: stop, skip"),
+        ("max_skipped=0", "max_skipped=0 must be a whole number, 1 or more"),
+        ("deterministic=warn", "deterministic='warn' must be true or false"),
+    ],
+)
+def test_wrong_settings(composed, tmp_path, setting, message):
+    with pytest.raises(ConfigError, match=message):
+        train(composed("train", *NEEDLE_FAST, setting, f"run_dir={tmp_path}"))
