@@ -14,7 +14,6 @@ from rich.table import Table
 from lfvit.checks import check_names, check_whole
 from lfvit.commands.setup import (
     Trained,
-    check_one_device,
     load_trained,
     model_overrides,
     open_data,
@@ -24,9 +23,9 @@ from lfvit.data import ImageDataModule
 from lfvit.errors import ConfigError
 from lfvit.measure.calibration import Calibration, RiskSettings
 from lfvit.measure.costs import count_macs, trace_macs
-from lfvit.measure.evaluation import Collector, join, results
+from lfvit.measure.evaluation import results, run
 from lfvit.report.plots import plot_evaluation
-from lfvit.runs import environment, plain, start_run, write_json
+from lfvit.runs import environment, is_main_process, plain, start_run, write_json
 from lfvit.tracking.loggers import summarise, tracked
 from lfvit.tracking.media import (
     log_curve,
@@ -48,7 +47,6 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         LFViTError: anything the user can mend.
     """
     calibration = _calibration(cfg)
-    check_one_device(cfg)
     check_whole("logged_images", cfg.logged_images, 0)
     model, record = load_trained(cfg.ckpt_path, model_overrides(cfg))
     data = open_data(cfg, record)
@@ -56,8 +54,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     with tracked(cfg, "evaluate", record) as loggers:
         found = _evaluate(cfg, calibration, Trained(model, record), data, run_dir)
         summarise(loggers, evaluation_summary(found))
-        _show(loggers, cfg, Trained(model, record), data, found, run_dir)
-    _print(found, run_dir)
+        if is_main_process():
+            _show(loggers, cfg, Trained(model, record), data, found, run_dir)
+    if is_main_process():
+        _print(found, run_dir)
     return found
 
 
@@ -68,14 +68,13 @@ def _evaluate(
     data: ImageDataModule,
     run_dir: Path,
 ) -> dict[str, Any]:
-    """The contents of evaluate.json, written."""
+    """The contents of evaluate.json, written; the same in every process."""
     model, record = trained
     if cfg.verify_macs:
         _verify_macs(model, record["image_size"])
     L.seed_everything(record.get("seed", 0), verbose=False)
     trainer = prediction_trainer(cfg, run_dir)
-    batches: Any = trainer.predict(Collector(model), datamodule=data)
-    outputs = join([batch for batch in batches if batch is not None])
+    outputs = run(trainer, model, data)
     found = {
         "checkpoint": str(cfg.ckpt_path),
         "method": record["method"],
@@ -94,9 +93,10 @@ def _evaluate(
         "precision": str(trainer.precision),
         "environment": environment(),
     }
-    write_json(run_dir / "evaluate.json", found)
-    if found["curve"]:
-        plot_evaluation(found, run_dir / "evaluate.png")
+    if is_main_process():
+        write_json(run_dir / "evaluate.json", found)
+        if found["curve"]:
+            plot_evaluation(found, run_dir / "evaluate.png")
     return found
 
 

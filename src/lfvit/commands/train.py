@@ -22,6 +22,7 @@ from lfvit.errors import CheckpointError, ConfigError
 from lfvit.measure.costs import count_macs
 from lfvit.models.checkpoints import load_checkpoint, read_file
 from lfvit.models.reduction.patch import unreduced
+from lfvit.processes import gathered
 from lfvit.runs import (
     commit,
     is_main_process,
@@ -37,6 +38,7 @@ from lfvit.tracking.summaries import training_summary
 from lfvit.training.module import RECORD, Classifier, refuse_unlearnable
 from lfvit.training.schedule import Schedule
 from lfvit.training.token_labels import has_aux_head
+from lfvit.training.unreached import freeze_unreached
 
 log = logging.getLogger(__name__)
 
@@ -114,10 +116,12 @@ def build_module(cfg: DictConfig, schedule: Schedule, classes: list[str]) -> Cla
     )
     if cfg.init_from is not None:
         load_checkpoint(model, cfg.init_from, new_head=True)
+    teacher = unreduced(model) if schedule.distill_weight else None
+    freeze_unreached(model, cfg.image_size)
     return Classifier(
         model,
         schedule,
-        teacher=unreduced(model) if schedule.distill_weight else None,
+        teacher=teacher,
         num_classes=len(classes),
         threshold=cfg.threshold,
         seed=cfg.seed,
@@ -211,7 +215,7 @@ def _metrics(
         "steps": trainer.global_step,
         "train_images": len(data.train_images),
         "val_images": len(data.val_images),
-        "unreadable_images": len(data.unreadable),
+        "unreadable_images": len(set(gathered(sorted(data.unreadable)))),
         "train_seconds": round(seconds, 1),
         "commit": commit(),
         "machine": machine(),

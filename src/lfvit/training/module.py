@@ -21,6 +21,8 @@ from lfvit.models.reduction.registry import Reducer
 from lfvit.models.reduction.run import Run
 from lfvit.models.token_mix import TokenMix
 from lfvit.models.two_stage import TwoStageViT
+from lfvit.models.view import half_resolution
+from lfvit.processes import absent, counted, share_of_batch, world_size
 from lfvit.seeding import seed_all
 from lfvit.training.losses import divergence, two_stage_losses
 from lfvit.training.schedule import Schedule
@@ -136,19 +138,35 @@ class Classifier(L.LightningModule):
         seed_all(self.seed, self.current_epoch, batch_idx, self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        if not len(batch.images):
+        share = share_of_batch(len(batch.images), self.device)
+        if len(batch.images):
+            loss = self._batch_loss(batch)
+        elif world_size() == 1:
             return None  # not one image of the batch could be read
-        tokens = (
-            TokenTargets.of(batch, self.model, self.num_classes) if self.learns_tokens else None
-        )
-        loss = self._two_pass_loss(batch, tokens) if self.two_stage else self._loss(batch, tokens)
+        else:
+            with absent():  # the other processes have images, and wait for this one
+                loss = self._batch_loss(self._blank(batch))
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at epoch {self.current_epoch}, step {batch_idx} "
                 f"(optimizer step {self.global_step}); {STOPPED}"
             )
         self._log("train/loss", loss, batch, prog_bar=True)
-        return loss
+        return loss * share
+
+    def _batch_loss(self, batch: Batch) -> Tensor:
+        """The mean over the images of this process."""
+        tokens = (
+            TokenTargets.of(batch, self.model, self.num_classes) if self.learns_tokens else None
+        )
+        return self._two_pass_loss(batch, tokens) if self.two_stage else self._loss(batch, tokens)
+
+    def _blank(self, batch: Batch) -> Batch:
+        """One image without content in place of none."""
+        side = self.trainer.datamodule.image_size  # type: ignore[attr-defined]
+        images = batch.images.new_zeros(1, 3, side, side)
+        targets = torch.zeros(1, dtype=torch.long, device=images.device)
+        return Batch(images, half_resolution(images), targets, None)
 
     def _loss(self, batch: Batch, tokens: TokenTargets | None) -> Tensor:
         """Of a one-pass model."""
@@ -222,7 +240,7 @@ class Classifier(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
         """Returns the fields of `Answers` (lfvit.measure) for callbacks; None for one pass."""
         if not len(batch.images):
-            return None
+            return self._absent_from_validation(batch)
         found = None
         if self.first_accuracy is not None:
             out = self.model(batch.images, batch.view)
@@ -243,6 +261,20 @@ class Classifier(L.LightningModule):
         loss = F.cross_entropy(logits, batch.targets)
         self._log("val/loss", loss, batch, sync_dist=True)
         return found
+
+    def _absent_from_validation(self, batch: Batch) -> None:
+        """Every process has to know all metrics: their sums are awaited at the end."""
+        if world_size() == 1:
+            return
+        with absent():
+            self.model(*self._blank(batch)[: 1 + self.two_stage])  # in step, for sharded weights
+        names = ["val/loss"]
+        self.log_dict(self.val_accuracy, on_step=False, on_epoch=True, prog_bar=True)
+        if self.first_accuracy is not None:
+            self.log_dict(self.first_accuracy, on_step=False, on_epoch=True)
+            names += ["val/early_exit_top1", "val/exit_fraction"]
+        for name in names:
+            self._log(name, batch.images.new_zeros(()), batch, sync_dist=True)
 
     def on_validation_start(self) -> None:
         self._refuse_broken_weights()
@@ -296,4 +328,5 @@ class Classifier(L.LightningModule):
         return per_process * trainer.world_size * trainer.accumulate_grad_batches
 
     def _log(self, name: str, value: Tensor, batch: Batch, **options: Any) -> None:
-        self.log(name, value.detach(), batch_size=len(batch.targets), **options)
+        if counted():
+            self.log(name, value.detach(), batch_size=len(batch.targets), **options)
