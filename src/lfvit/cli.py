@@ -10,7 +10,7 @@ from typing import Any
 
 from lfvit import sweeps
 from lfvit.explain import explain
-from lfvit.launch import share_start_time
+from lfvit.launch import join_launched
 from lfvit.quiet import quieten
 
 quieten()
@@ -30,7 +30,7 @@ def entry_point(main: Callable[[], Any]) -> Callable[[], Any]:
         sys.argv[1:] = [quote_path(argument) for argument in sys.argv[1:]]
         try:
             try:
-                share_start_time()
+                join_launched()
                 result = main()
             finally:
                 well = sweeps.finish()

@@ -7,10 +7,12 @@ srun start all of them at its beginning. What has to be one decision before ther
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import cache
 from itertools import count
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.fabric.plugins.environments import (
@@ -18,7 +20,7 @@ from lightning.fabric.plugins.environments import (
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
-from torch.distributed import PrefixStore, Store, TCPStore
+from torch.distributed import DistError, PrefixStore, Store, TCPStore
 
 from lfvit.errors import ConfigError
 
@@ -85,11 +87,39 @@ def agreed(decide: Callable[[], Any]) -> Any:
     return value
 
 
-def share_start_time() -> None:
-    """Give the processes that were started together one time, and so one run directory."""
+def together() -> bool:
+    """Whether torchrun or srun started this process together with others."""
     here = launched()
-    if here is not None and here.processes > 1 and STARTED not in os.environ:
-        os.environ[STARTED] = agreed(lambda: datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
+    return here is not None and here.processes > 1
+
+
+def join_launched() -> None:
+    """Give the processes that were started together one time, and so one run directory.
+
+    As Lightning does for the processes it starts, the others than the main one get a log file of
+    their own, and no copy of the config.
+    """
+    here = launched()
+    if here is None or here.processes == 1:
+        return
+    os.environ[STARTED] = agreed(lambda: datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
+    if here.rank:
+        name = f"{Path(sys.argv[0]).stem}_process_{here.rank}"
+        sys.argv += [f"hydra.job.name={name}", "hydra.output_subdir=null"]
+
+
+def all_ended(seconds: float = 60) -> bool:
+    """Whether every process gets here in time; False if one hangs, waiting for one that failed."""
+    here = launched()
+    assert here is not None
+    number = next(_calls)
+    keys = [f"end {number} {rank}" for rank in range(here.processes)]
+    try:
+        _store().set(keys[here.rank], "")
+        _store().wait(keys, timedelta(seconds=seconds))
+    except DistError:
+        return False
+    return True
 
 
 def _environment() -> ClusterEnvironment | None:

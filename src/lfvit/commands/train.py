@@ -19,6 +19,7 @@ from lfvit.checks import check_range, check_whole
 from lfvit.commands.setup import build_model, make_record, trainer_settings
 from lfvit.data import ImageDataModule
 from lfvit.errors import CheckpointError, ConfigError
+from lfvit.launch import together
 from lfvit.measure.costs import count_macs
 from lfvit.models.checkpoints import load_checkpoint, read_file
 from lfvit.models.reduction.patch import unreduced
@@ -159,7 +160,8 @@ def check(cfg: DictConfig, weights_exist: bool = True) -> Schedule:
         read_file(cfg.init_from)
     check_whole("seed", cfg.seed, 0)
     check_range("threshold", cfg.threshold, 0)
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+    sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if sweep and not together():  # of a job, by srun
         check_one_process(cfg)
     return schedule
 
