@@ -47,6 +47,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         LFViTError: anything the user can mend.
     """
     calibration = _calibration(cfg)
+    if isinstance(plain(cfg.trainer).get("strategy"), dict):
+        raise ConfigError("an evaluation keeps the whole model on every device; use trainer=ddp")
     check_whole("logged_images", cfg.logged_images, 0)
     model, record = load_trained(cfg.ckpt_path, model_overrides(cfg))
     data = open_data(cfg, record)

@@ -38,6 +38,7 @@ from lfvit.tracking.loggers import TRACKING, summarise, tracked, tracked_as
 from lfvit.tracking.summaries import training_summary
 from lfvit.training.module import RECORD, Classifier, refuse_unlearnable
 from lfvit.training.schedule import Schedule
+from lfvit.training.sharding import ShardedAveraging, ShardedClassifier
 from lfvit.training.token_labels import has_aux_head
 from lfvit.training.unreached import freeze_unreached
 
@@ -94,7 +95,8 @@ def build_trainer(cfg: DictConfig, schedule: Schedule, loggers: list[Logger]) ->
     if not loggers:
         callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
     if schedule.ema_decay is not None:
-        callbacks.append(EMAWeightAveraging(decay=schedule.ema_decay))
+        averaging = ShardedAveraging if is_sharded(cfg) else EMAWeightAveraging
+        callbacks.append(averaging(decay=schedule.ema_decay))
     try:
         return L.Trainer(
             **trainer_settings(cfg),
@@ -119,7 +121,8 @@ def build_module(cfg: DictConfig, schedule: Schedule, classes: list[str]) -> Cla
         load_checkpoint(model, cfg.init_from, new_head=True)
     teacher = unreduced(model) if schedule.distill_weight else None
     freeze_unreached(model, cfg.image_size)
-    return Classifier(
+    kind = ShardedClassifier if is_sharded(cfg) else Classifier
+    return kind(
         model,
         schedule,
         teacher=teacher,
@@ -129,6 +132,12 @@ def build_module(cfg: DictConfig, schedule: Schedule, classes: list[str]) -> Cla
         record=make_record(cfg, classes),
         compile_passes=cfg.compile,
     )
+
+
+def is_sharded(cfg: DictConfig) -> bool:
+    """Whether trainer=fsdp was chosen."""
+    strategy = plain(cfg.trainer).get("strategy")
+    return isinstance(strategy, dict) and strategy.get("_target_", "").endswith("FullySharded")
 
 
 def check(cfg: DictConfig, weights_exist: bool = True) -> Schedule:

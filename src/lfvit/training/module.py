@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lfvit.data.batches import Batch
@@ -128,6 +128,9 @@ class Classifier(L.LightningModule):
         )
         self.val_accuracy = accuracy.clone(prefix="val/")
         self.first_accuracy = accuracy.clone(prefix="val/first_") if self.two_stage else None
+        # over the images of all processes; sync_dist would average the processes' means
+        means = ["loss", *(("early_exit_top1", "exit_fraction") if self.two_stage else ())]
+        self.val_means = nn.ModuleDict({f"val/{name}": MeanMetric() for name in means})
 
     @property
     def phase_one(self) -> bool:
@@ -240,41 +243,42 @@ class Classifier(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
         """Returns the fields of `Answers` (lfvit.measure) for callbacks; None for one pass."""
         if not len(batch.images):
-            return self._absent_from_validation(batch)
+            self._absent_from_validation(batch)
+            return None
         found = None
         if self.first_accuracy is not None:
             out = self.model(batch.images, batch.view)
             logits = out.second_logits
             self.first_accuracy.update(out.first_logits, batch.targets)
-            self.log_dict(self.first_accuracy, on_step=False, on_epoch=True)
             answers = answers_of(out.first_logits, logits, batch.targets)
             found = answers._asdict()
             exited = answers.confidence >= self.threshold
             early = torch.where(exited, answers.first, answers.second)
             right = 100 * (early == batch.targets).float().mean()
-            self._log("val/early_exit_top1", right, batch, sync_dist=True)
-            self._log("val/exit_fraction", exited.float().mean(), batch, sync_dist=True)
+            self._average("val/early_exit_top1", right, batch)
+            self._average("val/exit_fraction", exited.float().mean(), batch)
         else:
             logits = self.model(batch.images)
         self.val_accuracy.update(logits, batch.targets)
-        self.log_dict(self.val_accuracy, on_step=False, on_epoch=True, prog_bar=True)
-        loss = F.cross_entropy(logits, batch.targets)
-        self._log("val/loss", loss, batch, sync_dist=True)
+        self._average("val/loss", F.cross_entropy(logits, batch.targets), batch)
+        self._log_validation()
         return found
 
-    def _absent_from_validation(self, batch: Batch) -> None:
-        """Every process has to know all metrics: their sums are awaited at the end."""
-        if world_size() == 1:
-            return
-        with absent():
-            self.model(*self._blank(batch)[: 1 + self.two_stage])  # in step, for sharded weights
-        names = ["val/loss"]
+    def _average(self, name: str, mean: Tensor, batch: Batch) -> None:
+        self.val_means[name].update(mean, len(batch.targets))
+
+    def _log_validation(self) -> None:
         self.log_dict(self.val_accuracy, on_step=False, on_epoch=True, prog_bar=True)
         if self.first_accuracy is not None:
             self.log_dict(self.first_accuracy, on_step=False, on_epoch=True)
-            names += ["val/early_exit_top1", "val/exit_fraction"]
-        for name in names:
-            self._log(name, batch.images.new_zeros(()), batch, sync_dist=True)
+        self.log_dict(dict(self.val_means), on_step=False, on_epoch=True)
+
+    def _absent_from_validation(self, batch: Batch) -> None:
+        """The others need this process in step, for sharded weights and the sums at the end."""
+        if world_size() > 1:
+            with absent():
+                self.model(*self._blank(batch)[: 1 + self.two_stage])
+            self._log_validation()
 
     def on_validation_start(self) -> None:
         self._refuse_broken_weights()
