@@ -61,6 +61,9 @@ def _process(rank: int, count: int, port: int, folder: str, function: Any, argum
         "TORCHELASTIC_RUN_ID": "test",
     }
     os.environ.update({name: str(value) for name, value in started_by_torchrun.items()})
+    said = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(said, 1)  # progress bars and remarks
+    os.dup2(said, 2)
     import torch
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from lfvit.checks import check_whole
 from lfvit.data.batches import Batch, Sample
@@ -110,7 +111,8 @@ class LogPredictions(L.Callback):
             macs = count_macs(module.model, "first"), count_macs(module.model, "second")
             log_curve(trainer.loggers, sweep(joined, *macs), step)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        samples = self._chosen(data)
+        # the main process cannot go through sharded weights alone
+        samples = [] if isinstance(module.model, FSDPModule) else self._chosen(data)
         if samples:
             with seeded(module.seed, trainer.current_epoch):  # of selectors that draw
                 found = predictions(
