@@ -172,7 +172,6 @@ def test_a_reducer_can_be_put_into_a_trained_model_and_taken_out(run, composed, 
         ("+risk.alpha=0.1", "risk has no setting 'alpha'; valid: losses, eps, delta"),
         ("risk=0.05", r"risk=0\.05 must be null"),
         ("method.region_size=9", "region_size=9 does not fit"),
-        ("trainer.devices=2", "every image is counted once, on one device"),
     ],
 )
 def test_wrong_settings(run, override, message, monkeypatch):

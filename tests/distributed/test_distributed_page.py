@@ -29,7 +29,9 @@ def test_settings_of_a_documented_command(composed, photographs, line):
     """They compose, and are refused by no check."""
     script, *overrides = line
     overrides = [o.replace("data.root=DIR", f"data.root={photographs}") for o in overrides]
-    cfg = composed(script.removesuffix(".py"), *[o for o in overrides if o != "-m" and "0,1" not in o])
+    cfg = composed(
+        script.removesuffix(".py"), *[o for o in overrides if o != "-m" and "0,1" not in o]
+    )
     assert cfg.trainer.devices != 1
     if script == "train.py" and "-m" not in overrides:
         check(cfg)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from together import together
 
 import lfvit
 from conftest import TINY
@@ -15,7 +16,6 @@ from lfvit.models.view import half_resolution
 from lfvit.training.module import Classifier
 from lfvit.training.schedule import Schedule
 from small_vits import randomise
-from together import together
 
 LV = {"family": "lv_vit", "embed_dim": 24, "depth": 5, "num_heads": 2, "stem_dim": 8}
 FREQUENCY = {"name": "frequency", "removed": 0.3, "windows": 1, "blocks": [2, 4]}
@@ -42,9 +42,7 @@ def classifier(name: str) -> Any:
     method, backbone, options = MODELS[name]
     torch.manual_seed(1)
     size = 128 if backbone is LV else 112
-    model = lfvit.create_model(
-        method, backbone=backbone, image_size=size, num_classes=4, **options
-    )
+    model = lfvit.create_model(method, backbone=backbone, image_size=size, num_classes=4, **options)
     if backbone is TINY:
         randomise(model, seed=3)  # so that images differ in what is kept of them
     distilled = "distilled" in name

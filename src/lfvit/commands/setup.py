@@ -219,7 +219,11 @@ def check_one_device(cfg: DictConfig, reason: str) -> None:
     """Refuse several processes where nothing gathers what each of them finds."""
     here = launched()
     if cfg.trainer.devices not in (1, "1") or (here is not None and here.processes > 1):
-        found = f"trainer.devices={cfg.trainer.devices}" if here is None else f"{here.processes} processes"
+        found = (
+            f"trainer.devices={cfg.trainer.devices}"
+            if here is None
+            else f"{here.processes} processes"
+        )
         raise ConfigError(f"{found}: {reason}; use one process and trainer.devices=1")
 
 

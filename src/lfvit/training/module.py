@@ -130,7 +130,9 @@ class Classifier(L.LightningModule):
         self.first_accuracy = accuracy.clone(prefix="val/first_") if self.two_stage else None
         # over the images of all processes; sync_dist would average the processes' means
         means = ["loss", *(("early_exit_top1", "exit_fraction") if self.two_stage else ())]
-        self.val_means = nn.ModuleDict({f"val/{name}": MeanMetric() for name in means})
+        self.val_means = MetricCollection(
+            {f"val/{name}": MeanMetric() for name in means}, compute_groups=False
+        )
 
     @property
     def phase_one(self) -> bool:
@@ -271,7 +273,7 @@ class Classifier(L.LightningModule):
         self.log_dict(self.val_accuracy, on_step=False, on_epoch=True, prog_bar=True)
         if self.first_accuracy is not None:
             self.log_dict(self.first_accuracy, on_step=False, on_epoch=True)
-        self.log_dict(dict(self.val_means), on_step=False, on_epoch=True)
+        self.log_dict(self.val_means, on_step=False, on_epoch=True)
 
     def _absent_from_validation(self, batch: Batch) -> None:
         """The others need this process in step, for sharded weights and the sums at the end."""

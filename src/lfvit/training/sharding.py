@@ -81,9 +81,10 @@ class ShardedAveraging(EMAWeightAveraging):
         if stage != "fit":
             return
         # copied before it is sharded, which cannot be copied
-        mesh, pl_module._device_mesh = pl_module._device_mesh, None
-        average = AveragedModel(pl_module, pl_module.device, self._average, use_buffers=True)
-        pl_module._device_mesh = average.module._device_mesh = mesh
+        module: Any = pl_module
+        mesh, module._device_mesh = module._device_mesh, None
+        average: Any = AveragedModel(module, module.device, self._average, use_buffers=True)
+        module._device_mesh = average.module._device_mesh = mesh
         average.module.configure_model()
         average.to(trainer.strategy.root_device)
         self._average_model = average
