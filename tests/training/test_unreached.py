@@ -20,11 +20,11 @@ def model(method, reducer, **options):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_weight_learns_in_every_phase(method, reducer):
     """What DDP needs: it waits for the gradient of every weight that is not frozen."""
-    try:
-        found = model(method, reducer)
-    except ConfigError as error:
-        assert "drops" in str(error)
+    if reducer and REDUCERS[reducer].drops and method != "vit":
+        with pytest.raises(ConfigError, match="drops"):
+            model(method, reducer)
         return
+    found = model(method, reducer)
     freeze_unreached(found, 112)
     assert all(weight.requires_grad for weight in found.parameters())
     images = torch.randn(2, 3, 112, 112)
