@@ -227,7 +227,7 @@ def test_metrics_are_those_of_one_process(two, one):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.chaos)])
 def test_every_image_is_counted_once(request, one, checkpoint, folder, processes, size):
     found = request.getfixturevalue({2: "two", 3: "three"}[processes])
     for process in found:
