@@ -15,7 +15,8 @@ from hydra.core.global_hydra import GlobalHydra
 from conftest import NEEDLE_FAST, ROOT
 from lfvit.commands.evaluate import evaluate
 
-ELSEWHERE = ("sweeps.md", "wandb.md")  # test_sweeps.py, test_search.py and test_wandb_page.py
+# test_sweeps.py, test_search.py, test_wandb_page.py and test_distributed_page.py
+ELSEWHERE = ("sweeps.md", "wandb.md", "distributed.md")
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",

@@ -10,6 +10,7 @@ from typing import Any
 
 from lfvit import sweeps
 from lfvit.explain import explain
+from lfvit.launch import join_launched
 from lfvit.quiet import quieten
 
 quieten()
@@ -29,6 +30,7 @@ def entry_point(main: Callable[[], Any]) -> Callable[[], Any]:
         sys.argv[1:] = [quote_path(argument) for argument in sys.argv[1:]]
         try:
             try:
+                join_launched()
                 result = main()
             finally:
                 well = sweeps.finish()

@@ -10,6 +10,8 @@ REMARKS = (
     r".*smaller than the logging interval",
     r".*does not have many workers",
     r".*lr_scheduler\.step\(\)",
+    r".*predict returned None",  # a process without an image in its last batch
+    r".*use `self\.log\('train/images_per_second'",
 )
 
 

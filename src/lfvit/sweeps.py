@@ -24,14 +24,17 @@ from rich.table import Table
 
 from lfvit.errors import ConfigError
 from lfvit.explain import explain
+from lfvit.launch import all_ended, launched, together
 from lfvit.markdown import code, escaped
 from lfvit.quiet import quieten
-from lfvit.runs import environment, inside, now, plain, read_json, write_json
+from lfvit.runs import environment, inside, is_main_process, now, plain, read_json, write_json
 
 log = logging.getLogger(__name__)
 
 WELL = ("trained", "continued", "evaluated", "already done", "done")
 """What becomes of a job that ends well; the others are "failed" and "unfinished"."""
+
+SLURM = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
 
 _started: list[Path] = []  # the directory of the sweep that this process started
 
@@ -41,7 +44,7 @@ class SweepCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         try:
-            check_one_process(config)
+            check_sweep(config)
         except ConfigError as error:  # as an exception, Hydra would make a warning of it
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
@@ -50,6 +53,8 @@ class SweepCallback(Callback):
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         if config.hydra.mode == RunMode.MULTIRUN:
             quieten()  # a launcher may have started this process
+            if not is_main_process():
+                return
             job = _directory(config)
             (job / "job.json").unlink(missing_ok=True)  # of an earlier sweep
             overrides = plain(config.hydra.overrides.task)
@@ -58,22 +63,52 @@ class SweepCallback(Callback):
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         if config.hydra.mode != RunMode.MULTIRUN:
             return
-        job = _directory(config)
-        if job_return.status == JobStatus.FAILED:
+        job, failed = _directory(config), job_return.status == JobStatus.FAILED
+        if failed:
             error = job_return._return_value
             message = explain(error)
-            note(job, status="failed", error=message or f"{type(error).__name__}: {error}")
+            if is_main_process():
+                note(job, status="failed", error=message or f"{type(error).__name__}: {error}")
             trace = None if message else error  # into the job's own log as well
             log.error("job %s failed: %s", config.hydra.job.num, message or "", exc_info=trace)
+        if together() and not all_ended():
+            os._exit(1)  # srun then ends those that wait for this one
+        if failed:
             # Hydra raises the error of a failed job, which would hide those that ended well
             job_return.status, job_return.return_value = JobStatus.COMPLETED, None
-        elif read_json(job / "job.json").get("status") not in WELL:
+        elif is_main_process() and read_json(job / "job.json").get("status") not in WELL:
             note(job, status="done")
 
 
 def note(folder: Path, **what: Any) -> None:
     """Add to a job's job.json."""
     write_json(folder / "job.json", {**read_json(folder / "job.json"), **what, "time": now()})
+
+
+def check_sweep(cfg: DictConfig) -> None:
+    """Refuse a sweep whose jobs would need processes that nothing starts.
+
+    Raises:
+        ConfigError: this is one of several processes, or a job needs several. SLURM can start these
+            (``hydra/launcher=slurm``); other launchers start one for each job.
+    """
+    if cfg.hydra.launcher._target_ != SLURM or together():
+        check_one_process(cfg)
+        return
+    trainer, launcher = cfg.get("trainer") or {}, cfg.hydra.launcher
+    devices, nodes = plain(trainer.get("devices", 1)), trainer.get("num_nodes", 1)
+    if devices in ("auto", -1, "-1"):
+        raise ConfigError(
+            f"trainer.devices={devices} in a multirun: SLURM is asked for the devices of a node "
+            "before a job sees one; pass their number, such as trainer.devices=8"
+        )
+    wanted = (len(devices) if isinstance(devices, list) else int(devices), nodes)
+    started = (launcher.tasks_per_node, launcher.nodes)
+    if wanted != started:
+        raise ConfigError(
+            f"trainer.devices={devices} on {nodes} node(s) needs as many processes, but "
+            f"hydra.launcher.tasks_per_node={started[0]} and nodes={started[1]} start others"
+        )
 
 
 def check_one_process(cfg: Mapping[str, Any], where: str = "a multirun") -> None:
@@ -91,7 +126,8 @@ def check_one_process(cfg: Mapping[str, Any], where: str = "a multirun") -> None
         raise ConfigError(
             f"{wrong} in {where}: every process of a job would start the whole command again; {fix}"
         )
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    here = launched()
+    processes = here.processes if here is not None else int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1:
         raise ConfigError(
             f"{where} in {processes} processes (WORLD_SIZE), each of which would start the whole "

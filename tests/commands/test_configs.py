@@ -70,7 +70,7 @@ def test_experiments_open_with_their_command(experiment):
             "trainer",
         )
         for option in options(group)
-        if option not in ("as_trained", "gpu", "ddp")  # no GPU is needed for the tests
+        if option not in ("as_trained", "gpu", "ddp", "fsdp")  # no GPU is needed for the tests
     ],
 )
 def test_options_of_every_group(composed, tmp_path, group, option):

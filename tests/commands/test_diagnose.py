@@ -87,7 +87,7 @@ def test_other_weights_with_a_description(run, photographs, tmp_path):
         ("removed=1", "removed=1 is out of range"),
         ("removed=0.001", "removed=0.001 of 49 tokens is not one; valid: from 0.0204"),
         ("images=0", "images=0 must be a whole number, 1 or more"),
-        ("trainer.devices=2", "trainer.devices=2: every image is counted once"),
+        ("trainer.devices=2", "trainer.devices=2: the statistics of all tokens are taken in one"),
     ],
 )
 def test_mistakes(run, setting, message):

@@ -271,7 +271,6 @@ def test_a_reducer_can_be_put_into_a_trained_model_and_taken_out(run, composed, 
         ("risk=0.05", r"risk=0\.05 must be null"),
         ("method.region_size=9", "region_size=9 does not fit"),
         ("compare_precisions=[fp8]", "compare_precisions='fp8' is unknown; valid: 64-true, bf16-"),
-        ("trainer.devices=2", "every image is counted once, on one device"),
     ],
 )
 def test_wrong_settings(run, override, message, monkeypatch):

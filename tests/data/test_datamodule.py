@@ -9,7 +9,7 @@ from lfvit.data import FolderDataModule, NeedleDataModule
 from lfvit.data.augment import Augment
 from lfvit.data.batches import RawBatch, TransformedImages, collate
 from lfvit.data.datamodule import normalise
-from lfvit.data.sampling import Draw, EvalSampler, TrainSampler
+from lfvit.data.sampling import NOTHING, Draw, EvalSampler, TrainSampler
 from lfvit.errors import ConfigError, DataError
 from lfvit.models.view import half_resolution
 from lfvit.seeding import seeded
@@ -220,8 +220,11 @@ def test_ranks_share_an_epoch_without_overlap():
     parts = [list(TrainSampler(11, seed=4, rank=r, world_size=2)) for r in range(2)]
     assert [len(part) for part in parts] == [5, 5]
     assert set(parts[0]) | set(parts[1]) == set(whole[:10])
-    seen = [d.image for r in range(3) for d in EvalSampler(10, rank=r, world_size=3)]
-    assert sorted(seen) == list(range(10))
+    for size in (10, 2, 1):
+        parts = [list(EvalSampler(size, rank=r, world_size=3)) for r in range(3)]
+        assert {len(part) for part in parts} == {-(-size // 3)}  # computing in step
+        seen = [draw.image for part in parts for draw in part if draw != NOTHING]
+        assert seen == list(range(size))
 
 
 def test_evaluation_does_not_depend_on_batch_size(photographs):

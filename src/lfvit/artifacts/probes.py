@@ -27,7 +27,7 @@ from lfvit.commands.setup import (
 )
 from lfvit.data.batches import Sample
 from lfvit.data.datamodule import normalise
-from lfvit.measure.evaluation import Collector, Outputs, join
+from lfvit.measure.evaluation import Outputs, collect
 from lfvit.measure.spectrum import high_frequency_set, received_attention
 from lfvit.measure.throughput import spread, time_interleaved
 from lfvit.models import reduce, restore
@@ -54,8 +54,7 @@ def all_outputs(evaluation: Evaluation, folder: Path) -> Outputs:
     model, record = reload(evaluation)
     cfg = compose("evaluate")
     data = open_data(cfg, record)
-    batches: Any = prediction_trainer(cfg, folder).predict(Collector(model), datamodule=data)
-    return join([batch for batch in batches if batch is not None])
+    return collect(prediction_trainer(cfg, folder), model, data, record.get("seed", 0))
 
 
 def diagnosis(evaluation: Evaluation, folder: Path, images: int) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def diagnose(cfg: DictConfig) -> dict[str, Any]:
     check_range("removed", cfg.removed, 0, 1, above=True, below=True)
     if cfg.images is not None:
         check_whole("images", cfg.images, 1)
-    check_one_device(cfg)
+    check_one_device(cfg, "the statistics of all tokens are taken in one process")
     model, record = load_trained(cfg.ckpt_path, model_overrides(cfg))
     data = open_data(cfg, record)
     data.val_images = Subset(data.val_images, cfg.images)

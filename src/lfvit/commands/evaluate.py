@@ -14,7 +14,6 @@ from lfvit.checks import check_names, check_whole
 from lfvit.commands.precision import check_precisions, compared_precisions, precision_table
 from lfvit.commands.setup import (
     Trained,
-    check_one_device,
     load_trained,
     model_overrides,
     open_data,
@@ -26,7 +25,7 @@ from lfvit.measure.calibration import Calibration, RiskSettings
 from lfvit.measure.costs import count_macs, trace_macs
 from lfvit.measure.evaluation import collect, results
 from lfvit.report.plots import plot_evaluation
-from lfvit.runs import environment, plain, start_run, write_json
+from lfvit.runs import environment, is_main_process, plain, start_run, write_json
 from lfvit.tracking.loggers import summarise, tracked
 from lfvit.tracking.media import (
     log_curve,
@@ -48,7 +47,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         LFViTError: anything the user can mend.
     """
     calibration = _calibration(cfg)
-    check_one_device(cfg)
+    if isinstance(plain(cfg.trainer).get("strategy"), dict):
+        raise ConfigError("an evaluation keeps the whole model on every device; use trainer=ddp")
     check_whole("logged_images", cfg.logged_images, 0)
     check_precisions(cfg)
     model, record = load_trained(cfg.ckpt_path, model_overrides(cfg))
@@ -57,8 +57,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     with tracked(cfg, "evaluate", record) as loggers:
         found = _evaluate(cfg, calibration, Trained(model, record), data, run_dir)
         summarise(loggers, evaluation_summary(found))
-        _show(loggers, cfg, Trained(model, record), data, found, run_dir)
-    _print(found, run_dir)
+        if is_main_process():
+            _show(loggers, cfg, Trained(model, record), data, found, run_dir)
+    if is_main_process():
+        _print(found, run_dir)
     return found
 
 
@@ -69,7 +71,7 @@ def _evaluate(
     data: ImageDataModule,
     run_dir: Path,
 ) -> dict[str, Any]:
-    """The contents of evaluate.json, written."""
+    """The contents of evaluate.json, written; the same in every process."""
     model, record = trained
     if cfg.verify_macs:
         _verify_macs(model, record["image_size"])
@@ -94,9 +96,10 @@ def _evaluate(
         "compared_precisions": compared_precisions(cfg, trained, data, run_dir),
         "environment": environment(),
     }
-    write_json(run_dir / "evaluate.json", found)
-    if found["curve"]:
-        plot_evaluation(found, run_dir / "evaluate.png")
+    if is_main_process():
+        write_json(run_dir / "evaluate.json", found)
+        if found["curve"]:
+            plot_evaluation(found, run_dir / "evaluate.png")
     return found
 
 

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ from filelock import FileLock, Timeout
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lfvit.checks import check_switch
 from lfvit.commands.evaluate import evaluate
 from lfvit.commands.train import train
 from lfvit.errors import ConfigError
-from lfvit.runs import directory_lock, identity, read_json, write_json
+from lfvit.launch import agreed, together
+from lfvit.runs import directory_lock, identity, is_main_process, read_json, write_json
 from lfvit.sweeps import check_one_process, note
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     check_switch("evaluate", evaluated)
     if not sweep and repeat and not evaluated:
         return train(cfg)
-    check_one_process(cfg, "a multirun" if sweep else "a run with repeat=false or evaluate=true")
+    if not together():  # those of torchrun and srun decide together, see `agreed`
+        where = "a multirun" if sweep else "a run with repeat=false or evaluate=true"
+        check_one_process(cfg, where)
     root = Path(hydra_cfg.sweep.dir if sweep else hydra_cfg.run.dir).parent
     return run_job(cfg, root, repeat=repeat, evaluated=evaluated)
 
@@ -72,33 +75,45 @@ def run_job(cfg: DictConfig, root: Path, *, repeat: bool, evaluated: bool) -> di
     job, key = Path(cfg.run_dir), identity(cfg)
     job.mkdir(parents=True, exist_ok=True)
     root = root.absolute()
-    with _held(_lock(root, key)):
-        known = [] if repeat or cfg.ckpt_path is not None else _runs(root, key)
-        done, begun = _sort(known)
-        if done:
-            folder, status = done[0], "already done"
+    main = is_main_process()
+    with _held(_lock(root, key)) if main else nullcontext():
+        status, place = agreed(lambda: _what_to_do(cfg, root, key, repeat))
+        folder = Path(place)
+        if status == "already done":
             metrics = read_json(folder / "metrics.json")
-            made = f"commit {metrics['commit']}" if metrics.get("commit") else "no commit"
-            log.info("already done: %s (%s)", folder, made)
-        elif begun:
-            folder, status = max(begun, key=lambda run: _last(run).stat().st_mtime), "continued"
-            log.info("continues %s", folder)
+        elif status == "continued":
             training = cfg.copy()
             training.run_dir, training.ckpt_path = str(folder), str(_last(folder))
             training.init_from = None
             metrics = train(training)
         else:
-            folder, status = job, "trained"
-            _check_free(job, key)
             metrics = train(cfg)
-        note(job, directory=os.path.relpath(folder, job))
+        if main:
+            note(job, directory=os.path.relpath(folder, job))
         found = None
         if evaluated:
             found, anew = _evaluate(cfg, folder, root, key)
             if anew and status == "already done":
                 status = "evaluated"
-    note(job, status=status)
+    if main:
+        note(job, status=status)
     return {**metrics, "status": status, "directory": str(folder), "evaluation": found}
+
+
+def _what_to_do(cfg: DictConfig, root: Path, key: str, repeat: bool) -> tuple[str, str]:
+    """What becomes of a job, see `lfvit.sweeps.WELL`, and the directory of its training."""
+    known = [] if repeat or cfg.ckpt_path is not None else _runs(root, key)
+    done, begun = _sort(known)
+    if done:
+        commit = read_json(done[0] / "metrics.json").get("commit")
+        log.info("already done: %s (%s)", done[0], f"commit {commit}" if commit else "no commit")
+        return "already done", str(done[0])
+    if begun:
+        folder = max(begun, key=lambda run: _last(run).stat().st_mtime)
+        log.info("continues %s", folder)
+        return "continued", str(folder)
+    _check_free(Path(cfg.run_dir), key)
+    return "trained", cfg.run_dir
 
 
 def _evaluate(
@@ -108,28 +123,39 @@ def _evaluate(
 
     Into the training's directory, or, where that holds an evaluation already, into the job's.
     """
-    job = Path(cfg.run_dir)
-    if not _last(training).exists():  # trained without checkpoints
+    job, main = Path(cfg.run_dir), is_main_process()
+    if not agreed(_last(training).exists):  # trained without checkpoints
         log.warning("%s holds no last.ckpt, so nothing is evaluated", training)
         return None, False
     asked = {"identity": key, "threshold": cfg.threshold}
-    for path in _files(root, "evaluation/asked.json"):
-        file = path.with_name("evaluate.json")
-        if read_json(path) == asked and file.exists() and _is_of(file, training):
-            note(job, evaluation=os.path.relpath(file, job))
-            return read_json(file), False
-    free = not (training / "evaluation" / "evaluate.json").exists()
-    folder = (training if free else job) / "evaluation"
+    place, done = agreed(lambda: _evaluation(training, job, root, asked))
+    folder = Path(place)
+    if main:
+        note(job, evaluation=os.path.relpath(folder / "evaluate.json", job))
+    if done:
+        return read_json(folder / "evaluate.json"), False
     evaluation = compose("evaluate")
     evaluation.ckpt_path, evaluation.run_dir = str(_last(training).absolute()), str(folder)
     evaluation.threshold = cfg.threshold
-    for name in ("accelerator", "precision"):
-        evaluation.trainer[name] = cfg.trainer[name]
+    names = ("accelerator", "precision", *(("devices", "num_nodes") if together() else ()))
+    for name in names:
+        if name in cfg.trainer:
+            OmegaConf.update(evaluation, f"trainer.{name}", cfg.trainer[name], force_add=True)
     evaluation.data.num_workers = cfg.data.num_workers
     found = evaluate(evaluation)
-    write_json(folder / "asked.json", asked)
-    note(job, evaluation=os.path.relpath(folder / "evaluate.json", job))
+    if main:
+        write_json(folder / "asked.json", asked)
     return found, True
+
+
+def _evaluation(training: Path, job: Path, root: Path, asked: Any) -> tuple[str, bool]:
+    """The directory of the evaluation that is asked for, and whether it is there already."""
+    for path in _files(root, "evaluation/asked.json"):
+        file = path.with_name("evaluate.json")
+        if read_json(path) == asked and file.exists() and _is_of(file, training):
+            return str(path.parent), True
+    free = not (training / "evaluation" / "evaluate.json").exists()
+    return str((training if free else job) / "evaluation"), False
 
 
 def _is_of(evaluation: Path, training: Path) -> bool:

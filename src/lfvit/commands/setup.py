@@ -14,6 +14,7 @@ from torch import nn
 from lfvit.checks import check_choice, check_range
 from lfvit.data import FolderDataModule, ImageDataModule, NeedleDataModule
 from lfvit.errors import CheckpointError, ConfigError, DataError
+from lfvit.launch import launched
 from lfvit.models import create_model
 from lfvit.models.checkpoints import extract_weights, load_checkpoint, read_file
 from lfvit.runs import commit, plain
@@ -170,8 +171,13 @@ def _absolute(root: str) -> str:
 
 
 def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
-    """Arguments of Lightning's Trainer; precision "auto" is bfloat16 where there is a GPU."""
-    settings: dict[str, Any] = hydra.utils.instantiate(plain(cfg.trainer))
+    """Arguments of Lightning's Trainer; precision "auto" is bfloat16 where there is a GPU.
+
+    Raises:
+        ConfigError: other devices than torchrun or srun started processes for.
+    """
+    settings: dict[str, Any] = hydra.utils.instantiate(plain(cfg.trainer), _convert_="all")
+    settings |= _as_launched(settings.get("devices", 1), settings.get("num_nodes"))
     # said either way: PyTorch would keep what the last job of this process asked for
     settings.setdefault("deterministic", bool(cfg.get("deterministic", False)))
     if settings.get("precision") == "auto":
@@ -180,8 +186,35 @@ def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
     return settings
 
 
+def _as_launched(devices: Any, nodes: int | None) -> dict[str, int]:
+    """The devices per node and the nodes of the processes that were started for them."""
+    here = launched()
+    if here is None:
+        if nodes not in (None, 1):
+            raise ConfigError(
+                f"trainer.num_nodes={nodes} needs a process for every device of every node, "
+                "started with torchrun or srun, see docs/distributed.md"
+            )
+        return {}
+    automatic = devices in ("auto", "-1", -1)
+    per_node = here.per_node if automatic else number_of_devices(devices)
+    nodes = here.nodes if nodes is None else nodes
+    if per_node * nodes != here.processes:
+        raise ConfigError(
+            f"{here.processes} processes were started on {here.nodes} node(s), but "
+            f"trainer.devices={devices} and trainer.num_nodes={nodes} ask for {per_node * nodes}; "
+            "use trainer=ddp, whose trainer.devices=auto takes as many as were started"
+        )
+    return {"devices": per_node, "num_nodes": nodes} if automatic else {"num_nodes": nodes}
+
+
+def number_of_devices(devices: Any) -> int:
+    """How many devices ``trainer.devices`` names: a number, or a list of them."""
+    return len(devices) if isinstance(devices, list) else int(devices)
+
+
 def prediction_trainer(cfg: DictConfig, run_dir: Path, precision: str | None = None) -> L.Trainer:
-    """Lightning's Trainer for going through a set of images once, on one device.
+    """Lightning's Trainer for going through a set of images once.
 
     precision: instead of the configured one.
     """
@@ -195,13 +228,16 @@ def prediction_trainer(cfg: DictConfig, run_dir: Path, precision: str | None = N
     )
 
 
-def check_one_device(cfg: DictConfig) -> None:
-    """Refuse several devices where every image has to be counted once."""
-    if cfg.trainer.devices not in (1, "1"):
-        raise ConfigError(
-            f"trainer.devices={cfg.trainer.devices}: every image is counted once, on one device; "
-            "use trainer.devices=1"
+def check_one_device(cfg: DictConfig, reason: str) -> None:
+    """Refuse several processes where nothing gathers what each of them finds."""
+    here = launched()
+    if cfg.trainer.devices not in (1, "1") or (here is not None and here.processes > 1):
+        found = (
+            f"trainer.devices={cfg.trainer.devices}"
+            if here is None
+            else f"{here.processes} processes"
         )
+        raise ConfigError(f"{found}: {reason}; use one process and trainer.devices=1")
 
 
 def find_device(accelerator: str) -> torch.device:

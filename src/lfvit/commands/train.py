@@ -19,9 +19,11 @@ from lfvit.checks import check_range, check_switch, check_whole
 from lfvit.commands.setup import build_model, make_record, trainer_settings
 from lfvit.data import ImageDataModule
 from lfvit.errors import CheckpointError, ConfigError
+from lfvit.launch import together
 from lfvit.measure.costs import count_macs
 from lfvit.models.checkpoints import load_checkpoint, read_file
 from lfvit.models.reduction.patch import unreduced
+from lfvit.processes import gathered
 from lfvit.runs import (
     commit,
     is_main_process,
@@ -38,7 +40,9 @@ from lfvit.tracking.summaries import training_summary
 from lfvit.training.module import RECORD, Classifier, refuse_unlearnable
 from lfvit.training.nonfinite import Averaging, NonFiniteGuard
 from lfvit.training.schedule import Schedule
+from lfvit.training.sharding import ShardedAveraging, ShardedClassifier
 from lfvit.training.token_labels import has_aux_head
+from lfvit.training.unreached import freeze_unreached
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +100,8 @@ def build_trainer(cfg: DictConfig, schedule: Schedule, loggers: list[Logger]) ->
     guard = NonFiniteGuard(cfg.on_nonfinite, cfg.max_skipped)
     callbacks.append(guard)
     if schedule.ema_decay is not None:
-        callbacks.append(Averaging(schedule.ema_decay, guard))
+        averaging = ShardedAveraging if is_sharded(cfg) else Averaging
+        callbacks.append(averaging(schedule.ema_decay, guard))
     try:
         return L.Trainer(
             **trainer_settings(cfg),
@@ -119,16 +124,25 @@ def build_module(cfg: DictConfig, schedule: Schedule, classes: list[str]) -> Cla
     )
     if cfg.init_from is not None:
         load_checkpoint(model, cfg.init_from, new_head=True)
-    return Classifier(
+    teacher = unreduced(model) if schedule.distill_weight else None
+    freeze_unreached(model, cfg.image_size)
+    kind = ShardedClassifier if is_sharded(cfg) else Classifier
+    return kind(
         model,
         schedule,
-        teacher=unreduced(model) if schedule.distill_weight else None,
+        teacher=teacher,
         num_classes=len(classes),
         threshold=cfg.threshold,
         seed=cfg.seed,
         record=make_record(cfg, classes),
         compile_passes=cfg.compile,
     )
+
+
+def is_sharded(cfg: DictConfig) -> bool:
+    """Whether trainer=fsdp was chosen."""
+    strategy = plain(cfg.trainer).get("strategy")
+    return isinstance(strategy, dict) and strategy.get("_target_", "").endswith("FullySharded")
 
 
 def check(cfg: DictConfig, weights_exist: bool = True) -> Schedule:
@@ -162,7 +176,8 @@ def check(cfg: DictConfig, weights_exist: bool = True) -> Schedule:
     check_range("threshold", cfg.threshold, 0)
     check_switch("deterministic", cfg.deterministic)
     NonFiniteGuard(cfg.on_nonfinite, cfg.max_skipped)
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+    sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if sweep and not together():  # of a job, by srun
         check_one_process(cfg)
     return schedule
 
@@ -218,7 +233,7 @@ def _metrics(
         "steps": trainer.global_step,
         "train_images": len(data.train_images),
         "val_images": len(data.val_images),
-        "unreadable_images": len(data.unreadable),
+        "unreadable_images": len(set(gathered(sorted(data.unreadable)))),
         "train_seconds": round(seconds, 1),
         "commit": commit(),
         "machine": machine(),

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from lfvit.data.images import UnreadableImageError
 from lfvit.data.label_maps import FollowedTransform, LabelMap, LabelMapFolder, LabelMaps
-from lfvit.data.sampling import Draw
+from lfvit.data.sampling import NOTHING, Draw
 from lfvit.seeding import seeded
 
 
@@ -75,11 +75,11 @@ class Batch(NamedTuple):
     label_maps: LabelMaps | None = None
 
 
-class TransformedImages(Dataset[Sample | str]):
+class TransformedImages(Dataset[Sample | str | None]):
     """Images with a transform, each made from its own seed.
 
     An unreadable image comes back as its error message, not as an exception: what to do about it is
-    decided once, in the main process.
+    decided once, in the main process. `NOTHING` comes back as None.
     """
 
     def __init__(
@@ -96,7 +96,9 @@ class TransformedImages(Dataset[Sample | str]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, draw: Draw | int) -> Sample | str:
+    def __getitem__(self, draw: Draw | int) -> Sample | str | None:
+        if draw == NOTHING:
+            return None
         if isinstance(draw, int):  # another sampler than ours, such as Lightning's for overfitting
             draw = Draw(draw, 0)
         label_map = None
@@ -116,7 +118,7 @@ class TransformedImages(Dataset[Sample | str]):
         return Sample(torch.as_tensor(pixels), target, box, label_map)
 
 
-def collate(samples: Sequence[Sample | str]) -> RawBatch:
+def collate(samples: Sequence[Sample | str | None]) -> RawBatch:
     """Stack the readable samples; list what was unreadable. There may be none to stack."""
     good = [sample for sample in samples if isinstance(sample, Sample)]
     bad = [sample for sample in samples if isinstance(sample, str)]

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from lfvit.data.batches import ImageSource, RawBatch, Sample, collate
 from lfvit.data.crops import RandomCrops
 from lfvit.data.images import UnreadableImageError, full_size
-from lfvit.data.sampling import Draw
+from lfvit.data.sampling import NOTHING, Draw
 from lfvit.errors import ConfigError, DataError
 
 CACHES = ("device",)
@@ -86,6 +86,7 @@ class ImageCache(Dataset[Draw | int]):
 
     def collate(self, draws: Sequence[Draw | int]) -> CachedBatch:
         """The rows of a batch without its unreadable images, and crops from the first seed."""
+        draws = [draw for draw in draws if draw != NOTHING]
         indices = [draw if isinstance(draw, int) else draw.image for draw in draws]
         rows = self.rows[indices]
         rows = rows[rows >= 0]
@@ -155,7 +156,7 @@ def fill(
     )
     images = torch.empty(total, 3, side, side, dtype=torch.uint8, device=device)
     rows = torch.full((len(source),), -1)
-    parts: list[tuple[RawBatch, Tensor]] = []
+    parts = [(collate([]), torch.zeros(0, 2, dtype=torch.long))]
     count = 0
     title = f"decoding {total} {content.split} images"
     for raw, numbers, sizes in track(loader, title, disable=quiet):
@@ -168,7 +169,7 @@ def fill(
         rows[numbers] = torch.arange(count, end)
         parts.append((raw._replace(images=numbers), sizes))
         count = end
-    if not count:
+    if not count and total:  # with few images, some processes have none
         raise DataError(f"not one {content.split} image could be read")
     boxes = [raw.boxes.to(device) for raw, _ in parts if raw.boxes is not None]
     return ImageCache(

@@ -63,14 +63,30 @@ class TrainSampler(Sampler[Draw]):
         return map(Draw, order[mine].tolist(), seeds[mine].tolist())
 
 
+NOTHING = Draw(-1, None)
+"""A draw without an image: it is in no batch."""
+
+
 class EvalSampler(Sampler[Draw]):
-    """Every image exactly once, in order, for any number of processes."""
+    """Every image exactly once, in order, for any number of processes.
+
+    Each process has a contiguous part: put together in the order of ranks, these are the images in
+    their order. A process that has one image less draws `NOTHING` at the end, so that all of them
+    have equally many batches: models whose weights are sharded compute in step.
+
+    Args:
+        size: number of images; may be less than world_size.
+        rank, world_size: of this process.
+    """
 
     def __init__(self, size: int, *, rank: int = 0, world_size: int = 1) -> None:
-        self.indices = range(rank, size, world_size)
+        self.indices = range(size * rank // world_size, size * (rank + 1) // world_size)
+        self.length = -(-size // world_size)
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return self.length
 
     def __iter__(self) -> Iterator[Draw]:
-        return (Draw(index, None) for index in self.indices)
+        yield from (Draw(index, None) for index in self.indices)
+        if len(self.indices) < self.length:
+            yield NOTHING

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from lfvit.data import Batch
+from lfvit.data import Batch, ImageDataModule
 from lfvit.errors import DataError
 from lfvit.measure.calibration import Calibration, calibrate
 from lfvit.measure.costs import count_macs
@@ -20,6 +20,8 @@ from lfvit.measure.localisation import (
 )
 from lfvit.measure.thresholds import answers_of, sweep
 from lfvit.models.two_stage import TwoStageViT
+from lfvit.processes import gathered
+from lfvit.seeding import seed_all
 
 
 class Outputs(NamedTuple):
@@ -39,11 +41,15 @@ class Outputs(NamedTuple):
 
 
 class Collector(L.LightningModule):
-    """Runs a model in ``trainer.predict``, every image through every pass."""
+    """Runs a model in ``trainer.predict``, every image through every pass; see `collect`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+
+    def on_predict_start(self) -> None:
+        if self.global_rank:  # selectors that draw do not draw the same for other images
+            seed_all(torch.initial_seed() % 2**31, self.global_rank)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Outputs | None:
         if not len(batch.images):
@@ -66,17 +72,19 @@ class Collector(L.LightningModule):
         )
 
 
-def collect(
-    trainer: L.Trainer, model: nn.Module, data: L.LightningDataModule, seed: int
-) -> Outputs:
-    """What a model says about all images; random selectors draw the same every time.
+def collect(trainer: L.Trainer, model: nn.Module, data: ImageDataModule, seed: int) -> Outputs:
+    """What a model says about the validation images, in their order, in every process.
+
+    Random selectors draw the same every time.
 
     Raises:
-        DataError: not one image could be read.
+        DataError: not one of them can be read.
     """
     L.seed_everything(seed, verbose=False)
     batches: Any = trainer.predict(Collector(model), datamodule=data)
-    return join([batch for batch in batches if batch is not None])
+    outputs = join(gathered([batch for batch in batches if batch is not None]))
+    data.unreadable = set(gathered(sorted(data.unreadable)))
+    return outputs
 
 
 def join(batches: list[Outputs]) -> Outputs:

@@ -16,6 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lfvit.models.token_mix import TokenMix
+from lfvit.processes import BatchNorm
 
 ONE_PASS_SHARE = 0.5
 """Weight of the auxiliary head in the one-pass model's answer."""
@@ -72,11 +73,11 @@ class ConvStem(nn.Module):
         self.num_patches = self.grid_size[0] ** 2
         conv = partial(nn.Conv2d, bias=False)
         self.conv1 = conv(in_chans, stem_dim, 7, stride=2, padding=3)
-        self.bn1 = nn.BatchNorm2d(stem_dim)
+        self.bn1 = BatchNorm(stem_dim)
         self.conv2 = conv(stem_dim, stem_dim, 3, padding=1)
-        self.bn2 = nn.BatchNorm2d(stem_dim)
+        self.bn2 = BatchNorm(stem_dim)
         self.conv3 = conv(stem_dim, stem_dim, 3, padding=1)
-        self.bn3 = nn.BatchNorm2d(stem_dim)
+        self.bn3 = BatchNorm(stem_dim)
         self.to(memory_format=torch.channels_last)  # the convolutions are faster so
         side = patch_size // 2
         self.proj = nn.Conv2d(stem_dim, embed_dim, side, stride=side, bias=bias)

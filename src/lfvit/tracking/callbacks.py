@@ -5,12 +5,14 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from lfvit.checks import check_whole
 from lfvit.data.batches import Batch, Sample
 from lfvit.errors import DataError
 from lfvit.measure.costs import count_macs
 from lfvit.measure.thresholds import Answers, sweep
+from lfvit.processes import gathered
 from lfvit.seeding import seeded
 from lfvit.tracking.media import log_curve, log_predictions, predictions, shows_media
 
@@ -101,7 +103,7 @@ class LogPredictions(L.Callback):
             return
         self._logged_step = trainer.global_step
         step = max(trainer.global_step - 1, 0)  # as Lightning counts: where val/* of now are logged
-        answers = _gathered(self._answers, trainer.world_size)
+        answers = gathered(self._answers)
         if not trainer.is_global_zero:
             return
         if answers:
@@ -109,7 +111,8 @@ class LogPredictions(L.Callback):
             macs = count_macs(module.model, "first"), count_macs(module.model, "second")
             log_curve(trainer.loggers, sweep(joined, *macs), step)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        samples = self._chosen(data)
+        # the main process cannot go through sharded weights alone
+        samples = [] if isinstance(module.model, FSDPModule) else self._chosen(data)
         if samples:
             with seeded(module.seed, trainer.current_epoch):  # of selectors that draw
                 found = predictions(
@@ -128,12 +131,3 @@ class LogPredictions(L.Callback):
             except DataError:  # unreadable images are the business of validation
                 self._samples = []
         return self._samples
-
-
-def _gathered(answers: list[Answers], world_size: int) -> list[Answers]:
-    """The answers of all processes, whose numbers of images may differ."""
-    if world_size == 1:
-        return answers
-    parts: list[list[Answers]] = [[] for _ in range(world_size)]
-    torch.distributed.all_gather_object(parts, answers)
-    return [batch for part in parts for batch in part]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lfvit.data.batches import Batch
@@ -21,6 +21,8 @@ from lfvit.models.reduction.registry import Reducer
 from lfvit.models.reduction.run import Run
 from lfvit.models.token_mix import TokenMix
 from lfvit.models.two_stage import TwoStageViT
+from lfvit.models.view import half_resolution
+from lfvit.processes import absent, counted, share_of_batch, world_size
 from lfvit.seeding import seed_all
 from lfvit.training.losses import divergence, two_stage_losses
 from lfvit.training.nonfinite import ADVICE, all_finite
@@ -120,6 +122,11 @@ class Classifier(L.LightningModule):
         )
         self.val_accuracy = accuracy.clone(prefix="val/")
         self.first_accuracy = accuracy.clone(prefix="val/first_") if self.two_stage else None
+        # over the images of all processes; sync_dist would average the processes' means
+        means = ["loss", *(("early_exit_top1", "exit_fraction") if self.two_stage else ())]
+        self.val_means = MetricCollection(
+            {f"val/{name}": MeanMetric() for name in means}, compute_groups=False
+        )
 
     @property
     def phase_one(self) -> bool:
@@ -130,14 +137,30 @@ class Classifier(L.LightningModule):
         seed_all(self.seed, self.current_epoch, batch_idx, self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        if not len(batch.images):
+        share = share_of_batch(len(batch.images), self.device)
+        if len(batch.images):
+            loss = self._batch_loss(batch)
+        elif world_size() == 1:
             return None  # not one image of the batch could be read
+        else:
+            with absent():  # the other processes have images, and wait for this one
+                loss = self._batch_loss(self._blank(batch))
+        self._log("train/loss", loss, batch, prog_bar=True)
+        return loss * share
+
+    def _batch_loss(self, batch: Batch) -> Tensor:
+        """The mean over the images of this process."""
         tokens = (
             TokenTargets.of(batch, self.model, self.num_classes) if self.learns_tokens else None
         )
-        loss = self._two_pass_loss(batch, tokens) if self.two_stage else self._loss(batch, tokens)
-        self._log("train/loss", loss, batch, prog_bar=True)
-        return loss
+        return self._two_pass_loss(batch, tokens) if self.two_stage else self._loss(batch, tokens)
+
+    def _blank(self, batch: Batch) -> Batch:
+        """One image without content in place of none."""
+        side = self.trainer.datamodule.image_size  # type: ignore[attr-defined]
+        images = batch.images.new_zeros(1, 3, side, side)
+        targets = torch.zeros(1, dtype=torch.long, device=images.device)
+        return Batch(images, half_resolution(images), targets, None)
 
     def _loss(self, batch: Batch, tokens: TokenTargets | None) -> Tensor:
         """Of a one-pass model."""
@@ -211,27 +234,42 @@ class Classifier(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
         """Returns the fields of `Answers` (lfvit.measure) for callbacks; None for one pass."""
         if not len(batch.images):
+            self._absent_from_validation(batch)
             return None
         found = None
         if self.first_accuracy is not None:
             out = self.model(batch.images, batch.view)
             logits = out.second_logits
             self.first_accuracy.update(out.first_logits, batch.targets)
-            self.log_dict(self.first_accuracy, on_step=False, on_epoch=True)
             answers = answers_of(out.first_logits, logits, batch.targets)
             found = answers._asdict()
             exited = answers.confidence >= self.threshold
             early = torch.where(exited, answers.first, answers.second)
             right = 100 * (early == batch.targets).float().mean()
-            self._log("val/early_exit_top1", right, batch, sync_dist=True)
-            self._log("val/exit_fraction", exited.float().mean(), batch, sync_dist=True)
+            self._average("val/early_exit_top1", right, batch)
+            self._average("val/exit_fraction", exited.float().mean(), batch)
         else:
             logits = self.model(batch.images)
         self.val_accuracy.update(logits, batch.targets)
-        self.log_dict(self.val_accuracy, on_step=False, on_epoch=True, prog_bar=True)
-        loss = F.cross_entropy(logits, batch.targets)
-        self._log("val/loss", loss, batch, sync_dist=True)
+        self._average("val/loss", F.cross_entropy(logits, batch.targets), batch)
+        self._log_validation()
         return found
+
+    def _average(self, name: str, mean: Tensor, batch: Batch) -> None:
+        self.val_means[name].update(mean, len(batch.targets))
+
+    def _log_validation(self) -> None:
+        self.log_dict(self.val_accuracy, on_step=False, on_epoch=True, prog_bar=True)
+        if self.first_accuracy is not None:
+            self.log_dict(self.first_accuracy, on_step=False, on_epoch=True)
+        self.log_dict(self.val_means, on_step=False, on_epoch=True)
+
+    def _absent_from_validation(self, batch: Batch) -> None:
+        """The others need this process in step, for sharded weights and the sums at the end."""
+        if world_size() > 1:
+            with absent():
+                self.model(*self._blank(batch)[: 1 + self.two_stage])
+            self._log_validation()
 
     def on_validation_start(self) -> None:
         self._refuse_broken_weights()
@@ -285,4 +323,5 @@ class Classifier(L.LightningModule):
         return per_process * trainer.world_size * trainer.accumulate_grad_batches
 
     def _log(self, name: str, value: Tensor, batch: Batch, **options: Any) -> None:
-        self.log(name, value.detach(), batch_size=len(batch.targets), **options)
+        if counted():
+            self.log(name, value.detach(), batch_size=len(batch.targets), **options)

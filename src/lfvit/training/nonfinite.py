@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
@@ -39,7 +40,8 @@ ADVICE = (
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether no value of any tensor is NaN or infinite; one wait for the device."""
     largest = get_total_norm([t for t in tensors if t.numel()], float("inf"))
-    return bool(largest.isfinite())
+    whole = largest.full_tensor() if isinstance(largest, DTensor) else largest
+    return bool(whole.isfinite())
 
 
 class Seen(NamedTuple):

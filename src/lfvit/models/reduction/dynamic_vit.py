@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lfvit.checks import check_range
 from lfvit.models.indexing import split, take
 from lfvit.models.reduction.registry import Carried, Reducer, Shape, check_blocks, reducer
+from lfvit.processes import mean_over_images
 
 EPS = 1e-6  # keeps rows of masked attention from dividing by zero
 
@@ -139,7 +140,8 @@ class DynamicViT(Reducer):
         if tokens is not None and teacher is not None:
             mask = carried.memory.mask.detach()
             error = (tokens - teacher).square().mean(dim=2, keepdim=True)
-            loss = loss + self.token_weight * (error * mask).sum() / mask.sum().clamp(min=1)
+            kept = len(mask) * mean_over_images(mask.sum(dim=(1, 2)))  # not this process's alone
+            loss = loss + self.token_weight * (error * mask).sum() / kept.clamp(min=1)
         return loss
 
     def _kept(self, index: int, start: int) -> int:

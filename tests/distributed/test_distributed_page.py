@@ -1,0 +1,184 @@
+"""The commands of docs/distributed.md, as far as they start on a machine without GPUs."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import NEEDLE_FAST, ROOT
+from lfvit.commands.setup import trainer_settings
+from lfvit.commands.train import check, is_sharded
+from lfvit.errors import ConfigError
+from lfvit.sweeps import check_sweep
+
+PAGE = (ROOT / "docs" / "distributed.md").read_text().replace("\\\n", " ")
+COMMANDS = [
+    shlex.split(line)
+    for line in PAGE.splitlines()
+    if line.startswith(("python ", "torchrun ", "srun "))
+]
+OURS = [line[[word.endswith(".py") for word in line].index(True) :] for line in COMMANDS]
+
+
+@pytest.mark.parametrize("line", OURS, ids=" ".join)
+def test_settings_of_a_documented_command(composed, photographs, line):
+    """They compose, and are refused by no check."""
+    script, *overrides = line
+    overrides = [o.replace("data.root=DIR", f"data.root={photographs}") for o in overrides]
+    cfg = composed(
+        script.removesuffix(".py"), *[o for o in overrides if o != "-m" and "0,1" not in o]
+    )
+    assert cfg.trainer.devices != 1
+    if script == "train.py" and "-m" not in overrides:
+        check(cfg)
+        assert is_sharded(cfg) == ("trainer=fsdp" in overrides)
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """This process as torchrun starts it."""
+
+    def start(processes, per_node):
+        for name, value in {
+            "TORCHELASTIC_RUN_ID": "none",
+            "RANK": 0,
+            "LOCAL_RANK": 0,
+            "WORLD_SIZE": processes,
+            "LOCAL_WORLD_SIZE": per_node,
+        }.items():
+            monkeypatch.setenv(name, str(value))
+
+    return start
+
+
+def test_devices_and_nodes_follow_torchrun(composed, started):
+    cpu = ("trainer=ddp", "trainer.accelerator=cpu")
+    started(16, per_node=8)
+    settings = trainer_settings(composed("train", *cpu))
+    assert (settings["devices"], settings["num_nodes"]) == (8, 2)
+    settings = trainer_settings(composed("train", *cpu, "trainer.devices=8"))
+    assert (settings["devices"], settings["num_nodes"]) == (8, 2)
+    with pytest.raises(ConfigError, match=r"16 processes were started on 2 node\(s\), but trainer"):
+        trainer_settings(composed("train"))
+
+
+def test_several_nodes_need_a_launcher(composed):
+    with pytest.raises(ConfigError, match="trainer.num_nodes=2 needs .* torchrun or srun"):
+        trainer_settings(composed("train", "trainer=ddp", "+trainer.num_nodes=2"))
+
+
+def test_what_sharding_cannot_do_is_refused(composed, tmp_path):
+    from lfvit.commands.evaluate import evaluate
+    from lfvit.commands.train import build_module
+
+    def build(*settings):
+        cfg = composed("train", "trainer=fsdp", *NEEDLE_FAST, *settings, f"run_dir={tmp_path}")
+        return build_module(cfg, check(cfg), ["a", "b"])
+
+    with pytest.raises(ConfigError, match="trainer=fsdp does not train a reducer with a loss"):
+        build("method=vit", "reducer=dynamic_vit")
+    with pytest.raises(ConfigError, match="compile=false"):
+        build("compile=true")
+    with pytest.raises(ConfigError, match="keeps the whole model on every device; use trainer=ddp"):
+        evaluate(composed("evaluate", "ckpt_path=none", "trainer=fsdp"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["trainer.devices=8", "+trainer.num_nodes=2"], None),
+        ([], "trainer.devices=auto in a multirun: SLURM is asked for"),
+        (["trainer.devices=8", "hydra.launcher.tasks_per_node=1"], "needs as many processes"),
+        (["trainer.devices=8", "hydra/launcher=basic"], "trainer.devices=8 in a multirun"),
+    ],
+)
+def test_a_sweep_on_slurm_starts_the_processes_of_its_jobs(settings, message):
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        overrides = ["hydra/launcher=slurm", "trainer=ddp", *settings]
+        cfg = compose("train", overrides, return_hydra_config=True)
+    if message is None:
+        check_sweep(cfg)
+        launcher = cfg.hydra.launcher
+        assert (launcher.nodes, launcher.tasks_per_node, launcher.gpus_per_node) == (2, 8, 8)
+    else:
+        with pytest.raises(ConfigError, match=message):
+            check_sweep(cfg)
+
+
+SRUN = """#!/usr/bin/env bash
+# two tasks on this machine, as srun starts them
+while [[ $1 == --* ]]; do
+    if [[ $1 == --output || $1 == --error ]]; then shift; fi
+    shift
+done
+export SLURM_JOB_ID=${SLURM_JOB_ID:-4321} SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2 SLURM_NNODES=1
+export SLURM_NODEID=0 SLURM_JOB_NODELIST=127.0.0.1 SLURM_NODELIST=127.0.0.1 SLURM_JOB_NAME=lfvit
+SLURM_PROCID=1 SLURM_LOCALID=1 "$@" > "$CLUSTER/second" 2>&1 &
+SLURM_PROCID=0 SLURM_LOCALID=0 "$@"
+status=$?
+wait $! && exit $status
+"""
+SBATCH = """#!/usr/bin/env bash
+cp "$1" "$CLUSTER/submission.sh"
+export SLURM_JOB_ID=4322
+(bash "$1"; touch "$CLUSTER/ended") > "$CLUSTER/log" 2>&1 < /dev/null &
+echo "Submitted batch job 4322"
+"""
+SACCT = """#!/usr/bin/env bash
+echo 'JobID|State|NodeList'
+if [[ -e $CLUSTER/ended ]]; then echo '4322|COMPLETED|here'; else echo '4322|RUNNING|here'; fi
+"""
+SMALL = (
+    *NEEDLE_FAST,
+    *("trainer=ddp", "trainer.devices=2", "logger=none", "schedule.epochs=1"),
+    "schedule.warmup_epochs=0",
+)
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """A cluster of one machine."""
+    (tmp_path / "bin").mkdir()
+    for name, script in {"srun": SRUN, "sbatch": SBATCH, "sacct": SACCT}.items():
+        (tmp_path / "bin" / name).write_text(script)
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("CLUSTER", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.chaos
+def test_srun_and_torchrun_share_a_run(cluster):
+    """One run directory for two processes, and the same command again finds all done."""
+    script = (str(ROOT / "train.py"), *SMALL, "repeat=false", "evaluate=true")
+    run("srun", "--kill-on-bad-exit=1", sys.executable, *script)
+    run(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *script)
+    (first, second) = sorted(Path("outputs/train").glob("2*"))
+    assert (first / "evaluation" / "evaluate.json").exists()
+    assert sorted(path.name for path in first.glob("*.log")) == ["train.log", "train_process_1.log"]
+    assert not (second / "metrics.json").exists()
+    assert '"already done"' in (second / "job.json").read_text()
+
+
+@pytest.mark.chaos
+def test_a_sweep_of_jobs_in_two_processes(cluster):
+    sweep = ("-m", "hydra/launcher=slurm", "seed=0", *SMALL)
+    said = run(sys.executable, str(ROOT / "train.py"), *sweep)
+    assert re.search("1 job: 1 trained", said), (cluster / "log").read_text()
+    asked = (cluster / "submission.sh").read_text()
+    for line in ("--ntasks-per-node=2", "--gpus-per-node=2", "--nodes=1"):
+        assert f"#SBATCH {line}" in asked
+    assert len([*Path("outputs").rglob("evaluate.json")]) == 1

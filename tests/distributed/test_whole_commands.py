@@ -1,0 +1,285 @@
+"""Whole commands in several processes: the same files, numbers and weights as in one."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from together import together
+
+from conftest import NEEDLE_FAST, ROOT
+from lfvit.data.images import UnreadableImageError
+from lfvit.data.needle import NeedleSet
+from lfvit.data.sampling import TrainSampler
+from lfvit.launch import STARTED, join_launched
+
+SIZES = (17, 2)  # numbers of validation images
+SAME = (*NEEDLE_FAST, "data.val_images=17", "logger=csv", "schedule.ema_decay=0.9")
+ONE = (*SAME, "data.batch_size=16")
+FSDP = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.gradient_clip_val=0.5")
+
+
+def composed(name: str, *overrides: str) -> Any:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose(name, list(overrides))
+
+
+def train(folder: Path, *settings: str) -> dict[str, Any]:
+    from lfvit.commands.train import train
+
+    return train(composed("train", *settings, f"run_dir={folder}"))
+
+
+def evaluations(checkpoint: Path, folder: Path, *settings: str) -> dict[int, Any]:
+    """The contents of evaluate.json for sets of several sizes, whatever may differ left out."""
+    from lfvit.commands.evaluate import evaluate
+
+    found = {}
+    for size in SIZES:
+        out = folder / f"{size} images"
+        cpu = ("trainer.accelerator=cpu", "data.num_workers=0", *settings, f"run_dir={out}")
+        data = (f"ckpt_path={checkpoint}", f"+data.val_images={size}", "verify_macs=false")
+        found[size] = evaluate(composed("evaluate", *data, *cpu))
+        found[size].pop("environment")
+    return found
+
+
+def validation(checkpoint: Path, folder: Path, *settings: str) -> dict[int, dict[str, float]]:
+    """What Lightning's validation says of sets of several sizes."""
+    import hydra
+
+    from lfvit.commands.train import build_module, build_trainer, check
+
+    found = {}
+    for size in SIZES:
+        cfg = composed(
+            "train",
+            *(*SAME, "logger=none", "schedule.ema_decay=null", f"init_from={checkpoint}"),
+            *(f"data.val_images={size}", f"run_dir={folder}", *settings),
+        )
+        data = hydra.utils.instantiate(cfg.data)
+        schedule = check(cfg)
+        module, trainer = (
+            build_module(cfg, schedule, data.classes),
+            build_trainer(cfg, schedule, []),
+        )
+        trainer.validate(module, datamodule=data, verbose=False)
+        found[size] = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return found
+
+
+@contextmanager
+def unreadable(train: set[int], val: set[int]) -> Iterator[None]:
+    original = NeedleSet.draw
+
+    def draw(self: Any, index: int) -> Any:
+        if index in (train if self.split == "train" else val):
+            raise UnreadableImageError(f"{self.split} image {index}: broken")
+        return original(self, index)
+
+    NeedleSet.draw = draw
+    yield
+    NeedleSet.draw = original
+
+
+class Stop(Exception):
+    pass
+
+
+def interrupted(folder: Path, *settings: str) -> None:
+    from lfvit.training.module import Classifier
+
+    original = Classifier.on_train_batch_start
+
+    def stop(self: Any, batch: Any, index: int) -> None:
+        if self.current_epoch == 1:
+            raise Stop
+        original(self, batch, index)
+
+    Classifier.on_train_batch_start = stop
+    with pytest.raises(Stop):
+        train(folder, *settings)
+    Classifier.on_train_batch_start = original
+
+
+def draws(folder: Path, *settings: str) -> list[tuple[float, float]]:
+    """What this process draws in each step: how it mixes images, and in the model."""
+    from lfvit.training.module import Classifier
+
+    found = []
+    original = Classifier.training_step
+
+    def step(self: Any, batch: Any, index: int) -> Any:
+        found.append((batch.targets.max(dim=1).values.mean().item(), torch.rand(1).item()))
+        return original(self, batch, index)
+
+    Classifier.training_step = step
+    train(folder, *SAME, *settings, "augment=deit", "logger=none", "schedule.epochs=1")
+    Classifier.training_step = original
+    return found
+
+
+def several(checkpoint: Path, folder: Path) -> dict[str, Any]:
+    """In each of two processes."""
+    from lfvit.commands.jobs import run_job
+
+    ddp = ("trainer=ddp", "trainer.accelerator=cpu")
+    sys.argv = ["train.py"]
+    join_launched()
+    found: dict[str, Any] = {"started": os.environ[STARTED], "arguments": sys.argv[1:]}
+    found["ddp"] = train(folder / "ddp", *SAME, *ddp)
+    found["fsdp"] = train(folder / "fsdp", *SAME, *FSDP)
+    found["draws"] = [draws(folder / f"draws {i}", *ddp) for i in range(2)]
+    interrupted(folder / "begun", *SAME, *FSDP)
+    last = folder / "begun" / "checkpoints" / "last.ckpt"
+    found["resumed"] = train(folder / "resumed", *SAME, *FSDP, f"ckpt_path={last}")
+    first = {d.image for d in list(TrainSampler(32, seed=0, rank=1, world_size=2))[:8]}
+    with unreadable(train=first, val=set(range(8, 17))):
+        found["broken"] = train(folder / "broken", *SAME, *ddp, "data.on_error=skip")
+    cfg = composed("train", *SAME, *ddp, "seed=1", f"run_dir={folder / 'jobs' / '0'}")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        jobs = [run_job(cfg, folder / "jobs", repeat=False, evaluated=True) for _ in range(2)]
+    found["jobs"] = [job["status"] for job in jobs]
+    return found | only_counting(checkpoint, folder)
+
+
+def only_counting(checkpoint: Path, folder: Path) -> dict[str, Any]:
+    ddp = ("trainer=ddp", "trainer.accelerator=cpu")
+    return {
+        "evaluations": evaluations(checkpoint, folder / "evaluations", *ddp),
+        "validation": validation(checkpoint, folder / "validation", *ddp),
+    }
+
+
+@pytest.fixture(scope="module")
+def checkpoint(trained_run: Path) -> Path:
+    return trained_run / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("several")
+
+
+@pytest.fixture(scope="module")
+def two(checkpoint: Path, folder: Path) -> list[dict[str, Any]]:
+    return together(2, several, checkpoint, folder)
+
+
+@pytest.fixture(scope="module")
+def one(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("one")
+    plain = train(folder / "plain", *ONE)
+    train(folder / "clipped", *ONE, "trainer.gradient_clip_val=0.5")
+    return {
+        "plain": plain,
+        "folder": folder,
+        "evaluations": evaluations(checkpoint, folder / "evaluations"),
+        "validation": validation(checkpoint, folder / "validation"),
+    }
+
+
+def weights(run: Path) -> dict[str, Any]:
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    return {key: content[key] for key in ("state_dict", "current_model_state")}
+
+
+def check_same_weights(ours: Path, theirs: Path, tolerance: float = 1e-5) -> None:
+    """Those that were trained and their average, by name."""
+    found, expected = weights(ours), weights(theirs)
+    for kind, values in expected.items():
+        assert found[kind].keys() == values.keys()
+        for name, value in values.items():
+            torch.testing.assert_close(found[kind][name], value, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("ddp", "plain"), ("fsdp", "clipped")])
+def test_trained_and_averaged_weights_are_those_of_one_process(two, one, folder, ours, theirs):
+    check_same_weights(folder / ours, one["folder"] / theirs)
+    start = weights(folder / ours)
+    assert any(
+        not torch.equal(start["state_dict"][name], value)
+        for name, value in start["current_model_state"].items()
+    )
+
+
+def test_a_sharded_run_resumes_like_any_other(two, folder):
+    check_same_weights(folder / "resumed", folder / "fsdp", 1e-6)
+
+
+def test_checkpoints_of_sharded_runs_are_evaluated_like_any_other(two, folder, tmp_path):
+    found = evaluations(folder / "fsdp" / "checkpoints" / "last.ckpt", tmp_path)[17]
+    assert found["second"]["top1"] == pytest.approx(two[0]["fsdp"]["val/top1"])
+
+
+def test_metrics_are_those_of_one_process(two, one):
+    same = [name for name in one["plain"] if name.startswith(("val/", "best_val", "steps"))]
+    assert len(same) > 8
+    for metrics in (two[0]["ddp"], two[1]["ddp"]):
+        for name in same:
+            assert metrics[name] == pytest.approx(one["plain"][name], rel=1e-4), name
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.chaos)])
+def test_every_image_is_counted_once(request, one, checkpoint, folder, processes, size):
+    found = request.getfixturevalue({2: "two", 3: "three"}[processes])
+    for process in found:
+        assert process["validation"][size] == pytest.approx(one["validation"][size], rel=1e-5)
+        ours, theirs = process["evaluations"][size], one["evaluations"][size]
+        assert ours["images"] == size
+        assert without_rounding(ours) == without_rounding(theirs)
+
+
+@pytest.fixture(scope="module")
+def three(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return together(3, only_counting, checkpoint, tmp_path_factory.mktemp("three"))
+
+
+def without_rounding(found: Any) -> Any:
+    if isinstance(found, dict):
+        return {key: without_rounding(value) for key, value in found.items()}
+    if isinstance(found, list):
+        return [without_rounding(value) for value in found]
+    return round(found, 4) if isinstance(found, float) else found
+
+
+def test_processes_share_one_run_directory(two):
+    assert two[0]["started"] == two[1]["started"]
+    assert two[0]["arguments"] == []
+    assert two[1]["arguments"] == ["hydra.job.name=train_process_1", "hydra.output_subdir=null"]
+
+
+def test_what_is_written_is_written_once(two, folder):
+    rows = (folder / "ddp" / "metrics.csv").read_text().splitlines()
+    assert sum("train/images_per_second" in row for row in rows) == 1
+    assert json.loads((folder / "ddp" / "run.json").read_text())["status"] == "done"
+    assert json.loads((folder / "evaluations" / "17 images" / "evaluate.json").read_text())
+
+
+def test_processes_draw_differently_and_again_the_same(two):
+    (first, repeated), (other, _) = (process["draws"] for process in two)
+    assert first == repeated
+    assert len(first) == 2
+    assert not {mixed for mixed, _ in first} & {mixed for mixed, _ in other}
+    assert not {drawn for _, drawn in first} & {drawn for _, drawn in other}
+
+
+def test_a_process_without_one_readable_image(two):
+    for metrics in (process["broken"] for process in two):
+        assert metrics["steps"] == 4
+        assert metrics["unreadable_images"] == 8 + 9
+        right = metrics["val/top5"] / 100 * 8  # of the images that the other process could read
+        assert right == pytest.approx(round(right), abs=1e-3)
+
+
+def test_processes_decide_together_what_a_job_does(two, folder):
+    assert [process["jobs"] for process in two] == [["trained", "already done"]] * 2
+    assert len([*folder.glob("jobs/*/evaluation/evaluate.json")]) == 1
+    assert json.loads((folder / "jobs/0/job.json").read_text())["status"] == "already done"
