@@ -24,6 +24,7 @@ from rich.table import Table
 
 from lfvit.errors import ConfigError
 from lfvit.explain import explain
+from lfvit.files import write_whole
 from lfvit.quiet import quieten
 from lfvit.runs import environment, now, plain, read_json, write_json
 
@@ -113,7 +114,7 @@ def finish() -> bool:
     if not jobs:
         return True
     write_json(folder / "sweep.json", {"jobs": jobs, "environment": environment()})
-    (folder / "sweep.md").write_text(_markdown(jobs))
+    write_whole(folder / "sweep.md", _markdown(jobs))
     _print(jobs, folder)
     return all(job["status"] in WELL for job in jobs)
 

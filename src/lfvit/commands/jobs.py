@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from lfvit.checks import check_switch
 from lfvit.commands.evaluate import evaluate
+from lfvit.commands.resume import AUTO, last_of
 from lfvit.commands.train import train
 from lfvit.errors import ConfigError
 from lfvit.runs import directory_lock, identity, read_json, write_json
@@ -73,7 +74,7 @@ def run_job(cfg: DictConfig, root: Path, *, repeat: bool, evaluated: bool) -> di
     job.mkdir(parents=True, exist_ok=True)
     root = root.absolute()
     with _held(_lock(root, key)):
-        known = [] if repeat or cfg.ckpt_path is not None else _runs(root, key)
+        known = [] if repeat or cfg.ckpt_path not in (None, AUTO) else _runs(root, key)
         done, begun = _sort(known)
         if done:
             folder, status = done[0], "already done"
@@ -81,15 +82,16 @@ def run_job(cfg: DictConfig, root: Path, *, repeat: bool, evaluated: bool) -> di
             made = f"commit {metrics['commit']}" if metrics.get("commit") else "no commit"
             log.info("already done: %s (%s)", folder, made)
         elif begun:
-            folder, status = max(begun, key=lambda run: _last(run).stat().st_mtime), "continued"
+            folder, status = max(begun, key=lambda run: last_of(run).stat().st_mtime), "continued"
             log.info("continues %s", folder)
             training = cfg.copy()
-            training.run_dir, training.ckpt_path = str(folder), str(_last(folder))
+            training.run_dir, training.ckpt_path = str(folder), str(last_of(folder))
             training.init_from = None
             metrics = train(training)
         else:
             folder, status = job, "trained"
-            _check_free(job, key)
+            if cfg.ckpt_path != AUTO:
+                _check_free(job, key)
             metrics = train(cfg)
         note(job, directory=os.path.relpath(folder, job))
         found = None
@@ -109,7 +111,7 @@ def _evaluate(
     Into the training's directory, or, where that holds an evaluation already, into the job's.
     """
     job = Path(cfg.run_dir)
-    if not _last(training).exists():  # trained without checkpoints
+    if not last_of(training).exists():  # trained without checkpoints
         log.warning("%s holds no last.ckpt, so nothing is evaluated", training)
         return None, False
     asked = {"identity": key, "threshold": cfg.threshold}
@@ -121,7 +123,7 @@ def _evaluate(
     free = not (training / "evaluation" / "evaluate.json").exists()
     folder = (training if free else job) / "evaluation"
     evaluation = compose("evaluate")
-    evaluation.ckpt_path, evaluation.run_dir = str(_last(training).absolute()), str(folder)
+    evaluation.ckpt_path, evaluation.run_dir = str(last_of(training).absolute()), str(folder)
     evaluation.threshold = cfg.threshold
     for name in ("accelerator", "precision"):
         evaluation.trainer[name] = cfg.trainer[name]
@@ -134,7 +136,7 @@ def _evaluate(
 
 def _is_of(evaluation: Path, training: Path) -> bool:
     """Whether an evaluate.json is about the weights that are there now."""
-    weights = _last(training)
+    weights = last_of(training)
     same = read_json(evaluation)["checkpoint"] == str(weights.absolute())
     return same and evaluation.stat().st_mtime >= weights.stat().st_mtime
 
@@ -164,7 +166,7 @@ def _sort(runs: list[Path]) -> tuple[list[Path], list[Path]]:
             with _held(directory_lock(run)):
                 pass
     done = [run for run in runs if _finished(run)]
-    return done, [run for run in runs if run not in done and _last(run).exists()]
+    return done, [run for run in runs if run not in done and last_of(run).exists()]
 
 
 def _files(root: Path, name: str) -> list[Path]:
@@ -173,10 +175,6 @@ def _files(root: Path, name: str) -> list[Path]:
 
 def _finished(folder: Path) -> bool:
     return read_json(folder / "run.json").get("status") == "done"
-
-
-def _last(folder: Path) -> Path:
-    return folder / "checkpoints" / "last.ckpt"
 
 
 def _lock(root: Path, key: str) -> FileLock:
