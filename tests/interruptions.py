@@ -59,6 +59,9 @@ def signal_at(signum: int, batch: int, once: Path, hook: str = "train", rank: in
     ]
 
 
+TIMES = ("train/images_per_second", "images_per_second", "train_seconds")
+
+
 def differences(one: Path, other: Path) -> list[str]:
     """Where two runs ended differently: weights, averages, optimizer, schedule, progress, metrics.
 
@@ -74,7 +77,8 @@ def differences(one: Path, other: Path) -> list[str]:
         found.append(f"metrics.csv: {len(rows[0])}, {len(rows[1])} rows; {differing[:1]}")
     ends = [json.loads((run / "metrics.json").read_text()) for run in (one, other)]
     for end in ends:
-        del end["train/images_per_second"], end["train_seconds"]
+        for name in TIMES:
+            end.pop(name, None)
     return [*found, *_differing(*ends, "metrics.json")]
 
 
@@ -88,7 +92,7 @@ def _comparable(checkpoint: dict[str, Any]) -> dict[str, Any]:
 def _rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         rows = [
-            {k: v for k, v in row.items() if v and k != "train/images_per_second"}
+            {k: v for k, v in row.items() if v and k not in TIMES}
             for row in csv.DictReader(file)
         ]
     return [row for row in rows if row.keys() - {"epoch", "step"}]

@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """SIGTERM: pre-emption, `kill`, torchrun. SIGINT: Ctrl-C. SIGUSR1, SIGUSR2: SLURM's notice."""
 
 TOGETHER = 2.0  # seconds in which several signals are one request: Ctrl-C comes by several ways
-WORKERS_STAY = 300  # seconds that loader processes outlast a signal, for the step that is running
+WORKERS_STAY = 60  # seconds that loader processes outlast a signal, for the step that is running
 
 
 class Stopped(BaseException):
@@ -82,10 +82,9 @@ class StopSignals:
             signal.signal(signum, self._receive)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:
-            return  # in a process that was forked from this one
+        forked = os.getpid() != self._pid  # a child without handlers of its own
         again = self.requested == signum and time.monotonic() - self._since > TOGETHER
-        if again:
+        if again or forked:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
         if self.requested is None:

@@ -125,6 +125,8 @@ class LastCheckpoint(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         self.stop.waiting = False
+        # Lightning does so for the loop that is active: loader processes would outlast a validation
+        trainer.fit_loop.teardown()
 
     def _due(self, trainer: L.Trainer, done: int) -> bool:
         """Whether it is time for a checkpoint, after so many batches of an epoch."""
