@@ -92,8 +92,7 @@ def _comparable(checkpoint: dict[str, Any]) -> dict[str, Any]:
 def _rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         rows = [
-            {k: v for k, v in row.items() if v and k not in TIMES}
-            for row in csv.DictReader(file)
+            {k: v for k, v in row.items() if v and k not in TIMES} for row in csv.DictReader(file)
         ]
     return [row for row in rows if row.keys() - {"epoch", "step"}]
 
