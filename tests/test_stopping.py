@@ -14,10 +14,14 @@ from lfvit.stopping import SIGNALS, Stopped, StopSignals
 
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_outside_of_steps_a_signal_stops_at_once(signum):
+    def work():
+        with StopSignals():
+            os.kill(os.getpid(), signum)
+            time.sleep(10)
+
     before = signal.getsignal(signum)
-    with pytest.raises(Stopped, match=signum.name) as caught, StopSignals():
-        os.kill(os.getpid(), signum)
-        time.sleep(10)
+    with pytest.raises(Stopped, match=signum.name) as caught:
+        work()
     assert caught.value.status == 128 + signum
     assert signal.getsignal(signum) == before
 
@@ -33,13 +37,18 @@ def test_within_steps_it_waits_to_be_asked_for():
 def test_a_handler_that_was_there_comes_last():
     """submitit's queues the job again; by then everything has to be saved and closed."""
     order = []
-    before = signal.signal(signal.SIGUSR2, lambda signum, frame: order.append("requeued"))
-    try:
-        with pytest.raises(Stopped), StopSignals() as stop:
+
+    def train():
+        with StopSignals() as stop:
             stop.waiting = True
             os.kill(os.getpid(), signal.SIGUSR2)
             order.append("saved")
             raise Stopped(stop.requested)
+
+    before = signal.signal(signal.SIGUSR2, lambda signum, frame: order.append("requeued"))
+    try:
+        with pytest.raises(Stopped):
+            train()
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert order == ["saved", "requeued"]

@@ -115,10 +115,10 @@ def test_a_full_disk_keeps_the_checkpoint_before(runs, monkeypatch):
             raise OSError(28, "No space left on device")
         original(descriptor)
 
+    (runs.folder / "full.once").touch()
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "fsync", fill_up)
         with pytest.raises(StorageError, match=r"last\.ckpt.* No space left on device .*is kept"):
-            (runs.folder / "full.once").touch()
             runs("full")
     folder = runs.folder / "full"
     assert json.loads((folder / "run.json").read_text())["status"] in ("failed", "running")

@@ -194,7 +194,9 @@ def _difference(cfg: DictConfig) -> str:
         return ""
     text = path.read_text()
     own: Any = OmegaConf.create(text)
-    then = _flat(settings_of_weights(OmegaConf.create(text.replace(f"{own.run_dir}/", "/"))))
+    then = _flat(
+        settings_of_weights(DictConfig(OmegaConf.create(text.replace(f"{own.run_dir}/", "/"))))
+    )
     now = _flat(settings_of_weights(cfg))
     for key in sorted(then.keys() | now.keys()):
         if then.get(key) != now.get(key):
