@@ -12,6 +12,8 @@ from lfvit import sweeps
 from lfvit.explain import explain
 from lfvit.launch import join_launched
 from lfvit.quiet import quieten
+from lfvit.runs import is_main_process
+from lfvit.stopping import Stopped
 
 quieten()
 
@@ -20,7 +22,7 @@ def entry_point(main: Callable[[], Any]) -> Callable[[], Any]:
     """Print errors a user can mend as one message; everything else keeps its traceback.
 
     Goes around a function made by ``hydra.main``. Exit status 2 for such errors; 1 where jobs of a
-    sweep did not end well.
+    sweep did not end well; 128 and its number after a signal (`lfvit.stopping.Stopped`).
     """
 
     @wraps(main)
@@ -34,6 +36,10 @@ def entry_point(main: Callable[[], Any]) -> Callable[[], Any]:
                 result = main()
             finally:
                 well = sweeps.finish()
+        except Stopped as stopped:
+            if is_main_process():
+                print(f"\n{stopped}", file=sys.stderr)
+            sys.exit(stopped.status)
         except KeyboardInterrupt:
             print("\nstopped", file=sys.stderr)
             sys.exit(130)

@@ -17,6 +17,10 @@ class CheckpointError(LFViTError):
     """A weights file cannot be read, or does not fit the model."""
 
 
+class StorageError(LFViTError):
+    """A file cannot be written: the disk is full, or a right is missing."""
+
+
 class TrainingError(LFViTError):
     """Training cannot go on, for example because the loss is not finite."""
 

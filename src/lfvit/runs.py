@@ -20,7 +20,9 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lfvit.errors import ConfigError
+from lfvit.errors import ConfigError, StorageError
+from lfvit.files import remove_partial, write_whole
+from lfvit.stopping import Stopped
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
@@ -49,6 +51,7 @@ NO_PART = (
     "on_nonfinite",  # of a training that one setting stopped, the other continues
     "max_skipped",
     "data.num_workers",
+    "callbacks.last",
     "callbacks.progress",
     "callbacks.lr_monitor",
     "trainer.log_every_n_steps",
@@ -64,7 +67,7 @@ def start_run(cfg: DictConfig) -> Path:
     run_dir.mkdir(parents=True, exist_ok=True)
     if not is_main_process():
         return run_dir
-    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     write_json(run_dir / "environment.json", environment())
     diff = _uncommitted()
     if diff:
@@ -75,6 +78,15 @@ def start_run(cfg: DictConfig) -> Path:
 def identity(cfg: DictConfig) -> str:
     """A short name of a training: the same for all configs that would train the same weights.
 
+    See `settings_of_weights`.
+    """
+    text = json.dumps(settings_of_weights(cfg), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def settings_of_weights(cfg: DictConfig) -> dict[str, Any]:
+    """What decides the weights that a training ends with.
+
     Every setting counts except those of `NO_PART`; a weights file counts by its content, a folder
     of images by its place.
     """
@@ -82,7 +94,7 @@ def identity(cfg: DictConfig) -> str:
     with open_dict(cfg):
         cfg.run_dir = cfg.name = ""  # others refer to them
         cfg.pop("logger", None)
-    settings = plain(cfg)
+    settings: dict[str, Any] = plain(cfg)
     for key in NO_PART:
         *groups, leaf = key.split(".")
         group = settings
@@ -96,8 +108,7 @@ def identity(cfg: DictConfig) -> str:
             settings["init_from"] = hashlib.file_digest(file, "sha256").hexdigest()
     if settings["data"].get("root") is not None:
         settings["data"]["root"] = str(Path(settings["data"]["root"]).expanduser().absolute())
-    text = json.dumps(settings, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return settings
 
 
 @contextmanager
@@ -106,7 +117,7 @@ def training_record(cfg: DictConfig) -> Iterator[None]:
 
     run.json says status ("running", "done", "failed", or "stopped" from outside), identity, when
     it started and ended, and the error. A killed process leaves "running"; its lock on run.lock
-    ended with it.
+    ended with it. What it left half-written is removed.
 
     A training that continues here keeps the identity it began with. One that continues a
     checkpoint from somewhere else has none: its beginning may have had other settings.
@@ -119,14 +130,9 @@ def training_record(cfg: DictConfig) -> Iterator[None]:
         return
     path = Path(cfg.run_dir) / "run.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = directory_lock(path.parent)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ConfigError(
-            f"run_dir={cfg.run_dir}: another process is training there; wait for it, or pass "
-            "another directory"
-        ) from error
+    lock = _acquired(path.parent)
+    for folder in (path.parent, path.parent / "checkpoints"):
+        remove_partial(folder)
     begun = read_json(path).get("identity")
     key = identity(cfg) if cfg.ckpt_path is None else begun
     record: dict[str, Any] = {"identity": key, "status": "running", "started": now(), "ended": None}
@@ -137,12 +143,40 @@ def training_record(cfg: DictConfig) -> Iterator[None]:
     except Exception as error:
         record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         raise
-    except BaseException:  # from outside: Ctrl-C, or a signal
-        record |= {"status": "stopped", "error": "interrupted"}
+    except BaseException as error:  # from outside
+        reason = str(error.signal.name) if isinstance(error, Stopped) else "interrupted"
+        record |= {"status": "stopped", "error": reason}
         raise
     finally:
-        write_json(path, {**record, "ended": now()})
+        try:
+            write_json(path, {**record, "ended": now()})
+        except StorageError:  # the error of a full disk is known already
+            if record["status"] == "done":
+                raise
         lock.release()
+
+
+def wait_until_left(folder: Path, seconds: float) -> None:
+    """Wait for a process that trains there: a killed one leaves with its last loader process.
+
+    Raises:
+        ConfigError: it goes on.
+    """
+    if is_main_process() and (folder / "run.json").exists():
+        _acquired(folder, seconds).release()
+
+
+def _acquired(folder: Path, seconds: float = 0) -> FileLock:
+    """The lock on a directory, held."""
+    lock = directory_lock(folder)
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout as error:
+        raise ConfigError(
+            f"run_dir={folder}: another process is training there; wait for it, or pass another "
+            "directory"
+        ) from error
+    return lock
 
 
 def directory_lock(folder: Path) -> FileLock:
@@ -183,10 +217,8 @@ def machine() -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+    """Write a JSON file, whole or not at all."""
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from lfvit.errors import ConfigError
 from lfvit.explain import explain
+from lfvit.files import write_whole
 from lfvit.launch import all_ended, launched, together
 from lfvit.markdown import code, escaped
 from lfvit.quiet import quieten
@@ -150,7 +151,7 @@ def finish() -> bool:
     if not jobs:
         return True
     write_json(folder / "sweep.json", {"jobs": jobs, "environment": environment()})
-    (folder / "sweep.md").write_text(_markdown(jobs))
+    write_whole(folder / "sweep.md", _markdown(jobs))
     _print(jobs, folder)
     return all(job["status"] in WELL for job in jobs)
 

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lfvit.checks import check_switch
 from lfvit.commands.evaluate import evaluate
+from lfvit.commands.resume import AUTO, last_of
 from lfvit.commands.train import train
 from lfvit.errors import ConfigError
 from lfvit.launch import agreed, together
@@ -83,7 +84,7 @@ def run_job(cfg: DictConfig, root: Path, *, repeat: bool, evaluated: bool) -> di
             metrics = read_json(folder / "metrics.json")
         elif status == "continued":
             training = cfg.copy()
-            training.run_dir, training.ckpt_path = str(folder), str(_last(folder))
+            training.run_dir, training.ckpt_path = str(folder), str(last_of(folder))
             training.init_from = None
             metrics = train(training)
         else:
@@ -102,17 +103,18 @@ def run_job(cfg: DictConfig, root: Path, *, repeat: bool, evaluated: bool) -> di
 
 def _what_to_do(cfg: DictConfig, root: Path, key: str, repeat: bool) -> tuple[str, str]:
     """What becomes of a job, see `lfvit.sweeps.WELL`, and the directory of its training."""
-    known = [] if repeat or cfg.ckpt_path is not None else _runs(root, key)
+    known = [] if repeat or cfg.ckpt_path not in (None, AUTO) else _runs(root, key)
     done, begun = _sort(known)
     if done:
         commit = read_json(done[0] / "metrics.json").get("commit")
         log.info("already done: %s (%s)", done[0], f"commit {commit}" if commit else "no commit")
         return "already done", str(done[0])
     if begun:
-        folder = max(begun, key=lambda run: _last(run).stat().st_mtime)
+        folder = max(begun, key=lambda run: last_of(run).stat().st_mtime)
         log.info("continues %s", folder)
         return "continued", str(folder)
-    _check_free(Path(cfg.run_dir), key)
+    if cfg.ckpt_path != AUTO:
+        _check_free(Path(cfg.run_dir), key)
     return "trained", cfg.run_dir
 
 
@@ -124,7 +126,7 @@ def _evaluate(
     Into the training's directory, or, where that holds an evaluation already, into the job's.
     """
     job, main = Path(cfg.run_dir), is_main_process()
-    if not agreed(_last(training).exists):  # trained without checkpoints
+    if not agreed(last_of(training).exists):  # trained without checkpoints
         log.warning("%s holds no last.ckpt, so nothing is evaluated", training)
         return None, False
     asked = {"identity": key, "threshold": cfg.threshold}
@@ -135,7 +137,7 @@ def _evaluate(
     if done:
         return read_json(folder / "evaluate.json"), False
     evaluation = compose("evaluate")
-    evaluation.ckpt_path, evaluation.run_dir = str(_last(training).absolute()), str(folder)
+    evaluation.ckpt_path, evaluation.run_dir = str(last_of(training).absolute()), str(folder)
     evaluation.threshold = cfg.threshold
     names = ("accelerator", "precision", *(("devices", "num_nodes") if together() else ()))
     for name in names:
@@ -160,7 +162,7 @@ def _evaluation(training: Path, job: Path, root: Path, asked: Any) -> tuple[str,
 
 def _is_of(evaluation: Path, training: Path) -> bool:
     """Whether an evaluate.json is about the weights that are there now."""
-    weights = _last(training)
+    weights = last_of(training)
     same = read_json(evaluation)["checkpoint"] == str(weights.absolute())
     return same and evaluation.stat().st_mtime >= weights.stat().st_mtime
 
@@ -190,7 +192,7 @@ def _sort(runs: list[Path]) -> tuple[list[Path], list[Path]]:
             with _held(directory_lock(run)):
                 pass
     done = [run for run in runs if _finished(run)]
-    return done, [run for run in runs if run not in done and _last(run).exists()]
+    return done, [run for run in runs if run not in done and last_of(run).exists()]
 
 
 def _files(root: Path, name: str) -> list[Path]:
@@ -199,10 +201,6 @@ def _files(root: Path, name: str) -> list[Path]:
 
 def _finished(folder: Path) -> bool:
     return read_json(folder / "run.json").get("status") == "done"
-
-
-def _last(folder: Path) -> Path:
-    return folder / "checkpoints" / "last.ckpt"
 
 
 def _lock(root: Path, key: str) -> FileLock:

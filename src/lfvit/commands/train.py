@@ -1,7 +1,6 @@
 """`train(cfg)`: from a composed config to a trained model and its metrics."""
 
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ from omegaconf import DictConfig
 from torch import nn
 
 from lfvit.checks import check_range, check_switch, check_whole
+from lfvit.commands.resume import LAYOUT, check_data, check_resume, continued, finished
 from lfvit.commands.setup import build_model, make_record, trainer_settings
 from lfvit.data import ImageDataModule
-from lfvit.errors import CheckpointError, ConfigError
+from lfvit.errors import ConfigError
 from lfvit.launch import together
 from lfvit.measure.costs import count_macs
 from lfvit.models.checkpoints import load_checkpoint, read_file
@@ -31,13 +31,17 @@ from lfvit.runs import (
     plain,
     start_run,
     training_record,
+    wait_until_left,
     write_json,
 )
 from lfvit.seeding import told_of_random_order
+from lfvit.stopping import StopSignals
 from lfvit.sweeps import check_one_process
 from lfvit.tracking.loggers import TRACKING, summarise, tracked, tracked_as
 from lfvit.tracking.summaries import training_summary
-from lfvit.training.module import RECORD, Classifier, refuse_unlearnable
+from lfvit.training.checkpoint_io import WholeCheckpointIO
+from lfvit.training.last_checkpoint import LastCheckpoint
+from lfvit.training.module import Classifier, refuse_unlearnable
 from lfvit.training.nonfinite import Averaging, NonFiniteGuard
 from lfvit.training.schedule import Schedule
 from lfvit.training.sharding import ShardedAveraging, ShardedClassifier
@@ -46,8 +50,8 @@ from lfvit.training.unreached import freeze_unreached
 
 log = logging.getLogger(__name__)
 
-NOT_RECORDED = {"reducer": {"name": "none"}}
-"""What checkpoints mean that were written before there was such a setting."""
+LEAVING = 30.0
+"""Seconds in which a killed process and its loader processes have left their directory."""
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -62,32 +66,46 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         LFViTError: anything the user can mend.
     """
+    if cfg.ckpt_path is not None:
+        wait_until_left(Path(cfg.run_dir), LEAVING)
+    if (done := finished(cfg)) is not None:
+        log.info("already done: %s", cfg.run_dir)
+        return done
+    cfg = continued(cfg)
     schedule = check(cfg)
-    resumed = _check_resume(cfg) if cfg.ckpt_path is not None else None
-    with training_record(cfg), tracked(cfg, "train", resumed) as loggers:
+    resumed = check_resume(cfg)
+    record, step = (None, None) if resumed is None else (resumed.record, resumed.step)
+    with (
+        StopSignals() as stop,
+        training_record(cfg),
+        tracked(cfg, "train", record, step) as loggers,
+    ):
         run_dir = start_run(cfg)
         L.seed_everything(cfg.seed, verbose=False)
-        trainer = build_trainer(cfg, schedule, loggers)
+        trainer = build_trainer(cfg, schedule, loggers, stop)
         data: ImageDataModule = hydra.utils.instantiate(cfg.data)
-        if resumed is not None and data.classes != resumed["classes"]:
-            raise CheckpointError(
-                f"{cfg.ckpt_path}: was trained on other classes ({resumed['classes'][:3]}..., now "
-                f"{data.classes[:3]}...); resume with the same data"
-            )
+        layout = check_data(cfg, resumed, data, trainer)
         module = build_module(cfg, schedule, data.classes)
-        module.record[TRACKING] = tracked_as(loggers, cfg)
-        started = time.monotonic()
+        module.record |= {TRACKING: tracked_as(loggers, cfg), LAYOUT: layout}
         with told_of_random_order(cfg.deterministic):
             trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
-        metrics = _metrics(trainer, module, data, time.monotonic() - started)
+        metrics = _metrics(trainer, module, data)
         if is_main_process():
             write_json(run_dir / "metrics.json", metrics)
         summarise(loggers, training_summary(metrics, module.model), trainer.global_step)
     return metrics
 
 
-def build_trainer(cfg: DictConfig, schedule: Schedule, loggers: list[Logger]) -> L.Trainer:
+def build_trainer(
+    cfg: DictConfig, schedule: Schedule, loggers: list[Logger], stop: StopSignals | None = None
+) -> L.Trainer:
     """Lightning's Trainer with the configured callbacks.
+
+    Args:
+        cfg: a composed training config.
+        schedule: of the same config.
+        loggers: open ones.
+        stop: asked after every step whether to save and stop.
 
     Raises:
         ConfigError: a setting Lightning refuses.
@@ -102,11 +120,18 @@ def build_trainer(cfg: DictConfig, schedule: Schedule, loggers: list[Logger]) ->
     if schedule.ema_decay is not None:
         averaging = ShardedAveraging if is_sharded(cfg) else Averaging
         callbacks.append(averaging(schedule.ema_decay, guard))
+    if not any(isinstance(c, LastCheckpoint) for c in callbacks):
+        callbacks.append(LastCheckpoint())  # saves nothing, but stops
+    for callback in callbacks:
+        if stop is not None and isinstance(callback, LastCheckpoint):
+            callback.stop = stop
+    settings = trainer_settings(cfg)
+    plugins = [*(settings.pop("plugins", None) or []), WholeCheckpointIO()]
     try:
         return L.Trainer(
-            **trainer_settings(cfg),
+            **settings,
+            plugins=plugins,
             enable_progress_bar="progress" in cfg.callbacks,
-            enable_checkpointing="checkpoint" in cfg.callbacks,
             max_epochs=schedule.epochs,
             logger=loggers,
             callbacks=callbacks,
@@ -197,31 +222,10 @@ def _check_token_labels(cfg: DictConfig, model: nn.Module) -> None:
             )
 
 
-def _check_resume(cfg: DictConfig) -> dict[str, Any]:
-    """A run can only be continued as it was started; returns the checkpoint's record."""
-    content = read_file(cfg.ckpt_path)
-    if RECORD not in content or "loops" not in content:
-        raise CheckpointError(
-            f"{cfg.ckpt_path}: not a checkpoint of a training run; to start from its weights pass "
-            "init_from= instead of ckpt_path="
-        )
-    for key in ("method", "backbone", "reducer", "image_size", "schedule", "seed"):
-        then, now = content[RECORD].get(key, NOT_RECORDED.get(key)), plain(cfg[key])
-        same = Schedule.of(then) == Schedule.of(now) if key == "schedule" else then == now
-        if not same:
-            raise CheckpointError(
-                f"{cfg.ckpt_path}: was trained with {key}={then}, not {now}; repeat the run's own "
-                "settings to resume it, or pass init_from= to start a new run from its weights"
-            )
-    return content[RECORD]
-
-
-def _metrics(
-    trainer: L.Trainer, module: Classifier, data: ImageDataModule, seconds: float
-) -> dict[str, Any]:
-    metrics: dict[str, Any] = {
-        name: value.item() for name, value in sorted(trainer.callback_metrics.items())
-    }
+def _metrics(trainer: L.Trainer, module: Classifier, data: ImageDataModule) -> dict[str, Any]:
+    (last,) = (c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint))
+    found = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    metrics: dict[str, Any] = dict(sorted({**last.so_far["metrics"], **found}.items()))
     checkpoint = trainer.checkpoint_callback
     if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_score is not None:
         metrics[f"best_{checkpoint.monitor}"] = checkpoint.best_model_score.item()
@@ -234,7 +238,7 @@ def _metrics(
         "train_images": len(data.train_images),
         "val_images": len(data.val_images),
         "unreadable_images": len(set(gathered(sorted(data.unreadable)))),
-        "train_seconds": round(seconds, 1),
+        "train_seconds": round(last.seconds, 1),
         "commit": commit(),
         "machine": machine(),
     }

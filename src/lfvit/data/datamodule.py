@@ -31,11 +31,13 @@ from lfvit.data.crops import RandomCrops
 from lfvit.data.folders import open_folder, readable_names
 from lfvit.data.images import resized_side
 from lfvit.data.label_maps import LabelMapFolder
+from lfvit.data.loader import BatchLoader
 from lfvit.data.needle import NeedleSet
 from lfvit.data.sampling import EvalSampler, TrainSampler
 from lfvit.errors import ConfigError, DataError
 from lfvit.models.view import half_resolution
 from lfvit.seeding import seeded
+from lfvit.stopping import outlast_stop
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +146,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             repeats=self.augment.repeats,
             rank=self._rank,
             world_size=self._world_size,
+            done=lambda: self._batches_done * self.batch_size,
         )
         if len(sampler) < self.batch_size:
             raise ConfigError(
@@ -206,8 +209,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
             images = trainer.precision_plugin.convert_input(images)
         if trainer is not None and trainer.training and len(images):
             # its own place for each batch: mixing does not depend on what was drawn before
-            step = trainer.fit_loop.batch_idx + 1  # Lightning counts the batch after this hook
-            with seeded(self.seed, trainer.current_epoch, step, self._rank):
+            with seeded(self.seed, trainer.current_epoch, self._batches_done, self._rank):
                 images, targets = self._mix(images, targets)
                 token_box = self.augment.token_box()
         view = half_resolution(images)
@@ -238,13 +240,14 @@ class ImageDataModule(L.LightningDataModule, ABC):
         batches: Any = {"batch_size": self.batch_size, "sampler": sampler, "drop_last": drop_last}
         if self.cache is not None:
             cached = self._cached(split)
-            return DataLoader(cached, collate_fn=cached.collate, **batches)
-        return DataLoader(
+            return BatchLoader(cached, collate_fn=cached.collate, **batches)
+        return BatchLoader(
             self.train_dataset() if split == "train" else self.val_dataset(),
             num_workers=self.num_workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=outlast_stop,
             **batches,
         )
 
@@ -274,6 +277,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def _eval_sampler(self) -> EvalSampler:
         return EvalSampler(len(self.val_images), rank=self._rank, world_size=self._world_size)
+
+    @property
+    def _batches_done(self) -> int:
+        """Of this epoch; Lightning counts a batch after it was loaded and moved to the device."""
+        return 0 if self.trainer is None else self.trainer.fit_loop.batch_idx + 1
 
     @property
     def _rank(self) -> int:

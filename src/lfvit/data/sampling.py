@@ -4,7 +4,7 @@ Samplers yield `Draw`s, not indices: the seed of a sample's augmentation travels
 does not depend on the worker that happens to make it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -35,16 +35,26 @@ class TrainSampler(Sampler[Draw]):
         seed: of the run.
         repeats: how often an image appears in a row, 1 or more.
         rank, world_size: of this process.
+        done: how many samples of the epoch this process has had, asked when it begins: more than 0
+            where a run is resumed within an epoch. They are left out; the length stays.
     """
 
     def __init__(
-        self, size: int, *, seed: int, repeats: int = 1, rank: int = 0, world_size: int = 1
+        self,
+        size: int,
+        *,
+        seed: int,
+        repeats: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        done: Callable[[], int] = lambda: 0,
     ) -> None:
         self.size = size
         self.seed = seed
         self.repeats = repeats
         self.rank = rank
         self.world_size = world_size
+        self.done = done
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -59,7 +69,8 @@ class TrainSampler(Sampler[Draw]):
         order = torch.randperm(self.size, generator=generator)
         order = order.repeat_interleave(self.repeats)[: self.size]
         seeds = torch.randint(2**31, (self.size,), generator=generator)
-        mine = slice(self.rank, len(self) * self.world_size, self.world_size)
+        first = self.rank + self.done() * self.world_size
+        mine = slice(first, len(self) * self.world_size, self.world_size)
         return map(Draw, order[mine].tolist(), seeds[mine].tolist())
 
 

@@ -27,7 +27,13 @@ class Throughput(L.Callback):
         self.images = 0
         self.paused = self.started = self.validation_started = 0.0
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin()  # a resumed run may be within an epoch, of which it measures the rest
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self.images, self.paused, self.started = 0, 0.0, time.perf_counter()
 
     def on_train_batch_end(

@@ -24,6 +24,11 @@ from lfvit.runs import is_main_process, plain, write_json
 log = logging.getLogger(__name__)
 
 TRACKING = "tracking"  # the entry of a checkpoint's record that says which W&B run wrote it
+FORGETTING = {
+    "lfvit.tracking.csv_logger.CSVLogger": "resumed_at",
+    "lightning.pytorch.loggers.TensorBoardLogger": "purge_step",
+}
+"""Loggers that take the step from which a resumed run logs anew, and how they call it."""
 TAGGED = ("method", "backbone", "reducer", "data", "schedule")
 """The groups whose chosen options become tags, such as "method=lf_vit"."""
 
@@ -101,7 +106,10 @@ class WandbLogger(lightning_loggers.WandbLogger):
 
 @contextmanager
 def tracked(
-    cfg: DictConfig, job_type: str, origin: Mapping[str, Any] | None = None
+    cfg: DictConfig,
+    job_type: str,
+    origin: Mapping[str, Any] | None = None,
+    resumed_at: int | None = None,
 ) -> Iterator[list[Logger]]:
     """The loggers of ``cfg.logger``, open; closed at the end with the exit code.
 
@@ -114,6 +122,8 @@ def tracked(
         job_type: "train", "evaluate" or "benchmark". A training with an `origin` continues the
             origin's W&B run; other jobs join its group.
         origin: the record of the checkpoint that the job starts from.
+        resumed_at: optimizer steps taken before that checkpoint, where a training continues it:
+            CSV files and TensorBoard forget what was logged after it, W&B shows both.
 
     Raises:
         ConfigError: W&B cannot be started.
@@ -126,6 +136,8 @@ def tracked(
             for settings in plain(cfg.logger).values():
                 if settings["_target_"] == f"{__name__}.{WandbLogger.__name__}":
                     settings = _wandb_settings(settings, cfg, job_type, origin)
+                if resumed_at is not None and settings["_target_"] in FORGETTING:
+                    settings = {**settings, FORGETTING[settings["_target_"]]: resumed_at}
                 loggers.append(hydra.utils.instantiate(settings))
             for logger in loggers:
                 if isinstance(logger, WandbLogger):

@@ -309,6 +309,7 @@ class Classifier(L.LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._refuse_broken_weights()  # within an epoch as well
         checkpoint[RECORD] = self.record
         for teacher in self._teacher:
             checkpoint["teacher"] = teacher.state_dict()
