@@ -5,7 +5,8 @@ import shutil
 import pytest
 from PIL import Image
 
-from lfvit.data.folders import images_of, open_folder, readable_names
+from lfvit.data.classes import readable_names
+from lfvit.data.folders import images_of, open_folder
 from lfvit.errors import ConfigError, DataError
 
 

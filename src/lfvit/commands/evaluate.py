@@ -89,7 +89,7 @@ def _evaluate(
             threshold=record["threshold"],
             calibration=calibration,
         ),
-        "unreadable_images": len(data.unreadable),
+        "unreadable_images": data.unreadable_images,
         "macs_counter": "closed form" + (", equal to fvcore" if cfg.verify_macs else ""),
         "precision": str(trainer.precision),
         "environment": environment(),

@@ -211,7 +211,7 @@ def _metrics(
         "steps": trainer.global_step,
         "train_images": len(data.train_images),
         "val_images": len(data.val_images),
-        "unreadable_images": len(data.unreadable),
+        "unreadable_images": data.unreadable_images,
         "train_seconds": round(seconds, 1),
         "commit": commit(),
         "machine": machine(),
