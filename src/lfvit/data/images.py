@@ -29,7 +29,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF", "JPEG2000")
 Ghostscript."""
 
 NOTES = "notes"
-"""Key of `Image.info`: by which of the rules of `read_image` an image was read, see `note_kinds`."""
+"""Key of `Image.info`: by which rules of `read_image` an image was read, see `note_kinds`."""
 
 GREY, PALETTE, CMYK, ALPHA = "grey", "palette", "CMYK", "alpha channel"
 DEEP, FRAMES = "more than 8 bits", "several frames"
