@@ -139,7 +139,7 @@ def scan(path: Path, label: str) -> tuple[list[tuple[bytes, bytes, int, int]], C
         for member in _members(tar, path):
             named = split_name(member.name)
             if not member.isreg() or member.issparse() or named is None:
-                ignored["folders, links and other members"] += not member.isdir()
+                ignored["links, devices and hidden files"] += not member.isdir()
                 continue
             if named[0] != key:
                 _finish(samples, ignored, file, path, parts, label)
@@ -147,8 +147,8 @@ def scan(path: Path, label: str) -> tuple[list[tuple[bytes, bytes, int, int]], C
             if named[1] in parts:
                 raise DataError(f"{path}: {key}.{named[1]} is there twice, at {member.offset_data}")
             parts[named[1]] = member
+        _check_end(file, tar.offset, path)  # first: of a sample cut in two, the rest is missing
         _finish(samples, ignored, file, path, parts, label)
-        _check_end(file, tar.offset, path)
     return samples, +ignored
 
 
