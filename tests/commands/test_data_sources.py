@@ -1,13 +1,17 @@
 """Training on shards, and evaluating the checkpoint on its own data and on the same elsewhere."""
 
+import json
 import os
+import shutil
+import subprocess
+import sys
 
 import datasets
 import pytest
 import torch
 from PIL import ExifTags, Image
 
-from conftest import photograph, write_photographs
+from conftest import ROOT, photograph, write_photographs
 from lfvit.commands.evaluate import evaluate
 from lfvit.commands.export import describe
 from lfvit.commands.predict import predict
@@ -120,3 +124,28 @@ def test_nothing_but_known_data_modules_is_built(trained):
     record = torch.load(trained, weights_only=True)["lfvit"]
     assert record["data"]["_target_"] == "lfvit.data.ShardDataModule"
     assert os.path.isabs(record["data"]["root"])
+
+
+@pytest.mark.chaos
+def test_two_processes_count_together(base, tmp_path):
+    """Each meets other unreadable images; the log and metrics.json tell of all of them."""
+    folder = tmp_path / "folder"
+    shutil.copytree(base / "folder", folder)
+    for name, data in (("apple", b""), ("pear", b"<html>"), ("plum", b"\xff\xd8\xff")):
+        (folder / "train" / name / "00.jpg").write_bytes(data)
+    main([str(folder), str(tmp_path / "shards"), "--shard-size", "7"])
+    settings = [
+        *(f"data.root={tmp_path / 'shards'}", f"hydra.run.dir={tmp_path / 'run'}"),
+        *("data.on_error=skip", "trainer.devices=2", "data.batch_size=4"),
+    ]
+    small = [one for one in TRAIN if not one.startswith("data.batch_size")]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *small, *settings],
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["unreadable_images"] == 3
+    assert "24 train images, at the end: 3 unreadable: " in done.stdout + done.stderr
