@@ -265,6 +265,7 @@ def test_labels_outside_the_list_are_refused(tmp_path):
         ([("a.jpg", b""), ("a.JPG", b"")], r"a\.jpg is there twice"),
         ([("a.jpg", b""), ("b.jpg", b""), ("a.cls", b"0")], "a.jpg has no .cls beside it"),
         ([("a.cls", b"0")], "hold no images"),
+        ([("a.jpg", b""), ("a.cls", b"\n")], r"a\.cls holds no label .*it is empty"),
     ],
 )
 def test_samples_that_are_not_whole(tmp_path, members, message):

@@ -36,7 +36,7 @@ class ImageSource(Protocol):
 def image_name(source: ImageSource, index: int) -> str:
     """What messages call an image; `source.name(index)` where the source names its images."""
     name = getattr(source, "name", None)
-    return f"image {index}" if name is None else str(name(index))
+    return str(name(index)) if callable(name) else f"image {index}"
 
 
 class Sample(NamedTuple):

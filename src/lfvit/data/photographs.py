@@ -127,6 +127,11 @@ class FolderDataModule(PhotographDataModule):
 
     def _open_maps(self) -> LabelMapFolder | None:
         if self.label_maps is not None and self._maps is None:
+            if self.exif:
+                raise ConfigError(
+                    "data.exif=true would turn images whose label maps are not turned; with "
+                    "data.label_maps set data.exif=false"
+                )
             images: Any = self.train_images
             root = Path(self.root).expanduser()
             base = root / "train" if (root / "train").is_dir() else root

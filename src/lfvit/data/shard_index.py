@@ -210,7 +210,9 @@ def _finish(
     file.seek(parts[suffix].offset_data)
     text = file.read(parts[suffix].size)
     try:
-        found = str(json.loads(text)[field]) if field else text.decode().strip()
+        value = json.loads(text)[field] if field else text.decode().strip()
+        if value is None or not (found := str(value)):
+            raise ValueError("it is empty")
     except (ValueError, LookupError, TypeError) as error:
         raise DataError(
             f"{path}: {parts[suffix].name} holds no label data.label={label} "
