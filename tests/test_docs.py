@@ -14,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from conftest import NEEDLE_FAST, ROOT
 from lfvit.commands.evaluate import evaluate
+from lfvit.data.shards import main as write_all
 
 # test_sweeps.py, test_search.py, test_wandb_page.py and test_distributed_page.py
 ELSEWHERE = ("sweeps.md", "wandb.md", "distributed.md")
@@ -69,6 +70,8 @@ def example(tmp_path_factory, composed, trained_run, photographs):
         weights = f"ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
         settings = ["data.num_workers=0", f"run_dir={run / 'evaluation'}"]
         evaluate(composed("evaluate", weights, *settings))
+    shards = tmp_path_factory.mktemp("shards")
+    write_all([str(photographs), str(shards)])
     return {
         "FILE_OR_FOLDER": str(photographs / "pear"),
         "DIR_OR_PHOTO": str(photographs / "pear"),
@@ -77,6 +80,7 @@ def example(tmp_path_factory, composed, trained_run, photographs):
         "PHOTO": str(photographs / "pear" / "00.jpg"),
         "FILE": str(trained_run / "checkpoints" / "last.ckpt"),
         "DIR": str(photographs),
+        "SHARDS": str(shards),
         "outputs/sweep other/run": f"{evaluated} {other}",
         "outputs": str(evaluated.parent),
         "cwd": tmp_path_factory.mktemp("docs"),
@@ -89,6 +93,7 @@ def typed(command, example, monkeypatch):
     assert program == "python"
     monkeypatch.chdir(example["cwd"])
     monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(example["cwd"] / "cache"))
     if script == "-m":
         module, *arguments = arguments
         monkeypatch.setattr(sys, "argv", [module, *arguments])

@@ -25,10 +25,13 @@ def explain(error: BaseException) -> str | None:
 
 
 def _cause(error: BaseException | None) -> LFViTError | None:
-    """Our own error, or the one inside one of Hydra's, which wraps what instantiate() raises."""
+    """Our own error, or the one inside one of Hydra's, which wraps what instantiate() raises.
+
+    Or inside a RuntimeError, as which PyTorch reports dead loader processes.
+    """
     if isinstance(error, LFViTError):
         return error
-    if not isinstance(error, (HydraException, OmegaConfBaseException)):
+    if not isinstance(error, (HydraException, OmegaConfBaseException, RuntimeError)):
         return None
     inner = error.__cause__
     while inner is not None and not isinstance(inner, LFViTError):

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from lfvit.checks import check_range
-from lfvit.data.images import centre_crop, read_image, to_rgb
+from lfvit.data.images import Decoding, centre_crop, read_image, to_rgb
 from lfvit.errors import ConfigError, LFViTError
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -89,7 +89,8 @@ class Runtime:
             (3, S, S) float32
         """
         crop = (self.card[name] for name in ("image_size", "crop_pct", "interpolation"))
-        pixels = np.asarray(centre_crop(_open(image), *crop), np.float32)
+        decoding = Decoding(exif=self.card.get("exif", False))
+        pixels = np.asarray(centre_crop(_open(image, decoding), *crop), np.float32)
         return (pixels.transpose(2, 0, 1) - self._mean) / self._std
 
     def infer(self, images: np.ndarray, threshold: float | None = None) -> Answer:
@@ -184,9 +185,9 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def _open(image: Picture) -> Image.Image:
+def _open(image: Picture, decoding: Decoding) -> Image.Image:
     if isinstance(image, str | Path):
-        return read_image(Path(image).expanduser())
+        return read_image(Path(image).expanduser(), decoding)
     return to_rgb(Image.fromarray(image) if isinstance(image, np.ndarray) else image)
 
 

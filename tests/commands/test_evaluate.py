@@ -210,7 +210,7 @@ def test_other_weights_need_a_description(run, tiny, photographs, tmp_path):
 def test_data_with_other_classes_is_refused(run, photographs):
     with pytest.raises(DataError, match="3 classes are not the 6 .* differ in apple"):
         run("data=imagefolder", f"data.root={photographs}")
-    with pytest.raises(ConfigError, match="generated images; pass data=imagefolder"):
+    with pytest.raises(ConfigError, match="on NeedleDataModule, which .*data=imagefolder"):
         run(f"data.root={photographs}")
 
 

@@ -120,7 +120,7 @@ def test_unreadable_images_stop_the_run_or_are_left_out(tmp_path):
     data = folder(root, cache="device", val_fraction=0.13, on_error="skip", batch_size=16)
     batches = fit(data, epochs=2)
     held = [path for path in files if path in data.val_images.paths]
-    assert len(data.unreadable) == len(files)
+    assert len(data.reading.unreadable) == len(files)
     assert [len(batch.images) for batch in batches] == [
         16 - sum(draw.image in missing(data) for draw in draws(data, epoch)[:16])
         for epoch in range(2)
@@ -137,7 +137,9 @@ def draws(data, epoch):
 
 def missing(data):
     paths = data.train_images.paths
-    return [i for i, path in enumerate(paths) if any(str(path) in m for m in data.unreadable)]
+    return [
+        i for i, path in enumerate(paths) if any(str(path) in m for m in data.reading.unreadable)
+    ]
 
 
 def test_a_set_without_one_readable_image_is_an_error(tmp_path):

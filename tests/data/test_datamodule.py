@@ -7,7 +7,7 @@ from lightning import LightningModule, Trainer
 from conftest import write_photographs
 from lfvit.data import FolderDataModule, NeedleDataModule
 from lfvit.data.augment import Augment
-from lfvit.data.batches import RawBatch, TransformedImages, collate
+from lfvit.data.batches import Note, RawBatch, TransformedImages, Unreadable, collate
 from lfvit.data.datamodule import normalise
 from lfvit.data.sampling import NOTHING, Draw, EvalSampler, TrainSampler
 from lfvit.errors import ConfigError, DataError
@@ -134,8 +134,8 @@ def test_unreadable_images_are_skipped_counted_and_never_black(tmp_path, workers
     batches = fit(data, epochs=3)
     in_training = [path for path in files if path in data.train_images.paths]
     assert in_training
-    assert 1 <= len(data.unreadable) <= len(in_training)
-    assert all(any(str(p) in message for p in in_training) for message in data.unreadable)
+    assert 1 <= len(data.reading.unreadable) <= len(in_training)
+    assert all(any(str(p) in message for p in in_training) for message in data.reading.unreadable)
     assert "skipped (1 so far)" in caplog.text
     assert all(batch.images.std() > 0.1 for batch in batches)
 
@@ -143,7 +143,9 @@ def test_unreadable_images_are_skipped_counted_and_never_black(tmp_path, workers
 @pytest.mark.parametrize("augment", [{}, DEIT])
 def test_a_batch_without_one_readable_image_is_passed_over(tmp_path, augment):
     data = folder(broken(tmp_path)[0], on_error="skip", augment={**augment, "repeats": 1})
-    empty = data.on_after_batch_transfer(collate(["x.jpg: not readable"]), 0)
+    empty = data.on_after_batch_transfer(
+        collate([Unreadable("x.jpg: not readable", Note(0, "damaged"))]), 0
+    )
     assert len(empty.images) == len(empty.targets) == 0
 
 

@@ -1,11 +1,13 @@
 """Finding and splitting folders of photographs."""
 
+import os
 import shutil
 
 import pytest
 from PIL import Image
 
-from lfvit.data.folders import images_of, open_folder, readable_names
+from lfvit.data.classes import readable_names
+from lfvit.data.folders import images_of, open_folder, scan
 from lfvit.errors import ConfigError, DataError
 
 
@@ -79,6 +81,33 @@ def test_hidden_files_and_folders_are_not_classes_or_images(tmp_path):
     train, val = open_folder(root)
     assert train.classes == ["a", "b"]
     assert len(train) + len(val) == 20
+
+
+def test_links_in_a_circle_are_gone_round_once(tmp_path):
+    root = make(tmp_path / "x", count=4)
+    (root / "a" / "deeper").mkdir()
+    (root / "a" / "deeper" / "up").symlink_to(root / "a")
+    (root / "b" / "self").symlink_to(".")
+    shutil.move(root / "a" / "0.png", root / "a" / "deeper" / "0.PNG")
+    (root / "b" / "lost.png").symlink_to("nowhere.png")  # found, and named when it is read
+    images = scan(root)
+    assert [path.name for path in images.paths[:4]] == ["1.png", "2.png", "3.png", "0.PNG"]
+    assert len(images) == 9
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    """os.walk would pass over it, and its images would be missing unnoticed."""
+    root, listing = make(tmp_path / "x"), os.scandir
+
+    def refusing(path):
+        if os.fspath(path).endswith("deeper"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return listing(path)
+
+    (root / "b" / "deeper").mkdir()
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(DataError, match=r"b/deeper: cannot be listed \(Permission denied\)"):
+        scan(root)
 
 
 def test_wordnet_ids_become_words():

@@ -10,6 +10,7 @@ from lfvit.data.augment import Augment
 from lfvit.data.batches import as_pixels
 from lfvit.data.images import (
     FILTERS,
+    Decoding,
     UnreadableImageError,
     centre_crop,
     full_size,
@@ -136,7 +137,7 @@ def detailed(width, height):
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_a_large_jpeg_decoded_at_a_reduced_size_shows_the_same(mode, tmp_path):
     path = save(detailed(513, 401).convert(mode), tmp_path / "x.jpg", quality=95, subsampling=0)
-    full, reduced = read_image(path), read_image(path, shorter_side=96)
+    full, reduced = read_image(path), read_image(path, Decoding(96))
     assert reduced.size == (129, 101)  # a quarter, rounded up
     assert full_size(reduced) == full_size(full) == (513, 401)
     for cut in (
@@ -154,5 +155,5 @@ def test_small_images_and_other_formats_are_decoded_whole(tmp_path):
     image = detailed(300, 200)
     for path, side in ((tmp_path / "x.jpg", 101), (tmp_path / "x.png", 20)):
         save(image, path)
-        whole, asked = np.asarray(read_image(path)), np.asarray(read_image(path, side))
+        whole, asked = np.asarray(read_image(path)), np.asarray(read_image(path, Decoding(side)))
         np.testing.assert_array_equal(asked, whole)

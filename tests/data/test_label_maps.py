@@ -130,6 +130,13 @@ def test_evaluation_needs_no_maps(photographs):
         module.setup("fit")
 
 
+def test_maps_are_not_turned(photographs, tmp_path):
+    module = data(photographs, write_maps(tmp_path / "maps", photographs), exif=True)
+    module.setup("validate")
+    with pytest.raises(ConfigError, match=r"data\.exif=true would turn .* data\.exif=false"):
+        module.setup("fit")
+
+
 def test_a_missing_map_is_found_before_training(photographs, tmp_path):
     maps = write_maps(tmp_path / "maps", photographs)
     gone = data(photographs, maps)

@@ -80,6 +80,7 @@ def describe(trained: Trained) -> dict[str, Any]:
         "std": IMAGENET_DEFAULT_STD,
         "crop_pct": augment.crop_pct,
         "interpolation": augment.eval_interpolation,
+        "exif": record.get("data", {}).get("exif", False),
         "threshold": record["threshold"],
         "macs": {stage or "only": count_macs(model, stage) for stage in stages},
         "commit": commit(),

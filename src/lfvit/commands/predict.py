@@ -13,7 +13,7 @@ from lfvit.commands.setup import Trained, find_device, load_trained, model_overr
 from lfvit.data.augment import Augment
 from lfvit.data.datamodule import ON_ERROR, normalise
 from lfvit.data.folders import images_of
-from lfvit.data.images import UnreadableImageError, read_image
+from lfvit.data.images import Decoding, UnreadableImageError, read_image
 from lfvit.errors import ConfigError
 from lfvit.measure.costs import count_macs
 from lfvit.models.two_stage import TwoStageViT
@@ -45,14 +45,16 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     run_dir = start_run(cfg)
     device = find_device(cfg.accelerator)
     trained.model.to(device)
-    augment = Augment.of(trained.record.get("data", {}).get("augment"))
+    about = trained.record.get("data", {})
+    augment = Augment.of(about.get("augment"))
+    decoding = Decoding(exif=about.get("exif", False))
     transform = augment.eval_transform(trained.record["image_size"])
     found: list[dict[str, Any]] = []
     skipped = 0
     try:
         for number, path in enumerate(paths):
             try:
-                image = read_image(path)
+                image = read_image(path, decoding)
             except UnreadableImageError as error:
                 if cfg.on_error == "raise":
                     raise UnreadableImageError(f"{error}; on_error=skip leaves it out") from error

@@ -12,7 +12,13 @@ from omegaconf import DictConfig
 from torch import nn
 
 from lfvit.checks import check_choice, check_range
-from lfvit.data import FolderDataModule, ImageDataModule, NeedleDataModule
+from lfvit.data import (
+    FolderDataModule,
+    HuggingFaceDataModule,
+    ImageDataModule,
+    NeedleDataModule,
+    ShardDataModule,
+)
 from lfvit.errors import CheckpointError, ConfigError, DataError
 from lfvit.launch import launched
 from lfvit.models import create_model
@@ -21,8 +27,11 @@ from lfvit.runs import commit, plain
 from lfvit.training.module import RECORD
 
 DATA_MODULES: dict[str, type[ImageDataModule]] = {
-    f"lfvit.data.{kind.__name__}": kind for kind in (FolderDataModule, NeedleDataModule)
+    f"lfvit.data.{kind.__name__}": kind
+    for kind in (FolderDataModule, ShardDataModule, HuggingFaceDataModule, NeedleDataModule)
 }
+PLACES = ("root", "path")
+"""Settings of data that say where it is."""
 
 
 CREATED_WITH = ("backbone", "image_size", "num_classes", "reducer")
@@ -57,8 +66,7 @@ def make_record(cfg: DictConfig, classes: list[str]) -> dict[str, Any]:
     """What a checkpoint needs to be used without its config: plain values only."""
     keys = ("method", "backbone", "reducer", "image_size", "data", "schedule", "seed", "threshold")
     record = {key: plain(cfg[key]) for key in keys}
-    if record["data"].get("root") is not None:
-        record["data"]["root"] = _absolute(record["data"]["root"])
+    _make_absolute(record["data"])
     return {**record, "classes": classes, "commit": commit()}
 
 
@@ -123,16 +131,18 @@ def open_data(cfg: DictConfig | SimpleNamespace, record: Mapping[str, Any]) -> I
     if "_target_" not in settings:  # data=as_trained
         if not own:
             raise ConfigError("the checkpoint names no data; pass data=imagefolder data.root=DIR")
-        if "root" in settings and "root" not in own:
-            raise ConfigError(
-                "data.root is set, but the checkpoint was trained on generated images; pass "
-                "data=imagefolder as well"
-            )
+        for place in PLACES:
+            if place in settings and place not in own:
+                raise ConfigError(
+                    f"data.{place} is set, but the checkpoint was trained on "
+                    f"{own['_target_'].rpartition('.')[2]}, which has no such setting; say which "
+                    "kind of data it is as well: data=imagefolder, data=shards or data=huggingface"
+                )
         settings = {**own, **settings}
-    if "root" in settings:
-        settings["root"] = _absolute(settings["root"])
-        if settings["root"] == own.get("root"):
-            settings["val_fraction"] = own["val_fraction"]
+    _make_absolute(settings)
+    same = ("_target_", "root")
+    if "val_fraction" in own and all(settings.get(key) == own.get(key) for key in same):
+        settings["val_fraction"] = own["val_fraction"]
     settings["seed"] = own.get("seed", 0)
     settings["augment"] = own.get("augment")
     settings["cache"] = plain(cfg.data).get("cache")  # of this run, not of the data
@@ -165,9 +175,16 @@ def _said(settings: Any) -> Any:
     return {key: value for key, value in settings.items() if value is not None}
 
 
-def _absolute(root: str) -> str:
-    """A folder that means the same from every working directory."""
-    return str(Path(str(root)).expanduser().absolute())
+def _make_absolute(data: dict[str, Any]) -> None:
+    """Folders in settings of data mean the same from every working directory.
+
+    A path that is no folder may be a name on a hub, and stays.
+    """
+    for place in PLACES:
+        if data.get(place) is not None:
+            folder = Path(str(data[place])).expanduser().absolute()
+            if place == "root" or folder.exists():
+                data[place] = str(folder)
 
 
 def trainer_settings(cfg: DictConfig) -> dict[str, Any]:

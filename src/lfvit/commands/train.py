@@ -23,7 +23,6 @@ from lfvit.launch import together
 from lfvit.measure.costs import count_macs
 from lfvit.models.checkpoints import load_checkpoint, read_file
 from lfvit.models.reduction.patch import unreduced
-from lfvit.processes import gathered
 from lfvit.runs import (
     commit,
     is_main_process,
@@ -237,7 +236,7 @@ def _metrics(trainer: L.Trainer, module: Classifier, data: ImageDataModule) -> d
         "steps": trainer.global_step,
         "train_images": len(data.train_images),
         "val_images": len(data.val_images),
-        "unreadable_images": len(set(gathered(sorted(data.unreadable)))),
+        "unreadable_images": data.unreadable_images,
         "train_seconds": round(last.seconds, 1),
         "commit": commit(),
         "machine": machine(),

@@ -10,9 +10,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lfvit.data.images import UnreadableImageError
+from lfvit.data.images import NOTES, UnreadableImageError
 from lfvit.data.label_maps import FollowedTransform, LabelMap, LabelMapFolder, LabelMaps
 from lfvit.data.sampling import NOTHING, Draw
+from lfvit.data.workers import Desk
 from lfvit.seeding import seeded
 
 
@@ -32,14 +33,39 @@ class ImageSource(Protocol):
         ...
 
 
+def image_name(source: ImageSource, index: int) -> str:
+    """What messages call an image; `source.name(index)` where the source names its images."""
+    name = getattr(source, "name", None)
+    return str(name(index)) if callable(name) else f"image {index}"
+
+
 class Sample(NamedTuple):
     """pixels: (3, S, S) uint8; target: class index; box: (x0, y0, x1, y1) in pixels or None;
-    label_map: of the whole image, with the place of the pixels in it, or None."""
+    label_map: of the whole image, with the place of the pixels in it, or None; notes: of the image
+    with this index, see `Note`."""
 
     pixels: Tensor
     target: int
     box: tuple[int, int, int, int] | None
     label_map: LabelMap | None = None
+    notes: tuple["Note", ...] = ()
+
+
+class Note(NamedTuple):
+    """That an image was read by a special rule, or not at all; counted in the log.
+
+    image: its index. kind: in a few words, see `lfvit.data.images`.
+    """
+
+    image: int
+    kind: str
+
+
+class Unreadable(NamedTuple):
+    """Instead of a sample: the error's message, which starts with a path, and its note."""
+
+    message: str
+    note: Note
 
 
 class RawBatch(NamedTuple):
@@ -48,6 +74,8 @@ class RawBatch(NamedTuple):
     images: (B, 3, S, S) uint8. targets: (B,) long. boxes: (B, 4) long or None.
     unreadable: messages, each starting with a path, of the images that are missing from the batch.
     label_maps: of all images, or None.
+    notes: of all images, also those that are missing.
+    split: "train" or "val".
     """
 
     images: Tensor
@@ -55,6 +83,8 @@ class RawBatch(NamedTuple):
     boxes: Tensor | None
     unreadable: list[str]
     label_maps: LabelMaps | None = None
+    notes: Sequence[Note] = ()
+    split: str = "val"
 
 
 class Batch(NamedTuple):
@@ -75,11 +105,12 @@ class Batch(NamedTuple):
     label_maps: LabelMaps | None = None
 
 
-class TransformedImages(Dataset[Sample | str | None]):
+class TransformedImages(Dataset[Sample | Unreadable | None]):
     """Images with a transform, each made from its own seed.
 
     An unreadable image comes back as its error message, not as an exception: what to do about it is
-    decided once, in the main process. `NOTHING` comes back as None.
+    decided once, in the main process. `NOTHING` comes back as None. `desk` is where workers say
+    which image they are making.
     """
 
     def __init__(
@@ -87,26 +118,36 @@ class TransformedImages(Dataset[Sample | str | None]):
         source: ImageSource,
         transform: Callable[[Any], Any],
         label_maps: LabelMapFolder | None = None,
+        desk: Desk | None = None,
     ) -> None:
         self.source = source
         self.transform = transform
         self.label_maps = label_maps
+        self.desk = desk or Desk(0)
         self.followed = None if label_maps is None else FollowedTransform(transform)
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, draw: Draw | int) -> Sample | str | None:
+    def __getitem__(self, draw: Draw | int) -> Sample | Unreadable | None:
         if draw == NOTHING:
             return None
         if isinstance(draw, int):  # another sampler than ours, such as Lightning's for overfitting
             draw = Draw(draw, 0)
+        try:
+            with self.desk.making(draw.image):
+                return self._make(draw)
+        except Exception as error:
+            error.add_note(f"while making {image_name(self.source, draw.image)}")
+            raise
+
+    def _make(self, draw: Draw) -> Sample | Unreadable:
         label_map = None
         try:
             image, target, box = self.source.draw(draw.image)
             scores = None if self.label_maps is None else self.label_maps.read(draw.image)
         except UnreadableImageError as error:
-            return str(error)
+            return Unreadable(str(error), Note(draw.image, error.kind))
         # seeding takes time, and evaluation draws nothing
         seeds = nullcontext() if draw.seed is None else seeded(draw.seed, devices=False)
         with seeds:
@@ -115,16 +156,26 @@ class TransformedImages(Dataset[Sample | str | None]):
             else:
                 pixels, place, flipped = self.followed(image)
                 label_map = LabelMap(scores, place, flipped)
-        return Sample(torch.as_tensor(pixels), target, box, label_map)
+        notes = notes_on(image, draw.image)
+        return Sample(torch.as_tensor(pixels), target, box, label_map, notes)
 
 
-def collate(samples: Sequence[Sample | str | None]) -> RawBatch:
+def notes_on(image: Any, index: int) -> tuple[Note, ...]:
+    """By which rules a drawn image was read; arrays by none."""
+    kinds = image.info.get(NOTES, ()) if isinstance(image, Image.Image) else ()
+    return tuple(Note(index, kind) for kind in kinds)
+
+
+def collate(samples: Sequence[Sample | Unreadable | None], split: str = "val") -> RawBatch:
     """Stack the readable samples; list what was unreadable. There may be none to stack."""
     good = [sample for sample in samples if isinstance(sample, Sample)]
-    bad = [sample for sample in samples if isinstance(sample, str)]
+    unreadable = [sample for sample in samples if isinstance(sample, Unreadable)]
+    bad = [sample.message for sample in unreadable]
+    notes = [note for sample in good for note in sample.notes]
+    notes += [sample.note for sample in unreadable]
     if not good:
         empty = torch.zeros(0, 3, 2, 2, dtype=torch.uint8)
-        return RawBatch(empty, torch.zeros(0, dtype=torch.long), None, bad)
+        return RawBatch(empty, torch.zeros(0, dtype=torch.long), None, bad, None, notes, split)
     boxes = [sample.box for sample in good]
     return RawBatch(
         torch.stack([sample.pixels for sample in good]),
@@ -132,6 +183,8 @@ def collate(samples: Sequence[Sample | str | None]) -> RawBatch:
         None if boxes[0] is None else torch.tensor(boxes),
         bad,
         LabelMaps.of([sample.label_map for sample in good if sample.label_map is not None]),
+        notes,
+        split,
     )
 
 

@@ -15,6 +15,7 @@ and its own part of the validation images.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +25,19 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lfvit.data.batches import ImageSource, RawBatch, Sample, collate
+from lfvit.data.batches import (
+    ImageSource,
+    Note,
+    RawBatch,
+    Sample,
+    Unreadable,
+    collate,
+    notes_on,
+)
 from lfvit.data.crops import RandomCrops
 from lfvit.data.images import UnreadableImageError, full_size
 from lfvit.data.sampling import NOTHING, Draw
+from lfvit.data.workers import Desk
 from lfvit.errors import ConfigError, DataError
 
 CACHES = ("device",)
@@ -129,7 +139,8 @@ def fill(
     device: torch.device,
     *,
     num_workers: int,
-    report: Callable[[list[str]], None],
+    report: Callable[[RawBatch], None],
+    desk: Desk | None = None,
     quiet: bool = False,
 ) -> ImageCache:
     """Decode images into the memory of a device.
@@ -138,7 +149,8 @@ def fill(
         content: which, and in which form.
         device: where to keep them.
         num_workers: processes that decode; 0 decodes in this one.
-        report: what to do about unreadable images, given their messages; may raise.
+        report: what to do about unreadable images and notes, given a batch of them; may raise.
+        desk: where workers say which image they are making.
         quiet: without a progress line.
 
     Raises:
@@ -148,11 +160,11 @@ def fill(
     check_memory(content.bytes, device)
     total, side, source = len(content.indices), content.side, content.source
     loader = DataLoader(
-        _Numbered(source, content.transform),
+        _Numbered(source, content.transform, desk or Desk(num_workers)),
         batch_size=64,
         sampler=content.indices,
         num_workers=num_workers,
-        collate_fn=_collate,
+        collate_fn=partial(_collate, split=content.split),
     )
     images = torch.empty(total, 3, side, side, dtype=torch.uint8, device=device)
     rows = torch.full((len(source),), -1)
@@ -160,8 +172,7 @@ def fill(
     count = 0
     title = f"decoding {total} {content.split} images"
     for raw, numbers, sizes in track(loader, title, disable=quiet):
-        if raw.unreadable:
-            report(raw.unreadable)
+        report(raw)
         if not len(numbers):
             continue
         end = count + len(numbers)
@@ -208,30 +219,33 @@ def free_memory(device: torch.device) -> int | None:
     return None
 
 
-class _Numbered(Dataset[tuple[int, tuple[int, int], Sample | str]]):
+class _Numbered(Dataset[tuple[int, tuple[int, int], Sample | Unreadable]]):
     """Each image with its index and the size it has in the file, or why it cannot be read."""
 
-    def __init__(self, source: ImageSource, transform: Callable[[Any], Tensor]) -> None:
+    def __init__(self, source: ImageSource, transform: Callable[[Any], Tensor], desk: Desk) -> None:
         self.source = source
         self.transform = transform
+        self.desk = desk
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[int, tuple[int, int], Sample | str]:
-        try:
-            image, target, box = self.source.draw(index)
-        except UnreadableImageError as error:
-            return index, (0, 0), str(error)
-        size = full_size(image) if isinstance(image, Image.Image) else image.shape[1::-1]
-        return index, size, Sample(self.transform(image), target, box)
+    def __getitem__(self, index: int) -> tuple[int, tuple[int, int], Sample | Unreadable]:
+        with self.desk.making(index):
+            try:
+                image, target, box = self.source.draw(index)
+            except UnreadableImageError as error:
+                return index, (0, 0), Unreadable(str(error), Note(index, error.kind))
+            size = full_size(image) if isinstance(image, Image.Image) else image.shape[1::-1]
+            notes = notes_on(image, index)
+            return index, size, Sample(self.transform(image), target, box, None, notes)
 
 
 def _collate(
-    samples: Sequence[tuple[int, tuple[int, int], Sample | str]],
+    samples: Sequence[tuple[int, tuple[int, int], Sample | Unreadable]], split: str
 ) -> tuple[RawBatch, Tensor, Tensor]:
     """A batch, the indices of its readable images (b,), and their sizes (b, 2)."""
     readable = [(index, size) for index, size, sample in samples if isinstance(sample, Sample)]
     numbers = torch.tensor([index for index, _ in readable], dtype=torch.long)
     sizes = torch.tensor([size for _, size in readable], dtype=torch.long)
-    return collate([sample for *_, sample in samples]), numbers, sizes
+    return collate([sample for *_, sample in samples], split), numbers, sizes

@@ -2,15 +2,14 @@
 
 import os
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from timm.data import ImageNetInfo
 
 from lfvit.checks import check_range
-from lfvit.data.images import EXTENSIONS, read_image
+from lfvit.data.classes import check_same_classes
+from lfvit.data.images import EXTENSIONS, WHOLE, Decoding, read_image
 from lfvit.errors import DataError
 
 LAYOUTS = "DIR/train/CLASS/*.jpg with DIR/val/CLASS/*.jpg, or DIR/CLASS/*.jpg"
@@ -21,13 +20,13 @@ class ImageFolder:
     """Images on disk with their classes; nothing is decoded before `draw`.
 
     classes: folder names, sorted. paths and targets: one entry per image, class by class.
-    shorter_side: how small a JPEG may be decoded, see `read_image`.
+    decoding: how files become pixels.
     """
 
     classes: list[str]
     paths: list[Path]
     targets: list[int]
-    shorter_side: int | None = None
+    decoding: Decoding = WHOLE
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -38,7 +37,11 @@ class ImageFolder:
         Raises:
             UnreadableImageError: naming the file.
         """
-        return read_image(self.paths[index], self.shorter_side), self.targets[index], None
+        return read_image(self.paths[index], self.decoding), self.targets[index], None
+
+    def name(self, index: int) -> str:
+        """What messages call the image."""
+        return str(self.paths[index])
 
     def subset(self, indices: list[int]) -> "ImageFolder":
         """Some of the images, in the given order, with the same classes."""
@@ -74,13 +77,7 @@ def open_folder(
         other = "val" if splits == ["train"] else "train"
         raise DataError(f"data.root={root}: has {splits[0]}/ but no {other}/; expected {LAYOUTS}")
     train, val = scan(root / "train"), scan(root / "val")
-    if train.classes != val.classes:
-        only = sorted(set(train.classes) ^ set(val.classes))
-        where = "train" if only[0] in train.classes else "val"
-        raise DataError(
-            f"data.root={root}: train/ and val/ hold different classes; {only[0]!r} is only in "
-            f"{where}/ ({len(only)} differ in all)"
-        )
+    check_same_classes(f"data.root={root}", train.classes, val.classes)
     return train, val
 
 
@@ -123,30 +120,33 @@ def images_of(path: str | Path) -> list[Path]:
     return found
 
 
-def readable_names(classes: list[str]) -> list[str]:
-    """ImageNet's words for folders named after its WordNet ids; other names as they are."""
-    words = _imagenet_words()
-    short = [words[name].split(",")[0] if name in words else name for name in classes]
-    # a crane is a bird and a machine: tell them apart by their folders
-    return [
-        f"{word} ({name})" if short.count(word) > 1 else word
-        for name, word in zip(classes, short, strict=True)
-    ]
-
-
-@cache
-def _imagenet_words() -> dict[str, str]:
-    info = ImageNetInfo()
-    return {name: info.label_name_to_description(name) for name in info.label_names()}
-
-
 def _images_below(folder: Path) -> list[Path]:
-    return [
-        Path(parent) / name
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
-    ]
+    """Image files in a folder and the folders in it; every folder once, though links make loops."""
+    found: list[Path] = []
+    seen = {_identity(folder)}
+    for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        found += [
+            Path(parent) / name
+            for name in names
+            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
+        ]
+        inside = {name: _identity(Path(parent) / name) for name in sorted(folders)}
+        folders[:] = []  # os.walk goes into what is left here
+        for name, identity in inside.items():
+            if identity not in seen:
+                seen.add(identity)
+                folders.append(name)
+    return found
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{error.filename}: cannot be listed ({error.strerror})") from error
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """The same for two names of one folder."""
+    about = folder.stat()
+    return about.st_dev, about.st_ino
 
 
 def _hold_out(images: ImageFolder, fraction: float, seed: int) -> tuple[ImageFolder, ImageFolder]:

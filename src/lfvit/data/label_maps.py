@@ -141,6 +141,8 @@ class LabelMapFolder:
 class LabelMapError(UnreadableImageError):
     """A file that is no label map of this data; its image cannot be used either."""
 
+    kind = "bad label map"
+
 
 def _read(path: Path) -> Tensor:
     try:

@@ -83,7 +83,6 @@ def collect(trainer: L.Trainer, model: nn.Module, data: ImageDataModule, seed: i
     L.seed_everything(seed, verbose=False)
     batches: Any = trainer.predict(Collector(model), datamodule=data)
     outputs = join(gathered([batch for batch in batches if batch is not None]))
-    data.unreadable = set(gathered(sorted(data.unreadable)))
     return outputs
 
 

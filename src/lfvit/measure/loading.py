@@ -21,9 +21,10 @@ from lfvit.data.augment import Augment
 from lfvit.data.batches import TransformedImages, collate
 from lfvit.data.cache import CachedBatch, Content, fill
 from lfvit.data.crops import KERNELS, RandomCrops
-from lfvit.data.datamodule import REDUCED_MARGIN, normalise
+from lfvit.data.datamodule import normalise
 from lfvit.data.folders import ImageFolder
-from lfvit.data.images import read_image, resized_side
+from lfvit.data.images import WHOLE, Decoding, read_image, resized_side
+from lfvit.data.photographs import REDUCED_MARGIN
 from lfvit.data.sampling import EvalSampler, TrainSampler
 from lfvit.measure.throughput import spread, time_interleaved
 
@@ -76,7 +77,7 @@ def time_loading(
     for stage, split in (("evaluation", "val"), ("training", "train")):
         source: Any = data.val_images if split == "val" else data.train_images
         chosen = torch.linspace(0, len(source) - 1, min(images, len(source))).long().tolist()
-        files = replace(source.subset(chosen), shorter_side=None)
+        files = replace(source.subset(chosen), decoding=WHOLE)
         base = Path(data.root).expanduser()
         base = base / split if (base / split).is_dir() else base
         pipelines = Pipelines(files, base, augment, data.image_size, data.batch_size, device)
@@ -134,7 +135,7 @@ class Pipelines:
         mode = str_to_interp_mode(self.augment.interpolation)
         transform = self.augment.eval_transform(self.size)
         sampler = EvalSampler(len(self.files))
-        reduced = replace(self.files, shorter_side=REDUCED_MARGIN * side)
+        reduced = replace(self.files, decoding=Decoding(REDUCED_MARGIN * side))
         return {
             BASELINE: self._standard(
                 transforms.Resize(side, mode), transforms.CenterCrop(self.size)
@@ -200,7 +201,7 @@ class Pipelines:
     def _from_cache(
         self, content: Content, sampler: Sampler[Any]
     ) -> Callable[[], Iterator[Tensor]]:
-        cache = fill(content, self.device, num_workers=0, report=lambda messages: None)
+        cache = fill(content, self.device, num_workers=0, report=lambda batch: None)
         loader = DataLoader(
             cache, batch_size=self.batch_size, sampler=sampler, collate_fn=cache.collate
         )
