@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lfvit.errors import ConfigError
+from lfvit.zoo import locate
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
@@ -87,8 +88,9 @@ def identity(cfg: DictConfig) -> str:
         for name in groups:
             group = group.get(name) or {}
         group.pop(leaf, None)
-    if settings["init_from"] is not None and Path(settings["init_from"]).is_file():
-        with Path(settings["init_from"]).open("rb") as file:
+    start = settings["init_from"] and locate(settings["init_from"])
+    if start and start.is_file():
+        with start.open("rb") as file:
             settings["init_from"] = hashlib.file_digest(file, "sha256").hexdigest()
     if settings["data"].get("root") is not None:
         settings["data"]["root"] = str(Path(settings["data"]["root"]).expanduser().absolute())

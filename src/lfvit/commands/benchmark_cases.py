@@ -27,6 +27,7 @@ from lfvit.measure.throughput import (
 from lfvit.models.two_stage import TwoStageViT
 from lfvit.runs import plain
 from lfvit.training.losses import two_stage_losses
+from lfvit.zoo import card, locate
 
 log = logging.getLogger(__name__)
 
@@ -157,17 +158,26 @@ def _trained_case(cfg: DictConfig, trained: Trained, batch_size: int, setting: S
         "model": "trained",
         "settings": json.dumps({**trained.record["method"], "ckpt_path": str(cfg.ckpt_path)}),
         "exits": f"measured at eta={threshold:g}",
-        "top1": _known_top1(Path(cfg.ckpt_path), threshold),
+        "top1": _known_top1(cfg.ckpt_path, threshold),
     }
     model: Any = trained.model
     return _early_exit(model, pixels.to(setting.device, setting.dtype), threshold, facts)
 
 
-def _known_top1(checkpoint: Path, threshold: float) -> float | None:
-    """What an evaluation in the run directory of a checkpoint says about this threshold."""
-    for path in sorted(checkpoint.parent.parent.rglob("evaluate.json")):
-        found = json.loads(path.read_text())
-        if Path(found["checkpoint"]).name == checkpoint.name and found["second"] is not None:
+def _known_top1(source: str, threshold: float) -> float | None:
+    """What an evaluation in the run directory of a checkpoint says about this threshold.
+
+    Of a model in the zoo, what its card says.
+    """
+    checkpoint = locate(source)
+    if known := card(source):
+        each = [known["evaluation"]]
+    else:
+        files = sorted(checkpoint.parent.parent.rglob("evaluate.json"))
+        each = [json.loads(path.read_text()) for path in files]
+    for found in each:
+        same = known or Path(found["checkpoint"]).name == checkpoint.name
+        if same and found["second"] is not None:
             for point in (found["operating_point"], *found["curve"]):
                 if abs(point["threshold"] - threshold) < 1e-9:
                     return point["top1"]

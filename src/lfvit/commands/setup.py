@@ -14,9 +14,8 @@ from lfvit.checks import check_choice, check_range
 from lfvit.data import FolderDataModule, ImageDataModule, NeedleDataModule
 from lfvit.errors import CheckpointError, ConfigError, DataError
 from lfvit.models import create_model
-from lfvit.models.checkpoints import extract_weights, load_checkpoint, read_file
+from lfvit.models.checkpoints import RECORD, extract_weights, load_checkpoint, read_file
 from lfvit.runs import commit, plain
-from lfvit.training.module import RECORD
 
 DATA_MODULES: dict[str, type[ImageDataModule]] = {
     f"lfvit.data.{kind.__name__}": kind for kind in (FolderDataModule, NeedleDataModule)
@@ -121,6 +120,10 @@ def open_data(cfg: DictConfig, record: Mapping[str, Any]) -> ImageDataModule:
                 "data=imagefolder as well"
             )
         settings = {**own, **settings}
+        if settings.get("root", "") is None:
+            raise ConfigError(
+                f"{cfg.ckpt_path} does not say where its images are; pass data.root=DIR"
+            )
     if "root" in settings:
         settings["root"] = _absolute(settings["root"])
         if settings["root"] == own.get("root"):

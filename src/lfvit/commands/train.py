@@ -20,7 +20,7 @@ from lfvit.commands.setup import build_model, make_record, trainer_settings
 from lfvit.data import ImageDataModule
 from lfvit.errors import CheckpointError, ConfigError
 from lfvit.measure.costs import count_macs
-from lfvit.models.checkpoints import load_checkpoint, read_file
+from lfvit.models.checkpoints import RECORD, load_checkpoint, read_file
 from lfvit.models.reduction.patch import unreduced
 from lfvit.runs import (
     commit,
@@ -34,7 +34,7 @@ from lfvit.runs import (
 from lfvit.sweeps import check_one_process
 from lfvit.tracking.loggers import TRACKING, summarise, tracked, tracked_as
 from lfvit.tracking.summaries import training_summary
-from lfvit.training.module import RECORD, Classifier, refuse_unlearnable
+from lfvit.training.module import Classifier, refuse_unlearnable
 from lfvit.training.schedule import Schedule
 from lfvit.training.token_labels import has_aux_head
 
