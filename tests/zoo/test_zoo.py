@@ -114,9 +114,7 @@ def test_benchmark_and_training_take_it(two, composed, tmp_path):
     cfg = composed("benchmark", *settings, *sizes, f"run_dir={tmp_path}")
     cfg.models = {"vit": {"name": "vit"}}
     rows = benchmark(cfg)
-    (curve,) = (
-        p for p in zoo.card("zoo:needles")["evaluation"]["curve"] if p["threshold"] == 0.5
-    )
+    (curve,) = (p for p in zoo.card("zoo:needles")["evaluation"]["curve"] if p["threshold"] == 0.5)
     assert curve["top1"] in [row["top1"] for row in rows]
     cfg = composed("train", *NEEDLE_FAST, "init_from=zoo:needles")
     module = build_module(cfg, Schedule.of(cfg.schedule), ["a"] * 6)

@@ -44,6 +44,7 @@ class Timer:
     def _step(self, cfg: DictConfig, schedule: Schedule, num_classes: int) -> float:
         cfg = cfg.copy()
         cfg.init_from, cfg.pretrained = None, False
+        cfg.compile = cfg.compile and self.device.type == "cuda"  # a CPU would compile for minutes
         batch = int(cfg.data.batch_size)
         timed = batch if self.device.type == "cuda" else min(batch, CPU_BATCH)
         module: Any = build_module(cfg, schedule, [str(i) for i in range(num_classes)])

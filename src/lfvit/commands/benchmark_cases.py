@@ -66,7 +66,7 @@ def time_setting(
     for model in models.values():
         model.train(setting.task == "training").to(setting.device, setting.dtype)
         if setting.compiled:
-            _compile(model, setting.task, cfg.compile_mode)
+            compile_model(model, setting.task, cfg.compile_mode)
     for batch_size in cfg.batch_sizes:
         images = _noise(cfg, trained, batch_size, setting.device, setting.dtype)
         try:
@@ -117,7 +117,8 @@ def _build(cfg: DictConfig, method: dict[str, Any], trained: Trained | None) -> 
     return build_model({"method": method, "backbone": backbone, "image_size": size}, classes)
 
 
-def _compile(model: nn.Module, task: str, mode: str) -> None:
+def compile_model(model: nn.Module, task: str = "inference", mode: str = "default") -> None:
+    """Compile a model in place for "inference" or "training"."""
     if isinstance(model, TwoStageViT) and task == "inference":
         model.compile_passes(mode=mode)  # one graph per pass; what lies between depends on data
     else:

@@ -25,6 +25,7 @@ from lfvit.errors import ConfigError
 from lfvit.measure.calibration import Calibration, RiskSettings
 from lfvit.measure.costs import count_macs, trace_macs
 from lfvit.measure.evaluation import Collector, join, results
+from lfvit.measure.predictions import FILE, save_predictions
 from lfvit.report.plots import plot_evaluation
 from lfvit.runs import environment, plain, start_run, write_json
 from lfvit.tracking.loggers import summarise, tracked
@@ -39,7 +40,8 @@ from lfvit.tracking.summaries import evaluation_summary
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Evaluate as configured; writes evaluate.json and, for a two-pass model, evaluate.png.
+    """Evaluate as configured; writes evaluate.json, predictions.parquet with the answer to every
+    image and, for a two-pass model, evaluate.png.
 
     Returns:
         The contents of evaluate.json.
@@ -94,6 +96,7 @@ def _evaluate(
         "precision": str(trainer.precision),
         "environment": environment(),
     }
+    save_predictions(outputs, data, run_dir / FILE)
     write_json(run_dir / "evaluate.json", found)
     if found["curve"]:
         plot_evaluation(found, run_dir / "evaluate.png")

@@ -123,4 +123,3 @@ def _evaluate(file: Path, root: str | None, run_dir: Path) -> dict[str, Any]:
         cfg = compose("evaluate", overrides)
         cfg.ckpt_path, cfg.run_dir = str(file), str(run_dir)
         return evaluate(cfg)
-
