@@ -10,8 +10,6 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from conftest import NEEDLE_FAST, ROOT
-from lfvit.artifacts.execute import by_need
-from lfvit.artifacts.runs import compose_runs
 from lfvit.commands.reproduce import reproduce
 from lfvit.commands.train import train
 from lfvit.errors import ConfigError, TrainingError
@@ -239,16 +237,15 @@ def test_finished_trainings_are_taken(tmp_path, capsys):
         again("no", f"reuse=[{tmp_path / 'nowhere'}]")
 
 
-def test_what_the_scale_asks_first_is_made_first(tmp_path, capsys):
-    cfg = configured(tmp_path, "plan=true", "scale.artifacts=[lf_vit_table7,frequency_figure1]")
-    first = [row["run"] for row in reproduce(cfg)["runs"]]
-    assert set(first) == {"lf_vit, seed 0", "lf_vit_ce_ce, seed 0", "vit, seed 0"}
-    runs = compose_runs(cfg, ["lf_vit", "lf_vit_ce_ce", "vit", "tome"])
-    served = {run.folder: [] for run in runs.values()}
-    served[runs["tome/seed0"].folder] = served[runs["vit/seed0"].folder] = ["b"]
-    served[runs["lf_vit_ce_ce/seed0"].folder] = ["a", "b"]
-    order = [run.name for run in by_need(runs, served, ["a", "b"])]
-    assert order == ["lf_vit_ce_ce", "vit", "tome", "lf_vit"]
+def test_what_the_scale_asks_first_is_made_first(tmp_path, monkeypatch):
+    asked = "scale.artifacts=[question_reducers,lf_vit_table7,frequency_figure1]"
+    cfg = configured(tmp_path, "plan=true", "scale.seeds=[0,1]", asked)
+    cfg.artifact.question_reducers.rows = [{"model": "ToMe", "run": "tome"}]
+    monkeypatch.setattr("lfvit.artifacts.plan.Timer.seconds", lambda *_: (1.0, 1.0))
+    order = [row["run"] for row in reproduce(cfg)["runs"]]
+    reducers = ["vit, seed 0", "tome, seed 0", "vit, seed 1", "tome, seed 1"]
+    table = [f"{name}, seed {seed}" for seed in (0, 1) for name in ("lf_vit_ce_ce", "lf_vit")]
+    assert order == reducers + table
 
 
 TWO = "artifacts=[overview]"

@@ -86,7 +86,8 @@ def test_equal_accuracy_for_less():
     equal, budget = asked([ours], [one_pass("1" * 60 + "0" * 40)])
     assert equal.cost == pytest.approx(25)
     assert equal.unmet == 0
-    assert equal_accuracy(equal, budget).startswith("Yes: equal accuracy costs 37 % or less here.")
+    text = equal_accuracy(equal, budget)
+    assert text.startswith("Yes: equal accuracy, within 1 point, costs 37 % or less here.")
     assert budget.cost <= 100 * BUDGET + 5
 
 
@@ -100,6 +101,13 @@ def test_equal_accuracy_for_more():
     assert verdict(equal) == "no difference shown"
     assert verdict(budget) == "less accurate"
     assert difference(budget) in text
+
+
+def test_equal_accuracy_of_few_images_is_not_claimed():
+    bits, other = "10" * 50, "01" * 50  # right half the time, never on the same images
+    equal, budget = asked([model(bits, bits, [0.9] * 100)], [one_pass(other)])
+    assert equal.cost == pytest.approx(25)
+    assert equal_accuracy(equal, budget).startswith("Probably: equal accuracy was found at 37 %")
 
 
 def test_equal_accuracy_never():

@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import torch
 from hydra import initialize_config_dir
 from rich.console import Console
 
-from lfvit.artifacts.runs import Run, distinct, finish
+from lfvit.artifacts.runs import Run, finish
+from lfvit.artifacts.spec import Artifact
 from lfvit.errors import TrainingError
 from lfvit.runs import PROJECT_ROOT
 
@@ -22,21 +24,30 @@ Result = dict[str, Any] | str
 """The contents of evaluate.json, or what went wrong, in words."""
 
 
-def by_need(
-    runs: Mapping[str, Run], served: Mapping[Path, Sequence[str]], artifacts: Sequence[str]
-) -> list[Run]:
-    """Every run once: what the first artifact needs first, each after the one it starts from.
+def by_need(runs: Mapping[str, Run], artifacts: Sequence[Artifact]) -> list[Run]:
+    """Every run once, what tells most first, each after the one it starts from.
+
+    What the first artifact needs comes first: one seed of everything, yardsticks before the rest,
+    then the next seed.
 
     Args:
         runs: key -> run, see `compose_runs`.
-        served: folder of a run -> artifacts that need it, or what starts from it.
         artifacts: in the order in which they are asked for.
     """
-    rank = {name: number for number, name in enumerate(artifacts)}
-    return sorted(
-        distinct(runs),
-        key=lambda run: min((rank[name] for name in served[run.folder]), default=len(rank)),
-    )
+    order: dict[Path, Run] = {}
+
+    def place(run: Run) -> None:
+        if run.start is not None:
+            place(runs[run.start])
+        order.setdefault(run.folder, run)
+
+    seeds = list(dict.fromkeys(key.rpartition("/")[2] for key in runs))
+    for artifact in artifacts:
+        names = [row["run"] for row in artifact.yardsticks] + artifact.runs
+        for seed, name in product(seeds, dict.fromkeys(names)):
+            if f"{name}/{seed}" in runs:
+                place(runs[f"{name}/{seed}"])
+    return list(order.values())
 
 
 def run_all(

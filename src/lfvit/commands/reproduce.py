@@ -13,7 +13,7 @@ from lfvit.artifacts.execute import by_need, run_all
 from lfvit.artifacts.figures import figure
 from lfvit.artifacts.plan import plan
 from lfvit.artifacts.reuse import take
-from lfvit.artifacts.runs import Run, check_folders, compose_runs, distinct, key_of
+from lfvit.artifacts.runs import Run, check_folders, compose_runs, key_of
 from lfvit.artifacts.spec import Artifact, choose, read_artifacts
 from lfvit.artifacts.write import write_artifact, write_index, written
 from lfvit.checks import check_choice, check_names, check_switch, check_whole
@@ -52,13 +52,13 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
     missing = {name: str(why) for name, why in scale.leave_out.items()}
     needed = _needed(chosen, missing)
     runs = compose_runs(cfg, needed)
+    order = by_need(runs, chosen)
     console = Console()
     if cfg.plan:
-        return _say_plan(plan(runs, _served(runs, needed), scale), console)
-    check_folders(distinct(runs), cfg.fresh)
+        return _say_plan(plan(order, _served(runs, needed), scale), console)
+    check_folders(order, cfg.fresh)
     _check_data(runs)
     out = Path(cfg.output_dir)
-    order = by_need(runs, _served(runs, needed), [artifact.name for artifact in chosen])
     for folder, origin in take(order, cfg.reuse).items():
         console.print(f"{folder} is taken from {origin}", soft_wrap=True)
     results = run_all(order, runs, cfg.fresh, cfg.jobs, console)

@@ -20,6 +20,9 @@ from lfvit.measure.predictions import FILE, read_predictions, right_at
 BUDGET = 0.37
 """Of the one-pass model's cost: LF-ViT's paper reports DeiT-S's accuracy at 63 % fewer FLOPs."""
 
+MARGIN = 1.0
+"""Points of top-1: accuracies count as equal where a larger loss lies outside of the interval."""
+
 WAYS = {
     "first": "first pass alone",
     "both": "both passes",
@@ -155,12 +158,17 @@ def equal_accuracy(equal: Row, budget: Row) -> str:
     at_budget = budget.comparison
     if equal.comparison.high < 0 or equal.unmet == equal.seeds:
         short = f"Equal accuracy is not reached at any threshold, so not at {share} either."
+    elif equal.cost <= 100 * BUDGET and equal.comparison.low >= -MARGIN:
+        short = f"Yes: equal accuracy, within {MARGIN:g} point, costs {share} or less here."
     elif equal.cost <= 100 * BUDGET:
-        short = f"Yes: equal accuracy costs {share} or less here."
+        short = (
+            f"Probably: equal accuracy was found at {share} or less, but too few images to exclude "
+            f"a loss of more than {MARGIN:g} point."
+        )
     elif at_budget.high < 0:
         short = f"No: equal accuracy costs more than {share} here."
     else:
-        short = f"Not decided: at {share} no loss is shown, at equal accuracy the cost is higher."
+        short = f"Not decided: equal accuracy costs more, but at {share} no loss is shown either."
     return (
         f"{short} The threshold chosen for equal accuracy costs {cost} of the one-pass model's "
         f"GMACs and differs by {difference(equal)}.{lacking} Within {share} of the cost (met: "

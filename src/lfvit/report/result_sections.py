@@ -8,6 +8,8 @@ from lfvit.report.changes import changes_text, classes_table
 from lfvit.report.comparisons import Evaluated, Row, against, equal_accuracy, verdict
 from lfvit.report.evaluated import Run
 from lfvit.report.intervals import plot_differences
+from lfvit.report.page_examples import choose_models, open_run
+from lfvit.report.result_pictures import save_examples
 from lfvit.report.seeds import yardstick
 
 WAYS = ("first", "both", "calibrated", "equal", "budget")
@@ -105,19 +107,15 @@ def _answers(rows: Sequence[tuple[str, Row]]) -> Iterator[str]:
 
 
 def _classes(run: Run) -> list[str]:
-    from lfvit.report.page_examples import open_run
-
     return list(open_run(run)[0].record["classes"])
 
 
 def picture_section(groups: Mapping[str, Sequence[Run]], count: int, output: Path) -> Iterator[str]:
-    """Pictures of the first two-pass model, in images/ beside the page."""
-    from lfvit.report.result_pictures import save_examples
-
-    model = next((name for name, runs in groups.items() if runs[0].two_pass), None)
-    if model is None:
+    """Pictures of LF-ViT, or the two-pass model there is, in images/ beside the page."""
+    leads = choose_models([runs[0] for runs in groups.values()])
+    if not leads:
         return
-    runs = groups[model]
+    runs = groups[leads[0].model]
     try:
         seeds = [Evaluated.read(run.evaluation, run.folder) for run in runs]
         stem = output.parent / "images" / output.stem
