@@ -48,7 +48,8 @@ def filled(tmp_path_factory, composed, trained_run, photographs):
         patch.setattr(zoo, "FOLDER", folder / "zoo")
         patch.setattr(sys, "argv", ["zoo", "add", str(trained_run), "--name", "needles"])
         main()
-        add(run, "fruit", data="three fruits", remark="Fruit from the garden alone.")
+        words = {"data": "three fruits", "remark": "Fruit from the garden alone."}
+        add(run, "fruit", threshold=0.25, **words)
     return folder
 
 
@@ -79,6 +80,7 @@ def test_the_card_is_reproduced(two, composed, photographs, tmp_path):
     assert "Fruit from the garden alone." in text
     assert "apple, pear, plum" in text
     assert card["training"]["epochs"] == 2
+    assert found["operating_point"]["threshold"] == 0.25
 
 
 def test_nothing_in_the_zoo_names_a_place_of_this_machine(two, photographs, filled):

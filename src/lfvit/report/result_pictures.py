@@ -79,7 +79,7 @@ def _save(trained: Trained, data: ImageDataModule, images: Sequence[str], path: 
             _, look = look_at(trained, sample.pixels, top=1)
             truth = trained.record["classes"][sample.target]
             wrong = not look.answer.startswith(f"{truth},")
-            words = f"{look.answer} (it is {truth})" if wrong else look.answer
+            words = f"\n{look.answer}" + (f"\n(it is {truth})" if wrong else "")
             looks.append(look._replace(answer=words, box=sample.box))
     file = io.BytesIO()
     save_looks(looks, file)

@@ -68,6 +68,7 @@ def _parse() -> argparse.Namespace:
     add.add_argument("--data-root", metavar="DIR", help="the images, where they have moved")
     add.add_argument("--data", metavar="TEXT", help="the images in words")
     add.add_argument("--remark", default="", metavar="TEXT", help="a sentence for the card")
+    add.add_argument("--threshold", type=float, metavar="ETA", help="used where none is given")
     add.add_argument("--default", action="store_true", help="what predict.py uses by itself")
     add.add_argument("--replace", action="store_true", help="an earlier model of this name")
     commands.add_parser("cards", help="write the cards anew")

@@ -35,6 +35,7 @@ def add(
     data_root: str | None = None,
     data: str | None = None,
     remark: str = "",
+    threshold: float | None = None,
     default: bool = False,
     replace: bool = False,
 ) -> Path:
@@ -46,6 +47,7 @@ def add(
         data_root: the images; None is where training found them.
         data: the images in words; None is the name of their folder.
         remark: a sentence for the card.
+        threshold: eta that commands use where none is given; None is that of the training.
         default: make it the default.
         replace: an earlier model of this name.
 
@@ -61,7 +63,7 @@ def add(
     training = {key: read_json(run_dir / f"{key}.json") for key in ("metrics", "environment")}
     if not all(training.values()):
         raise CheckpointError(f"{run_dir}: not a finished training, it has no metrics.json")
-    model, record = load_trained(checkpoint)
+    model, record = load_trained(checkpoint, {"threshold": threshold})
     own_root = record["data"].get("root")
     root = data_root or own_root
     if own_root is not None and not Path(str(root)).expanduser().is_dir():
