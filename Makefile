@@ -67,7 +67,7 @@ format: $(STAMP)  ## put the style in order
 docs: $(STAMP)  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
 
-reproduce: $(STAMP)  ## the papers' tables and figures (SCALE=smoke|needle|imagenette|imagenet ARTIFACTS= DATA=)
+reproduce: $(STAMP)  ## the papers' tables and figures (SCALE=smoke|needle|imagenette_cpu|imagenette|imagenet ARTIFACTS= DATA=)
 	$(REPRODUCE) $(ARGS)
 
 reproduce-plan: $(STAMP)  ## what reproduce would run, and how long it would take here

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from lfvit.errors import ConfigError, StorageError
 from lfvit.files import remove_partial, write_whole
 from lfvit.stopping import Stopped
+from lfvit.zoo import locate
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
@@ -103,8 +104,9 @@ def settings_of_weights(cfg: DictConfig) -> dict[str, Any]:
         group.pop(leaf, None)
     if not settings.get("deterministic"):  # as before there was such a setting
         settings.pop("deterministic", None)
-    if settings["init_from"] is not None and Path(settings["init_from"]).is_file():
-        with Path(settings["init_from"]).open("rb") as file:
+    start = settings["init_from"] and locate(settings["init_from"])
+    if start and start.is_file():
+        with start.open("rb") as file:
             settings["init_from"] = hashlib.file_digest(file, "sha256").hexdigest()
     if settings["data"].get("root") is not None:
         settings["data"]["root"] = str(Path(settings["data"]["root"]).expanduser().absolute())

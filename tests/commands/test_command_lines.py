@@ -136,7 +136,8 @@ def test_reproduce_does_not_touch_what_it_did_not_write(tmp_path):
 
 def test_reproduce_on_photographs_continues(tmp_path, photographs):
     arguments = [
-        "scale=imagenette",
+        "scale=imagenette_cpu",
+        "scale.seeds=[0]",
         f"data_root={photographs}",
         "artifacts='lf_vit_table7 overview'",
         f"overrides={json.dumps(PHOTOGRAPHS_FAST)}",
@@ -144,7 +145,7 @@ def test_reproduce_on_photographs_continues(tmp_path, photographs):
     ]
     first = run("reproduce", *arguments, cwd=tmp_path).stdout
     assert first.count("trained in") == 3
-    out = tmp_path / "outputs/reproduce/imagenette"
+    out = tmp_path / "outputs/reproduce/imagenette_cpu"
     names = json.loads((out / "artifacts/index.json").read_text())
     assert names == ["overview", "lf_vit_table7"]
     assert (out / "artifacts/overview/examples.png").stat().st_size > 1000

@@ -32,6 +32,7 @@ def test_experiments(composed, photographs, tmp_path, experiment):
         *FAST,
         "data.batch_size=2",
         "trainer=cpu",  # distributed training has a test of its own, in processes of its own
+        "compile=false",  # and so has compiling
         f"run_dir={tmp_path}",
         *([] if experiment == "needle" else [f"data.root={photographs}"]),
     )

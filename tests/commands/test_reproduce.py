@@ -13,6 +13,7 @@ from conftest import NEEDLE_FAST, ROOT
 from lfvit.commands.reproduce import reproduce
 from lfvit.commands.train import train
 from lfvit.errors import ConfigError, TrainingError
+from lfvit.report.comparisons import WAYS
 
 FAST = [
     *(o for o in NEEDLE_FAST if not o.startswith(("trainer", "schedule", "data.batch"))),
@@ -48,11 +49,11 @@ def share_runs(cfg):
     for name, run in cfg.runs.items():
         run.pop("train", None)
         if "recipe" in run:
-            small = run.recipe[:1]
-            run.recipe = ["vit"] if name.startswith(("evit", "frequency", "dynamic_vit")) else small
+            small, reduced = run.recipe[:1], name.startswith(("evit", "frequency", "dynamic_vit"))
+            run.recipe = ["vit"] if reduced or small == ["frequency"] else small
             run.pop("start", None)
         else:
-            run.start = "vit" if name.startswith("tome") else "lf_vit"
+            run.start = "lf_vit" if name.startswith("lf_vit") else "vit"
     return cfg
 
 
@@ -98,7 +99,7 @@ def test_artifacts_are_listed_in_order_and_runs_shared(everything):
     assert all(f"artifacts/{name}/{name}.md" in (out / "README.md").read_text() for name in told)
     runs = {path.name for path in (out / "runs").iterdir() if (path / "seed0").exists()}
     trained = {"lf_vit", "cf_vit", "vit", "lv_vit", "cf_vit_lv_vit"}
-    assert runs == trained | {"tome", "lf_vit_tome"}
+    assert runs == trained | {"tome", "lf_vit_tome", "evit_as_is", "frequency_as_is"}
 
 
 def test_published_figures_stand_beside_ours_without_differences(everything):
@@ -164,6 +165,87 @@ def test_the_page_has_the_names_and_the_measured_speeds(everything):
         assert "interpolated" not in point["how"]
     for name in ("lf_vit", "cf_vit", "lf_vit_tome"):
         assert all(point["speed"] is not None for point in ours[name]["points"])
+
+
+def test_differences_are_those_of_the_accuracies(everything):
+    told = everything[1]["question_reducers"]
+    assert [row["images"] for row in told["rows"]] == [16] * 6
+    for row in told["rows"]:
+        assert row["difference"] == pytest.approx(row["top1"] - row["other_top1"])
+        assert row["low"] <= row["difference"] <= row["high"]
+    rows = {
+        (row["model"], row["way"]): row for row in everything[1]["question_equal_accuracy"]["rows"]
+    }
+    ways = {way for _, way in rows}
+    assert ways == {WAYS[way] for way in ("equal", "budget", "both")}
+    assert rows["CF-ViT", WAYS["equal"]]["images"] == 8
+    notes = everything[1]["question_equal_accuracy"]["notes"]
+    assert sum("The threshold chosen for equal accuracy costs" in note for note in notes) == 4
+
+
+def test_runs_side_by_side_give_what_they_give_alone(tmp_path, capsys, everything):
+    rows = [{"model": name, "run": name} for name in ("vit", "lf_vit", "lf_vit_tome")]
+    table = {"title": "t", "question": "q", "kind": "table", "measures": ["top1"], "rows": rows}
+    cfg = configured(tmp_path, "jobs=2")
+    cfg.scale.remarks, cfg.artifact = {}, {"both": table}
+    broken = ["schedule.lr=1e30", "schedule.warmup_epochs=0"]
+    cfg.runs = {
+        "lf_vit": {"recipe": ["lf_vit"], "train": broken},
+        "vit": {"recipe": ["vit"]},
+        "lf_vit_tome": dict(cfg.runs.lf_vit_tome),
+    }
+    with pytest.raises(TrainingError, match=r"lf_vit: .*the loss is nan.*error.txt") as raised:
+        reproduce(cfg)
+    assert "lf_vit_tome: starts from lf_vit/seed0, which failed" in str(raised.value)
+    told = json.loads((tmp_path / "artifacts" / "both" / "artifact.json").read_text())["rows"]
+    alone = {row["model"]: row["top1"] for row in everything[1]["methods"]["rows"]}
+    assert [row["top1"] for row in told] == [alone["ViT"], None, None]
+    out = capsys.readouterr().out
+    assert "vit, seed 0: done after" in out
+    assert "lf_vit_tome, seed 0: failed after" in out
+    assert "trained in" in (tmp_path / "runs" / "vit" / "seed0.txt").read_text()
+
+
+def test_finished_trainings_are_taken(tmp_path, capsys):
+    made = tmp_path / "made"
+    settings = [*FAST, "experiment=needle", "logger=none", "data.batch_size=16"]
+    for seed in (0, 1):
+        cfg = compose("train", [*settings, "method=vit", f"seed={seed}"])
+        cfg.run_dir = str(made / str(seed))
+        if seed == 0:
+            train(cfg)
+    other = tmp_path / "other"
+    shutil.copytree(made / "0", other / "unfinished")
+    (other / "unfinished" / "run.json").write_text('{"status": "running"}')
+    rows = [{"model": "ViT", "run": "vit"}]
+    table = {"title": "t", "question": "q", "kind": "table", "measures": ["top1"], "rows": rows}
+
+    def again(out, *overrides):
+        cfg = configured(tmp_path / out, *overrides)
+        cfg.scale.remarks, cfg.artifact = {}, {"one": table}
+        cfg.runs = {"vit": {"recipe": ["vit"]}}
+        reproduce(cfg)
+        return capsys.readouterr().out
+
+    out = again("taken", f"reuse=[{other},{made}]", "scale.seeds=[0,1]")
+    assert out.count("is taken from") == 1
+    assert f"vit/seed0 is taken from {made / '0'}" in out.replace("\n", "")
+    assert out.count("trained in") == 1
+    assert "already done" in again("taken", "scale.seeds=[0]")
+    assert "is taken from" not in again("lr", f"reuse=[{made}]", 'overrides=["schedule.lr=0.002"]')
+    with pytest.raises(ConfigError, match=r"reuse=.*nowhere: no such folder"):
+        again("no", f"reuse=[{tmp_path / 'nowhere'}]")
+
+
+def test_what_the_scale_asks_first_is_made_first(tmp_path, monkeypatch):
+    asked = "scale.artifacts=[question_reducers,lf_vit_table7,frequency_figure1]"
+    cfg = configured(tmp_path, "plan=true", "scale.seeds=[0,1]", asked)
+    cfg.artifact.question_reducers.rows = [{"model": "ToMe", "run": "tome"}]
+    monkeypatch.setattr("lfvit.artifacts.plan.Timer.seconds", lambda *_: (1.0, 1.0))
+    order = [row["run"] for row in reproduce(cfg)["runs"]]
+    reducers = ["vit, seed 0", "tome, seed 0", "vit, seed 1", "tome, seed 1"]
+    table = [f"{name}, seed {seed}" for seed in (0, 1) for name in ("lf_vit_ce_ce", "lf_vit")]
+    assert order == reducers + table
 
 
 TWO = "artifacts=[overview]"

@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 
 from lfvit.errors import DataError
+from lfvit.measure.predictions import read_predictions, right_at
 from lfvit.report.__main__ import main
 from lfvit.report.collect import collect
-from lfvit.report.results import without_paths, write_results
+from lfvit.report.comparisons import WAYS, Evaluated, against, equal_accuracy
+from lfvit.report.results import PageText, without_paths, write_results
 
 pytest_plugins = ("report_runs",)
 
@@ -20,7 +22,7 @@ pytest_plugins = ("report_runs",)
 def test_every_figure_on_the_page_comes_from_the_files(runs, tmp_path):
     page = tmp_path / "page.md"
     found = collect([runs / "lf_0", runs / "vit_0"])
-    write_results(found, "A title", "An introduction.", page)
+    write_results(found, PageText("A title", "An introduction."), page)
     text = page.read_text()
     assert text.startswith("# A title\n\nAn introduction.")
     two_pass, one_pass = (run.evaluation for run in found.runs)
@@ -50,7 +52,7 @@ def test_every_figure_on_the_page_comes_from_the_files(runs, tmp_path):
 
 def test_seeds_are_averaged_in_a_table_of_their_own(runs, tmp_path):
     page = tmp_path / "page.md"
-    write_results(collect([runs]), "Results", "", page)
+    write_results(collect([runs]), PageText("Results"), page)
     tops = [
         json.loads((runs / name / "evaluation" / "evaluate.json").read_text())["second"]["top1"]
         for name in ("lf_0", "lf_1")
@@ -59,6 +61,51 @@ def test_seeds_are_averaged_in_a_table_of_their_own(runs, tmp_path):
     row = f"| LF-ViT | both passes | 2 | {values.mean():.2f} ± {values.std():.2f} |"
     assert row in page.read_text()
     assert "nan" not in page.read_text()
+
+
+def test_models_are_compared_image_by_image(runs, tmp_path, nasty_class):
+    from report_runs import nasty_patterns
+
+    page = tmp_path / "page.md"
+    notes = "## What did not work\n\nA thing."
+    with nasty_patterns():
+        write_results(collect([runs]), PageText("Results", notes=notes), page, examples=2)
+    text = page.read_text()
+    read = {run.folder.parent.name: run for run in collect([runs]).runs}
+    lf, cf, vit = (
+        Evaluated.read(read[name].evaluation, read[name].folder)
+        for name in ("lf_0", "cf_0", "vit_0")
+    )
+    for model, ours in (("LF-ViT", lf), ("CF-ViT", cf)):
+        for way in WAYS:
+            found = against([ours], [vit], way)
+            start = f"| {model} | {found.way} | 1 | {found.comparison.images} | "
+            assert f"{start}{found.comparison.difference:+.2f} | " in text
+        answer = equal_accuracy(*(against([ours], [vit], way) for way in ("equal", "budget")))
+        assert f"- **{model}**: {answer}" in text
+    rows = lf.predictions
+    second = read_predictions(read["lf_1"].folder / "predictions.parquet")
+    changed = [100 * (~right_at(each, 0.0) & right_at(each)).mean() for each in (rows, second)]
+    assert f"{sum(changed) / 2:.2f} ± " in text
+    assert "A thing." in text
+    assert nasty_class not in text
+    pictures = re.findall(r"\]\((images/page_\w+\.jpg)\)", text)
+    assert pictures
+    assert len(re.findall(r"\((\d+) of 16 images\)", text)) == sum(
+        "put_wrong" not in name for name in pictures
+    )
+    assert all(1000 < (tmp_path / name).stat().st_size < 100_000 for name in pictures)
+    assert (tmp_path / "page_differences.png").stat().st_size > 5000
+
+
+def test_a_page_about_evaluations_from_before_answers_were_kept(runs, tmp_path):
+    shutil.copytree(runs, tmp_path / "runs")
+    for path in (tmp_path / "runs").rglob("predictions.parquet"):
+        path.unlink()
+    page = tmp_path / "page.md"
+    write_results(collect([tmp_path / "runs"]), PageText("Results"), page, examples=2)
+    assert "Nothing is compared image by image: " in page.read_text()
+    assert "## Examples\n\nNot shown: " in page.read_text()
 
 
 def test_folders_of_this_machine_do_not_reach_the_page():
@@ -91,4 +138,4 @@ def test_an_unevaluated_run_says_what_to_do(runs, tmp_path):
     shutil.copytree(runs / "vit_0", tmp_path / "vit")
     shutil.rmtree(tmp_path / "vit" / "evaluation")
     with pytest.raises(DataError, match=r"vit: not evaluated: python evaluate\.py ckpt_path="):
-        write_results(collect([tmp_path]), "Results", "", tmp_path / "page.md")
+        write_results(collect([tmp_path]), PageText("Results"), tmp_path / "page.md")

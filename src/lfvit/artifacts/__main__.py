@@ -17,8 +17,12 @@ contain one of the words as a whole part. `SCALE` says on what:
 
 `make reproduce-plan` with the same settings prints what would run, and how long it would take on
 this machine. Interrupted, `make reproduce` continues; a run that several artifacts need happens
-once. Results are in `outputs/reproduce/SCALE/`: a page, a CSV and a JSON file for each artifact,
-PNG and SVG for figures, `benchmark.json` where models were timed, a README that links them, and
+once. `ARGS="jobs=3"` makes three runs at a time, each in a process of its own, which is how small
+models fill a large GPU; `ARGS="reuse=[DIR]"` takes finished trainings of `train.py` below DIR where
+their settings are the same.
+
+Results are in `outputs/reproduce/SCALE/`: a page, a CSV and a JSON file for each artifact, PNG and
+SVG for figures, `benchmark.json` where models were timed, a README that links them, and
 `report.html`, which [shows everything](report.md). What is in an artifact is said in
 [conf/artifact](../conf/artifact), the runs in [conf/runs](../conf/runs), the scales in
 [conf/scale](../conf/scale).
@@ -29,7 +33,9 @@ Methods of other people that are not in this project appear with their published
 *Written by `python -m lfvit.artifacts` from conf/artifact.*
 """
 OPEN = "What the papers leave open"
-SCALES = {"smoke": "", "needle": "", "imagenette": " DATA=DIR", "imagenet": " DATA=DIR"}
+SCALES = {"smoke": "", "needle": ""} | dict.fromkeys(
+    ("imagenette_cpu", "imagenette", "imagenet"), " DATA=DIR"
+)
 
 
 def catalogue(artifacts: Mapping[str, Artifact], scales: Mapping[str, DictConfig]) -> str:

@@ -53,7 +53,7 @@ class Findings:
     scale: its settings. evaluations: run -> one evaluate.json per seed; a run that failed or was
     left out is not in it. missing: run -> why, in words. failed: those that failed. origins: run ->
     how its weights came about, where they started from another run's. folder: where more can be
-    written about the runs.
+    written about the runs. folders: run -> of each evaluation, in the same order.
     """
 
     scale: DictConfig
@@ -62,6 +62,7 @@ class Findings:
     failed: frozenset[str]
     origins: Mapping[str, str]
     folder: Path
+    folders: Mapping[str, list[Path]] = field(default_factory=dict)
 
     def of(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The evaluations of a row's run, one per seed; none where it is missing."""
@@ -135,7 +136,9 @@ def _add_throughput(ours: Rows, artifact: Artifact, found: Findings) -> Rows:
         if evaluation["second"] is not None:
             ends = (evaluation["first"], evaluation["second"])
             points += [(evaluation, end) for end in ends if id(end) not in known]
-    timed = throughput(points, found.scale.speed_images, found.scale.speed_repeats)
+    scale = found.scale
+    options = scale.speed_precision, scale.speed_compile
+    timed = throughput(points, scale.speed_images, scale.speed_repeats, *options)
     for (mine, _, _), row in zip(cases, timed, strict=False):
         mine["throughput"] = row["images_per_second"]
     return timed

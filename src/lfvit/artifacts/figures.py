@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lfvit.artifacts.comparisons import paired
 from lfvit.artifacts.content import (
     PUBLISHED,
     SOURCE,
@@ -439,5 +440,6 @@ BUILDERS: dict[str, Callable[[Artifact, Findings], Content]] = {
     "one_block": one_block,
     "by_object_size": by_object_size,
     "total_cost": total_cost,
+    "paired": paired,
 }
 """Names of ``draw`` in conf/artifact."""

@@ -1,7 +1,7 @@
 """What would run, and how long it would take on this machine: real steps, nothing trained."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from lfvit.artifacts.runs import Run, distinct
+from lfvit.artifacts.runs import Run
 from lfvit.commands.setup import DATA_MODULES, find_device, trainer_settings
 from lfvit.commands.train import build_module
 from lfvit.data.batches import Batch
@@ -44,6 +44,7 @@ class Timer:
     def _step(self, cfg: DictConfig, schedule: Schedule, num_classes: int) -> float:
         cfg = cfg.copy()
         cfg.init_from, cfg.pretrained = None, False
+        cfg.compile = cfg.compile and self.device.type == "cuda"  # a CPU would compile for minutes
         batch = int(cfg.data.batch_size)
         timed = batch if self.device.type == "cuda" else min(batch, CPU_BATCH)
         module: Any = build_module(cfg, schedule, [str(i) for i in range(num_classes)])
@@ -87,12 +88,12 @@ class Timer:
 
 
 def plan(
-    runs: Mapping[str, Run], served: Mapping[Path, list[str]], scale: DictConfig
+    runs: Sequence[Run], served: Mapping[Path, list[str]], scale: DictConfig
 ) -> list[dict[str, Any]]:
     """One row per run: what needs it, its steps, their time, and the hours on this device.
 
     Args:
-        runs: key -> run; those of the same settings are one.
+        runs: in the order in which they would be made.
         served: folder of a run -> names of the artifacts that need it.
         scale: ``train_images`` and ``num_classes`` hold where the data is not at hand.
 
@@ -102,7 +103,7 @@ def plan(
     """
     timer = Timer()
     rows = []
-    for run in distinct(runs):
+    for run in runs:
         row: dict[str, Any] = {
             "run": f"{run.name}, seed {run.seed}",
             "artifacts": served.get(run.folder, []),

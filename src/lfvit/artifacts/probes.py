@@ -16,6 +16,7 @@ from hydra import compose
 from torch import Tensor
 
 from lfvit.artifacts.measures import Evaluation
+from lfvit.commands.benchmark_cases import PRECISIONS, compile_model
 from lfvit.commands.diagnose import diagnose
 from lfvit.commands.predict import look_at
 from lfvit.commands.setup import (
@@ -79,19 +80,26 @@ Point = tuple[Evaluation, Mapping[str, Any]]
 """An evaluation and one of its operating points; a point with a threshold exits early."""
 
 
-def throughput(points: Sequence[Point], images: int, repeats: int) -> list[dict[str, Any]]:
+def throughput(
+    points: Sequence[Point],
+    images: int,
+    repeats: int,
+    precision: str = "fp32",
+    compiled: bool = False,
+) -> list[dict[str, Any]]:
     """Images per second of several models on the same validation images, all taking turns.
 
     Args:
         points: what to time.
         images: in the one batch that is timed.
         repeats: timed rounds; the median counts.
+        precision, compiled: of all models alike, see `lfvit.commands.benchmark_cases.PRECISIONS`.
 
     Returns:
-        For every point a row as benchmark.py writes them, of the model as it is: not compiled, in
-        float32. ``exit_fraction`` and ``gmacs`` are those of the timed images.
+        For every point a row as benchmark.py writes them. ``exit_fraction`` and ``gmacs`` are those
+        of the timed images.
     """
-    device = find_device("auto")
+    device, dtype = find_device("auto"), PRECISIONS[precision]
     models: dict[int, Any] = {}
     batches: dict[int, Tensor] = {}
     cases, rows = {}, []
@@ -99,14 +107,16 @@ def throughput(points: Sequence[Point], images: int, repeats: int) -> list[dict[
         size = evaluation["image_size"]
         if id(evaluation) not in models:
             trained = reload(evaluation)
-            models[id(evaluation)] = trained.model.to(device)
+            models[id(evaluation)] = trained.model.to(device, dtype)
+            if compiled:
+                compile_model(trained.model)
             if size not in batches:
                 pixels = [sample.pixels for sample in some_samples(trained, images)]
-                batches[size] = normalise(torch.stack(pixels)).to(device)
+                batches[size] = normalise(torch.stack(pixels)).to(device, dtype)
         run, facts = _case(evaluation, point, models[id(evaluation)], batches[size])
         cases[str(number)] = run
         count = len(batches[size])
-        rows.append({**facts, "precision": "fp32", "compiled": False, "batch_size": count})
+        rows.append({**facts, "precision": precision, "compiled": compiled, "batch_size": count})
     seconds = time_interleaved(cases, warmup=2, repeats=repeats, device=device)
     for number, row in enumerate(rows):
         row["images_per_second"] = row["batch_size"] / spread(seconds[str(number)])["median"]

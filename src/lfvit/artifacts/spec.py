@@ -14,6 +14,7 @@ from lfvit.artifacts.measures import LABELS, MEASURES
 from lfvit.checks import check_choice, check_names, check_whole
 from lfvit.errors import ConfigError
 from lfvit.measure.thresholds import default_thresholds
+from lfvit.report.comparisons import WAYS
 from lfvit.report.diagnosis import PANELS
 from lfvit.runs import plain
 
@@ -28,6 +29,7 @@ DRAW = (
     "one_block",
     "by_object_size",
     "total_cost",
+    "paired",
 )
 """Ways to draw a figure, see `lfvit.artifacts.figures.BUILDERS`."""
 
@@ -38,11 +40,13 @@ class Artifact:
 
     name, title, question: in words. paper: "LF-ViT, Table 2", or None. kind: "table" or "figure".
     rows: each a mapping of labels with ``run``, the name of a run, and optionally ``eta`` (the
-    operating point at this threshold) or ``at`` (first, both, calibrated). measures: columns that
+    operating point at this threshold) or ``at`` (first, both, calibrated; of "paired" any of
+    `lfvit.report.comparisons.WAYS`). measures: columns that
     are computed, see `MEASURES`. published: where the published rows are in papers.yaml, such as
     "lf_vit.table2_vs_backbone"; a figure may name several. draw: how a figure is drawn, see `DRAW`.
     x, left, right: of "sweep". panels, noise: of "depth". removed: of "one_block". examples:
-    pictures of images. yardsticks: rows of one-pass models, of "total_cost". notes: what a reader
+    pictures of images. yardsticks: rows of what the others are compared with: one-pass models of
+    "total_cost", any models of "paired". notes: what a reader
     must know.
     """
 
@@ -110,10 +114,11 @@ def _artifact(name: str, settings: dict[str, Any], runs: set[str]) -> Artifact:
     check_whole(f"{where}.examples", made.examples, int(made.draw == "regions"))
     for measure in made.measures:
         check_choice(f"{where}.measures", measure, MEASURES)
+    ways = WAYS if made.draw == "paired" else ("first", "both", "calibrated")
     for row in [*made.rows, *made.yardsticks]:
         check_names(f"{where}.rows", row, ["run", "at", *LABELS])
         check_choice(f"{where}.rows.run", row.get("run"), sorted(runs))
-        check_choice(f"{where}.rows.at", row.get("at", "both"), ["first", "both", "calibrated"])
+        check_choice(f"{where}.rows.at", row.get("at", "both"), ways)
         if row.get("eta", 0.0) not in default_thresholds():
             raise ConfigError(f"{where}.rows.eta={row['eta']} must be one of 0.00, 0.01 ... 1.01")
     for source in made.published:

@@ -27,6 +27,7 @@ from lfvit.measure.throughput import (
 from lfvit.models.two_stage import TwoStageViT
 from lfvit.runs import plain
 from lfvit.training.losses import two_stage_losses
+from lfvit.zoo import card, locate
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def time_setting(
     for model in models.values():
         model.train(setting.task == "training").to(setting.device, setting.dtype)
         if setting.compiled:
-            _compile(model, setting.task, cfg.compile_mode)
+            compile_model(model, setting.task, cfg.compile_mode)
     for batch_size in cfg.batch_sizes:
         images = _noise(cfg, trained, batch_size, setting.device, setting.dtype)
         try:
@@ -116,7 +117,8 @@ def _build(cfg: DictConfig, method: dict[str, Any], trained: Trained | None) -> 
     return build_model({"method": method, "backbone": backbone, "image_size": size}, classes)
 
 
-def _compile(model: nn.Module, task: str, mode: str) -> None:
+def compile_model(model: nn.Module, task: str = "inference", mode: str = "default") -> None:
+    """Compile a model in place for "inference" or "training"."""
     if isinstance(model, TwoStageViT) and task == "inference":
         model.compile_passes(mode=mode)  # one graph per pass; what lies between depends on data
     else:
@@ -157,17 +159,26 @@ def _trained_case(cfg: DictConfig, trained: Trained, batch_size: int, setting: S
         "model": "trained",
         "settings": json.dumps({**trained.record["method"], "ckpt_path": str(cfg.ckpt_path)}),
         "exits": f"measured at eta={threshold:g}",
-        "top1": _known_top1(Path(cfg.ckpt_path), threshold),
+        "top1": _known_top1(cfg.ckpt_path, threshold),
     }
     model: Any = trained.model
     return _early_exit(model, pixels.to(setting.device, setting.dtype), threshold, facts)
 
 
-def _known_top1(checkpoint: Path, threshold: float) -> float | None:
-    """What an evaluation in the run directory of a checkpoint says about this threshold."""
-    for path in sorted(checkpoint.parent.parent.rglob("evaluate.json")):
-        found = json.loads(path.read_text())
-        if Path(found["checkpoint"]).name == checkpoint.name and found["second"] is not None:
+def _known_top1(source: str, threshold: float) -> float | None:
+    """What an evaluation in the run directory of a checkpoint says about this threshold.
+
+    Of a model in the zoo, what its card says.
+    """
+    checkpoint = locate(source)
+    if known := card(source):
+        each = [known["evaluation"]]
+    else:
+        files = sorted(checkpoint.parent.parent.rglob("evaluate.json"))
+        each = [json.loads(path.read_text()) for path in files]
+    for found in each:
+        same = known or Path(found["checkpoint"]).name == checkpoint.name
+        if same and found["second"] is not None:
             for point in (found["operating_point"], *found["curve"]):
                 if abs(point["threshold"] - threshold) < 1e-9:
                     return point["top1"]

@@ -22,6 +22,7 @@ from lfvit.data.batches import ImageSource
 from lfvit.measure.diagnosis import Diagnosis, summarise
 from lfvit.report.diagnosis import plot_diagnosis
 from lfvit.runs import environment, start_run, write_json
+from lfvit.zoo import locate
 
 
 def diagnose(cfg: DictConfig) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def diagnose(cfg: DictConfig) -> dict[str, Any]:
     trainer = prediction_trainer(cfg, run_dir)
     batches: Any = trainer.predict(Diagnosis(model, cfg.removed), datamodule=data)
     found = {
-        "checkpoint": str(Path(cfg.ckpt_path).absolute()),
+        "checkpoint": str(locate(cfg.ckpt_path).absolute()),
         "method": record["method"],
         "backbone": record["backbone"],
         "image_size": record["image_size"],

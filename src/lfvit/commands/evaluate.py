@@ -24,6 +24,7 @@ from lfvit.errors import ConfigError
 from lfvit.measure.calibration import Calibration, RiskSettings
 from lfvit.measure.costs import count_macs, trace_macs
 from lfvit.measure.evaluation import collect, results
+from lfvit.measure.predictions import FILE, save_predictions
 from lfvit.report.plots import plot_evaluation
 from lfvit.runs import environment, is_main_process, plain, start_run, write_json
 from lfvit.tracking.loggers import summarise, tracked
@@ -38,7 +39,8 @@ from lfvit.tracking.summaries import evaluation_summary
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Evaluate as configured; writes evaluate.json and, for a two-pass model, evaluate.png.
+    """Evaluate as configured; writes evaluate.json, predictions.parquet with the answer to every
+    image and, for a two-pass model, evaluate.png.
 
     Returns:
         The contents of evaluate.json.
@@ -97,6 +99,7 @@ def _evaluate(
         "environment": environment(),
     }
     if is_main_process():
+        save_predictions(outputs, data, run_dir / FILE)
         write_json(run_dir / "evaluate.json", found)
         if found["curve"]:
             plot_evaluation(found, run_dir / "evaluate.png")

@@ -1,6 +1,5 @@
 """`reproduce(cfg)`: the tables and figures of conf/artifact, from the runs they need."""
 
-import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,15 @@ from rich.console import Console
 from rich.table import Table
 
 from lfvit.artifacts.content import Content, Findings, table
+from lfvit.artifacts.execute import by_need, run_all
 from lfvit.artifacts.figures import figure
 from lfvit.artifacts.plan import plan
-from lfvit.artifacts.runs import Run, check_folders, compose_runs, distinct, finish, key_of
+from lfvit.artifacts.reuse import take
+from lfvit.artifacts.runs import Run, check_folders, compose_runs, key_of
 from lfvit.artifacts.spec import Artifact, choose, read_artifacts
 from lfvit.artifacts.write import write_artifact, write_index, written
-from lfvit.checks import check_names, check_switch, check_whole
+from lfvit.checks import check_choice, check_names, check_switch, check_whole
+from lfvit.commands.benchmark_cases import PRECISIONS
 from lfvit.commands.setup import DATA_MODULES
 from lfvit.errors import ConfigError, TrainingError
 from lfvit.report.collect import collect
@@ -43,17 +45,23 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
     scale = cfg.scale
     _check(cfg)
     artifacts = read_artifacts(cfg.artifact, map(str, cfg.runs))
-    chosen = choose(artifacts, cfg.artifacts)
+    asked = scale.artifacts if cfg.artifacts is None else cfg.artifacts
+    chosen = choose(artifacts, asked)
+    if cfg.artifacts is None and scale.artifacts is not None:
+        chosen.sort(key=lambda artifact: list(scale.artifacts).index(artifact.name))
     missing = {name: str(why) for name, why in scale.leave_out.items()}
     needed = _needed(chosen, missing)
     runs = compose_runs(cfg, needed)
+    order = by_need(runs, chosen)
     console = Console(markup=False)
     if cfg.plan:
-        return _say_plan(plan(runs, _served(runs, needed), scale), console)
-    check_folders(distinct(runs), cfg.fresh)
+        return _say_plan(plan(order, _served(runs, needed), scale), console)
+    check_folders(order, cfg.fresh)
     _check_data(runs)
     out = Path(cfg.output_dir)
-    results = _run_all(runs, cfg.fresh, console)
+    for folder, origin in take(order, cfg.reuse).items():
+        console.print(f"{folder} is taken from {origin}", soft_wrap=True)
+    results = run_all(order, runs, cfg.fresh, cfg.jobs, console)
     found = _findings(scale, needed, missing, runs, results, out / "runs")
     wrong = {name: found.missing[name] for name in found.failed}
     console.rule("artifacts")
@@ -114,6 +122,11 @@ def _check(cfg: DictConfig) -> None:
     scale = cfg.scale
     check_switch("plan", cfg.plan)
     check_switch("fresh", cfg.fresh)
+    check_switch("scale.speed_compile", scale.speed_compile)
+    check_choice("scale.speed_precision", scale.speed_precision, PRECISIONS)
+    check_whole("jobs", cfg.jobs, 1)
+    for name in scale.artifacts or []:
+        check_choice("scale.artifacts", name, cfg.artifact)
     check_names("scale.leave_out", scale.leave_out, cfg.runs)
     check_names("scale.remarks", scale.remarks, cfg.runs)
     for name in ("probe_images", "speed_images", "speed_repeats"):
@@ -158,27 +171,6 @@ def _check_data(runs: Mapping[str, Run]) -> None:
         DATA_MODULES[settings.pop("_target_")](**settings).setup()
 
 
-def _run_all(
-    runs: Mapping[str, Run], fresh: bool, console: Console
-) -> dict[Path, dict[str, Any] | str]:
-    """Folder of every run -> its evaluation, or what went wrong, in words."""
-    order = distinct(runs)
-    results: dict[Path, dict[str, Any] | str] = {}
-    for number, run in enumerate(order, 1):
-        console.rule(f"{number} of {len(order)}: {run.name}, seed {run.seed}")
-        if run.start is not None and isinstance(results[runs[run.start].folder], str):
-            results[run.folder] = f"starts from {run.start}, which failed"
-            continue
-        try:
-            results[run.folder] = finish(run, runs, fresh, console)
-        except Exception as error:  # whatever it is, it must not lose the other runs
-            run.folder.mkdir(parents=True, exist_ok=True)
-            (run.folder / "error.txt").write_text(traceback.format_exc())
-            results[run.folder] = f"{error} ({run.folder / 'error.txt'})"
-            console.print(f"failed: {error}", soft_wrap=True)
-    return results
-
-
 def _findings(
     scale: DictConfig,
     needed: Iterable[str],
@@ -199,7 +191,11 @@ def _findings(
     told = {name: runs[key_of(name, scale.seeds[0])].origin for name in evaluations}
     origins = {name: origin for name, origin in told.items() if origin is not None}
     why = {**missing, **failed}
-    return Findings(scale, evaluations, why, frozenset(failed), origins, folder)
+    folders = {
+        name: [runs[key_of(name, seed)].result.parent for seed in scale.seeds]
+        for name in evaluations
+    }
+    return Findings(scale, evaluations, why, frozenset(failed), origins, folder, folders)
 
 
 def _make(artifact: Artifact, found: Findings, out: Path) -> dict[str, Any]:

@@ -22,9 +22,8 @@ from lfvit.data import (
 from lfvit.errors import CheckpointError, ConfigError, DataError
 from lfvit.launch import launched
 from lfvit.models import create_model
-from lfvit.models.checkpoints import extract_weights, load_checkpoint, read_file
+from lfvit.models.checkpoints import RECORD, extract_weights, load_checkpoint, read_file
 from lfvit.runs import commit, plain
-from lfvit.training.module import RECORD
 
 DATA_MODULES: dict[str, type[ImageDataModule]] = {
     f"lfvit.data.{kind.__name__}": kind
@@ -139,6 +138,10 @@ def open_data(cfg: DictConfig | SimpleNamespace, record: Mapping[str, Any]) -> I
                     "kind of data it is as well: data=imagefolder, data=shards or data=huggingface"
                 )
         settings = {**own, **settings}
+        if settings.get("root", "") is None:
+            raise ConfigError(
+                f"{cfg.ckpt_path} does not say where its images are; pass data.root=DIR"
+            )
     _make_absolute(settings)
     same = ("_target_", "root")
     if "val_fraction" in own and all(settings.get(key) == own.get(key) for key in same):

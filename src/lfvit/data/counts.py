@@ -62,7 +62,13 @@ class ImageCounts:
     @property
     def unreadable(self) -> int:
         """How many images were unreadable for any reason."""
-        return sum(count for kind, count in self.counts.items() if kind not in RULES)
+        return len(self.unreadable_images)
+
+    @property
+    def unreadable_images(self) -> set[int]:
+        """Their indices."""
+        found = [images for kind, images in self.found.items() if kind not in RULES]
+        return {int(index) for images in found for index in images.nonzero()[0]}
 
     def __str__(self) -> str:
         """Such as: 3 unreadable: 1 truncated, 2 not an image; 12 grey."""

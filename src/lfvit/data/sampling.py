@@ -65,11 +65,15 @@ class TrainSampler(Sampler[Draw]):
         return self.size // self.world_size
 
     def __iter__(self) -> Iterator[Draw]:
+        return self.draws(self.done())
+
+    def draws(self, done: int = 0) -> Iterator[Draw]:
+        """What this process draws in this epoch, after so many samples."""
         generator = torch.Generator().manual_seed(derive(self.seed, self.epoch))
         order = torch.randperm(self.size, generator=generator)
         order = order.repeat_interleave(self.repeats)[: self.size]
         seeds = torch.randint(2**31, (self.size,), generator=generator)
-        first = self.rank + self.done() * self.world_size
+        first = self.rank + done * self.world_size
         mine = slice(first, len(self) * self.world_size, self.world_size)
         return map(Draw, order[mine].tolist(), seeds[mine].tolist())
 

@@ -4,6 +4,7 @@ A file is only ever read as weights: nothing in it is executed.
 """
 
 import argparse
+import json
 import re
 import zipfile
 from collections.abc import Mapping
@@ -12,14 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lfvit.errors import CheckpointError
 from lfvit.models.positions import resample
 from lfvit.models.two_stage import TwoStageViT
+from lfvit.zoo import locate
 
+RECORD = "lfvit"  # the entry of a file from which its model is rebuilt; JSON in a .safetensors
 WRAPPERS = ("state_dict", "model", "module", "model_state_dict")  # where files keep their weights
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]
 PLAIN_VALUES: list[Any] = [  # what training scripts store beside their weights
@@ -29,6 +32,7 @@ PLAIN_VALUES: list[Any] = [  # what training scripts store beside their weights
     _NUMPY_SCALAR,
     (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # its name in files of NumPy 1
 ]
+HALVES = (torch.float16, torch.bfloat16)
 PREFIXES = ("model.", "module.", "_orig_mod.")  # what trainers put before every name
 HEADS = ("head.", "head_dist.", "aux_head.")
 POSITIONS = ("first_pos_embed", "second_pos_embed", "pos_embed")
@@ -83,10 +87,16 @@ def load_checkpoint(
 def read_file(path: str | Path) -> dict[str, Any]:
     """Read a file of weights to CPU memory without executing anything from it.
 
+    Args:
+        path: of a file, or the name of a model in the zoo, such as "zoo:NAME".
+
+    Returns:
+        Its entries: of a .safetensors the weights, and the record in its metadata if it has one.
+
     Raises:
         CheckpointError: missing, truncated, or not made of plain weights.
     """
-    path = Path(path)
+    path = locate(path)
     if not path.is_file():
         raise CheckpointError(
             f"{path}: no such file; pass the path of a .ckpt, .pth or .safetensors"
@@ -94,9 +104,11 @@ def read_file(path: str | Path) -> dict[str, Any]:
     _refuse_compressed(path)
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return load_file(path) | _record_of(path)
         with torch.serialization.safe_globals(PLAIN_VALUES):
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except SafetensorError as error:
         raise CheckpointError(f"{path}: truncated or not a safetensors file ({error})") from error
     except Exception as error:  # torch.load raises many kinds for damaged files
@@ -116,13 +128,35 @@ def read_file(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def _record_of(path: Path) -> dict[str, Any]:
+    """The record of a .safetensors file under its name, or nothing."""
+    with safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get(RECORD)
+    if text is None:
+        return {}
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its metadata {RECORD!r} is not JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path}: its metadata {RECORD!r} is not a mapping")
+    return {RECORD: record}
+
+
 def extract_weights(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
-    """The named tensors of a file, without its wrappers and name prefixes."""
+    """The named tensors of a file, without its wrappers and name prefixes.
+
+    Half precision becomes float32, in which resampling is exact.
+    """
     for wrapper in WRAPPERS:
         if isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
             break
-    weights = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    weights = {
+        key: value.float() if value.dtype in HALVES else value
+        for key, value in content.items()
+        if isinstance(value, Tensor)
+    }
     if not weights:
         raise CheckpointError(
             f"{name}: no weights found; its entries are {', '.join(map(str, list(content)[:5]))}"

@@ -12,7 +12,7 @@ from lfvit.errors import DataError, LFViTError
 from lfvit.quiet import quieten
 from lfvit.report.collect import Collection, collect, write_table
 from lfvit.report.page import write_page
-from lfvit.report.results import write_results
+from lfvit.report.results import PageText, write_results
 
 SUFFIXES = (".html", ".md", ".csv", ".parquet")
 
@@ -27,6 +27,8 @@ def main() -> None:
                     f"--output {output}: unknown suffix {output.suffix!r}; valid: "
                     f"{', '.join(SUFFIXES)}"
                 )
+        if arguments.notes is not None and not arguments.notes.is_file():
+            raise DataError(f"--notes {arguments.notes}: no such file")
         found = collect(arguments.runs)
         for output in arguments.output:
             _write(found, output, arguments)
@@ -63,6 +65,16 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--examples", type=int, default=8, help="of .html: images to show; 0 for none"
     )
+    parser.add_argument(
+        "--pictures",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of .md: images of each kind to show, in images/ beside the page",
+    )
+    parser.add_argument(
+        "--notes", type=Path, metavar="FILE", help="of .md: a piece of Markdown to take in"
+    )
     arguments = parser.parse_args()
     arguments.output = arguments.output or [Path("results.md")]
     return arguments
@@ -79,7 +91,9 @@ def _write(found: Collection, output: Path, arguments: argparse.Namespace) -> No
             examples=arguments.examples,
         )
     elif output.suffix == ".md":
-        write_results(found, arguments.title, arguments.intro, output)
+        notes = "" if arguments.notes is None else arguments.notes.read_text()
+        text = PageText(arguments.title, arguments.intro, notes)
+        write_results(found, text, output, arguments.pictures)
     else:
         write_table(found, output, mean=arguments.mean)
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from lfvit.commands.predict import look_at
 from lfvit.commands.setup import Trained, load_trained, open_data
+from lfvit.data import ImageDataModule
 from lfvit.data.batches import Sample
 from lfvit.errors import LFViTError
 from lfvit.report.evaluated import Run
@@ -96,6 +97,13 @@ def make_examples(runs: Sequence[Run], count: int) -> dict[str, Any]:
 
 def _open(run: Run) -> tuple[Trained, list[Sample]]:
     """The model as it was evaluated, and some of the images it was evaluated on."""
+    trained, data = open_run(run)
+    with seeded(0):
+        return trained, data.some_validation_samples(SEARCHED)
+
+
+def open_run(run: Run) -> tuple[Trained, ImageDataModule]:
+    """The model as it was evaluated, and the data it was evaluated on."""
     evaluation = run.evaluation
     checkpoint = Path(evaluation["checkpoint"])
     moved = [folder / "checkpoints" / checkpoint.name for folder in run.folder.parents[:3]]
@@ -108,7 +116,7 @@ def _open(run: Run) -> tuple[Trained, list[Sample]]:
         trained = load_trained(path, settings)
         # plain values: in a config, "${oc.env:NAME}" would come out as what NAME holds here
         data = open_data(SimpleNamespace(data=run.settings.get("data") or {}), trained.record)
-        return trained, data.some_validation_samples(SEARCHED)
+        return trained, data
 
 
 def _same(ours: list[Sample], theirs: list[Sample]) -> bool:

@@ -30,7 +30,7 @@ def plot_evaluation(found: Mapping[str, Any], path: Path) -> None:
         left, right = figure.subplots(1, 2)
         draw_curve(left, found, "early exit", BLUE)
         draw_operating_points(left, found["calibration"])
-        _finish_cost_axes(left)
+        finish_cost_axes(left)
         draw_thresholds(right, found["curve"])
         figure.savefig(path, dpi=150)
 
@@ -58,7 +58,7 @@ def plot_comparison(models: Mapping[str, Mapping[str, Any]], paths: Iterable[Pat
         if two_pass > 1:  # once for all of them
             for marker, text in ENDS.values():
                 axes.plot([], [], marker, color=GREY, label=text)
-        _finish_cost_axes(axes)
+        finish_cost_axes(axes)
         for path in paths:
             figure.savefig(path, dpi=150)
 
@@ -176,7 +176,8 @@ def _draw_speed(axes: Axes, title: str, rows: Sequence[Mapping[str, Any]]) -> No
     axes.legend(frameon=False, loc="upper left", fontsize=8)
 
 
-def _finish_cost_axes(axes: Axes) -> None:
+def finish_cost_axes(axes: Axes) -> None:
+    """Names, limits and legend of a plot of accuracy against cost."""
     axes.margins(0.08, 0.15)
     axes.set_ylim(top=min(axes.get_ylim()[1], 101))
     axes.set(xlabel="GMACs per image (multiply-accumulates)", ylabel="top-1 (%)")

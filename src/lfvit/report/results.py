@@ -2,26 +2,39 @@
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from lfvit.errors import DataError
 from lfvit.markdown import code, escaped
 from lfvit.report.collect import Collection, nothing_found
 from lfvit.report.evaluated import Run
 from lfvit.report.frame import over_seeds
-from lfvit.report.plots import plot_comparison
-from lfvit.report.tables import (
-    certificates_table,
-    comparison_rows,
-    markdown_table,
-    rules_table,
-    threshold_table,
-)
+from lfvit.report.result_sections import paired_sections, picture_section
+from lfvit.report.seeds import by_model, plot_with_bands, yardstick
+from lfvit.report.tables import certificates_table, rules_table, threshold_table
 
 
-def write_results(found: Collection, title: str, intro: str, output: Path) -> None:
-    """Write a Markdown page about some runs and a figure beside it.
+@dataclass(frozen=True)
+class PageText:
+    """What people write on a page of results. notes: Markdown, what did not work and the like."""
+
+    title: str
+    intro: str = ""
+    notes: str = ""
+
+
+def write_results(found: Collection, text: PageText, output: Path, examples: int = 0) -> None:
+    """Write a Markdown page about some runs, with figures beside it and pictures in images/.
+
+    Args:
+        found: see `collect`.
+        text: around the figures.
+        output: the page.
+        examples: images of each kind to show; their models and images have to be there.
 
     Raises:
         DataError: not one run was evaluated.
@@ -29,18 +42,20 @@ def write_results(found: Collection, title: str, intro: str, output: Path) -> No
     if not found.runs:
         raise DataError(nothing_found(found))
     output.parent.mkdir(parents=True, exist_ok=True)
+    groups = by_model(found.runs)
     figure = output.with_name(f"{output.stem}_accuracy_vs_gmacs.png")
-    evaluations = {run.name: run.evaluation for run in found.runs}
-    plot_comparison(evaluations, [figure])
+    plot_with_bands(groups, figure)
     parts = [
-        f"# {title}",
-        intro,
+        f"# {text.title}",
+        text.intro,
         _about_images(found.runs),
-        markdown_table(comparison_rows(evaluations)),
+        _table(found, groups),
         f"![Accuracy against cost]({figure.name})",
-        _seeds(found),
-        *[part for run in found.runs if run.two_pass for part in _thresholds(run)],
-        "## How the models were trained\n\n" + "\n".join(_provenance(run) for run in found.runs),
+        *paired_sections(groups, output),
+        *(picture_section(groups, examples, output) if examples else []),
+        *[part for runs in groups.values() if runs[0].two_pass for part in _thresholds(runs)],
+        text.notes.strip(),
+        "## How the models were trained\n\n" + "\n".join(map(_provenance, groups.values())),
         _left_out(found),
     ]
     output.write_text("\n\n".join(part for part in parts if part) + "\n")
@@ -57,30 +72,43 @@ def _about_images(runs: list[Run]) -> str:
     )
 
 
-def _seeds(found: Collection) -> str:
-    """Means and spreads, where there is more than one seed."""
+def _table(found: Collection, groups: Mapping[str, Sequence[Run]]) -> str:
+    """Passes and rules of every model, means over seeds with their standard deviation."""
     means = over_seeds(found.table)
-    found_some = means["top1_mean"].notna() & (means["kind"] != "certificate")
-    several = means[(means["seeds"] > 1) & found_some]
-    if several.empty:
-        return ""
+    rows = means[means["top1_mean"].notna() & means["kind"].isin(("pass", "rule"))]
+    name = yardstick(groups)
+    last = groups[list(groups)[-1] if name is None else name]
+    base = fmean(run.evaluation["first"]["gmacs"] for run in last)
+    several = bool((means["seeds"] > 1).any())
     lines = [
-        "## Mean and standard deviation over seeds",
-        "",
-        "| model | run | seeds | top-1 (%) | GMACs |",
-        "|---|---|--:|--:|--:|",
-        *(
-            f"| {escaped(row.model)} | {escaped(row.run)} | {row.seeds} "
-            f"| {row.top1_mean:.2f} ± {row.top1_std:.2f} "
-            f"| {row.gmacs_mean:.4f} ± {row.gmacs_std:.4f} |"
-            for row in several.itertuples()
-        ),
+        "| model | run | seeds | top-1 (%) | GMACs | cost of one pass (%) | answered early (%) |",
+        "|---|---|--:|--:|--:|--:|--:|",
     ]
-    return "\n".join(lines)
+    for row in rows.itertuples():
+        top1, gmacs = _spread(row, "top1", 2), _spread(row, "gmacs", 4)
+        early = f"{100 * row.exit_fraction_mean:.1f}" if row.kind == "rule" else ""
+        lines.append(
+            f"| {escaped(row.model)} | {escaped(row.run)} | {row.seeds} | {top1} | {gmacs} "
+            f"| {100 * row.gmacs_mean / base:.0f} | {early} |"
+        )
+    note = "±: the sample standard deviation over seeds. " if several else "One seed of each. "
+    chosen = (
+        "Rows with a rule: its threshold was chosen on one part of the images and is reported on "
+        "the other."
+        if (rows["kind"] == "rule").any()
+        else ""
+    )
+    return "\n".join(lines) + f"\n\n{note}{chosen}".rstrip()
 
 
-def _thresholds(run: Run) -> Iterator[str]:
-    """Thresholds chosen on one part of the images, certified ones, and all of them."""
+def _spread(row: Any, name: str, digits: int) -> str:
+    mean, spread = getattr(row, f"{name}_mean"), getattr(row, f"{name}_std")
+    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if row.seeds > 1 else "")
+
+
+def _thresholds(runs: Sequence[Run]) -> Iterator[str]:
+    """Of the first seed: thresholds chosen on one part of the images, certified, and all."""
+    run = runs[0]
     calibration = run.evaluation.get("calibration")
     if calibration is not None:
         yield (
@@ -102,7 +130,8 @@ def _thresholds(run: Run) -> Iterator[str]:
         yield threshold_table(run.evaluation["curve"])
 
 
-def _provenance(run: Run) -> str:
+def _provenance(runs: Sequence[Run]) -> str:
+    run = runs[0]
     evaluated = (
         f"Evaluated: {escaped(Path(run.evaluation['checkpoint']).name)}, in "
         f"{escaped(run.evaluation['precision'])}, at commit "
@@ -110,15 +139,20 @@ def _provenance(run: Run) -> str:
     )
     metrics, environment = run.metrics, run.environment
     if not metrics or not environment:
-        return f"- **{escaped(run.name)}**: trained elsewhere. {evaluated}"
+        return f"- **{escaped(run.model)}**: trained elsewhere. {evaluated}"
     packages = environment["packages"]
+    minutes = [f"{each.metrics['train_seconds'] / 60:.0f}" for each in runs if each.metrics]
+    commits = {str(each.environment.get("commit")) for each in runs}
+    others = sorted(commits - {str(environment["commit"])})
+    also = f" (other seeds also at {', '.join(others)})" if others else ""
+    seeds = ", ".join(str(each.seed) for each in runs)
     return (
-        f"- **{escaped(run.name)}**: {code(without_paths(environment['command']))}, commit "
-        f"{escaped(environment['commit'])}, {escaped(metrics['machine'])}, "
-        f"{environment['threads']} thread(s), torch {packages['torch']}, timm {packages['timm']}. "
-        f"{metrics['epochs']} epochs over {metrics['train_images']:,} images, "
-        f"{metrics['parameters'] / 1e6:.2f} M parameters, "
-        f"{metrics['train_seconds'] / 60:.0f} minutes. {evaluated}"
+        f"- **{escaped(run.model)}**, seed{'s' if len(runs) > 1 else ''} {seeds}: "
+        f"{code(without_paths(environment['command']))}, commit {escaped(environment['commit'])}"
+        f"{escaped(also)}, {escaped(metrics['machine'])}, {environment['threads']} thread(s), "
+        f"torch {packages['torch']}, timm {packages['timm']}. {metrics['epochs']} epochs over "
+        f"{metrics['train_images']:,} images, {metrics['parameters'] / 1e6:.2f} M parameters, "
+        f"{' and '.join(minutes)} minutes. {evaluated}"
     )
 
 

@@ -77,50 +77,6 @@ def is_plain(found: Mapping[str, Any]) -> bool:
     return found["second"] is None and (found.get("reducer") or {}).get("name", "none") == "none"
 
 
-def comparison_rows(models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per model and way of running it, from several evaluate.json: passes and rules.
-
-    ``cost`` is the share of the GMACs of the yardstick: the last one-pass model without a reducer,
-    or else the last model.
-    """
-    plain = [found for found in models.values() if is_plain(found)]
-    yardstick = [*models.values(), *plain][-1]["first"]["gmacs"]
-    return [
-        {
-            "model": name,
-            "run": point["run"],
-            "threshold": point.get("threshold"),
-            "top1": point["top1"],
-            "gmacs": point["gmacs"],
-            "cost": point["gmacs"] / yardstick,
-            "exit_fraction": point["exit_fraction"] if point["kind"] == "rule" else None,
-        }
-        for name, found in models.items()
-        for point in operating_points(found)
-        if point["kind"] in ("pass", "rule") and point["top1"] is not None
-    ]
-
-
-def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of `comparison_rows` as a Markdown table, with their speed where it was measured."""
-    timed = all("images_per_second" in row for row in rows)
-    lines = [
-        "| model | run | η | top-1 (%) | GMACs | cost of one pass (%) | answered early (%) |"
-        + (" images/s |" if timed else ""),
-        "|---|---|--:|--:|--:|--:|--:|" + ("--:|" if timed else ""),
-    ]
-    for row in rows:
-        eta, exits = row["threshold"], row["exit_fraction"]
-        lines.append(
-            f"| {escaped(row['model'])} | {escaped(row['run'])} "
-            f"| {'' if eta is None else f'{eta:.2f}'} "
-            f"| {row['top1']:.2f} | {row['gmacs']:.4f} | {100 * row['cost']:.0f} "
-            f"| {'' if exits is None else f'{100 * exits:.1f}'} |"
-            + (f" {row['images_per_second']:.0f} |" if timed else "")
-        )
-    return "\n".join(lines)
-
-
 def threshold_table(curve: Sequence[Mapping[str, float]], step: int = 10) -> str:
     """Every step-th point of a threshold curve, and its last, as a Markdown table.
 

@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lfvit.data.batches import Batch
 from lfvit.errors import ConfigError, TrainingError
 from lfvit.measure.thresholds import answers_of
+from lfvit.models.checkpoints import RECORD
 from lfvit.models.lv_vit import ONE_PASS_SHARE
 from lfvit.models.reduction.patch import ReducedBlocks, answer, reads_patches
 from lfvit.models.reduction.registry import Reducer
@@ -34,8 +35,6 @@ from lfvit.training.token_labels import (
     second_pass_labels,
     token_labelling_loss,
 )
-
-RECORD = "lfvit"  # the checkpoint entry from which a model is rebuilt
 
 
 def refuse_unlearnable(model: Any, compile_passes: bool) -> bool:

@@ -22,7 +22,8 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from lfvit.checks import check_choice, check_whole
-from lfvit.data.batches import Batch
+from lfvit.data.batches import Batch, image_name
+from lfvit.data.sampling import TrainSampler
 from lfvit.errors import TrainingError
 from lfvit.runs import write_json
 
@@ -233,14 +234,13 @@ def _images(trainer: L.Trainer, number: int) -> list[dict[str, Any]]:
     """Which images a batch was drawn from, and the seeds of their augmentation; unreadable ones
     among them are missing in the batch."""
     loader: Any = trainer.train_dataloader
-    size = getattr(loader, "batch_size", None)
-    if size is None:
-        return []
+    sampler = getattr(loader, "sampler", None)
     source: Any = getattr(trainer.datamodule, "train_images", None)  # type: ignore[attr-defined]
-    paths = getattr(source, "paths", None)
-    draws = islice(iter(loader.sampler), number * size, (number + 1) * size)
-    found = [tuple(draw) if isinstance(draw, tuple) else (draw, None) for draw in draws]
+    if not isinstance(sampler, TrainSampler) or source is None:
+        return []
+    size = loader.batch_size
+    draws = islice(sampler.draws(), number * size, (number + 1) * size)
     return [
-        {"index": index, "seed": seed, "path": None if paths is None else str(paths[index])}
-        for index, seed in found
+        {"index": draw.image, "seed": draw.seed, "name": image_name(source, draw.image)}
+        for draw in draws
     ]

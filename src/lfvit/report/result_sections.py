@@ -1,0 +1,132 @@
+"""Sections of a page of results: model against model, what a second look changes, pictures."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from lfvit.errors import DataError, LFViTError
+from lfvit.report.changes import changes_text, classes_table
+from lfvit.report.comparisons import Evaluated, Row, against, equal_accuracy, verdict
+from lfvit.report.evaluated import Run
+from lfvit.report.intervals import plot_differences
+from lfvit.report.page_examples import choose_models, open_run
+from lfvit.report.result_pictures import save_examples
+from lfvit.report.seeds import yardstick
+
+WAYS = ("first", "both", "calibrated", "equal", "budget")
+EXPLAINED = (
+    "On the same images. Intervals: 95 % over images for these trained models (bootstrap; an image "
+    "counts with its mean over seeds); ±: the sample standard deviation over seeds, on these "
+    "images; p: McNemar's exact test of each seed. Early exits are compared on the half of the "
+    "images that their thresholds were not chosen on."
+)
+
+
+def paired_sections(groups: Mapping[str, Sequence[Run]], output: Path) -> Iterator[str]:
+    """Every model beside the one-pass yardstick, and what second looks change.
+
+    Only seeds that both models have are compared.
+    """
+    name = yardstick(groups)
+    try:
+        read = {model: _read(runs) for model, runs in groups.items()}
+    except DataError as error:
+        yield f"## Image by image\n\nNothing is compared image by image: {error}."
+        return
+    two_pass = [model for model, runs in groups.items() if runs[0].two_pass]
+    if name is not None and len(groups) > 1:
+        rows = _rows(groups, read, name)
+        if rows:
+            figure = output.with_name(f"{output.stem}_differences.png")
+            plot_differences([(f"{m}, {row.way}", row) for m, row in rows], [figure])
+            yield f"## Beside {name}, image by image\n\n{EXPLAINED}\n\n{_table(rows)}"
+            yield f"![Differences]({figure.name})"
+            yield from _answers(rows)
+    for model in two_pass:
+        same = {m: list(each.values()) for m, each in read.items() if m in (model, name)}
+        try:
+            classes = _classes(groups[model][0])
+            table = classes_table(same, model, classes)
+        except (LFViTError, KeyError) as error:
+            table = f"No table by class: {error}."
+        predictions = [each.predictions for each in read[model].values()]
+        yield f"## What the second look of {model} changes\n\n{changes_text(model, predictions)}"
+        yield table
+
+
+def _read(runs: Sequence[Run]) -> dict[object, Evaluated]:
+    """Seed -> what was evaluated."""
+    return {run.seed: Evaluated.read(run.evaluation, run.folder) for run in runs}
+
+
+def _rows(
+    groups: Mapping[str, Sequence[Run]],
+    read: Mapping[str, Mapping[object, Evaluated]],
+    name: str,
+) -> list[tuple[str, Row]]:
+    rows = []
+    for model, runs in groups.items():
+        seeds = [seed for seed in read[model] if seed in read[name]]
+        if model == name or not seeds or runs[0].data != groups[name][0].data:
+            continue
+        ours, theirs = ([read[m][seed] for seed in seeds] for m in (model, name))
+        for way in WAYS if runs[0].two_pass else ("both",):
+            rows.append((model, against(ours, theirs, way)))
+    return rows
+
+
+def _table(rows: Sequence[tuple[str, Row]]) -> str:
+    lines = [
+        "| model | run | seeds | images | difference, points of top-1 | 95 % | p | cost (%) | |",
+        "|---|---|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    for model, row in rows:
+        found = row.comparison
+        spread = "" if found.spread is None else f" ± {found.spread:.2f}"
+        cost = f"{row.cost:.0f}" + (f" ± {row.cost_spread:.0f}" if row.cost_spread else "")
+        p = ", ".join(f"{value:.2g}" for value in found.p_values)
+        lines.append(
+            f"| {model} | {row.way} | {row.seeds} | {found.images:,} | "
+            f"{found.difference:+.2f}{spread} | {found.low:+.2f} to {found.high:+.2f} | {p} | "
+            f"{cost} | {verdict(row)} |"
+        )
+    return "\n".join(lines)
+
+
+def _answers(rows: Sequence[tuple[str, Row]]) -> Iterator[str]:
+    """The paper's question, for every two-pass model."""
+    by_model: dict[str, list[Row]] = {}
+    for model, row in rows:
+        by_model.setdefault(model, []).append(row)
+    told = [
+        f"- **{model}**: {equal_accuracy(each[WAYS.index('equal')], each[WAYS.index('budget')])}"
+        for model, each in by_model.items()
+        if len(each) == len(WAYS)
+    ]
+    if told:
+        yield "## Equal accuracy at 37 % of the cost?\n\n" + "\n".join(told)
+
+
+def _classes(run: Run) -> list[str]:
+    return list(open_run(run)[0].record["classes"])
+
+
+def picture_section(groups: Mapping[str, Sequence[Run]], count: int, output: Path) -> Iterator[str]:
+    """Pictures of LF-ViT, or the two-pass model there is, in images/ beside the page."""
+    leads = choose_models([runs[0] for runs in groups.values()])
+    if not leads:
+        return
+    runs = groups[leads[0].model]
+    try:
+        seeds = [Evaluated.read(run.evaluation, run.folder) for run in runs]
+        stem = output.parent / "images" / output.stem
+        pictures = save_examples(runs[0], seeds, count, stem)
+    except (LFViTError, OSError, ValueError) as error:
+        yield f"## Examples\n\nNot shown: {error}."
+        return
+    yield (
+        f"## Examples\n\nOf {runs[0].name}, with its calibrated threshold. Left: the first look; "
+        "middle: where the class token attended; right: what the second look sees."
+    )
+    for caption, path in pictures.items():
+        title, place = caption.partition(":")[0], path.relative_to(output.parent).as_posix()
+        yield f"{caption}.\n\n![{title}]({place})"
