@@ -61,13 +61,15 @@ def load_checkpoint(
             fine-tuning.
 
     Raises:
-        CheckpointError: the file is missing, truncated, holds more than weights, or does not fit;
-            the message names the file, the first keys that do not fit and what would.
+        CheckpointError: the file is missing, truncated, holds more than weights, or values that
+            are no weights such as NaN, or does not fit; the message names the file, the first keys
+            that do not fit and what would.
     """
     name = "the state dict" if isinstance(source, Mapping) else str(source)
     found = extract_weights(source if isinstance(source, Mapping) else read_file(source), name)
     weights = _rename(model, found)
     own = model.state_dict()
+    _refuse_values(weights, own, name)
     for key in POSITIONS:
         if key in weights and key in own and weights[key].shape != own[key].shape:
             weights[key] = _resample(weights[key], own[key])
@@ -176,6 +178,24 @@ def _resample(positions: Tensor, own: Tensor) -> Tensor:
         return resample(positions, own.shape[1])
     except ValueError:
         return positions
+
+
+def _refuse_values(weights: dict[str, Tensor], own: dict[str, Tensor], name: str) -> None:
+    """What is no weight would be cast without a word, or fail without the file's name."""
+    for key in (key for key in own if key in weights):
+        value, real = weights[key], own[key].is_floating_point()
+        if value.layout is not torch.strided or value.device.type == "meta":
+            what = f"a {value.layout} tensor on {value.device}"
+        elif value.is_quantized or value.is_floating_point() != real:
+            what = f"numbers of type {value.dtype}"
+        elif real and not value.to(own[key].dtype).isfinite().all():
+            what = "values that are not finite"
+        else:
+            continue
+        raise CheckpointError(
+            f"{name}: {key} holds {what}, and weights are dense and finite; use an earlier "
+            "checkpoint, or save the model's state_dict again"
+        )
 
 
 def _refuse_misfits(
