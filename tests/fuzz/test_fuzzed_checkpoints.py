@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from fuzzing import edited, edits, fuzz, places_of, replaced, values
 from hypothesis import strategies as st
 
 import lfvit
-from fuzzing import edited, edits, fuzz, places_of, replaced, values
 from lfvit.commands import train as training
 from lfvit.commands.setup import load_trained
 from lfvit.errors import LFViTError
@@ -94,7 +94,7 @@ def check_file(path, cfg) -> None:
         check_error(error, path)
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     else:
-        held = [value for value in extract_weights(read_file(path), "").values()]
+        held = extract_weights(read_file(path), "").values()
         for value in model.state_dict().values():
             assert value.isfinite().all()
             assert any(value.shape == v.shape and torch.equal(value, v.float()) for v in held)

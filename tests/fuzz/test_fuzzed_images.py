@@ -5,11 +5,11 @@ import io
 import numpy as np
 import pytest
 import torch
+from fuzzing import edited, edits, fuzz
 from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import photograph
-from fuzzing import edited, edits, fuzz
 from lfvit.data import FolderDataModule
 from lfvit.data.batches import Sample
 from lfvit.data.sampling import Draw

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from fuzzing import fuzz
 from hydra import compose, initialize_config_dir
 from hypothesis import assume
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from conftest import ROOT, photograph
-from fuzzing import fuzz
 from lfvit.commands import train as training
 
 SMALL = ["data.train_images=8", "data.val_images=6", "data.num_workers=0", "logger=none"]
