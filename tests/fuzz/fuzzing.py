@@ -76,7 +76,7 @@ def fuzz(examples: int, **strategies: st.SearchStrategy) -> Callable[[Callable],
 
 @contextmanager
 def limits(memory: int = MEMORY, seconds: float = TIME) -> Iterator[None]:
-    """Refuse memory beyond a limit, and stop after a time of computing, or ten times that in all."""
+    """Refuse memory beyond a limit; stop after a time of computing, or ten times that in all."""
 
     def stop(*_: Any) -> None:
         raise TooSlow(f"no end within {seconds:g} s")

@@ -193,7 +193,8 @@ def changed(content: dict[str, Any], changes: list[tuple[str, int, Any]]) -> dic
     for what, which, how in changes:
         names = list(weights)
         name = names[which % len(names)]
-        if what == "tensor" and isinstance(weights[name], torch.Tensor):
+        small = isinstance(weights[name], torch.Tensor) and weights[name].numel() < 2**20
+        if what == "tensor" and small:
             weights[name] = TENSORS[how](weights[name])
         elif what == "rename":
             prefix = "model." if isinstance(how, str) else 0

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from lfvit.checks import check_range, check_whole
-from lfvit.commands.setup import build_model, make_record, trainer_settings
+from lfvit.commands.setup import build_model, make_record, record_of, trainer_settings
 from lfvit.data import ImageDataModule
 from lfvit.errors import CheckpointError, ConfigError
 from lfvit.measure.costs import count_macs
@@ -183,15 +183,22 @@ def _check_resume(cfg: DictConfig) -> dict[str, Any]:
             f"{cfg.ckpt_path}: not a checkpoint of a training run; to start from its weights pass "
             "init_from= instead of ckpt_path="
         )
+    record = record_of(content, cfg.ckpt_path)
     for key in ("method", "backbone", "reducer", "image_size", "schedule", "seed"):
-        then, now = content[RECORD].get(key, NOT_RECORDED.get(key)), plain(cfg[key])
-        same = Schedule.of(then) == Schedule.of(now) if key == "schedule" else then == now
+        then, now = record.get(key, NOT_RECORDED.get(key)), plain(cfg[key])
+        try:
+            same = Schedule.of(then) == Schedule.of(now) if key == "schedule" else then == now
+        except (ConfigError, TypeError) as error:
+            raise CheckpointError(
+                f"{cfg.ckpt_path}: the {key} in its record cannot be read ({error}); use an "
+                "earlier checkpoint"
+            ) from error
         if not same:
             raise CheckpointError(
                 f"{cfg.ckpt_path}: was trained with {key}={then}, not {now}; repeat the run's own "
                 "settings to resume it, or pass init_from= to start a new run from its weights"
             )
-    return content[RECORD]
+    return record
 
 
 def _metrics(

@@ -82,7 +82,8 @@ def build_vit(
     spec = NAMED_BACKBONES[backbone] if isinstance(backbone, str) else backbone
     if not isinstance(spec, Mapping):
         raise ConfigError(
-            f"backbone={backbone!r} must be a name, or a mapping with embed_dim, depth and num_heads"
+            f"backbone={backbone!r} must be a name, or a mapping with embed_dim, depth and "
+            "num_heads"
         )
     return _custom_vit(dict(spec), common)
 

@@ -176,19 +176,20 @@ def _resample(positions: Tensor, own: Tensor) -> Tensor:
         return positions
     try:
         return resample(positions, own.shape[1])
-    except ValueError:
+    except (ValueError, RuntimeError):  # no grid, or one that does not fit into memory
         return positions
 
 
 def _refuse_values(weights: dict[str, Tensor], own: dict[str, Tensor], name: str) -> None:
     """What is no weight would be cast without a word, or fail without the file's name."""
     for key in (key for key in own if key in weights):
-        value, real = weights[key], own[key].is_floating_point()
+        value, fits = weights[key], weights[key].shape == own[key].shape
+        real = own[key].is_floating_point()
         if value.layout is not torch.strided or value.device.type == "meta":
             what = f"a {value.layout} tensor on {value.device}"
         elif value.is_quantized or value.is_floating_point() != real:
             what = f"numbers of type {value.dtype}"
-        elif real and not value.to(own[key].dtype).isfinite().all():
+        elif real and fits and not value.to(own[key].dtype).isfinite().all():
             what = "values that are not finite"
         else:
             continue
