@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from fuzzing import edited, edits, fuzz, places_of, replaced, values
+from fuzzing import edited, edits, fuzz, limits, places_of, replaced, values
 from hypothesis import strategies as st
 
 import lfvit
 from lfvit.commands import train as training
 from lfvit.commands.setup import load_trained
-from lfvit.errors import LFViTError
+from lfvit.errors import CheckpointError, LFViTError
 from lfvit.models.checkpoints import extract_weights, read_file
 from lfvit.training.module import RECORD
 
@@ -221,3 +221,29 @@ def test_strange_contents(resumed, tmp_path, no_training, kind, changes):
     with warnings.catch_warnings():
         warnings.simplefilter("error", torch.jit.TracerWarning)
         check_file(path, resumed)
+
+
+UNUSABLE = ("nan", "inf", "whole", "complex", "switches", "sparse", "expanded", "on no device")
+
+
+@pytest.mark.parametrize("how", UNUSABLE)
+def test_values_that_are_no_weights(resumed, tmp_path, how):
+    path = tmp_path / "file.ckpt"
+    path.write_bytes(_file(changed(_content(resumed), [("tensor", 0, how)]), "lightning"))
+    with limits(), pytest.raises(CheckpointError, match="first_pos_embed") as refused:
+        lfvit.load_checkpoint(new_model(), path)
+    assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("method", {}), ("method", None), ("backbone", 3), ("classes", [1]), ("schedule", {"": 1})],
+)
+def test_records_that_no_training_writes(resumed, tmp_path, no_training, key, value):
+    path = tmp_path / "file.ckpt"
+    content = _content(resumed)
+    content[RECORD][key] = value
+    path.write_bytes(_file(content, "lightning"))
+    resumed.ckpt_path = str(path)
+    with pytest.raises(CheckpointError, match=rf"file\.ckpt: .*{key}"):
+        training.train(resumed)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fuzzing import fuzz
+from fuzzing import fuzz, limits
 from hydra import compose, initialize_config_dir
 from hypothesis import assume
 from hypothesis import strategies as st
@@ -199,3 +199,14 @@ def test_a_command_line_is_checked_settings_or_one_error(script, place, capsys, 
     given = data.draw(arguments(script))
     assume(not leaves_the_folder(given))
     check_command(script, given, place, capsys)
+
+
+@pytest.mark.parametrize(
+    ("script", "given"), [("reproduce", "scale=-1"), ("benchmark", "~image_size")]
+)
+def test_found_command_lines(script, given, place, capsys, monkeypatch):
+    """A number for a group was a traceback; OmegaConf's causes made a loop without an end."""
+    monkeypatch.setenv("OC_CAUSE", "1")
+    with limits(seconds=20):
+        assert run(script, [given]) == 2
+    assert "error: " in capsys.readouterr().err
