@@ -52,7 +52,7 @@ def _cause(error: BaseException | None) -> LFViTError | None:
     return None
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: BaseException) -> str:
     """Hydra's message, with the valid keys where an override names an unknown one."""
     text = str(error)
     if isinstance(error, MissingMandatoryValue):

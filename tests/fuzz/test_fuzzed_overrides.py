@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fuzzing import fuzz, limits
+from fuzzing import SECONDS, fuzz, limits
 from hydra import compose, initialize_config_dir
 from hypothesis import assume
 from hypothesis import strategies as st
@@ -192,6 +192,7 @@ def leaves_the_folder(given: list[str]) -> bool:
     return any(re.search(r"\.\.|^\W*hydra|_target_|_(args|partial)_|=/(?!proc)", a) for a in given)
 
 
+@pytest.mark.skipif(not SECONDS, reason="takes minutes: make fuzz")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("script", SCRIPTS)
 @fuzz(4, data=st.data())
