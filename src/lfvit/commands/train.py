@@ -185,7 +185,8 @@ def _check_resume(cfg: DictConfig) -> dict[str, Any]:
         )
     record = record_of(content, cfg.ckpt_path)
     for key in ("method", "backbone", "reducer", "image_size", "schedule", "seed"):
-        then, now = record.get(key, NOT_RECORDED.get(key)), plain(cfg[key])
+        then: Any = record.get(key, NOT_RECORDED.get(key))
+        now = plain(cfg[key])
         try:
             same = Schedule.of(then) == Schedule.of(now) if key == "schedule" else then == now
         except (ConfigError, TypeError) as error:
