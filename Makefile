@@ -1,31 +1,34 @@
 # Every target works on a fresh clone: it builds .venv when that is missing or out of date.
 PYTHON ?= python3
 VENV   := .venv
+CONSTRAINTS := constraints.txt
 STAMP  := $(VENV)/.installed
 RUN    := $(VENV)/bin/python
 ARGS   ?=
 SCALE  ?= smoke
 AUDIT  := pip-audit==2.10.1
+SECONDS ?= 600
 ARTIFACTS ?=
 DATA   ?=
 REPRODUCE = $(RUN) reproduce.py scale=$(SCALE) $(if $(ARTIFACTS),"artifacts='$(ARTIFACTS)'") $(if $(DATA),"data_root=$(DATA)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install update audit test chaos lint format docs reproduce reproduce-plan clean
+.PHONY: help install update audit test chaos fuzz coverage test-oldest test-newest lint format \
+	docs check reproduce reproduce-plan clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## build .venv with pinned versions (about 5 GB, a few minutes)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "Python 3.11 or newer is needed, and $(PYTHON) is $$($(PYTHON) --version 2>&1);" \
 		     "name another one: make PYTHON=python3.12"; exit 1; }
 	@echo "==> creating $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
-	@echo "==> installing the packages of constraints.txt (PyTorch is the large one)"
-	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "==> installing packages $(CONSTRAINTS:%=of %) (PyTorch is the large one)"
+	@$(RUN) -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=-c %) -e '.[dev]'
 	@touch $@
 	@echo "==> ready: $(RUN)"
 
@@ -55,6 +58,18 @@ test: $(STAMP)  ## run the test suite (a few minutes on 2 cores; ARGS="-k select
 chaos: $(STAMP)  ## the long tests: processes killed, disks full, long fuzzing (see docs/reliability.md)
 	$(RUN) -m pytest -m chaos $(ARGS)
 
+fuzz: $(STAMP)  ## damaged files and odd command lines, SECONDS=600 for each target (ARGS="-k images")
+	FUZZ_SECONDS=$(SECONDS) $(RUN) -m pytest tests/fuzz -rP --show-capture=stdout $(ARGS)
+
+coverage: $(STAMP)  ## the test suite with the lines it runs: printed, and in htmlcov/
+	$(RUN) -m pytest -n auto --maxprocesses 4 --cov --cov-report=html --cov-report=term $(ARGS)
+
+test-oldest:  ## the suite with the lower bounds of pyproject.toml, in .venv-oldest
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+
+test-newest:  ## the suite with the newest versions there are, in .venv-newest
+	$(MAKE) test VENV=.venv-newest CONSTRAINTS=
+
 lint: $(STAMP)  ## check style and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -67,6 +82,8 @@ format: $(STAMP)  ## put the style in order
 docs: $(STAMP)  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
 
+check: lint docs coverage reproduce  ## all of that, as continuous integration does
+
 reproduce: $(STAMP)  ## the papers' tables and figures (SCALE=smoke|needle|imagenette_cpu|imagenette|imagenet ARTIFACTS= DATA=)
 	$(REPRODUCE) $(ARGS)
 
@@ -74,5 +91,5 @@ reproduce-plan: $(STAMP)  ## what reproduce would run, and how long it would tak
 	$(REPRODUCE) plan=true $(ARGS)
 
 clean:  ## remove .venv and caches; outputs/ stays
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) .venv-oldest .venv-newest htmlcov .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

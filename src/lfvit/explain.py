@@ -2,6 +2,7 @@
 
 import re
 import sys
+import traceback
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -13,15 +14,26 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from lfvit.errors import LFViTError
 
+PARSERS = ("hydra._internal", "hydra.core", "omegaconf")
+"""What reads command lines and configs, and finds most mistakes in them."""
+
 
 def explain(error: BaseException) -> str | None:
     """The message for an error the user can mend; None for any other, which needs its traceback."""
     own = _cause(error)
     if own is not None:
         return str(own)
-    if isinstance(error, (HydraException, OmegaConfBaseException)):
+    if isinstance(error, (HydraException, OmegaConfBaseException)) or _composing(error):
         return _explain(error)
     return None
+
+
+def _composing(error: BaseException) -> bool:
+    """Whether a plain error comes from Hydra reading the command line, as for scale=-1."""
+    frames = [
+        frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
+    return bool(frames) and frames[-1].startswith(PARSERS)
 
 
 def _cause(error: BaseException | None) -> LFViTError | None:
@@ -33,13 +45,17 @@ def _cause(error: BaseException | None) -> LFViTError | None:
         return error
     if not isinstance(error, (HydraException, OmegaConfBaseException, RuntimeError)):
         return None
+    seen: list[BaseException] = []
     inner = error.__cause__
-    while inner is not None and not isinstance(inner, LFViTError):
+    while inner is not None and inner not in seen:  # with OC_CAUSE=1, OmegaConf's causes run round
+        if isinstance(inner, LFViTError):
+            return inner
+        seen.append(inner)
         inner = inner.__cause__
-    return inner
+    return None
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: BaseException) -> str:
     """Hydra's message, with the valid keys where an override names an unknown one."""
     text = str(error)
     if isinstance(error, MissingMandatoryValue):

@@ -8,6 +8,7 @@ import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from lfvit.commands.setup import record_of
 from lfvit.data import ImageDataModule
 from lfvit.errors import CheckpointError, ConfigError
 from lfvit.models.checkpoints import read_file
@@ -91,9 +92,17 @@ def check_resume(cfg: DictConfig) -> Resumed | None:
             f"{cfg.ckpt_path}: not a checkpoint of a training run; to start from its weights pass "
             "init_from= instead of ckpt_path="
         )
+    record = record_of(content, cfg.ckpt_path)
     for key in ("method", "backbone", "reducer", "image_size", "schedule", "seed"):
-        then, now = content[RECORD].get(key, NOT_RECORDED.get(key)), plain(cfg[key])
-        same = Schedule.of(then) == Schedule.of(now) if key == "schedule" else then == now
+        then: Any = record.get(key, NOT_RECORDED.get(key))
+        now = plain(cfg[key])
+        try:
+            same = Schedule.of(then) == Schedule.of(now) if key == "schedule" else then == now
+        except (ConfigError, TypeError) as error:
+            raise CheckpointError(
+                f"{cfg.ckpt_path}: the {key} in its record cannot be read ({error}); use an "
+                "earlier checkpoint"
+            ) from error
         if not same:
             raise CheckpointError(
                 f"{cfg.ckpt_path}: was trained with {key}={then}, not {now}; repeat the run's own "
@@ -101,7 +110,7 @@ def check_resume(cfg: DictConfig) -> Resumed | None:
             )
     epoch = content["loops"]["fit_loop"]["epoch_progress"]["current"]
     within = epoch["started"] > epoch["processed"]
-    return Resumed(content[RECORD], int(content["global_step"]), within)
+    return Resumed(record, int(content["global_step"]), within)
 
 
 def check_data(

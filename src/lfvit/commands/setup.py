@@ -36,6 +36,16 @@ PLACES = ("root", "path")
 CREATED_WITH = ("backbone", "image_size", "num_classes", "reducer")
 
 
+RECORDED = {  # what a checkpoint's record holds, as far as models and data are made from it
+    "method": dict,
+    "backbone": dict,
+    "reducer": dict,
+    "data": dict,
+    "schedule": dict,
+    "classes": list,
+}
+
+
 class Trained(NamedTuple):
     """A model with its weights, and what its checkpoint says about it (see `make_record`)."""
 
@@ -75,6 +85,28 @@ def model_overrides(cfg: DictConfig) -> dict[str, Any]:
     return {key: cfg[key] for key in keys}
 
 
+def record_of(content: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
+    """What a checkpoint says about its model, see `make_record`; empty where it says nothing.
+
+    Raises:
+        CheckpointError: a record that no training writes.
+    """
+    record = content.get(RECORD) or {}
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path}: its entry {RECORD!r} is a {type(record).__name__}")
+    for key, kind in RECORDED.items():
+        if key in record and not isinstance(record[key], kind):
+            raise CheckpointError(
+                f"{path}: its record says {key}={record[key]!r}, which is no {kind.__name__}; use "
+                "an earlier checkpoint"
+            )
+    if "method" in record and not isinstance(record["method"].get("name"), str):
+        raise CheckpointError(f"{path}: its record does not name its method; pass method= as well")
+    if not all(isinstance(name, str) for name in record.get("classes", [])):
+        raise CheckpointError(f"{path}: its record holds classes that are no names")
+    return dict(record)
+
+
 def overridden(record: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a checkpoint's record with what `overrides` say instead, see `load_trained`."""
     merged = dict(record)
@@ -100,7 +132,7 @@ def load_trained(path: str | Path, overrides: Mapping[str, Any] | None = None) -
         CheckpointError, ConfigError: unreadable, not describing its model, or not fitting it.
     """
     content = read_file(path)
-    record = overridden(content.get(RECORD) or {}, overrides or {})
+    record = overridden(record_of(content, path), overrides or {})
     lacking = [key for key in ("method", "backbone", "image_size") if key not in record]
     if lacking:
         raise CheckpointError(

@@ -6,7 +6,7 @@ token looks. `Backbone` takes the modules of a timm `VisionTransformer` over, un
 just that.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -80,6 +80,11 @@ def build_vit(
             "(init_from=)"
         )
     spec = NAMED_BACKBONES[backbone] if isinstance(backbone, str) else backbone
+    if not isinstance(spec, Mapping):
+        raise ConfigError(
+            f"backbone={backbone!r} must be a name, or a mapping with embed_dim, depth and "
+            "num_heads"
+        )
     return _custom_vit(dict(spec), common)
 
 

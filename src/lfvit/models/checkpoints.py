@@ -66,13 +66,15 @@ def load_checkpoint(
             fine-tuning.
 
     Raises:
-        CheckpointError: the file is missing, truncated, holds more than weights, or does not fit;
-            the message names the file, the first keys that do not fit and what would.
+        CheckpointError: the file is missing, truncated, holds more than weights, or values that
+            are no weights such as NaN, or does not fit; the message names the file, the first keys
+            that do not fit and what would.
     """
     name = "the state dict" if isinstance(source, Mapping) else str(source)
     found = extract_weights(source if isinstance(source, Mapping) else read_file(source), name)
     weights = _rename(model, found)
     own = model.state_dict()
+    _refuse_values(weights, own, name)
     for key in POSITIONS:
         if key in weights and key in own and weights[key].shape != own[key].shape:
             weights[key] = _resample(weights[key], own[key])
@@ -152,17 +154,15 @@ def extract_weights(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
         if isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
             break
-    weights = {
-        key: value.float() if value.dtype in HALVES else value
-        for key, value in content.items()
-        if isinstance(value, Tensor)
-    }
+    weights = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not weights:
         raise CheckpointError(
             f"{name}: no weights found; its entries are {', '.join(map(str, list(content)[:5]))}"
         )
     for key, value in weights.items():
         _refuse_unreal(key, value, name)
+        if value.dtype in HALVES:
+            weights[key] = value.float()
     while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in weights)), None):
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}
     return weights
@@ -235,8 +235,25 @@ def _resample(positions: Tensor, own: Tensor) -> Tensor:
         return positions
     try:
         return resample(positions, own.shape[1])
-    except ValueError:
+    except (ValueError, RuntimeError):  # no grid, or one that does not fit into memory
         return positions
+
+
+def _refuse_values(weights: dict[str, Tensor], own: dict[str, Tensor], name: str) -> None:
+    """What is no weight would be cast without a word, or fail without the file's name."""
+    for key in (key for key in own if key in weights):
+        value, fits = weights[key], weights[key].shape == own[key].shape
+        real = own[key].is_floating_point()
+        if value.is_quantized or value.is_floating_point() != real:
+            what = f"numbers of type {value.dtype}"
+        elif real and fits and not value.to(own[key].dtype).isfinite().all():
+            what = "values that are not finite"
+        else:
+            continue
+        raise CheckpointError(
+            f"{name}: {key} holds {what}, and weights are dense and finite; use an earlier "
+            "checkpoint, or save the model's state_dict again"
+        )
 
 
 def _refuse_misfits(
