@@ -4,6 +4,7 @@ import subprocess
 from contextlib import suppress
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from lfvit import runs
@@ -112,8 +113,8 @@ def test_weights_count_by_content_and_images_by_place(composed, tmp_path, monkey
         return runs.identity(composed("train", "run_dir=one", *overrides))
 
     monkeypatch.chdir(tmp_path)
-    for name, content in (("a.pth", b"1"), ("b.pth", b"1"), ("c.pth", b"2")):
-        (tmp_path / name).write_bytes(content)
+    for name, value, seconds in (("a.pth", 1, 5), ("b.pth", 1, 6), ("c.pth", 2, 5)):
+        torch.save({"state_dict": {"w": torch.tensor(value)}, "seconds": seconds}, tmp_path / name)
     assert identity("init_from=a.pth") == identity("init_from=b.pth") != identity()
     assert identity("init_from=a.pth") != identity("init_from=c.pth")
     folder = ("data=imagefolder", "data.root=photos")

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lfvit.errors import ConfigError, StorageError
 from lfvit.files import remove_partial, write_whole
+from lfvit.models.checkpoints import weights_digest
 from lfvit.stopping import Stopped
 from lfvit.zoo import locate
 
@@ -106,8 +107,7 @@ def settings_of_weights(cfg: DictConfig) -> dict[str, Any]:
         settings.pop("deterministic", None)
     start = settings["init_from"] and locate(settings["init_from"])
     if start and start.is_file():
-        with start.open("rb") as file:
-            settings["init_from"] = hashlib.file_digest(file, "sha256").hexdigest()
+        settings["init_from"] = weights_digest(start)
     if settings["data"].get("root") is not None:
         settings["data"]["root"] = str(Path(settings["data"]["root"]).expanduser().absolute())
     return settings

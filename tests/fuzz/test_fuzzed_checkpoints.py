@@ -60,7 +60,7 @@ def _content(cfg) -> dict[str, Any]:
     return {
         "state_dict": {f"model.{key}": value for key, value in model.state_dict().items()},
         RECORD: record,
-        "loops": {"fit_loop": {"state_dict": {}}},
+        "loops": {"fit_loop": {"epoch_progress": {"current": {"started": 1, "processed": 1}}}},
         "epoch": 1,
         "global_step": 4,
         "pytorch-lightning_version": "2.6.0",

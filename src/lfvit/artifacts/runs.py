@@ -1,6 +1,5 @@
 """The runs that artifacts need: composed, checked, trained and evaluated once, and continued."""
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from lfvit.commands.evaluate import evaluate
 from lfvit.commands.setup import build_model, make_record, model_overrides, overridden
 from lfvit.commands.train import check, train
 from lfvit.errors import ConfigError, LFViTError, TrainingError
+from lfvit.models.checkpoints import weights_digest
 from lfvit.runs import PROJECT_ROOT, plain
 
 
@@ -213,7 +213,7 @@ def finish(run: Run, runs: Mapping[str, Run], fresh: bool, console: Console) -> 
     """
     folder, asked, origin = run.folder, run.folder / "settings.json", run.folder / "start.sha256"
     start = None if run.start is None else runs[run.start]
-    weights = None if start is None else _digest(start.checkpoint)
+    weights = None if start is None else weights_digest(start.checkpoint)
     if fresh and asked.exists():
         shutil.rmtree(folder)
     if origin.exists() and origin.read_text() != weights:
@@ -257,8 +257,3 @@ def _train(run: Run) -> None:
     command += [f"name={run.name}", *(quote_path(f"{key}={path}") for key, path in paths.items())]
     if subprocess.run(command, check=False).returncode:
         raise TrainingError(f"{' '.join(command)} failed; its messages are above")
-
-
-def _digest(checkpoint: Path) -> str:
-    with checkpoint.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

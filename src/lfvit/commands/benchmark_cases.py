@@ -114,7 +114,10 @@ def _build(cfg: DictConfig, method: dict[str, Any], trained: Trained | None) -> 
     backbone = plain(cfg.backbone) if trained is None else trained.record["backbone"]
     size = _image_size(cfg, trained)
     classes = cfg.num_classes if trained is None else len(trained.record["classes"])
-    return build_model({"method": method, "backbone": backbone, "image_size": size}, classes)
+    settings: dict[str, Any] = {"method": dict(method), "backbone": backbone, "image_size": size}
+    if "reducer" in method:
+        settings["reducer"] = settings["method"].pop("reducer")
+    return build_model(settings, classes)
 
 
 def compile_model(model: nn.Module, task: str = "inference", mode: str = "default") -> None:

@@ -108,9 +108,15 @@ def check_resume(cfg: DictConfig) -> Resumed | None:
                 f"{cfg.ckpt_path}: was trained with {key}={then}, not {now}; repeat the run's own "
                 "settings to resume it, or pass init_from= to start a new run from its weights"
             )
-    epoch = content["loops"]["fit_loop"]["epoch_progress"]["current"]
-    within = epoch["started"] > epoch["processed"]
-    return Resumed(record, int(content["global_step"]), within)
+    try:
+        epoch = content["loops"]["fit_loop"]["epoch_progress"]["current"]
+        within, step = bool(epoch["started"] > epoch["processed"]), int(content["global_step"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{cfg.ckpt_path}: does not say how far its training was ({error!r}); use an earlier "
+            "checkpoint, or pass init_from= to start a new run from its weights"
+        ) from error
+    return Resumed(record, step, within)
 
 
 def check_data(

@@ -32,9 +32,7 @@ DATA_MODULES: dict[str, type[ImageDataModule]] = {
 PLACES = ("root", "path")
 """Settings of data that say where it is."""
 
-
 CREATED_WITH = ("backbone", "image_size", "num_classes", "reducer")
-
 
 RECORDED = {  # what a checkpoint's record holds, as far as models and data are made from it
     "method": dict,

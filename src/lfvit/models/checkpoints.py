@@ -4,6 +4,7 @@ A file is only ever read as weights: nothing in it is executed.
 """
 
 import argparse
+import hashlib
 import json
 import re
 import zipfile
@@ -128,6 +129,19 @@ def read_file(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dict of weights")
     return content
+
+
+def weights_digest(path: str | Path) -> str:
+    """A name of the weights in a file: the same for every file that holds the same ones.
+
+    Raises:
+        CheckpointError: see `read_file`.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(extract_weights(read_file(path), str(path)).items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _record_of(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from html import escape
 
 import pandas as pd
 
+from lfvit.markdown import escaped
 from lfvit.measure.predictions import right_at
 from lfvit.report.comparisons import Evaluated
 
@@ -38,13 +39,13 @@ def classes_table(
     }
     counts = lead[0].groupby("target").size()
     lines = [
-        "| class | images | " + " | ".join(f"{title} (%)" for title in shares) + " |",
+        "| class | images | " + " | ".join(f"{escaped(title)} (%)" for title in shares) + " |",
         "|---|--:|" + "--:|" * len(shares),
     ]
     for target, count in counts.items():
         values = " | ".join(f"{100 * share[target]:.1f}" for share in shares.values())
         name = escape(classes[int(str(target))]).replace("|", "\\|")
-        lines.append(f"| {name} | {count} | {values} |")
+        lines.append(f"| {escaped(name)} | {count} | {values} |")
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lfvit.errors import DataError, LFViTError
+from lfvit.markdown import escaped
 from lfvit.report.changes import changes_text, classes_table
 from lfvit.report.comparisons import Evaluated, Row, against, equal_accuracy, verdict
 from lfvit.report.evaluated import Run
@@ -38,7 +39,7 @@ def paired_sections(groups: Mapping[str, Sequence[Run]], output: Path) -> Iterat
         if rows:
             figure = output.with_name(f"{output.stem}_differences.png")
             plot_differences([(f"{m}, {row.way}", row) for m, row in rows], [figure])
-            yield f"## Beside {name}, image by image\n\n{EXPLAINED}\n\n{_table(rows)}"
+            yield f"## Beside {escaped(str(name))}, image by image\n\n{EXPLAINED}\n\n{_table(rows)}"
             yield f"![Differences]({figure.name})"
             yield from _answers(rows)
     for model in two_pass:
@@ -47,9 +48,10 @@ def paired_sections(groups: Mapping[str, Sequence[Run]], output: Path) -> Iterat
             classes = _classes(groups[model][0])
             table = classes_table(same, model, classes)
         except (LFViTError, KeyError) as error:
-            table = f"No table by class: {error}."
+            table = f"No table by class: {escaped(str(error))}."
         predictions = [each.predictions for each in read[model].values()]
-        yield f"## What the second look of {model} changes\n\n{changes_text(model, predictions)}"
+        shown = escaped(model)
+        yield f"## What the second look of {shown} changes\n\n{changes_text(shown, predictions)}"
         yield table
 
 
@@ -85,7 +87,7 @@ def _table(rows: Sequence[tuple[str, Row]]) -> str:
         cost = f"{row.cost:.0f}" + (f" ± {row.cost_spread:.0f}" if row.cost_spread else "")
         p = ", ".join(f"{value:.2g}" for value in found.p_values)
         lines.append(
-            f"| {model} | {row.way} | {row.seeds} | {found.images:,} | "
+            f"| {escaped(model)} | {row.way} | {row.seeds} | {found.images:,} | "
             f"{found.difference:+.2f}{spread} | {found.low:+.2f} to {found.high:+.2f} | {p} | "
             f"{cost} | {verdict(row)} |"
         )
@@ -98,7 +100,8 @@ def _answers(rows: Sequence[tuple[str, Row]]) -> Iterator[str]:
     for model, row in rows:
         by_model.setdefault(model, []).append(row)
     told = [
-        f"- **{model}**: {equal_accuracy(each[WAYS.index('equal')], each[WAYS.index('budget')])}"
+        f"- **{escaped(model)}**: "
+        + equal_accuracy(each[WAYS.index("equal")], each[WAYS.index("budget")])
         for model, each in by_model.items()
         if len(each) == len(WAYS)
     ]

@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from lfvit.report.evaluated import Run
-from lfvit.report.plots import ENDS, GREY, PALETTE, STYLE, finish_cost_axes
+from lfvit.report.plots import ENDS, GREY, PALETTE, STYLE, finish_cost_axes, literal
 from lfvit.report.tables import is_plain
 
 
@@ -43,8 +43,9 @@ def plot_with_bands(groups: Mapping[str, Sequence[Run]], path: Path) -> None:
                 continue
             top1, gmacs = ([run.evaluation["first"][k] for run in runs] for k in ("top1", "gmacs"))
             error = stdev(top1) if len(top1) > 1 else None
-            point: Any = {"fmt": "D", "color": colour, "label": name, "capsize": 3, "zorder": 4}
-            axes.errorbar(fmean(gmacs), fmean(top1), yerr=error, **point)
+            point: Any = {"fmt": "D", "color": colour, "capsize": 3, "zorder": 4}
+            label = literal(name)
+            axes.errorbar(fmean(gmacs), fmean(top1), yerr=error, label=label, **point)
         if two_pass:
             for marker, text in ENDS.values():
                 axes.plot([], [], marker, color=GREY, label=text)
@@ -57,7 +58,7 @@ def _draw_band(axes: Any, evaluations: Sequence[Any], name: str, colour: str) ->
     points = list(zip(*(found["curve"] for found in evaluations), strict=True))
     cost = [fmean(p["gmacs"] for p in same) for same in points]
     top1 = [fmean(p["top1"] for p in same) for same in points]
-    axes.plot(cost, top1, color=colour, label=name)
+    axes.plot(cost, top1, color=colour, label=literal(name))
     if len(evaluations) > 1:
         spread = [stdev(p["top1"] for p in same) for same in points]
         low = [mean - s for mean, s in zip(top1, spread, strict=True)]

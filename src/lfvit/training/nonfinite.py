@@ -25,6 +25,7 @@ from lfvit.checks import check_choice, check_whole
 from lfvit.data.batches import Batch, image_name
 from lfvit.data.sampling import TrainSampler
 from lfvit.errors import TrainingError
+from lfvit.processes import summed
 from lfvit.runs import write_json
 
 log = logging.getLogger(__name__)
@@ -38,11 +39,18 @@ ADVICE = (
 )
 
 
+@torch.no_grad()
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no value of any tensor is NaN or infinite; one wait for the device."""
-    largest = get_total_norm([t for t in tensors if t.numel()], float("inf"))
-    whole = largest.full_tensor() if isinstance(largest, DTensor) else largest
-    return bool(whole.isfinite())
+    """Whether no value of any tensor is NaN or infinite; one wait for the device.
+
+    Of sharded tensors every process looks at its own part, and all of them get one answer.
+    """
+    found = list(tensors)
+    parts = [t.to_local() if isinstance(t, DTensor) else t for t in found]
+    bad = ~get_total_norm([t for t in parts if t.numel()], float("inf")).isfinite()
+    if any(isinstance(t, DTensor) for t in found):
+        bad = summed(bad.float().to(parts[0].device))
+    return not bad
 
 
 class Seen(NamedTuple):
