@@ -235,6 +235,18 @@ def test_values_that_are_no_weights(resumed, tmp_path, how):
     assert str(path) in str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["backbone.norm.weight", "backbone.head.weight"])
+def test_a_weight_that_is_one_number(resumed, tmp_path, name):
+    """The advice of the error reads sizes off these two."""
+    content = _content(resumed)
+    content["state_dict"][f"model.{name}"] = torch.tensor(1.0)
+    path = tmp_path / "file.ckpt"
+    path.write_bytes(_file(content, "lightning"))
+    for load in (lambda: lfvit.load_checkpoint(new_model(), path), lambda: load_trained(path)):
+        with pytest.raises(CheckpointError, match=rf"{name} scalar instead of"):
+            load()
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("method", {}), ("method", None), ("backbone", 3), ("classes", [1]), ("schedule", {"": 1})],

@@ -302,7 +302,8 @@ def find_device(accelerator: str) -> torch.device:
 
 def _num_classes(content: Mapping[str, Any], path: str | Path) -> int:
     weights = extract_weights(content, str(path))
-    heads = [value for key, value in weights.items() if key.split(".")[-2:] == ["head", "weight"]]
+    found = (value for key, value in weights.items() if key.split(".")[-2:] == ["head", "weight"])
+    heads = [value for value in found if value.ndim]
     if not heads:
         raise CheckpointError(f"{path}: has no head.weight, so its number of classes is unknown")
     return len(heads[0])

@@ -294,7 +294,7 @@ def _refuse_misfits(
 
 def _advice(found: dict[str, Tensor], own: dict[str, Tensor]) -> str:
     """What model would take the file, as far as its names and shapes tell."""
-    by_end = {key.removeprefix("backbone."): value for key, value in found.items()}
+    by_end = {key.removeprefix("backbone."): v for key, v in found.items() if v.ndim}
     norm, head = by_end.get("norm.weight"), by_end.get("head.weight")
     blocks = {key.split(".")[1] for key in by_end if re.match(r"blocks\.\d+\.", key)}
     if norm is None or not blocks:
