@@ -243,7 +243,7 @@ def test_a_weight_that_is_one_number(resumed, tmp_path, name):
     path = tmp_path / "file.ckpt"
     path.write_bytes(_file(content, "lightning"))
     for load in (lambda: lfvit.load_checkpoint(new_model(), path), lambda: load_trained(path)):
-        with pytest.raises(CheckpointError, match=rf"{name} scalar instead of"):
+        with pytest.raises(CheckpointError, match=name.removeprefix("backbone.")):
             load()
 
 
