@@ -130,7 +130,9 @@ def load_trained(path: str | Path, overrides: Mapping[str, Any] | None = None) -
         CheckpointError, ConfigError: unreadable, not describing its model, or not fitting it.
     """
     content = read_file(path)
-    record = overridden(record_of(content, path), overrides or {})
+    own = record_of(content, path)
+    record = overridden(own, overrides or {})
+    its_own = record == own  # what is wrong with it is wrong with the file
     lacking = [key for key in ("method", "backbone", "image_size") if key not in record]
     if lacking:
         raise CheckpointError(
@@ -139,9 +141,13 @@ def load_trained(path: str | Path, overrides: Mapping[str, Any] | None = None) -
         )
     check_range("threshold", record.setdefault("threshold", 0.7), 0)
     classes = record.setdefault("classes", [str(i) for i in range(_num_classes(content, path))])
-    model = build_model(record, len(classes))
     try:
+        model = build_model(record, len(classes))
         load_checkpoint(model, content)
+    except ConfigError as error:
+        if its_own:
+            raise CheckpointError(f"{path}: its record describes no model: {error}") from error
+        raise
     except CheckpointError as error:
         raise CheckpointError(str(error).replace("the state dict", str(path), 1)) from error
     return Trained(model.eval(), record)
