@@ -180,3 +180,14 @@ def test_the_python_examples_of_a_page_run_one_after_the_other(page, trained_run
     }
     for example in python_examples(page):
         exec(compile(example, page.name, "exec"), scope)
+
+
+def test_the_tests_that_show_what_happens_exist():
+    named = re.findall(
+        r"`([\w/]*\.?p?y?)::(test_\w+)", (ROOT / "docs" / "reliability.md").read_text()
+    )
+    assert len(named) > 60
+    path = ""
+    for said, name in named:
+        path = said or path  # "::test_name" is in the file named before
+        assert f"def {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
