@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from conftest import ROOT, photograph
+from lfvit.commands import resume
 from lfvit.commands import train as training
 
 SMALL = ["data.train_images=8", "data.val_images=6", "data.num_workers=0", "logger=none"]
@@ -125,10 +126,12 @@ def place(tmp_path, monkeypatch):
     """A working directory with weights and a picture; commands end where their work begins."""
 
     def checked_training(cfg):
+        if resume.finished(cfg) is not None:
+            raise Checked
+        cfg = resume.continued(cfg)
         schedule = training.check(cfg)
         training.build_trainer(cfg, schedule, [])
-        if cfg.ckpt_path is not None:
-            training._check_resume(cfg)
+        resume.check_resume(cfg)
         training.hydra.utils.instantiate(cfg.data)
         training.build_module(cfg, schedule, ["a", "b"])
         raise Checked

@@ -35,7 +35,7 @@ def locate(source: str | Path) -> Path:
     """
     text = str(source)
     if not text.startswith(PREFIX):
-        return Path(source)
+        return Path(text)
     name = text.removeprefix(PREFIX)
     known = names()
     path = FOLDER / f"{default() if name == DEFAULT else name}.safetensors"
