@@ -1,5 +1,6 @@
 """The contributor's guide, followed to the letter in a copy of the project."""
 
+import json
 import os
 import re
 import shutil
@@ -46,19 +47,27 @@ def run(extended, *arguments):
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["method=lf_vit_centre"],
-        ["method=vit", "reducer=pairs"],
-        ["method=cf_vit", "reducer=pairs", "reducer.passes=first"],
-    ],
-)
-def test_the_new_options_train(extended, tmp_path, overrides):
+NEW = [
+    ["method=lf_vit_centre"],
+    ["method=vit", "reducer=pairs"],
+    ["method=cf_vit", "reducer=pairs", "reducer.passes=first"],
+]
+TRAIN_ALL = """
+import json, runpy, sys
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["train.py", *arguments]
+    runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def test_the_new_options_train(extended, tmp_path):
+    """One after the other in one process, which imports everything once."""
     fast = ["debug=fast", "callbacks.progress=null", "trainer.accelerator=cpu", "logger=none"]
-    run(extended, "train.py", *overrides, *fast, "data.batch_size=4", f"run_dir={tmp_path}")
-    config = (tmp_path / "config.yaml").read_text()
-    assert "selector: centre" in config or "name: pairs" in config
+    fast += ["data.batch_size=4"]
+    lines = [[*new, *fast, f"run_dir={tmp_path / str(i)}"] for i, new in enumerate(NEW)]
+    run(extended, "-c", TRAIN_ALL, json.dumps(lines))
+    for i, wanted in enumerate(("selector: centre", "name: pairs", "name: pairs")):
+        assert wanted in (tmp_path / str(i) / "config.yaml").read_text()
 
 
 def test_the_parametrised_tests_pick_them_up(extended):
