@@ -70,9 +70,10 @@ def test_the_new_options_train(extended, tmp_path):
         assert wanted in (tmp_path / str(i) / "config.yaml").read_text()
 
 
-@pytest.mark.parametrize(
-    "where", ["tests/models/test_registry.py", pytest.param("tests/models", marks=pytest.mark.chaos)]
-)
+EVERYWHERE = pytest.param("tests/models", marks=pytest.mark.chaos)
+
+
+@pytest.mark.parametrize("where", ["tests/models/test_registry.py", EVERYWHERE])
 def test_the_parametrised_tests_pick_them_up(extended, where):
     out = run(extended, "-m", "pytest", where, "-vv", "-k", "pairs or centre")
     passed = re.findall(r"::(test_\w+)\[(\S*(?:pairs|centre)\S*)\] PASSED", out)
