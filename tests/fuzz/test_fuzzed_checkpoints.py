@@ -210,7 +210,7 @@ def changed(content: dict[str, Any], changes: list[tuple[str, int, Any]]) -> dic
     return {**content, "state_dict": weights}
 
 
-@fuzz(15, kind=st.sampled_from(["lightning", "bare", "old"]), changes=contents())
+@fuzz(40, kind=st.sampled_from(["lightning", "bare", "old"]), changes=contents())
 def test_strange_contents(resumed, tmp_path, no_training, kind, changes):
     path = tmp_path / f"file{SUFFIXES[kind]}"
     content = changed(_content(resumed), changes)
