@@ -28,6 +28,7 @@ TINY = {"embed_dim": 24, "depth": 5, "num_heads": 2, "patch_size": 8}
 COSTLY = {"everything", "distances", "one", "two", "two_pass", "runs", "extended"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of a module that share a costly fixture go to one process, which makes it once."""
     for item in items:
