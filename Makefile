@@ -53,7 +53,7 @@ audit:  ## look the versions of constraints.txt up among known vulnerabilities (
 		echo "    the database of PyPI (https://pypi.org) has to be reachable, not a mirror of it"; exit 1; }
 
 test: $(STAMP)  ## run the test suite (a few minutes on 2 cores; ARGS="-k selection" for a part)
-	$(RUN) -m pytest -n auto --maxprocesses 4 $(ARGS)
+	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadgroup $(ARGS)
 
 chaos: $(STAMP)  ## the long tests: processes killed, disks full, long fuzzing (see docs/reliability.md)
 	$(RUN) -m pytest -m chaos $(ARGS)
@@ -62,7 +62,7 @@ fuzz: $(STAMP)  ## damaged files and odd command lines, SECONDS=600 for each tar
 	FUZZ_SECONDS=$(SECONDS) $(RUN) -m pytest tests/fuzz -rP --show-capture=stdout $(ARGS)
 
 coverage: $(STAMP)  ## the test suite with the lines it runs: printed, and in htmlcov/
-	$(RUN) -m pytest -n auto --maxprocesses 4 --cov --cov-report=html --cov-report=term $(ARGS)
+	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadgroup --cov --cov-report=html --cov-report=term $(ARGS)
 
 test-oldest:  ## the suite with the lower bounds of pyproject.toml, in .venv-oldest
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt

@@ -5,6 +5,9 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+# read when PyTorch is loaded: threads that wait for one another leave the core to other processes
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +23,17 @@ settings.load_profile("suite")
 
 ROOT = Path(__file__).parents[1]
 TINY = {"embed_dim": 24, "depth": 5, "num_heads": 2, "patch_size": 8}
+
+
+COSTLY = {"everything", "distances", "one", "two", "two_pass", "runs", "extended"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a module that share a costly fixture go to one process, which makes it once."""
+    for item in items:
+        if COSTLY & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """The contributor's guide, followed to the letter in a copy of the project."""
 
+import json
 import os
 import re
 import shutil
@@ -46,30 +47,44 @@ def run(extended, *arguments):
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["method=lf_vit_centre"],
-        ["method=vit", "reducer=pairs"],
-        ["method=cf_vit", "reducer=pairs", "reducer.passes=first"],
-    ],
-)
-def test_the_new_options_train(extended, tmp_path, overrides):
+NEW = [
+    ["method=lf_vit_centre"],
+    ["method=vit", "reducer=pairs"],
+    ["method=cf_vit", "reducer=pairs", "reducer.passes=first"],
+]
+TRAIN_ALL = """
+import json, runpy, sys
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["train.py", *arguments]
+    runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def test_the_new_options_train(extended, tmp_path):
+    """One after the other in one process, which imports everything once."""
     fast = ["debug=fast", "callbacks.progress=null", "trainer.accelerator=cpu", "logger=none"]
-    run(extended, "train.py", *overrides, *fast, "data.batch_size=4", f"run_dir={tmp_path}")
-    config = (tmp_path / "config.yaml").read_text()
-    assert "selector: centre" in config or "name: pairs" in config
+    fast += ["data.batch_size=4"]
+    lines = [[*new, *fast, f"run_dir={tmp_path / str(i)}"] for i, new in enumerate(NEW)]
+    run(extended, "-c", TRAIN_ALL, json.dumps(lines))
+    for i, wanted in enumerate(("selector: centre", "name: pairs", "name: pairs")):
+        assert wanted in (tmp_path / str(i) / "config.yaml").read_text()
 
 
-def test_the_parametrised_tests_pick_them_up(extended):
-    out = run(extended, "-m", "pytest", "tests/models", "-vv", "-k", "pairs or centre")
+COMPILED = "test_a_compiled_model_says_the_same"  # half of the time
+QUICK = ("tests/models/test_registry.py", f"(pairs or centre) and not {COMPILED}")
+EVERYWHERE = pytest.param("tests/models", "pairs or centre", marks=pytest.mark.chaos)
+
+
+@pytest.mark.parametrize(("where", "which"), [QUICK, EVERYWHERE])
+def test_the_parametrised_tests_pick_them_up(extended, where, which):
+    out = run(extended, "-m", "pytest", where, "-vv", "-k", which)
     passed = re.findall(r"::(test_\w+)\[(\S*(?:pairs|centre)\S*)\] PASSED", out)
     names = {name for name, _ in passed}
     assert {
         "test_every_parameter_learns",
-        "test_a_compiled_model_says_the_same",
         "test_the_formula_and_fvcore_agree_exactly",
         "test_early_exit_is_one_of_the_two_passes",
         "test_every_selector_finds_its_cells_behind_a_reducer",
     } <= names
+    assert (COMPILED in names) == (COMPILED not in which)
     assert {"vit-vit-pairs", "lf_vit-vit-pairs", "cf_vit-vit-pairs"} <= {case for _, case in passed}

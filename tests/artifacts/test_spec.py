@@ -87,14 +87,17 @@ RECIPES = [
 ]
 
 
-@pytest.mark.parametrize("scale", SCALES)
-def test_runs_of_every_scale_can_be_built(scale, tmp_path):
-    """All runs at needle, one of each recipe elsewhere; no two are the same under two names."""
+EVERY_RUN = pytest.param("needle", True, marks=pytest.mark.chaos)
+
+
+@pytest.mark.parametrize(("scale", "whole"), [*((scale, False) for scale in SCALES), EVERY_RUN])
+def test_runs_of_every_scale_can_be_built(scale, whole, tmp_path):
+    """One run of each recipe, or all of them; no two are the same under two names."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         one = ["scale.seeds=[0]", f"output_dir={tmp_path}"]
         cfg = compose("reproduce", [f"scale={scale}", *one])
         every = [name for name in cfg.runs if name not in cfg.scale.leave_out]
-        chosen = every if scale == "needle" else [n for n in RECIPES if n in every]
+        chosen = every if whole else [n for n in RECIPES if n in every]
         runs = compose_runs(cfg, chosen)
     assert len(distinct(runs)) == len(runs) >= len(chosen)
     assert all(run.state == "to do" for run in runs.values())

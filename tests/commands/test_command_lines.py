@@ -1,12 +1,15 @@
-"""The scripts as a user types them, in a process of their own."""
+"""The scripts as a user types them: in a process of their own, or in ours where it says as much."""
 
 import json
+import logging
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 
 from conftest import NEEDLE_FAST, ROOT, write_photographs
 
@@ -24,12 +27,38 @@ def run(script, *arguments, cwd, status=0):
     return done
 
 
+@pytest.fixture
+def here(tmp_path, monkeypatch, capfd):
+    """A script in this process, which has imported everything already; what it printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+
+    def run_here(script, *arguments, status=0):
+        GlobalHydra.instance().clear()
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", [str(ROOT / f"{script}.py"), *arguments])
+        ended = 0
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as end:
+            ended = int(end.code or 0)
+        printed = capfd.readouterr()
+        assert ended == status, printed.err[-2000:]
+        return printed
+
+    yield run_here
+    GlobalHydra.instance().clear()
+    root.handlers[:], root.level = handlers, level  # Hydra sets its own
+
+
 def only(path, pattern):
     (found,) = path.glob(pattern)
     return found
 
 
-def test_a_folder_of_photographs_from_training_to_prediction(tmp_path):
+def test_a_folder_of_photographs_from_training_to_prediction(tmp_path, here):
     """Another folder, mixed sizes and modes, no split: only data.root is said."""
     photos = write_photographs(tmp_path / "photos")
     run(
@@ -47,29 +76,22 @@ def test_a_folder_of_photographs_from_training_to_prediction(tmp_path):
     trained = only(tmp_path, "outputs/imagenette_small/*")
     assert json.loads((trained / "metrics.json").read_text())["steps"] == 4
     checkpoint = trained / "checkpoints" / "last.ckpt"
-    out = run("evaluate", f"ckpt_path={checkpoint}", "data.num_workers=0", cwd=tmp_path).stdout
+    out = here("evaluate", f"ckpt_path={checkpoint}", "data.num_workers=0").out
     assert "both passes" in out
     found = json.loads(only(tmp_path, "outputs/evaluate/*/evaluate.json").read_text())
     assert found["images"] == 3
-    out = run("predict", f"ckpt_path={checkpoint}", f"image={photos / 'pear'}", cwd=tmp_path).stdout
+    out = here("predict", f"ckpt_path={checkpoint}", f"image={photos / 'pear'}").out
     assert "8 images, 0 unreadable" in out
     assert out.count("GMACs") == 8
     assert any(name in out for name in ("apple", "pear", "plum"))
-    out = run("diagnose", f"ckpt_path={checkpoint}", "data.num_workers=0", cwd=tmp_path).stdout
+    out = here("diagnose", f"ckpt_path={checkpoint}", "data.num_workers=0").out
     assert "second pass, whole image fine, 3 images" in out
     assert only(tmp_path, "outputs/diagnose/*/diagnose.svg").stat().st_size > 10_000
 
 
-def test_a_sweep_gives_every_job_its_own_directory(tmp_path):
-    run(
-        "train",
-        "-m",
-        "method.region_size=3,5",
-        "method.alpha=0.5,1.0",
-        *NEEDLE_FAST,
-        "schedule.epochs=1",
-        cwd=tmp_path,
-    )
+def test_a_sweep_gives_every_job_its_own_directory(tmp_path, here):
+    swept = ("method.region_size=3,5", "method.alpha=0.5,1.0")
+    here("train", "-m", *swept, *NEEDLE_FAST, "schedule.epochs=1", "evaluate=false")
     runs = sorted(tmp_path.glob("outputs/train/*/*/metrics.json"))
     assert [path.parent.name for path in runs] == ["0", "1", "2", "3"]
     costs = [json.loads(path.read_text())["gmacs"] for path in runs]
@@ -89,28 +111,34 @@ def test_a_sweep_gives_every_job_its_own_directory(tmp_path):
         (["-m", "trainer.devices=2"], "trainer.devices=2 in a multirun"),
     ],
 )
-def test_mistakes_are_one_message_without_a_traceback(tmp_path, arguments, message):
-    done = run("train", *arguments, cwd=tmp_path, status=2)
-    assert message in done.stderr
+def test_mistakes_are_one_message_without_a_traceback(here, arguments, message):
+    err = here("train", *arguments, status=2).err
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_mistake_ends_the_process_with_its_message(tmp_path):
+    done = run("train", "method.region_size=9", cwd=tmp_path, status=2)
+    assert done.stderr.splitlines()[-1].startswith("error: region_size=9 does not fit")
     assert "Traceback" not in done.stderr
 
 
-def test_a_missing_setting_is_named(tmp_path):
-    done = run("evaluate", cwd=tmp_path, status=2)
-    assert "ckpt_path is not set; pass ckpt_path=" in done.stderr
-    done = run("diagnose", "ckpt_path=x", "remove=0.5", cwd=tmp_path, status=2)
-    assert "there is no setting 'remove'; did you mean removed?" in done.stderr
+def test_a_missing_setting_is_named(here):
+    err = here("evaluate", status=2).err
+    assert "ckpt_path is not set; pass ckpt_path=" in err
+    err = here("diagnose", "ckpt_path=x", "remove=0.5", status=2).err
+    assert "there is no setting 'remove'; did you mean removed?" in err
 
 
-def test_paths_may_hold_what_hydra_reads_as_grammar(tmp_path, trained_run):
+def test_paths_may_hold_what_hydra_reads_as_grammar(tmp_path, trained_run, here):
     strange = tmp_path / "epoch=1, (last) [a]"
     shutil.copytree(trained_run / "checkpoints", strange)
     photos = write_photographs(strange / "x=1", per_class=1)
     checkpoint = f"ckpt_path={strange / 'last.ckpt'}"
-    done = run("predict", checkpoint, f"image={photos / 'pear' / '00.jpg'}", cwd=tmp_path)
-    assert "1 images, 0 unreadable" in done.stdout
-    missing = run("predict", "ckpt_path=a=b.ckpt", "image=x", cwd=tmp_path, status=2)
-    assert "quote the value: \"ckpt_path='a=b.ckpt'\"" in missing.stderr
+    found = here("predict", checkpoint, f"image={photos / 'pear' / '00.jpg'}")
+    assert "1 images, 0 unreadable" in found.out
+    missing = here("predict", "ckpt_path=a=b.ckpt", "image=x", status=2)
+    assert "quote the value: \"ckpt_path='a=b.ckpt'\"" in missing.err
 
 
 PHOTOGRAPHS_FAST = (
@@ -124,17 +152,17 @@ PHOTOGRAPHS_FAST = (
 )
 
 
-def test_reproduce_does_not_touch_what_it_did_not_write(tmp_path):
+def test_reproduce_does_not_touch_what_it_did_not_write(tmp_path, here):
     precious = tmp_path / "outputs/reproduce/smoke/runs/lf_vit/seed0/precious.txt"
     precious.parent.mkdir(parents=True)
     precious.write_text("mine")
     for fresh in ("true", "false"):
-        done = run("reproduce", "artifacts=overview", f"fresh={fresh}", cwd=tmp_path, status=2)
-        assert "holds something else than this run" in done.stderr
+        found = here("reproduce", "artifacts=overview", f"fresh={fresh}", status=2)
+        assert "holds something else than this run" in found.err
     assert precious.read_text() == "mine"
 
 
-def test_reproduce_on_photographs_continues(tmp_path, photographs):
+def test_reproduce_on_photographs_continues(tmp_path, photographs, here):
     arguments = [
         "scale=imagenette_cpu",
         "scale.seeds=[0]",
@@ -143,12 +171,12 @@ def test_reproduce_on_photographs_continues(tmp_path, photographs):
         f"overrides={json.dumps(PHOTOGRAPHS_FAST)}",
         "scale.speed_images=2",
     ]
-    first = run("reproduce", *arguments, cwd=tmp_path).stdout
+    first = here("reproduce", *arguments).out
     assert first.count("trained in") == 3
     out = tmp_path / "outputs/reproduce/imagenette_cpu"
     names = json.loads((out / "artifacts/index.json").read_text())
     assert names == ["overview", "lf_vit_table7"]
     assert (out / "artifacts/overview/examples.png").stat().st_size > 1000
-    second = run("reproduce", *arguments, cwd=tmp_path).stdout
+    second = here("reproduce", *arguments).out
     assert second.count("already done") == 3
     assert "trained in" not in second

@@ -212,6 +212,7 @@ def test_starting_from_weights_is_not_resuming(composed, trained_run, tmp_path):
     assert train(cfg)["epochs"] == 1
 
 
+@pytest.mark.chaos
 def test_two_processes_count_every_validation_image_once(composed, tmp_path):
     """17 images on two processes: a padded sampler would count one of them twice."""
     import os
