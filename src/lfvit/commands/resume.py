@@ -12,6 +12,7 @@ from lfvit.commands.setup import record_of
 from lfvit.data import ImageDataModule
 from lfvit.errors import CheckpointError, ConfigError
 from lfvit.models.checkpoints import read_file
+from lfvit.report.evaluated import flatten
 from lfvit.runs import identity, plain, read_json, settings_of_weights
 from lfvit.training.last_checkpoint import LAST
 from lfvit.training.module import RECORD
@@ -209,21 +210,11 @@ def _difference(cfg: DictConfig) -> str:
         return ""
     text = path.read_text()
     own: Any = OmegaConf.create(text)
-    then = _flat(
+    then = flatten(
         settings_of_weights(DictConfig(OmegaConf.create(text.replace(f"{own.run_dir}/", "/"))))
     )
-    now = _flat(settings_of_weights(cfg))
+    now = flatten(settings_of_weights(cfg))
     for key in sorted(then.keys() | now.keys()):
         if then.get(key) != now.get(key):
             return f" ({key}={then.get(key)} there, {now.get(key)} here)"
     return ""
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found

@@ -139,12 +139,12 @@ class Classifier(L.LightningModule):
         share = share_of_batch(len(batch.images), self.device)
         if len(batch.images):
             loss = self._batch_loss(batch)
+            self._log("train/loss", loss, batch, prog_bar=True)
         elif world_size() == 1:
             return None  # not one image of the batch could be read
         else:
             with absent():  # the other processes have images, and wait for this one
                 loss = self._batch_loss(self._blank(batch))
-        self._log("train/loss", loss, batch, prog_bar=True)
         return loss * share
 
     def _batch_loss(self, batch: Batch) -> Tensor:
