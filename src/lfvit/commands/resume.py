@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from lfvit.commands.setup import record_of
 from lfvit.data import ImageDataModule
 from lfvit.errors import CheckpointError, ConfigError
+from lfvit.launch import in_sweep
 from lfvit.models.checkpoints import read_file
 from lfvit.report.evaluated import flatten
 from lfvit.runs import identity, plain, read_json, settings_of_weights
@@ -179,9 +180,12 @@ def _words(layout: Mapping[str, int]) -> str:
 def _check_place(cfg: DictConfig) -> None:
     """The directory that is continued has to be stated, and to hold nothing else."""
     if _new_every_time(cfg):
+        fix = "state it with hydra.run.dir=DIR"
+        if in_sweep():
+            fix = "leave ckpt_path out: a sweep continues what was interrupted by itself"
         raise ConfigError(
             f"ckpt_path={AUTO} continues what is in the run directory, but {cfg.run_dir} is a new "
-            "one for every start; state it with hydra.run.dir=DIR"
+            f"one for every start; {fix}"
         )
     known = read_json(Path(cfg.run_dir) / "run.json").get("identity")
     if known is not None and known != identity(cfg):
@@ -199,8 +203,7 @@ def _new_every_time(cfg: DictConfig) -> bool:
     hydra_cfg = HydraConfig.instance().cfg
     assert hydra_cfg is not None
     raw: Any = OmegaConf.to_container(hydra_cfg, resolve=False)["hydra"]  # type: ignore[index,call-overload]
-    sweep = str(HydraConfig.get().mode).endswith("MULTIRUN")
-    return "${now:" in raw["sweep" if sweep else "run"]["dir"]
+    return "${now:" in raw["sweep" if in_sweep() else "run"]["dir"]
 
 
 def _difference(cfg: DictConfig) -> str:

@@ -6,8 +6,6 @@ from typing import Any
 
 import hydra
 import lightning as L
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -15,11 +13,12 @@ from omegaconf import DictConfig
 from torch import nn
 
 from lfvit.checks import check_range, check_switch, check_whole
+from lfvit.commands.devices import trainer_settings
 from lfvit.commands.resume import LAYOUT, check_data, check_resume, continued, finished
-from lfvit.commands.setup import build_model, make_record, trainer_settings
+from lfvit.commands.setup import build_model, make_record
 from lfvit.data import ImageDataModule
 from lfvit.errors import ConfigError
-from lfvit.launch import together
+from lfvit.launch import in_sweep, together
 from lfvit.measure.costs import count_macs
 from lfvit.models.checkpoints import load_checkpoint, read_file
 from lfvit.models.reduction.patch import unreduced
@@ -200,8 +199,7 @@ def check(cfg: DictConfig, weights_exist: bool = True) -> Schedule:
     check_range("threshold", cfg.threshold, 0)
     check_switch("deterministic", cfg.deterministic)
     NonFiniteGuard(cfg.on_nonfinite, cfg.max_skipped)
-    sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    if sweep and not together():  # of a job, by srun
+    if in_sweep() and not together():  # of a job, by srun
         check_one_process(cfg)
     return schedule
 
