@@ -178,3 +178,13 @@ def _columns(artifact: Artifact, rows: Rows, found: Findings) -> list[dict[str, 
     kept = [entry["key"] for entry in columns]
     rows[:] = [{key: row.get(key) for key in kept} for row in rows]
     return columns
+
+
+def measure_columns(*keys: str) -> list[dict[str, Any]]:
+    return [column(key, m.title, m.unit, m.digits) for key, m in MEASURES.items() if key in keys]
+
+
+def labelled(draw: Callable[..., None], found: Findings, *content: Any) -> None:
+    """Draw with the scale's label under the figure; the last of the content is the files."""
+    *given, paths = content
+    draw(*given, paths, found.scale.label)

@@ -101,9 +101,8 @@ def _side_by_side(
         else:
             result = _in_a_process(processes, run, start, fresh, jobs)
         done += 1
-        words = (
-            ("stopped" if processes.stopping else "failed") if isinstance(result, str) else "done"
-        )
+        ended = "stopped" if processes.stopping else "failed"
+        words = ended if isinstance(result, str) else "done"
         console.print(
             f"{done} of {len(order)}: {run.name}, seed {run.seed}: {words} after "
             f"{time.monotonic() - started:.0f} s"

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig
 
 from lfvit.errors import ConfigError
+from lfvit.launch import in_sweep
 from lfvit.runs import is_main_process, plain, write_json
 
 log = logging.getLogger(__name__)
