@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """SIGTERM: pre-emption, `kill`, torchrun. SIGINT: Ctrl-C. SIGUSR1, SIGUSR2: SLURM's notice."""
 
 TOGETHER = 2.0  # seconds in which several signals are one request: Ctrl-C comes by several ways
-WORKERS_STAY = 60  # seconds that loader processes outlast a signal, for the step that is running
+WORKERS_STAY = 600  # seconds that loader processes outlast a signal: a validation of several processes
 
 
 class Stopped(BaseException):

@@ -16,7 +16,7 @@ from lfvit.commands.predict import predict
 from lfvit.commands.setup import load_trained
 from lfvit.commands.train import build_module, train
 from lfvit.errors import CheckpointError, ConfigError, DataError
-from lfvit.models.checkpoints import read_file
+from lfvit.models.weight_files import read_file
 from lfvit.report.collect import collect
 from lfvit.report.page_examples import open_run
 from lfvit.runs import identity

@@ -19,7 +19,7 @@ from lfvit.commands.evaluate import evaluate
 from lfvit.commands.setup import build_model, make_record, model_overrides, overridden
 from lfvit.commands.train import check, train
 from lfvit.errors import ConfigError, LFViTError, TrainingError
-from lfvit.models.checkpoints import weights_digest
+from lfvit.models.weight_files import weights_digest
 from lfvit.runs import PROJECT_ROOT, plain
 
 

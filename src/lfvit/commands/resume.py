@@ -12,7 +12,7 @@ from lfvit.commands.setup import record_of
 from lfvit.data import ImageDataModule
 from lfvit.errors import CheckpointError, ConfigError
 from lfvit.launch import in_sweep
-from lfvit.models.checkpoints import read_file
+from lfvit.models.weight_files import read_file
 from lfvit.report.evaluated import flatten
 from lfvit.runs import identity, plain, read_json, settings_of_weights
 from lfvit.training.last_checkpoint import LAST

@@ -18,7 +18,8 @@ from lfvit.data import (
 )
 from lfvit.errors import CheckpointError, ConfigError, DataError
 from lfvit.models import create_model
-from lfvit.models.checkpoints import RECORD, extract_weights, load_checkpoint, read_file
+from lfvit.models.checkpoints import load_checkpoint
+from lfvit.models.weight_files import RECORD, extract_weights, read_file
 from lfvit.runs import commit, plain
 
 DATA_MODULES: dict[str, type[ImageDataModule]] = {

@@ -20,8 +20,9 @@ from lfvit.data import ImageDataModule
 from lfvit.errors import ConfigError
 from lfvit.launch import in_sweep, together
 from lfvit.measure.costs import count_macs
-from lfvit.models.checkpoints import load_checkpoint, read_file
+from lfvit.models.checkpoints import load_checkpoint
 from lfvit.models.reduction.patch import unreduced
+from lfvit.models.weight_files import read_file
 from lfvit.runs import (
     commit,
     is_main_process,
@@ -39,7 +40,8 @@ from lfvit.tracking.loggers import TRACKING, summarise, tracked, tracked_as
 from lfvit.tracking.summaries import training_summary
 from lfvit.training.checkpoint_io import WholeCheckpointIO
 from lfvit.training.last_checkpoint import LastCheckpoint
-from lfvit.training.module import Classifier, refuse_unlearnable
+from lfvit.training.learned import refuse_unlearnable
+from lfvit.training.module import Classifier
 from lfvit.training.nonfinite import Averaging, NonFiniteGuard
 from lfvit.training.schedule import Schedule
 from lfvit.training.sharding import ShardedAveraging, ShardedClassifier
