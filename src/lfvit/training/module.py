@@ -257,8 +257,7 @@ class Classifier(L.LightningModule):
         if not all_finite(self.parameters()):
             broken = [n for n, p in self.named_parameters() if not p.isfinite().all()]
             raise TrainingError(
-                f"{broken[0]} is not finite any more in epoch {self.current_epoch}. "
-                f"{ADVICE}"
+                f"{broken[0]} is not finite any more in epoch {self.current_epoch}. {ADVICE}"
             )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
