@@ -94,7 +94,7 @@ def table(artifact: Artifact, found: Findings) -> Content:
             left.remove(match)
         rows.append(_beside(match, paper, artifact, found))
     rows += [_beside(row, {}, artifact, found) for row in left]
-    return Content(_columns(artifact, rows, found), rows, timed=timed)
+    return Content(_columns(artifact, rows), rows, timed=timed)
 
 
 def _same(labels: Mapping[str, Any], paper: Mapping[str, Any]) -> bool:
@@ -162,7 +162,7 @@ def _beside(
     return row
 
 
-def _columns(artifact: Artifact, rows: Rows, found: Findings) -> list[dict[str, Any]]:
+def _columns(artifact: Artifact, rows: Rows) -> list[dict[str, Any]]:
     """Labels and measures, without columns that are empty, and with them dropped from the rows."""
     columns = [column(key, title) for key, title in LABELS.items() if any(key in r for r in rows)]
     for key in artifact.measures:
@@ -181,6 +181,7 @@ def _columns(artifact: Artifact, rows: Rows, found: Findings) -> list[dict[str, 
 
 
 def measure_columns(*keys: str) -> list[dict[str, Any]]:
+    """Columns of measures, in the order of `MEASURES`."""
     return [column(key, m.title, m.unit, m.digits) for key, m in MEASURES.items() if key in keys]
 
 

@@ -18,7 +18,7 @@ from lfvit.commands.resume import LAYOUT, check_data, check_resume, continued, f
 from lfvit.commands.setup import build_model, make_record
 from lfvit.data import ImageDataModule
 from lfvit.errors import ConfigError
-from lfvit.launch import in_sweep, together
+from lfvit.launch import agreed, in_sweep, together
 from lfvit.measure.costs import count_macs
 from lfvit.models.checkpoints import load_checkpoint
 from lfvit.models.reduction.patch import unreduced
@@ -67,7 +67,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         LFViTError: anything the user can mend.
     """
     if cfg.ckpt_path is not None:
-        wait_until_left(Path(cfg.run_dir), LEAVING)
+        # all wait: a process that looked too early would start anew while the others go on
+        agreed(lambda: wait_until_left(Path(cfg.run_dir), LEAVING))
     if (done := finished(cfg)) is not None:
         log.info("already done: %s", cfg.run_dir)
         return done
