@@ -22,7 +22,7 @@ from lfvit.commands.evaluate import evaluate
 from lfvit.commands.setup import load_trained, open_data
 from lfvit.errors import CheckpointError, ConfigError, LFViTError
 from lfvit.markdown import code, escaped
-from lfvit.models.checkpoints import extract_weights, read_file
+from lfvit.models.weight_files import extract_weights, read_file
 from lfvit.report.collect import collect
 from lfvit.report.page import read_artifacts, write_page
 from lfvit.report.results import PageText, without_paths, write_results

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from conftest import ROOT
-from lfvit.stopping import SIGNALS, Stopped, StopSignals
+from lfvit.stopping import SIGNALS, Stopped, StopSignals, call
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
@@ -52,6 +52,25 @@ def test_a_handler_that_was_there_comes_last():
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert order == ["saved", "requeued"]
+
+
+def test_a_command_is_told_and_waited_for(tmp_path):
+    program = f"""
+import os, pathlib, signal, time
+
+def told(*_):
+    time.sleep(0.2)
+    pathlib.Path({str(tmp_path / "told")!r}).touch()
+    os._exit(143)
+
+signal.signal(signal.SIGTERM, told)
+os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(30)
+"""
+    with pytest.raises(Stopped, match="SIGTERM"):
+        call([sys.executable, "-c", program])
+    assert (tmp_path / "told").exists()
+    assert call([sys.executable, "-c", "raise SystemExit(3)"]) == 3
 
 
 def test_the_same_signal_again_ends_the_process_at_once():

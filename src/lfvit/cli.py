@@ -10,7 +10,7 @@ from typing import Any
 
 from lfvit import sweeps
 from lfvit.explain import explain
-from lfvit.launch import join_launched
+from lfvit.launch import all_ended, join_launched, together
 from lfvit.quiet import quieten
 from lfvit.runs import is_main_process
 from lfvit.stopping import Stopped
@@ -34,6 +34,8 @@ def entry_point(main: Callable[[], Any]) -> Callable[[], Any]:
             try:
                 join_launched()
                 result = main()
+                if together():  # the main process keeps what the others may not have read yet
+                    all_ended()
             finally:
                 well = sweeps.finish()
         except Stopped as stopped:

@@ -15,6 +15,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.fabric.plugins.environments import (
     ClusterEnvironment,
     SLURMEnvironment,
@@ -91,6 +93,16 @@ def together() -> bool:
     """Whether torchrun or srun started this process together with others."""
     here = launched()
     return here is not None and here.processes > 1
+
+
+def in_sweep() -> bool:
+    """Whether this is a job of a sweep (`-m`)."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def number_of_devices(devices: Any) -> int:
+    """How many devices ``trainer.devices`` names: a number, or a list of them."""
+    return len(devices) if isinstance(devices, list) else int(devices)
 
 
 def join_launched() -> None:

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lfvit.errors import ConfigError, StorageError
 from lfvit.files import remove_partial, write_whole
-from lfvit.models.checkpoints import weights_digest
+from lfvit.models.weight_files import weights_digest
 from lfvit.stopping import Stopped
 from lfvit.zoo import locate
 

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import subprocess
 import threading
 import time
+from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -11,7 +13,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """SIGTERM: pre-emption, `kill`, torchrun. SIGINT: Ctrl-C. SIGUSR1, SIGUSR2: SLURM's notice."""
 
 TOGETHER = 2.0  # seconds in which several signals are one request: Ctrl-C comes by several ways
-WORKERS_STAY = 60  # seconds that loader processes outlast a signal, for the step that is running
+WORKERS_STAY = 600  # seconds that loader processes outlast a signal: as long as a validation
 
 
 class Stopped(BaseException):
@@ -91,6 +93,21 @@ class StopSignals:
             self.requested, self._since = signal.Signals(signum), time.monotonic()
             if not self.waiting:
                 raise Stopped(signum)
+
+
+def call(command: Sequence[str]) -> int:
+    """Run a command and return its exit status; a signal goes on to it, and its end is waited for.
+
+    Raises:
+        Stopped: there was a signal.
+    """
+    with StopSignals(), subprocess.Popen(command) as process:
+        try:
+            return process.wait()
+        except Stopped:
+            process.terminate()
+            process.wait()
+            raise
 
 
 def outlast_stop(worker: int) -> None:

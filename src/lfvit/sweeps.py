@@ -25,7 +25,7 @@ from rich.table import Table
 from lfvit.errors import ConfigError
 from lfvit.explain import explain
 from lfvit.files import write_whole
-from lfvit.launch import all_ended, launched, together
+from lfvit.launch import all_ended, launched, number_of_devices, together
 from lfvit.markdown import code, escaped
 from lfvit.quiet import quieten
 from lfvit.runs import environment, inside, is_main_process, now, plain, read_json, write_json
@@ -103,7 +103,7 @@ def check_sweep(cfg: DictConfig) -> None:
             f"trainer.devices={devices} in a multirun: SLURM is asked for the devices of a node "
             "before a job sees one; pass their number, such as trainer.devices=8"
         )
-    wanted = (len(devices) if isinstance(devices, list) else int(devices), nodes)
+    wanted = (number_of_devices(devices), nodes)
     started = (launcher.tasks_per_node, launcher.nodes)
     if wanted != started:
         raise ConfigError(

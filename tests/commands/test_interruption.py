@@ -158,6 +158,9 @@ def test_auto_needs_a_directory_that_stays(tmp_path, monkeypatch, capfd):
     with pytest.raises(SystemExit):
         run()
     assert "state it with hydra.run.dir=DIR" in capfd.readouterr().err
+    with pytest.raises(SystemExit):
+        run("-m")
+    assert "leave ckpt_path out" in capfd.readouterr().err
     run("hydra.run.dir=mine")
     assert Path("mine/metrics.json").exists()
 

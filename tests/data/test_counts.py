@@ -66,7 +66,7 @@ def test_processes_pool_their_counts(monkeypatch):
     theirs = {kind: np.packbits(found) for kind, found in others.found.items()}
 
     def gather(parts, mine):
-        parts[:] = [mine, theirs]
+        parts[:] = [mine, [theirs]]
 
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)

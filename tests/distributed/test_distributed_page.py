@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import NEEDLE_FAST, ROOT
-from lfvit.commands.setup import trainer_settings
+from lfvit.commands.devices import trainer_settings
 from lfvit.commands.train import check, is_sharded
 from lfvit.errors import ConfigError
 from lfvit.sweeps import check_sweep

@@ -109,6 +109,23 @@ def interrupted(folder: Path, *settings: str) -> None:
     Classifier.on_train_batch_start = original
 
 
+def spoilt(folder: Path, *settings: str) -> dict[str, Any]:
+    """The second process alone meets a loss that is not finite."""
+    from lfvit.training.module import Classifier
+
+    original = Classifier.on_train_batch_start
+
+    def spoil(self: Any, batch: Any, index: int) -> None:
+        original(self, batch, index)
+        if (self.current_epoch, index, self.global_rank) == (0, 0, 1):
+            batch.images[0] = torch.nan
+
+    Classifier.on_train_batch_start = spoil
+    found = train(folder, *settings, "on_nonfinite=skip")
+    Classifier.on_train_batch_start = original
+    return found
+
+
 def draws(folder: Path, *settings: str) -> list[tuple[float, float]]:
     """What this process draws in each step: how it mixes images, and in the model."""
     from lfvit.training.module import Classifier
@@ -137,6 +154,9 @@ def several(checkpoint: Path, folder: Path) -> dict[str, Any]:
     tracked = ("logger=many", "logger.wandb.offline=true")
     found["ddp"] = train(folder / "ddp", *SAME, *tracked, *ddp)
     found["fsdp"] = train(folder / "fsdp", *SAME, *FSDP)
+    found["spoilt"] = spoilt(folder / "spoilt", *SAME, *FSDP, "schedule.epochs=1")
+    pictures = ("logger=tensorboard", "data.cache=device", "schedule.epochs=1")
+    found["shown"] = train(folder / "shown", *SAME, *ddp, *pictures)
     found["draws"] = [draws(folder / f"draws {i}", *ddp) for i in range(2)]
     interrupted(folder / "begun", *SAME, *FSDP)
     last = folder / "begun" / "checkpoints" / "last.ckpt"
@@ -284,6 +304,20 @@ def test_a_process_without_one_readable_image(two):
         assert metrics["unreadable_images"] == 8 + 9
         right = metrics["val/top5"] / 100 * 8  # of the images that the other process could read
         assert right == pytest.approx(round(right), abs=1e-3)
+
+
+def test_a_loss_that_is_not_finite_where_weights_are_sharded(two, folder):
+    """The process that met it writes about gradients of which it has a part."""
+    assert [process["spoilt"]["train/skipped_steps"] for process in two] == [1, 1]
+    (file,) = folder.glob("spoilt/nonfinite/*/*.json")
+    assert file.name == "rank_1_batch_0.json"
+    assert len(json.loads(file.read_text())["gradients_not_finite"]) > 10
+
+
+def test_the_main_process_shows_images_alone(two, folder):
+    assert [process["shown"]["epochs"] for process in two] == [1, 1]
+    events = [path.read_bytes() for path in folder.glob("shown/**/events.out.tfevents.*")]
+    assert any(b"predictions" in content for content in events)
 
 
 def test_processes_decide_together_what_a_job_does(two, folder):

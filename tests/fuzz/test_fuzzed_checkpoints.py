@@ -14,7 +14,7 @@ import lfvit
 from lfvit.commands import train as training
 from lfvit.commands.setup import load_trained
 from lfvit.errors import CheckpointError, LFViTError
-from lfvit.models.checkpoints import extract_weights, read_file
+from lfvit.models.weight_files import extract_weights, read_file
 from lfvit.training.module import RECORD
 
 BACKBONE = {"family": "vit", "embed_dim": 8, "depth": 2, "num_heads": 2, "patch_size": 8}

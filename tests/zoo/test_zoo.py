@@ -16,7 +16,9 @@ from lfvit.commands.predict import predict
 from lfvit.commands.setup import load_trained
 from lfvit.commands.train import build_module, train
 from lfvit.errors import CheckpointError, ConfigError, DataError
-from lfvit.models.checkpoints import read_file
+from lfvit.models.weight_files import read_file
+from lfvit.report.collect import collect
+from lfvit.report.page_examples import open_run
 from lfvit.runs import identity
 from lfvit.training.schedule import Schedule
 from lfvit.zoo.__main__ import main
@@ -78,6 +80,8 @@ def test_the_card_is_reproduced(two, composed, photographs, tmp_path):
         assert f"| {part['gmacs']:.4f} |" in text
     assert "three fruits" in text
     assert "Fruit from the garden alone." in text
+    (run,) = collect([tmp_path / "out"]).runs
+    assert open_run(run)[0].record["threshold"] == 0.25
     assert "apple, pear, plum" in text
     assert card["training"]["epochs"] == 2
     assert found["operating_point"]["threshold"] == 0.25

@@ -94,7 +94,7 @@ def table(artifact: Artifact, found: Findings) -> Content:
             left.remove(match)
         rows.append(_beside(match, paper, artifact, found))
     rows += [_beside(row, {}, artifact, found) for row in left]
-    return Content(_columns(artifact, rows, found), rows, timed=timed)
+    return Content(_columns(artifact, rows), rows, timed=timed)
 
 
 def _same(labels: Mapping[str, Any], paper: Mapping[str, Any]) -> bool:
@@ -162,7 +162,7 @@ def _beside(
     return row
 
 
-def _columns(artifact: Artifact, rows: Rows, found: Findings) -> list[dict[str, Any]]:
+def _columns(artifact: Artifact, rows: Rows) -> list[dict[str, Any]]:
     """Labels and measures, without columns that are empty, and with them dropped from the rows."""
     columns = [column(key, title) for key, title in LABELS.items() if any(key in r for r in rows)]
     for key in artifact.measures:
@@ -178,3 +178,14 @@ def _columns(artifact: Artifact, rows: Rows, found: Findings) -> list[dict[str, 
     kept = [entry["key"] for entry in columns]
     rows[:] = [{key: row.get(key) for key in kept} for row in rows]
     return columns
+
+
+def measure_columns(*keys: str) -> list[dict[str, Any]]:
+    """Columns of measures, in the order of `MEASURES`."""
+    return [column(key, m.title, m.unit, m.digits) for key, m in MEASURES.items() if key in keys]
+
+
+def labelled(draw: Callable[..., None], found: Findings, *content: Any) -> None:
+    """Draw with the scale's label under the figure; the last of the content is the files."""
+    *given, paths = content
+    draw(*given, paths, found.scale.label)

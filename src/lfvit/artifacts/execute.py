@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import product
 from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lfvit.artifacts.runs import Run, finish
 from lfvit.artifacts.spec import Artifact
 from lfvit.errors import TrainingError
 from lfvit.runs import PROJECT_ROOT
+from lfvit.stopping import Stopped, StopSignals
 
 Result = dict[str, Any] | str
 """The contents of evaluate.json, or what went wrong, in words."""
@@ -81,8 +83,12 @@ def run_all(
 def _side_by_side(
     order: Sequence[Run], runs: Mapping[str, Run], fresh: bool, jobs: int, console: Console
 ) -> dict[Path, Result]:
-    """Runs wait for those that they start from, which were handed out earlier."""
+    """Runs wait for those that they start from, which were handed out earlier.
+
+    A signal stops those that are under way, in the orderly way of a training, and starts no other.
+    """
     waiting: dict[Path, Future[Result]] = {}
+    processes = _Processes()
     done = 0
 
     def make(run: Run) -> Result:
@@ -93,33 +99,65 @@ def _side_by_side(
         if start is not None and isinstance(waiting[start.folder].result(), str):
             result = _no_start(run)
         else:
-            result = _in_a_process(run, start, fresh, jobs)
+            result = _in_a_process(processes, run, start, fresh, jobs)
         done += 1
-        words = "failed" if isinstance(result, str) else "done"
+        ended = "stopped" if processes.stopping else "failed"
+        words = ended if isinstance(result, str) else "done"
         console.print(
             f"{done} of {len(order)}: {run.name}, seed {run.seed}: {words} after "
             f"{time.monotonic() - started:.0f} s"
         )
         return result
 
-    with ThreadPoolExecutor(jobs) as pool:
-        for run in order:
-            waiting[run.folder] = pool.submit(make, run)
-    return {folder: future.result() for folder, future in waiting.items()}
+    with StopSignals(), ThreadPoolExecutor(jobs) as pool:
+        try:
+            for run in order:
+                waiting[run.folder] = pool.submit(make, run)
+            return {folder: future.result() for folder, future in waiting.items()}
+        except BaseException:  # from outside; the pool would go on with what it was given
+            pool.shutdown(wait=False, cancel_futures=True)
+            processes.stop()
+            raise
 
 
-def _in_a_process(run: Run, start: Run | None, fresh: bool, jobs: int) -> Result:
+class _Processes:
+    """Those that are running, to be stopped together."""
+
+    def __init__(self) -> None:
+        self.running: set[BaseProcess] = set()
+        self.stopping = False
+
+    def run(self, *work: Any) -> int | None:
+        """Do `_work` in a new one and wait for it; its exit status, None if all are stopped."""
+        process = get_context("spawn").Process(target=_work, args=work)
+        process.start()
+        self.running.add(process)
+        if self.stopping:  # since before it was among the running ones
+            process.terminate()
+        process.join()
+        self.running.discard(process)
+        return None if self.stopping else process.exitcode
+
+    def stop(self) -> None:
+        self.stopping = True
+        for process in list(self.running):
+            process.terminate()
+
+
+def _in_a_process(
+    processes: _Processes, run: Run, start: Run | None, fresh: bool, jobs: int
+) -> Result:
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     log = run.folder.with_suffix(".txt")
     starts = {} if start is None or run.start is None else {run.start: start}
-    process = get_context("spawn").Process(target=_work, args=(run, starts, fresh, jobs, log))
-    process.start()
-    process.join()
-    if process.exitcode:
+    status = processes.run(run, starts, fresh, jobs, log)
+    if status is None:
+        return "stopped"
+    if status:
         told = run.folder / "error.txt"
-        if process.exitcode == 1 and told.exists():
+        if status == 1 and told.exists():
             return f"{told.read_text().strip().splitlines()[-1]} ({told})"
-        return _failure(run, TrainingError(f"ended with status {process.exitcode}, see {log}"))
+        return _failure(run, TrainingError(f"ended with status {status}, see {log}"))
     return dict(json.loads(run.result.read_text()))
 
 
@@ -133,6 +171,8 @@ def _work(run: Run, starts: Mapping[str, Run], fresh: bool, jobs: int, log: Path
         try:
             with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
                 finish(run, starts, fresh, Console(file=file))
+        except Stopped as stopped:
+            raise SystemExit(stopped.status) from stopped
         except Exception as error:
             _failure(run, error)
             raise SystemExit(1) from error

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 Evaluation = Mapping[str, Any]
 """The contents of an evaluate.json."""
 
+ETAS = [round(0.05 * step, 2) for step in range(21)]
+"""Thresholds that figures show."""
 LABELS = {
     "model": "model",
     "way": "run",

@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from lfvit.artifacts.runs import Run
-from lfvit.commands.setup import DATA_MODULES, find_device, trainer_settings
+from lfvit.commands.devices import find_device, trainer_settings
+from lfvit.commands.setup import DATA_MODULES
 from lfvit.commands.train import build_module
 from lfvit.data.batches import Batch
 from lfvit.measure.costs import count_macs

@@ -17,15 +17,10 @@ from torch import Tensor
 
 from lfvit.artifacts.measures import Evaluation
 from lfvit.commands.benchmark_cases import PRECISIONS, compile_model
+from lfvit.commands.devices import find_device, prediction_trainer
 from lfvit.commands.diagnose import diagnose
 from lfvit.commands.predict import look_at
-from lfvit.commands.setup import (
-    Trained,
-    find_device,
-    load_trained,
-    open_data,
-    prediction_trainer,
-)
+from lfvit.commands.setup import Trained, load_trained, open_data
 from lfvit.data.batches import Sample
 from lfvit.data.datamodule import normalise
 from lfvit.measure.evaluation import Outputs, collect

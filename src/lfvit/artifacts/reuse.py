@@ -11,7 +11,7 @@ import yaml
 from lfvit.artifacts.runs import Run
 from lfvit.commands.setup import make_record
 from lfvit.errors import ConfigError, LFViTError
-from lfvit.models.checkpoints import RECORD, read_file
+from lfvit.models.weight_files import RECORD, read_file
 from lfvit.report.evaluated import flatten
 from lfvit.runs import plain, read_json
 from lfvit.training.schedule import Schedule

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -19,8 +18,9 @@ from lfvit.commands.evaluate import evaluate
 from lfvit.commands.setup import build_model, make_record, model_overrides, overridden
 from lfvit.commands.train import check, train
 from lfvit.errors import ConfigError, LFViTError, TrainingError
-from lfvit.models.checkpoints import weights_digest
+from lfvit.models.weight_files import weights_digest
 from lfvit.runs import PROJECT_ROOT, plain
+from lfvit.stopping import call
 
 
 class Run(NamedTuple):
@@ -255,5 +255,5 @@ def _train(run: Run) -> None:
     }
     command = [sys.executable, str(PROJECT_ROOT / "train.py"), *run.overrides]
     command += [f"name={run.name}", *(quote_path(f"{key}={path}") for key, path in paths.items())]
-    if subprocess.run(command, check=False).returncode:
+    if call(command):
         raise TrainingError(f"{' '.join(command)} failed; its messages are above")

@@ -21,7 +21,8 @@ from lfvit.commands.benchmark_cases import (
     time_parts,
     time_setting,
 )
-from lfvit.commands.setup import Trained, find_device, load_trained
+from lfvit.commands.devices import find_device
+from lfvit.commands.setup import Trained, load_trained
 from lfvit.data import FolderDataModule
 from lfvit.errors import ConfigError
 from lfvit.measure.loading import time_loading

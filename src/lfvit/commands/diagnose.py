@@ -11,13 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lfvit.checks import check_range, check_whole
-from lfvit.commands.setup import (
-    check_one_device,
-    load_trained,
-    model_overrides,
-    open_data,
-    prediction_trainer,
-)
+from lfvit.commands.devices import check_one_device, prediction_trainer
+from lfvit.commands.setup import load_trained, model_overrides, open_data
 from lfvit.data.batches import ImageSource
 from lfvit.measure.diagnosis import Diagnosis, summarise
 from lfvit.report.diagnosis import plot_diagnosis

@@ -11,14 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lfvit.checks import check_names, check_whole
+from lfvit.commands.devices import prediction_trainer
 from lfvit.commands.precision import check_precisions, compared_precisions, precision_table
-from lfvit.commands.setup import (
-    Trained,
-    load_trained,
-    model_overrides,
-    open_data,
-    prediction_trainer,
-)
+from lfvit.commands.setup import Trained, load_trained, model_overrides, open_data
 from lfvit.data import ImageDataModule
 from lfvit.errors import ConfigError
 from lfvit.measure.calibration import Calibration, RiskSettings

@@ -10,7 +10,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lfvit.checks import check_switch
@@ -18,7 +17,7 @@ from lfvit.commands.evaluate import evaluate
 from lfvit.commands.resume import AUTO, last_of
 from lfvit.commands.train import train
 from lfvit.errors import ConfigError
-from lfvit.launch import agreed, together
+from lfvit.launch import agreed, in_sweep, together
 from lfvit.runs import directory_lock, identity, is_main_process, read_json, write_json
 from lfvit.sweeps import check_one_process, note
 
@@ -39,7 +38,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         LFViTError: anything the user can mend.
     """
     hydra_cfg = HydraConfig.get()
-    sweep = hydra_cfg.mode == RunMode.MULTIRUN
+    sweep = in_sweep()
     repeat = not sweep if cfg.repeat is None else cfg.repeat
     evaluated = sweep if cfg.evaluate is None else cfg.evaluate
     check_switch("repeat", repeat)

@@ -8,7 +8,8 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from lfvit.checks import check_choice
-from lfvit.commands.setup import Trained, prediction_trainer
+from lfvit.commands.devices import prediction_trainer
+from lfvit.commands.setup import Trained
 from lfvit.data import ImageDataModule
 from lfvit.errors import ConfigError
 from lfvit.measure.costs import count_macs

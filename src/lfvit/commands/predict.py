@@ -9,7 +9,8 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
 from lfvit.checks import check_choice, check_whole
-from lfvit.commands.setup import Trained, find_device, load_trained, model_overrides
+from lfvit.commands.devices import find_device
+from lfvit.commands.setup import Trained, load_trained, model_overrides
 from lfvit.data.augment import Augment
 from lfvit.data.datamodule import ON_ERROR, normalise
 from lfvit.data.folders import images_of

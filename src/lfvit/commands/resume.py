@@ -11,7 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from lfvit.commands.setup import record_of
 from lfvit.data import ImageDataModule
 from lfvit.errors import CheckpointError, ConfigError
-from lfvit.models.checkpoints import read_file
+from lfvit.launch import in_sweep
+from lfvit.models.weight_files import read_file
+from lfvit.report.evaluated import flatten
 from lfvit.runs import identity, plain, read_json, settings_of_weights
 from lfvit.training.last_checkpoint import LAST
 from lfvit.training.module import RECORD
@@ -178,9 +180,12 @@ def _words(layout: Mapping[str, int]) -> str:
 def _check_place(cfg: DictConfig) -> None:
     """The directory that is continued has to be stated, and to hold nothing else."""
     if _new_every_time(cfg):
+        fix = "state it with hydra.run.dir=DIR"
+        if in_sweep():
+            fix = "leave ckpt_path out: a sweep continues what was interrupted by itself"
         raise ConfigError(
             f"ckpt_path={AUTO} continues what is in the run directory, but {cfg.run_dir} is a new "
-            "one for every start; state it with hydra.run.dir=DIR"
+            f"one for every start; {fix}"
         )
     known = read_json(Path(cfg.run_dir) / "run.json").get("identity")
     if known is not None and known != identity(cfg):
@@ -198,8 +203,7 @@ def _new_every_time(cfg: DictConfig) -> bool:
     hydra_cfg = HydraConfig.instance().cfg
     assert hydra_cfg is not None
     raw: Any = OmegaConf.to_container(hydra_cfg, resolve=False)["hydra"]  # type: ignore[index,call-overload]
-    sweep = str(HydraConfig.get().mode).endswith("MULTIRUN")
-    return "${now:" in raw["sweep" if sweep else "run"]["dir"]
+    return "${now:" in raw["sweep" if in_sweep() else "run"]["dir"]
 
 
 def _difference(cfg: DictConfig) -> str:
@@ -209,21 +213,11 @@ def _difference(cfg: DictConfig) -> str:
         return ""
     text = path.read_text()
     own: Any = OmegaConf.create(text)
-    then = _flat(
+    then = flatten(
         settings_of_weights(DictConfig(OmegaConf.create(text.replace(f"{own.run_dir}/", "/"))))
     )
-    now = _flat(settings_of_weights(cfg))
+    now = flatten(settings_of_weights(cfg))
     for key in sorted(then.keys() | now.keys()):
         if then.get(key) != now.get(key):
             return f" ({key}={then.get(key)} there, {now.get(key)} here)"
     return ""
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found

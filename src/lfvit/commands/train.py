@@ -6,8 +6,6 @@ from typing import Any
 
 import hydra
 import lightning as L
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -15,14 +13,16 @@ from omegaconf import DictConfig
 from torch import nn
 
 from lfvit.checks import check_range, check_switch, check_whole
+from lfvit.commands.devices import trainer_settings
 from lfvit.commands.resume import LAYOUT, check_data, check_resume, continued, finished
-from lfvit.commands.setup import build_model, make_record, trainer_settings
+from lfvit.commands.setup import build_model, make_record
 from lfvit.data import ImageDataModule
 from lfvit.errors import ConfigError
-from lfvit.launch import together
+from lfvit.launch import agreed, in_sweep, together
 from lfvit.measure.costs import count_macs
-from lfvit.models.checkpoints import load_checkpoint, read_file
+from lfvit.models.checkpoints import load_checkpoint
 from lfvit.models.reduction.patch import unreduced
+from lfvit.models.weight_files import read_file
 from lfvit.runs import (
     commit,
     is_main_process,
@@ -40,7 +40,8 @@ from lfvit.tracking.loggers import TRACKING, summarise, tracked, tracked_as
 from lfvit.tracking.summaries import training_summary
 from lfvit.training.checkpoint_io import WholeCheckpointIO
 from lfvit.training.last_checkpoint import LastCheckpoint
-from lfvit.training.module import Classifier, refuse_unlearnable
+from lfvit.training.learned import refuse_unlearnable
+from lfvit.training.module import Classifier
 from lfvit.training.nonfinite import Averaging, NonFiniteGuard
 from lfvit.training.schedule import Schedule
 from lfvit.training.sharding import ShardedAveraging, ShardedClassifier
@@ -66,7 +67,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         LFViTError: anything the user can mend.
     """
     if cfg.ckpt_path is not None:
-        wait_until_left(Path(cfg.run_dir), LEAVING)
+        # all wait: a process that looked too early would start anew while the others go on
+        agreed(lambda: wait_until_left(Path(cfg.run_dir), LEAVING))
     if (done := finished(cfg)) is not None:
         log.info("already done: %s", cfg.run_dir)
         return done
@@ -200,8 +202,7 @@ def check(cfg: DictConfig, weights_exist: bool = True) -> Schedule:
     check_range("threshold", cfg.threshold, 0)
     check_switch("deterministic", cfg.deterministic)
     NonFiniteGuard(cfg.on_nonfinite, cfg.max_skipped)
-    sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    if sweep and not together():  # of a job, by srun
+    if in_sweep() and not together():  # of a job, by srun
         check_one_process(cfg)
     return schedule
 

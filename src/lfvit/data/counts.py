@@ -4,11 +4,11 @@ import logging
 from collections.abc import Iterable
 
 import numpy as np
-import torch.distributed
 
 from lfvit.data.batches import Note, RawBatch
 from lfvit.data.images import ALPHA, CMYK, DEEP, FRAMES, GREY, NOT_TURNED, PALETTE, TURNED
 from lfvit.errors import DataError
+from lfvit.processes import gathered
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +43,8 @@ class ImageCounts:
 
     def gather(self) -> None:
         """Take in what the other processes of a distributed run found; all of them call this."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return
         mine = {kind: np.packbits(found) for kind, found in self.found.items()}
-        parts: list[dict[str, np.ndarray]] = [{}] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, mine)
-        for part in parts:
+        for part in gathered([mine]):
             for kind, bits in part.items():
                 found = np.unpackbits(bits, count=self.size).astype(bool)
                 self.found[kind] = self.found.get(kind, False) | found

@@ -122,7 +122,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
             check_memory(sum(self._content(split).bytes for split in missing), self._device)
             for split in missing:
                 self._cached(split)
-            self.reading.log("decoded", self._rank)
+            if missing:  # later the main process may come here alone, to show some images
+                self.reading.log("decoded", self._rank)
 
     @property
     def classes(self) -> list[str]:

@@ -10,7 +10,7 @@ from torch.utils.data import get_worker_info
 
 from lfvit.errors import DataError
 
-NOTHING = -1
+NO_IMAGE = -1
 DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 """How PyTorch says so, either as it waits for a batch or, from a signal handler, at any time."""
 
@@ -26,7 +26,7 @@ class Desk:
 
     def __init__(self, num_workers: int) -> None:
         # a line for every worker: its process id, the index of its image
-        self.lines = torch.full((num_workers, 2), NOTHING, dtype=torch.long)
+        self.lines = torch.full((num_workers, 2), NO_IMAGE, dtype=torch.long)
         if num_workers:
             self.lines.share_memory_()
 
@@ -40,12 +40,12 @@ class Desk:
         line = self.lines[worker.id].numpy()
         line[:] = os.getpid(), image
         yield
-        line[1] = NOTHING
+        line[1] = NO_IMAGE
 
     def left_by(self, processes: set[int]) -> list[int]:
         """The images that these processes were making."""
         lines: list[list[int]] = self.lines.tolist()
-        return [image for pid, image in lines if pid in processes and image != NOTHING]
+        return [image for pid, image in lines if pid in processes and image != NO_IMAGE]
 
 
 def dead_workers(error: BaseException) -> set[int]:

@@ -1,7 +1,6 @@
 """What the second look changes: class by class, and image by image."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 
 import pandas as pd
 
@@ -44,8 +43,7 @@ def classes_table(
     ]
     for target, count in counts.items():
         values = " | ".join(f"{100 * share[target]:.1f}" for share in shares.values())
-        name = escape(classes[int(str(target))]).replace("|", "\\|")
-        lines.append(f"| {escaped(name)} | {count} | {values} |")
+        lines.append(f"| {escaped(classes[int(str(target))])} | {count} | {values} |")
     return "\n".join(lines)
 
 

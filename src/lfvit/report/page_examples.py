@@ -114,8 +114,9 @@ def open_run(run: Run) -> tuple[Trained, ImageDataModule]:
     settings["threshold"] = operating_point.get("threshold")
     with seeded(0):
         trained = load_trained(path, settings)
+        own = run.settings.get("data") or {}
         # plain values: in a config, "${oc.env:NAME}" would come out as what NAME holds here
-        data = open_data(SimpleNamespace(data=run.settings.get("data") or {}), trained.record)
+        data = open_data(SimpleNamespace(data=own, ckpt_path=path), trained.record)
         return trained, data
 
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.pytorch import loggers as lightning_loggers
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig
 
 from lfvit.errors import ConfigError
+from lfvit.launch import in_sweep
 from lfvit.runs import is_main_process, plain, write_json
 
 log = logging.getLogger(__name__)
@@ -196,7 +196,7 @@ def sweep_group() -> str | None:
     """What the runs of a sweep share: the id of W&B's sweep, the directory's name of Hydra's."""
     if os.environ.get("WANDB_SWEEP_ID"):
         return os.environ["WANDB_SWEEP_ID"]
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if in_sweep():
         return Path(HydraConfig.get().sweep.dir).name
     return None
 
@@ -236,7 +236,7 @@ def _staging_in(folder: Path) -> Iterator[None]:
 
 def _run_name(cfg: DictConfig) -> str:
     """The name of the config and, in a sweep, the number of the job."""
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if in_sweep():
         return f"{cfg.name}/{HydraConfig.get().job.num}"
     return str(cfg.name)
 

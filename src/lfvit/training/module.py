@@ -7,26 +7,26 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lfvit.data.batches import Batch
-from lfvit.errors import ConfigError, TrainingError
+from lfvit.errors import TrainingError
 from lfvit.measure.thresholds import answers_of
-from lfvit.models.checkpoints import RECORD
 from lfvit.models.lv_vit import ONE_PASS_SHARE
-from lfvit.models.reduction.patch import ReducedBlocks, answer, reads_patches
-from lfvit.models.reduction.registry import Reducer
+from lfvit.models.reduction.patch import answer
 from lfvit.models.reduction.run import Run
 from lfvit.models.token_mix import TokenMix
 from lfvit.models.two_stage import TwoStageViT
 from lfvit.models.view import half_resolution
+from lfvit.models.weight_files import RECORD
 from lfvit.processes import absent, counted, share_of_batch, world_size
 from lfvit.seeding import seed_all
+from lfvit.training.learned import refuse_unlearnable
 from lfvit.training.losses import divergence, two_stage_losses
 from lfvit.training.nonfinite import ADVICE, all_finite
+from lfvit.training.optimizer import adamw_and_cosine
 from lfvit.training.schedule import Schedule
 from lfvit.training.token_labels import (
     AUX_WEIGHT,
@@ -35,30 +35,6 @@ from lfvit.training.token_labels import (
     second_pass_labels,
     token_labelling_loss,
 )
-
-
-def refuse_unlearnable(model: Any, compile_passes: bool) -> bool:
-    """Whether a model's reducer has a loss of its own, which the training step then computes.
-
-    Raises:
-        ConfigError: it has one, and the training step would not reach it.
-    """
-    blocks = getattr(model, "blocks", None)
-    reducer = blocks.reducer if isinstance(blocks, ReducedBlocks) else None
-    if isinstance(model, TwoStageViT):
-        reducer = model.reducer
-    if reducer is None or not reducer.learned:
-        return False
-    if isinstance(model, TwoStageViT) or reads_patches(model):
-        raise ConfigError(
-            f"{type(reducer).__name__} learns from a loss of its own, which is only computed for "
-            "method=vit on a backbone whose head reads the class token alone"
-        )
-    if compile_passes:
-        raise ConfigError(
-            "compile=true does not reach the losses of a learned reducer; use compile=false"
-        )
-    return True
 
 
 class PercentAccuracy(MulticlassAccuracy):
@@ -139,12 +115,12 @@ class Classifier(L.LightningModule):
         share = share_of_batch(len(batch.images), self.device)
         if len(batch.images):
             loss = self._batch_loss(batch)
+            self._log("train/loss", loss, batch, prog_bar=True)
         elif world_size() == 1:
             return None  # not one image of the batch could be read
         else:
             with absent():  # the other processes have images, and wait for this one
                 loss = self._batch_loss(self._blank(batch))
-        self._log("train/loss", loss, batch, prog_bar=True)
         return loss * share
 
     def _batch_loss(self, batch: Batch) -> Tensor:
@@ -281,31 +257,17 @@ class Classifier(L.LightningModule):
         if not all_finite(self.parameters()):
             broken = [n for n, p in self.named_parameters() if not p.isfinite().all()]
             raise TrainingError(
-                f"{broken[0]} is not finite any more at the end of epoch {self.current_epoch}. "
-                f"{ADVICE}"
+                f"{broken[0]} is not finite any more in epoch {self.current_epoch}. {ADVICE}"
             )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW and a cosine, stepped every optimizer step."""
-        steps = self.trainer.estimated_stepping_batches
-        steps_per_epoch = steps / self.schedule.epochs
-        peak = self.schedule.peak_lr(self._global_batch())
-        keep: set[str] = getattr(self.model, "no_weight_decay", set)()
-        for name, module in self.model.named_modules():
-            if isinstance(module, Reducer):
-                keep = keep | {f"{name}.{parameter}" for parameter in module.no_weight_decay()}
-        groups = param_groups_weight_decay(
-            self.model, self.schedule.weight_decay, no_weight_decay_list=keep
+        return adamw_and_cosine(
+            self.model,
+            self.schedule,
+            steps=self.trainer.estimated_stepping_batches,
+            images_per_step=self._global_batch(),
         )
-        optimizer = torch.optim.AdamW(groups, lr=peak)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: self.schedule.lr_at(step / max(steps_per_epoch, 1e-9), peak) / peak,
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._refuse_broken_weights()  # within an epoch as well

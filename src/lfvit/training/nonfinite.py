@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 ACTIONS = ("stop", "skip")
 FOLDER = "nonfinite"  # in the run directory
 KEPT = 3  # batches that a run keeps at most before the one it stops at
+REMEMBERED = ("skipped", "in_a_row", "last_skipped")  # in checkpoints
 ADVICE = (
     "Lower schedule.lr, lengthen schedule.warmup_epochs, or set trainer.gradient_clip_val=1 or "
     "trainer.precision=32-true, and start from the last checkpoint, which is kept, with init_from="
@@ -87,10 +88,11 @@ class NonFiniteGuard(Callback):
         self._seen: list[Seen] = []
 
     def state_dict(self) -> dict[str, int]:
-        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+        return {name: getattr(self, name) for name in REMEMBERED}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self.skipped, self.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
+        for name in REMEMBERED:
+            setattr(self, name, state_dict.get(name, getattr(self, name)))
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -119,7 +121,8 @@ class NonFiniteGuard(Callback):
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None and not ranks:
             return
-        what = _describe(bad, ranks, pl_module)
+        broken = _broken_gradients(pl_module)  # of sharded ones, all processes have to ask
+        what = _describe(bad, ranks, broken)
         found = bad or seen[-1:]  # of an accumulated step with finite losses, the last batch
         step = f", step {found[0].number}" if found else ""
         where = f"epoch {trainer.current_epoch}{step} (optimizer step {trainer.global_step})"
@@ -128,7 +131,8 @@ class NonFiniteGuard(Callback):
         place = "the batches of earlier ones are kept"
         if stop or self.skipped < KEPT:
             # where no loss was bad, nobody knows whose images made a gradient overflow
-            place = _keep(bad if ranks else found, what, trainer, pl_module)
+            about = {"what": what, "gradients_not_finite": broken}
+            place = _keep(bad if ranks else found, about, trainer, pl_module)
         if stop:
             tried = f" after {self.limit} skipped steps in a row (max_skipped={self.limit})"
             tried = "" if self.action == "stop" else tried
@@ -175,13 +179,12 @@ def _ranks_with(bad: bool, trainer: L.Trainer) -> list[int]:
     return flags.nonzero().flatten().tolist()
 
 
-def _describe(bad: list[Seen], ranks: list[int], module: L.LightningModule) -> str:
+def _describe(bad: list[Seen], ranks: list[int], broken: list[str]) -> str:
     if bad:
         return f"the loss is {bad[0].loss.item()}"
     if ranks:
         return f"the loss of process {', '.join(map(str, ranks))} is not finite"
-    names = _broken_gradients(module)
-    return f"the loss is finite, but the gradient of {names[0]} and {len(names) - 1} more is not"
+    return f"the loss is finite, but the gradient of {broken[0]} and {len(broken) - 1} more is not"
 
 
 def _broken_gradients(module: L.LightningModule) -> list[str]:
@@ -195,7 +198,9 @@ def _broken_gradients(module: L.LightningModule) -> list[str]:
 # --- what is kept -------------------------------------------------------------------------------
 
 
-def _keep(found: list[Seen], what: str, trainer: L.Trainer, module: L.LightningModule) -> str:
+def _keep(
+    found: list[Seen], about: dict[str, Any], trainer: L.Trainer, module: L.LightningModule
+) -> str:
     """Write batches and what is known about them; returns where, in words."""
     name = f"epoch_{trainer.current_epoch}_step_{trainer.global_step}"
     folder = Path(trainer.default_root_dir) / FOLDER / name
@@ -203,14 +208,14 @@ def _keep(found: list[Seen], what: str, trainer: L.Trainer, module: L.LightningM
         for one in found:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"rank_{trainer.global_rank}_batch_{one.number}.safetensors"
-            save_file(_tensors(one.batch), path)
-            write_json(path.with_suffix(".json"), _about(one, what, trainer, module))
+            save_file(_contents(one.batch), path)
+            write_json(path.with_suffix(".json"), {**about, **_about(one, trainer, module)})
     except OSError as error:  # a full disk should not hide what happened
         return f"its batch could not be saved in {folder} ({error})"
     return f"its batch is saved in {folder}"
 
 
-def _tensors(batch: Batch) -> dict[str, Tensor]:
+def _contents(batch: Batch) -> dict[str, Tensor]:
     """A batch as the model was given it, by the names of its fields."""
     maps = {} if batch.label_maps is None else batch.label_maps._asdict()
     fields = {**batch._asdict(), **{f"label_maps.{key}": value for key, value in maps.items()}}
@@ -221,10 +226,9 @@ def _tensors(batch: Batch) -> dict[str, Tensor]:
     }
 
 
-def _about(one: Seen, what: str, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
+def _about(one: Seen, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
     logged = {key: value.item() for key, value in trainer.callback_metrics.items()}
     return {
-        "what": what,
         "epoch": trainer.current_epoch,
         "batch": one.number,
         "optimizer_step": trainer.global_step,
@@ -232,7 +236,6 @@ def _about(one: Seen, what: str, trainer: L.Trainer, module: L.LightningModule) 
         "seed": getattr(module, "seed", None),
         "precision": str(trainer.precision),
         "losses": {key: str(value) for key, value in logged.items() if key.startswith("train/")},
-        "gradients_not_finite": _broken_gradients(module),
         "token_box": one.batch.token_box,
         "images": _images(trainer, one.number),
     }

@@ -21,7 +21,7 @@ from lfvit.cli import quote_path
 from lfvit.commands.evaluate import evaluate
 from lfvit.commands.setup import load_trained
 from lfvit.errors import CheckpointError, ConfigError, DataError
-from lfvit.models.checkpoints import RECORD
+from lfvit.models.weight_files import RECORD
 from lfvit.runs import PROJECT_ROOT, read_json, write_json
 from lfvit.zoo.cards import make_card, markdown, portable
 

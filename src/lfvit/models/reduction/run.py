@@ -9,7 +9,7 @@ from torch import Tensor
 from lfvit.models.attention import class_attention, heads, merge_heads
 from lfvit.models.reduction.registry import Carried, Layout, Reducer
 
-NOTHING = Reducer()
+NO_REDUCTION = Reducer()
 
 
 class Run(NamedTuple):
@@ -63,7 +63,7 @@ def run_blocks(
         count = int(layout.places.shape[1])  # a plain number, also while tracing
         owner = torch.arange(count, device=tokens.device).expand(tokens.shape[0], -1)
         carried = reducer.start(Carried(owner, count, layout))
-    method = NOTHING if reducer is None else reducer
+    method = NO_REDUCTION if reducer is None else reducer
     for index, block in enumerate(blocks):
         tokens, carried = method.enter(index, tokens, carried)
         q, k, v = heads(block.attn, block.norm1(tokens))
