@@ -31,14 +31,15 @@ ENVIRONMENT = {
 }
 
 
-def start(run_dir, *more, log):
-    command = [sys.executable, str(ROOT / "train.py"), *RECIPE, *more, f"hydra.run.dir={run_dir}"]
+def start(run_dir, *more, log, launcher=()):
+    script = (*launcher, str(ROOT / "train.py"))
+    command = [sys.executable, *script, *RECIPE, *more, f"hydra.run.dir={run_dir}"]
     with log.open("a") as file:
         return subprocess.Popen(command, env=ENVIRONMENT, stdout=file, stderr=file, cwd=log.parent)
 
 
-def finish(run_dir, *more, log):
-    process = start(run_dir, *more, log=log)
+def finish(run_dir, *more, log, launcher=()):
+    process = start(run_dir, *more, log=log, launcher=launcher)
     assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
 
 
@@ -85,6 +86,24 @@ def test_two_processes_stop_at_the_same_step(tmp_path, rank):
     assert (record["status"], record["error"]) == ("stopped", "SIGTERM")
     finish(tmp_path / "stopped", *more, log=log)
     assert differences(tmp_path / "whole", tmp_path / "stopped") == []
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_torchrun_starts_again_what_was_killed(tmp_path, rank):
+    """kill -9 of one of two processes, mid-epoch: one command, both are started again, go on."""
+    log, once = tmp_path / "log", tmp_path / "once"
+    more = ("trainer=ddp", "trainer.accelerator=cpu", "data.batch_size=4")
+    more += tuple(signal_at(signal.SIGKILL, 15, once, rank=rank))
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    once.touch()
+    finish(tmp_path / "whole", *more, log=log, launcher=torchrun)
+    once.unlink()
+    assert start(tmp_path / "lost", *more, log=log, launcher=torchrun).wait(timeout=300) != 0
+    assert json.loads((tmp_path / "lost" / "run.json").read_text())["status"] != "done"
+    once.unlink()
+    finish(tmp_path / "killed", *more, log=log, launcher=(*torchrun, "--max-restarts=1"))
+    assert once.exists()
+    assert differences(tmp_path / "whole", tmp_path / "killed") == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
