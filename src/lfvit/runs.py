@@ -122,8 +122,8 @@ def training_record(cfg: DictConfig) -> Iterator[None]:
     """run.json of a training, and its directory for itself: what sweeps find it by.
 
     run.json says status ("running", "done", "failed", or "stopped" from outside), identity, when
-    it started and ended, in how many processes, and the error. A killed process leaves "running"; its lock on run.lock
-    ended with it. What it left half-written is removed.
+    it started and ended, in how many processes, and the error. A killed process leaves "running";
+    its lock on run.lock ended with it. What it left half-written is removed.
 
     A training that continues here keeps the identity it began with. One that continues a
     checkpoint from somewhere else has none: its beginning may have had other settings.

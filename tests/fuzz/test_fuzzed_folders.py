@@ -1,5 +1,6 @@
 """Damaged run folders: one is listed with its reason, or shown, and the others are kept."""
 
+import io
 import json
 import math
 import shutil
@@ -13,7 +14,7 @@ import yaml
 from fuzzing import edited, edits, fuzz, places_of, replaced, values
 from hypothesis import strategies as st
 
-from lfvit.report.collect import collect, write_table
+from lfvit.report.collect import Collection, collect, write_table
 from lfvit.report.page import write_page
 from lfvit.report.results import PageText, write_results
 from lfvit.runs import write_json
@@ -92,8 +93,6 @@ def changed(name: str, content: bytes, place: int, value: Any, change: tuple[str
 
 
 def _other_column(content: bytes, column: str, change: str) -> bytes:
-    import io
-
     rows = pd.read_parquet(io.BytesIO(content))
     became = CHANGES[change](rows[column])
     rows = rows.drop(columns=column) if became is None else rows.assign(**{column: became})
@@ -112,15 +111,19 @@ DAMAGE = st.tuples(
 
 
 @pytest.mark.filterwarnings("ignore")  # of matplotlib, about letters that its font lacks
-@fuzz(8, damages=st.lists(DAMAGE, min_size=1, max_size=3))
-def test_a_damaged_folder_is_listed_or_shown(folders, tmp_path_factory, damages):
+@fuzz(
+    6,
+    damages=st.lists(DAMAGE, min_size=1, max_size=3),
+    writer=st.sampled_from(["page", "results", "tables"]),
+)
+def test_a_damaged_folder_is_listed_or_shown(folders, tmp_path_factory, damages, writer):
     root, whole = folders
     try:
         for name, place, value, change, bytes_too in damages:
             content = changed(name, whole[name], place, value, change)
             (root / "damaged" / name).write_bytes(edited(content, bytes_too))
         found = collect([root])
-        _write_all(found, tmp_path_factory.getbasetemp() / "fuzzed")
+        _write(writer, found, tmp_path_factory.getbasetemp() / "fuzzed")
     finally:
         for name in FILES:
             (root / "damaged" / name).write_bytes(whole[name])
@@ -131,8 +134,11 @@ def test_a_damaged_folder_is_listed_or_shown(folders, tmp_path_factory, damages)
     assert all(reason.strip() and len(reason) < 1000 for _, reason in found.skipped)
 
 
-def _write_all(found, folder: Path) -> None:
-    write_page(found, folder / "page.html", examples=0)
-    write_results(found, PageText("Results"), folder / "page.md")
-    for name, mean in (("runs.csv", False), ("runs.parquet", False), ("mean.csv", True)):
-        write_table(found, folder / name, mean=mean)
+def _write(writer: str, found: Collection, folder: Path) -> None:
+    if writer == "page":
+        write_page(found, folder / "page.html", examples=0)
+    elif writer == "results":
+        write_results(found, PageText("Results"), folder / "page.md")
+    else:
+        for name, mean in (("runs.csv", False), ("runs.parquet", False), ("mean.csv", True)):
+            write_table(found, folder / name, mean=mean)

@@ -48,8 +48,8 @@ COUNT = _between(1, 2**53, "a whole number from 1", int)
 NOTHING = Value("empty", lambda value: value == [])
 PAIRS = Value("JSON of pairs", _pairs)
 
-PASS = {"top1": PERCENT, "top5?": PERCENT, "gmacs": ABOVE_ZERO}
-POINT = {
+PASS: dict[str, Any] = {"top1": PERCENT, "top5?": PERCENT, "gmacs": ABOVE_ZERO}
+POINT: dict[str, Any] = {
     "threshold": NUMBER,
     "top1": PERCENT,
     "exit_fraction": SHARE,
@@ -57,7 +57,7 @@ POINT = {
     "consistency?": SHARE,
     "gap?": NUMBER,
 }
-CALIBRATION = {
+CALIBRATION: dict[str, Any] = {
     "share": SHARE,
     "seed": WHOLE,
     "calibration_images": COUNT,
@@ -90,14 +90,14 @@ CALIBRATION = {
         "reported?": {"before": {"ece": NUMBER}, "after": {"ece": NUMBER}},
     },
 }
-ENVIRONMENT = {
+ENVIRONMENT: dict[str, Any] = {
     "command?": TEXT,
     "commit?": TEXT,
     "machine?": TEXT,
     "threads?": WHOLE,
     "packages?": {},
 }
-MODEL = {
+MODEL: dict[str, Any] = {
     "checkpoint": TEXT,
     "method": {"name": TEXT},
     "reducer?": {"name": TEXT},
@@ -108,7 +108,7 @@ MODEL = {
     "environment?": ENVIRONMENT,
     "first": PASS,
 }
-TWO_PASSES = {
+TWO_PASSES: dict[str, Any] = {
     **MODEL,
     "second": PASS,
     "curve": [POINT],
@@ -117,7 +117,7 @@ TWO_PASSES = {
     "calibrated?": {**POINT, "threshold": (None, NUMBER), "reported_images?": COUNT},
     "localisation?": {"region": {"whole": SHARE}, "random_windows": {"whole": SHARE}},
 }
-ROW = {
+ROW: dict[str, Any] = {
     "images_per_second": ABOVE_ZERO,
     "settings": PAIRS,
     "batch_size": COUNT,
