@@ -8,6 +8,8 @@ import torch
 from omegaconf import OmegaConf
 
 from lfvit import runs
+from lfvit.commands.jobs import _what_to_do
+from lfvit.commands.resume import continued
 from lfvit.errors import ConfigError
 
 
@@ -106,6 +108,38 @@ def test_what_decides_the_weights_decides_the_identity(composed):
     assert cfg.run_dir == "one"
     del cfg.deterministic  # a run from before there was this setting
     assert runs.identity(cfg) == same
+
+
+def test_processes_count_by_their_number(composed, tmp_path, monkeypatch):
+    """A step has the images of all of them: on other machines "auto" trains other weights."""
+
+    def config(*overrides):
+        return composed("train", "trainer=ddp", f"run_dir={tmp_path / 'runs' / 'one'}", *overrides)
+
+    def on(gpus, *overrides):
+        monkeypatch.setattr("torch.accelerator.is_available", lambda: gpus > 0)
+        monkeypatch.setattr("torch.accelerator.device_count", lambda: gpus)
+        return runs.identity(config(*overrides))
+
+    assert on(4) == on(8, "trainer.devices=4") == on(8, "trainer.devices=[0,2,4,6]")
+    assert on(4) == on(2, "trainer.devices=2", "+trainer.num_nodes=2")
+    assert len({on(4), on(8), on(8, "trainer.accelerator=cpu")}) == 3
+    assert on(0) == on(1, "trainer.devices=1")
+    assert on(1, "trainer.devices=nonsense") != on(1)
+    four = on(4)
+    record(config())
+    assert runs.read_json(tmp_path / "runs" / "one" / "run.json")["processes"] == 4
+    for gpus, becomes in ((4, "already done"), (8, "trained")):
+        other = config(f"run_dir={tmp_path / 'runs' / 'two'}")
+        found = _what_to_do(other, tmp_path, on(gpus), False)
+        assert found[0] == becomes
+    OmegaConf.save(config(), tmp_path / "runs" / "one" / "config.yaml", resolve=True)
+    with pytest.raises(ConfigError, match=r"trainer\.devices=4 there, 8 here"):
+        continued(config("ckpt_path=auto"))
+    torchrun = {"TORCHELASTIC_RUN_ID": 1, "RANK": 0, "WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 2}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, str(value))
+    assert on(2) == four
 
 
 def test_weights_count_by_content_and_images_by_place(composed, tmp_path, monkeypatch):

@@ -7,14 +7,16 @@ srun start all of them at its beginning. What has to be one decision before ther
 
 import json
 import os
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.fabric.plugins.environments import (
@@ -58,6 +60,25 @@ def launched() -> Launched | None:
     else:
         nodes = processes // int(os.environ["LOCAL_WORLD_SIZE"])
     return Launched(environment.global_rank(), processes, nodes)
+
+
+def processes_of(trainer: Mapping[str, Any]) -> int:
+    """How many processes train with these settings of the Trainer.
+
+    Those that were started; or, where Lightning starts them, one for each device it would take.
+
+    Raises:
+        ValueError, TypeError: devices or nodes that are no number.
+    """
+    here = launched()
+    if here is not None:
+        return here.processes
+    devices = trainer.get("devices", 1)
+    if devices in ("auto", "-1", -1):
+        gpus = trainer.get("accelerator", "auto") != "cpu" and torch.accelerator.is_available()
+        return torch.accelerator.device_count() if gpus else 1
+    per_node = len(devices) if isinstance(devices, list) else int(devices)
+    return per_node * int(trainer.get("num_nodes") or 1)
 
 
 def agreed(decide: Callable[[], Any]) -> Any:
@@ -108,12 +129,18 @@ def number_of_devices(devices: Any) -> int:
 def join_launched() -> None:
     """Give the processes that were started together one time, and so one run directory.
 
+    Processes that torchrun has started again also get a place to meet that is new.
+
     As Lightning does for the processes it starts, the others than the main one get a log file of
     their own, and no copy of the config.
     """
     here = launched()
     if here is None or here.processes == 1:
         return
+    if _agent_store() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        # torchrun's store outlives its workers: in it PyTorch would look for those that have ended
+        os.environ["MASTER_PORT"] = agreed(_free_port)
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
     os.environ[STARTED] = agreed(lambda: datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
     if here.rank:
         name = f"{Path(sys.argv[0]).stem}_process_{here.rank}"
@@ -145,17 +172,28 @@ def _environment() -> ClusterEnvironment | None:
         raise ConfigError(str(error)) from error
 
 
+def _agent_store() -> bool:
+    """Whether torchrun keeps the store, and not the main process."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _free_port() -> str:
+    """Of the main process, where the others meet it."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return str(free.getsockname()[1])
+
+
 @cache
 def _store() -> Store:
     """Where the processes leave each other messages: the one that PyTorch will meet in as well."""
     environment = _environment()
     assert environment is not None
-    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun keeps the store
     store = TCPStore(
         environment.main_address,
         environment.main_port,
         environment.world_size(),
-        is_master=environment.global_rank() == 0 and not agent,
+        is_master=environment.global_rank() == 0 and not _agent_store(),
         timeout=PATIENCE,
         wait_for_workers=False,
         multi_tenant=True,

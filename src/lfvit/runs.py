@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lfvit.errors import ConfigError, StorageError
 from lfvit.files import remove_partial, write_whole
+from lfvit.launch import processes_of
 from lfvit.models.weight_files import weights_digest
 from lfvit.stopping import Stopped
 from lfvit.zoo import locate
@@ -90,7 +91,7 @@ def settings_of_weights(cfg: DictConfig) -> dict[str, Any]:
     """What decides the weights that a training ends with.
 
     Every setting counts except those of `NO_PART`; a weights file counts by its content, a folder
-    of images by its place.
+    of images by its place, devices and nodes by the number of processes, whose images make a step.
     """
     cfg = cfg.copy()
     with open_dict(cfg):
@@ -105,6 +106,9 @@ def settings_of_weights(cfg: DictConfig) -> dict[str, Any]:
         group.pop(leaf, None)
     if not settings.get("deterministic"):  # as before there was such a setting
         settings.pop("deterministic", None)
+    with suppress(TypeError, ValueError):  # the Trainer refuses what is no number
+        settings["trainer"]["devices"] = processes_of(settings["trainer"])
+        settings["trainer"].pop("num_nodes", None)
     start = settings["init_from"] and locate(settings["init_from"])
     if start and start.is_file():
         settings["init_from"] = weights_digest(start)
@@ -118,8 +122,8 @@ def training_record(cfg: DictConfig) -> Iterator[None]:
     """run.json of a training, and its directory for itself: what sweeps find it by.
 
     run.json says status ("running", "done", "failed", or "stopped" from outside), identity, when
-    it started and ended, and the error. A killed process leaves "running"; its lock on run.lock
-    ended with it. What it left half-written is removed.
+    it started and ended, in how many processes, and the error. A killed process leaves "running";
+    its lock on run.lock ended with it. What it left half-written is removed.
 
     A training that continues here keeps the identity it began with. One that continues a
     checkpoint from somewhere else has none: its beginning may have had other settings.
@@ -138,6 +142,8 @@ def training_record(cfg: DictConfig) -> Iterator[None]:
     begun = read_json(path).get("identity")
     key = identity(cfg) if cfg.ckpt_path is None else begun
     record: dict[str, Any] = {"identity": key, "status": "running", "started": now(), "ended": None}
+    with suppress(TypeError, ValueError):
+        record["processes"] = processes_of(plain(cfg.trainer))
     write_json(path, record)
     try:
         yield

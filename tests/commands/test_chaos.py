@@ -31,14 +31,15 @@ ENVIRONMENT = {
 }
 
 
-def start(run_dir, *more, log):
-    command = [sys.executable, str(ROOT / "train.py"), *RECIPE, *more, f"hydra.run.dir={run_dir}"]
+def start(run_dir, *more, log, launcher=()):
+    script = (*launcher, str(ROOT / "train.py"))
+    command = [sys.executable, *script, *RECIPE, *more, f"hydra.run.dir={run_dir}"]
     with log.open("a") as file:
         return subprocess.Popen(command, env=ENVIRONMENT, stdout=file, stderr=file, cwd=log.parent)
 
 
-def finish(run_dir, *more, log):
-    process = start(run_dir, *more, log=log)
+def finish(run_dir, *more, log, launcher=()):
+    process = start(run_dir, *more, log=log, launcher=launcher)
     assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
 
 
@@ -87,6 +88,24 @@ def test_two_processes_stop_at_the_same_step(tmp_path, rank):
     assert differences(tmp_path / "whole", tmp_path / "stopped") == []
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_torchrun_starts_again_what_was_killed(tmp_path, rank):
+    """kill -9 of one of two processes, mid-epoch: one command, both are started again, go on."""
+    log, once = tmp_path / "log", tmp_path / "once"
+    more = ("trainer=ddp", "trainer.accelerator=cpu", "data.batch_size=4")
+    more += tuple(signal_at(signal.SIGKILL, 15, once, rank=rank))
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    once.touch()
+    finish(tmp_path / "whole", *more, log=log, launcher=torchrun)
+    once.unlink()
+    assert start(tmp_path / "lost", *more, log=log, launcher=torchrun).wait(timeout=300) != 0
+    assert json.loads((tmp_path / "lost" / "run.json").read_text())["status"] != "done"
+    once.unlink()
+    finish(tmp_path / "killed", *more, log=log, launcher=(*torchrun, "--max-restarts=1"))
+    assert once.exists()
+    assert differences(tmp_path / "whole", tmp_path / "killed") == []
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_disk_that_is_full(tmp_path):
     log, disk = tmp_path / "log", tmp_path / "disk"
@@ -108,7 +127,14 @@ def test_a_disk_that_is_full(tmp_path):
 
 
 SRUN = """#!/usr/bin/env bash
-exec "$@"
+# two tasks on this machine, as srun starts them
+while [[ $1 == --* ]]; do shift; done
+export SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2 SLURM_NNODES=1 SLURM_NODEID=0
+export SLURM_JOB_NODELIST=127.0.0.1 SLURM_NODELIST=127.0.0.1 SLURM_JOB_NAME=lfvit
+SLURM_PROCID=1 SLURM_LOCALID=1 "$@" &
+SLURM_PROCID=0 SLURM_LOCALID=0 "$@"
+status=$?
+wait $! && exit $status
 """
 SCONTROL = """#!/usr/bin/env bash
 echo "$@" >> "$CLUSTER/requeued"
@@ -124,9 +150,10 @@ def test_the_documented_batch_script_is_queued_again(tmp_path):
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
     run_dir, once = tmp_path / "run", tmp_path / "once"
-    small = [*RECIPE[:-1], *signal_at(signal.SIGUSR1, 9, once), f"hydra.run.dir={run_dir}"]
+    small = [*RECIPE[:-1], "trainer=ddp", "trainer.accelerator=cpu", "data.batch_size=4"]
+    small += [*signal_at(signal.SIGUSR1, 9, once), f"hydra.run.dir={run_dir}"]
     script = script.replace("python train.py", f"{sys.executable} {ROOT / 'train.py'}")
-    script = re.sub(r"experiment=\S+ data.root=\S+ trainer=\S+ hydra.run.dir=\S+", "SMALL", script)
+    script = re.sub(r"experiment=.* hydra.run.dir=\S+", "SMALL", script.replace("\\\n", ""))
     (tmp_path / "job.sh").write_text(script.replace("SMALL", " ".join(small)))
     environment = {
         **ENVIRONMENT,

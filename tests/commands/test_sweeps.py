@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from conftest import NEEDLE_FAST, ROOT
+from interruptions import signal_at
 from lfvit.commands import jobs
 from lfvit.report.collect import collect
 
@@ -257,8 +258,19 @@ SLURM = {
 cp "$1" "$CLUSTER/submission.sh"
 export SLURM_JOB_ID=77 SLURM_NTASKS=1 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0
 export SLURM_NNODES=1 SLURM_JOB_NODELIST=localhost SLURM_JOB_NAME=lfvit
-(bash "$1"; touch "$CLUSTER/ended") > "$CLUSTER/log" 2>&1 < /dev/null &
+run() {
+    bash "$1"
+    while [[ -e $CLUSTER/queued ]]; do
+        rm "$CLUSTER/queued"
+        bash "$1"
+    done
+    touch "$CLUSTER/ended"
+}
+run "$1" > "$CLUSTER/log" 2>&1 < /dev/null &
 echo "Submitted batch job 77"
+""",
+    "scontrol": """#!/usr/bin/env bash
+echo "$@" | tee -a "$CLUSTER/asked" > "$CLUSTER/queued"
 """,
     "srun": """#!/usr/bin/env bash
 while [[ $1 == --* ]]; do
@@ -275,16 +287,27 @@ if [[ -e $CLUSTER/ended ]]; then echo '77|COMPLETED|here'; else echo '77|RUNNING
 """A cluster of one machine: the commands that submitit calls."""
 
 
-def test_jobs_on_slurm(train, tmp_path, monkeypatch):
+def test_a_job_on_slurm_that_is_taken_away_once(train, tmp_path, monkeypatch):
+    """submitit's signal in the middle of training: saved, queued again, continued in place."""
     for name, script in SLURM.items():
         (tmp_path / "bin" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "bin" / name).write_text(script)
         (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("CLUSTER", str(tmp_path))
-    status = train(*documented("launcher=slurm"), *FAST, "seed=0")
-    assert status == 0, (tmp_path / "log").read_text()
-    assert [job["status"] for job in newest_sweep()] == ["trained"]
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
+    monkeypatch.setenv("PYTHONPATH", path)  # where interruptions.py lies
+    taken = signal_at(signal.SIGUSR2, 2, tmp_path / "once")
+    epochs = ("schedule.epochs=3", "callbacks.last.every_n_minutes=null")
+    status = train(*documented("launcher=slurm"), *FAST, "seed=0", *epochs, *taken)
+    log = (tmp_path / "log").read_text()
+    assert status == 0, log
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    (job,) = newest_sweep()
+    assert job["status"] == "continued", log
+    assert Path(job["evaluation"]).is_file()
+    (metrics,) = [json.loads(path.read_text()) for path in trainings()]
+    assert (metrics["epochs"], metrics["steps"]) == (3, 6)
     asked = (tmp_path / "submission.sh").read_text()
     for line in ("--partition=gpu", "--gpus-per-node=1", "--cpus-per-task=8", "--time=1440"):
         assert f"#SBATCH {line}" in asked

@@ -1,4 +1,7 @@
-"""The commands of docs/distributed.md, as far as they start on a machine without GPUs."""
+"""The commands of docs/distributed.md and the batch script of docs/long-runs.md.
+
+As far as they start on a machine without GPUs.
+"""
 
 import os
 import re
@@ -15,10 +18,11 @@ from lfvit.commands.train import check, is_sharded
 from lfvit.errors import ConfigError
 from lfvit.sweeps import check_sweep
 
-PAGE = (ROOT / "docs" / "distributed.md").read_text().replace("\\\n", " ")
+PAGE = (ROOT / "docs" / "distributed.md").read_text()
+SCRIPT = (ROOT / "docs" / "long-runs.md").read_text().split("```bash\n")[1].split("```")[0]
 COMMANDS = [
     shlex.split(line)
-    for line in PAGE.splitlines()
+    for line in (PAGE + SCRIPT).replace("\\\n", " ").splitlines()
     if line.startswith(("python ", "torchrun ", "srun "))
 ]
 OURS = [line[[word.endswith(".py") for word in line].index(True) :] for line in COMMANDS]

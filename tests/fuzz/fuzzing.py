@@ -7,6 +7,7 @@ whole process leave nothing else.
 
 import functools
 import inspect
+import math
 import os
 import resource
 import signal
@@ -40,15 +41,21 @@ def fuzz(examples: int, **strategies: st.SearchStrategy) -> Callable[[Callable],
     """`given` with a time instead of a number of examples, where FUZZ_SECONDS says so."""
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
-        tried = 0
+        tried, end = 0, math.inf
 
         @functools.wraps(test)
         def limited(*args: Any, **kwargs: Any) -> None:
-            nonlocal tried
+            nonlocal tried, end
+            if time.monotonic() > end:
+                return  # the rest of the last examples
             tried += 1
             _note(kwargs)
-            with limits():
-                test(*args, **kwargs)
+            try:
+                with limits():
+                    test(*args, **kwargs)
+            except BaseException:
+                end = math.inf  # it is made smaller however long that takes
+                raise
 
         each = settings(
             max_examples=500 if SECONDS else examples,
@@ -63,6 +70,7 @@ def fuzz(examples: int, **strategies: st.SearchStrategy) -> Callable[[Callable],
 
         @functools.wraps(checked)
         def for_a_time(*args: Any, **kwargs: Any) -> None:
+            nonlocal end
             end = time.monotonic() + SECONDS
             while time.monotonic() < end:
                 checked(*args, **kwargs)

@@ -106,9 +106,11 @@ def test_broken_runs_do_not_stop_the_others(copied):
     assert [run.place for run in found.runs] == ["runs/lf_0/evaluation"]
     reasons = dict(found.skipped)
     assert reasons["runs/cf_0/evaluation"].startswith("evaluate.json: Expecting property name")
-    assert "not as evaluate.py writes it (KeyError: 'first')" in reasons["runs/lf_1/evaluation"]
+    assert "not as evaluate.py writes it (first is missing)" in reasons["runs/lf_1/evaluation"]
     assert reasons["runs/started"] == "not finished: holds no metrics.json of train.py"
-    assert reasons["runs/speed"] == "benchmark.json: not as benchmark.py writes it"
+    assert reasons["runs/speed"] == (
+        "benchmark.json: not as benchmark.py writes it (rows[0].images_per_second is missing)"
+    )
     assert reasons["runs/failed"] == "failed: the loss is not finite"
     assert reasons["runs/vit_0"].startswith(
         "not evaluated: python evaluate.py ckpt_path=runs/vit_0"

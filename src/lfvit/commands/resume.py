@@ -217,6 +217,9 @@ def _difference(cfg: DictConfig) -> str:
         settings_of_weights(DictConfig(OmegaConf.create(text.replace(f"{own.run_dir}/", "/"))))
     )
     now = flatten(settings_of_weights(cfg))
+    processes = read_json(Path(cfg.run_dir) / "run.json").get("processes")
+    if processes is not None:  # config.yaml may say "auto"
+        then["trainer.devices"] = processes
     for key in sorted(then.keys() | now.keys()):
         if then.get(key) != now.get(key):
             return f" ({key}={then.get(key)} there, {now.get(key)} here)"

@@ -86,6 +86,8 @@ def compare(ours: Sequence["pd.Series[bool]"], theirs: Sequence["pd.Series[bool]
 
 def _aligned(ours: "pd.Series[bool]", theirs: "pd.Series[bool]") -> tuple[Any, Any]:
     """Both in one order, on the images of the smaller set, which has to lie in the other."""
+    if not len(ours) or not len(theirs):
+        raise DataError("one of the models answered no image")
     small, large = (ours, theirs) if len(ours) <= len(theirs) else (theirs, ours)
     missing = small.index.difference(large.index)
     if len(missing):

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from lfvit.data import ImageDataModule
@@ -68,14 +70,40 @@ def read_predictions(path: Path) -> pd.DataFrame:
     """The rows of `save_predictions`, by image.
 
     Raises:
-        DataError: there is no such file.
+        DataError: there is no such file, or it holds something else.
     """
     if not path.is_file():
         raise DataError(
             f"{path}: no such file; evaluate.py writes it since comparisons image by image exist: "
             "evaluate again"
         )
-    return pd.read_parquet(path).set_index("image")
+    try:
+        rows = pq.ParquetFile(path).read().to_pandas(ignore_metadata=True)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path}: cannot be read ({reason}); evaluate again") from error
+    fault = _fault(rows)
+    if fault:
+        raise DataError(f"{path}: {fault}, as evaluate.py never writes it; evaluate again")
+    return rows.set_index("image")
+
+
+def _fault(rows: pd.DataFrame) -> str | None:
+    """What is wrong with the rows of a file."""
+    columns = {"image", "target", "first", "confidence", "second"}
+    if set(rows) not in (columns, columns - {"second"}) or len(rows.columns) > len(columns):
+        return f"holds the columns {', '.join(map(str, rows))}"[:200]
+    for name in columns & {"target", "first", "second"} & set(rows):
+        if rows[name].dtype.kind != "i" or (rows[name] < 0).any():
+            return f"{name} is no class index everywhere"
+    sure = rows["confidence"]
+    if sure.dtype.kind != "f" or not sure.between(0, 1 + 1e-5).all():
+        return "confidence is no probability everywhere"
+    if not rows["image"].map(lambda name: isinstance(name, str)).all():
+        return "image is no name everywhere"
+    if rows.empty or rows["image"].duplicated().any():
+        return "holds no image" if rows.empty else "holds an image twice"
+    return None
 
 
 def answers_in(predictions: pd.DataFrame) -> Answers:

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-import yaml
 
 from lfvit.errors import DataError
+from lfvit.report import shapes
 from lfvit.report.evaluated import Run, named
 from lfvit.report.frame import make_table, over_seeds
 from lfvit.report.speeds import Speeds
-from lfvit.report.tables import operating_points
 from lfvit.runs import inside
 from lfvit.sweeps import WELL
 
@@ -31,6 +30,7 @@ RESULTS = (
     "benchmark.json",
     "job.json",
 )
+LONGEST = 300  # characters of a reason
 NOT_A_SETTING = ("seed", "name", "run_dir", "ckpt_path", "logger", "callbacks", "num_workers")
 """What two runs of one group may differ in: seed, names, places, and what only reports."""
 
@@ -101,7 +101,7 @@ class _Reader:
             yield folder
             evaluation = self._load(folder / "job.json").get("evaluation")
             place = None if evaluation is None else inside(folder, str(evaluation))
-            if place is not None and place.name == "evaluate.json" and place.is_file():
+            if place is not None and place.name == "evaluate.json" and os.path.isfile(place):
                 yield place.parent
 
     def read(self, folders: list[Path]) -> Collection:
@@ -116,27 +116,19 @@ class _Reader:
         return Path(os.path.relpath(folder, self.base)).as_posix()
 
     def _load(self, path: Path) -> dict[str, Any]:
-        """A JSON or YAML mapping; empty where there is none or, with an entry, it is broken."""
-        if not path.exists():
+        """A file's contents; empty where there is none or, with an entry, it is broken."""
+        if not os.path.exists(path):  # False for names too long, unlike Path's
             return {}
         try:
-            text = path.read_text(encoding="utf-8")
-            content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-            if isinstance(content, dict):
-                return content
-            reason = "not a mapping"
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            reason = str(error).splitlines()[0]
+            return shapes.load(path)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:LONGEST]
         self.skipped.append(Skipped(self._place(path.parent), f"{path.name}: {reason}"))
         return {}
 
     def _run(self, folder: Path) -> Run | None:
         evaluation = self._load(folder / "evaluate.json")
         if not evaluation:
-            return None
-        fault = _fault(evaluation)
-        if fault:
-            self.skipped.append(Skipped(self._place(folder), f"evaluate.json: {fault}"))
             return None
         run = Run(folder, self._place(folder), evaluation, self._load(folder / "config.yaml"))
         run = replace(run, given=None if self.names is None else self.names(folder))
@@ -221,30 +213,8 @@ class _Reader:
 
     def _speeds(self, folder: Path) -> Iterator[Speeds]:
         benchmark = self._load(folder / "benchmark.json")
-        if benchmark and _timed(benchmark.get("rows")):
+        if benchmark:
             yield Speeds(benchmark, self._load(folder / "config.yaml"))
-        elif benchmark:
-            reason = "benchmark.json: not as benchmark.py writes it"
-            self.skipped.append(Skipped(self._place(folder), reason))
-
-
-def _fault(evaluation: Mapping[str, Any]) -> str | None:
-    """What an evaluate.json lacks to be shown."""
-    try:
-        for point in operating_points(evaluation):
-            float(0 if point["top1"] is None else point["top1"] + point["gmacs"])
-        str(evaluation["method"]["name"] + evaluation["checkpoint"])
-    except (KeyError, TypeError, AttributeError) as error:
-        return f"not as evaluate.py writes it ({type(error).__name__}: {error})"
-    return None
-
-
-def _timed(rows: Any) -> bool:
-    """Whether these are rows of a benchmark."""
-    keys = ("images_per_second", "settings", "batch_size", "gmacs")
-    return isinstance(rows, list) and all(
-        isinstance(row, dict) and all(row.get(key) for key in keys) for row in rows
-    )
 
 
 def _training_of(folder: Path, evaluation: Mapping[str, Any]) -> Path | None:
@@ -255,7 +225,7 @@ def _training_of(folder: Path, evaluation: Mapping[str, Any]) -> Path | None:
     named = Path(str(evaluation.get("checkpoint"))).parent.parent
     around = list(folder.parents[:3])
     for candidate in (*(above for above in around if above.name == named.name), named, *around):
-        if (candidate / "metrics.json").exists():
+        if os.path.exists(candidate / "metrics.json"):
             return candidate.resolve()
     return None
 

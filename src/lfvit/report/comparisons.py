@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from lfvit.errors import DataError
 from lfvit.measure.paired import (
     Comparison,
     as_accurate_as,
@@ -45,9 +46,15 @@ class Evaluated(NamedTuple):
         """From the folder of the evaluation.
 
         Raises:
-            DataError: it was made before answers were kept.
+            DataError: it was made before answers were kept, or they are not those of this model.
         """
-        return cls(evaluation, read_predictions(folder / FILE))
+        rows = read_predictions(folder / FILE)
+        if ("second" in rows) != (evaluation["second"] is not None):
+            raise DataError(
+                f"{folder / FILE}: has {'two answers' if 'second' in rows else 'one answer'} for "
+                "an image, unlike the model of evaluate.json beside it; evaluate again"
+            )
+        return cls(evaluation, rows)
 
 
 class Point(NamedTuple):

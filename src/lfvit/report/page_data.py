@@ -130,7 +130,9 @@ def curves(runs: Iterable[Run]) -> list[dict[str, Any]]:
         if not found.get("curve"):
             continue
         columns: dict[str, Any] = {
-            key: [point[key] for point in found["curve"]] if key in found["curve"][0] else None
+            key: [point[key] for point in found["curve"]]
+            if all(key in point for point in found["curve"])
+            else None
             for key in CURVE
         }
         calibration = found.get("calibration") or {}

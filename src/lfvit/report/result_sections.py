@@ -28,14 +28,24 @@ def paired_sections(groups: Mapping[str, Sequence[Run]], output: Path) -> Iterat
     Only seeds that both models have are compared.
     """
     name = yardstick(groups)
-    try:
-        read = {model: _read(runs) for model, runs in groups.items()}
-    except DataError as error:
-        yield f"## Image by image\n\nNothing is compared image by image: {error}."
-        return
+    read: dict[str, dict[object, Evaluated]] = {}
+    missing: list[str] = []
+    for model, runs in groups.items():
+        for run in runs:
+            try:
+                found = Evaluated.read(run.evaluation, run.folder)
+                read.setdefault(model, {})[run.seed] = found
+            except DataError as error:
+                missing.append(f"- {escaped(run.place)}: {escaped(str(error))}")
+    if missing:
+        yield "## Not compared image by image\n\n" + "\n".join(missing)
+    groups = {model: groups[model] for model in read}
+    name = name if name in read else None
     two_pass = [model for model, runs in groups.items() if runs[0].two_pass]
     if name is not None and len(groups) > 1:
-        rows = _rows(groups, read, name)
+        rows, faults = _rows(groups, read, name)
+        if faults:
+            yield "\n".join(faults)
         if rows:
             figure = output.with_name(f"{output.stem}_differences.png")
             plot_differences([(f"{m}, {row.way}", row) for m, row in rows], [figure])
@@ -47,7 +57,7 @@ def paired_sections(groups: Mapping[str, Sequence[Run]], output: Path) -> Iterat
         try:
             classes = _classes(groups[model][0])
             table = classes_table(same, model, classes)
-        except (LFViTError, KeyError) as error:
+        except (LFViTError, LookupError) as error:
             table = f"No table by class: {escaped(str(error))}."
         predictions = [each.predictions for each in read[model].values()]
         shown = escaped(model)
@@ -55,25 +65,35 @@ def paired_sections(groups: Mapping[str, Sequence[Run]], output: Path) -> Iterat
         yield table
 
 
-def _read(runs: Sequence[Run]) -> dict[object, Evaluated]:
-    """Seed -> what was evaluated."""
-    return {run.seed: Evaluated.read(run.evaluation, run.folder) for run in runs}
-
-
 def _rows(
     groups: Mapping[str, Sequence[Run]],
     read: Mapping[str, Mapping[object, Evaluated]],
     name: str,
-) -> list[tuple[str, Row]]:
-    rows = []
+) -> tuple[list[tuple[str, Row]], list[str]]:
+    """The comparisons, and why others could not be made."""
+    rows, faults = [], []
     for model, runs in groups.items():
         seeds = [seed for seed in read[model] if seed in read[name]]
         if model == name or not seeds or runs[0].data != groups[name][0].data:
             continue
         ours, theirs = ([read[m][seed] for seed in seeds] for m in (model, name))
-        for way in WAYS if runs[0].two_pass else ("both",):
-            rows.append((model, against(ours, theirs, way)))
-    return rows
+        try:
+            rows += [(model, against(ours, theirs, way)) for way in _ways(ours)]
+        except DataError as error:
+            faults.append(f"- {escaped(model)} beside {escaped(name)}: {escaped(str(error))}")
+    return rows, faults
+
+
+def _ways(seeds: Sequence[Evaluated]) -> Sequence[str]:
+    """Ways of running a model that all of its evaluations know."""
+    if seeds[0].evaluation["second"] is None:
+        return ("both",)
+    chosen = all(
+        each.evaluation.get("calibration")
+        and (each.evaluation.get("calibrated") or {}).get("threshold") is not None
+        for each in seeds
+    )
+    return WAYS if chosen else WAYS[:2]
 
 
 def _table(rows: Sequence[tuple[str, Row]]) -> str:

@@ -135,7 +135,7 @@ def _provenance(runs: Sequence[Run]) -> str:
     evaluated = (
         f"Evaluated: {escaped(Path(run.evaluation['checkpoint']).name)}, in "
         f"{escaped(run.evaluation['precision'])}, at commit "
-        f"{escaped(run.evaluation['environment']['commit'])}."
+        f"{escaped((run.evaluation.get('environment') or {}).get('commit'))}."
     )
     metrics, environment = run.metrics, run.environment
     if not metrics or not environment:
@@ -150,7 +150,7 @@ def _provenance(runs: Sequence[Run]) -> str:
         f"- **{escaped(run.model)}**, seed{'s' if len(runs) > 1 else ''} {seeds}: "
         f"{code(without_paths(environment['command']))}, commit {escaped(environment['commit'])}"
         f"{escaped(also)}, {escaped(metrics['machine'])}, {environment['threads']} thread(s), "
-        f"torch {packages['torch']}, timm {packages['timm']}. {metrics['epochs']} epochs over "
+        f"torch {packages['torch']}, timm {packages.get('timm')}. {metrics['epochs']} epochs over "
         f"{metrics['train_images']:,} images, {metrics['parameters'] / 1e6:.2f} M parameters, "
         f"{' and '.join(minutes)} minutes. {evaluated}"
     )

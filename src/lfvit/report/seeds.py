@@ -54,8 +54,13 @@ def plot_with_bands(groups: Mapping[str, Sequence[Run]], path: Path) -> None:
 
 
 def _draw_band(axes: Any, evaluations: Sequence[Any], name: str, colour: str) -> None:
-    """A band is as wide as the standard deviation of top-1 at the same threshold."""
-    points = list(zip(*(found["curve"] for found in evaluations), strict=True))
+    """A band is as wide as the standard deviation of top-1 at the same threshold.
+
+    Of thresholds that all evaluations have.
+    """
+    curves = [{point["threshold"]: point for point in found["curve"]} for found in evaluations]
+    common = [eta for eta in curves[0] if all(eta in curve for curve in curves)]
+    points = [[curve[eta] for curve in curves] for eta in common]
     cost = [fmean(p["gmacs"] for p in same) for same in points]
     top1 = [fmean(p["top1"] for p in same) for same in points]
     axes.plot(cost, top1, color=colour, label=literal(name))

@@ -1,9 +1,9 @@
 """Images per second of collected runs, from what benchmark.py and reproduce.py measured."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,4 +105,4 @@ class Speeds:
 
 
 def _same_file(checkpoint: str, run: Run) -> bool:
-    return Path(checkpoint).resolve() == Path(run.evaluation["checkpoint"]).resolve()
+    return os.path.realpath(str(checkpoint)) == os.path.realpath(run.evaluation["checkpoint"])
