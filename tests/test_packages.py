@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from conftest import ROOT
 
@@ -28,6 +29,18 @@ def test_every_package_is_pinned_by_name_and_version():
         requirement = Requirement(text)
         if requirement.name != project["name"]:
             assert pinned[canonicalize_name(requirement.name)] in requirement.specifier, text
+
+
+def test_the_oldest_versions_are_the_lower_bounds():
+    lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
+    oldest = dict(line.split("==") for line in lines if not line.startswith("#"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for text in chain(project["dependencies"], *project["optional-dependencies"].values()):
+        requirement = Requirement(text)
+        if requirement.name in (project["name"], "ruff", "mypy"):  # no part of the suite
+            continue
+        (bound,) = (each for each in requirement.specifier if each.operator == ">=")
+        assert Version(oldest[requirement.name]) == Version(bound.version), text
 
 
 @pytest.fixture
