@@ -19,7 +19,8 @@ from lfvit.errors import ConfigError
 from lfvit.sweeps import check_sweep
 
 PAGE = (ROOT / "docs" / "distributed.md").read_text()
-SCRIPT = (ROOT / "docs" / "long-runs.md").read_text().split("```bash\n")[1].split("```")[0]
+LONG = (ROOT / "docs" / "long-runs.md").read_text()
+SCRIPT = "".join(re.findall(r"```(?:bash|shell)\n(.*?)```", LONG, re.DOTALL))
 COMMANDS = [
     shlex.split(line)
     for line in (PAGE + SCRIPT).replace("\\\n", " ").splitlines()
