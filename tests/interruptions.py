@@ -65,7 +65,7 @@ TIMES = ("train/images_per_second", "images_per_second", "train_seconds")
 def differences(one: Path, other: Path) -> list[str]:
     """Where two runs ended differently: weights, averages, optimizer, schedule, progress, metrics.
 
-    Times and the place of the run are left out.
+    Times, the place of the run and the commit are left out.
     """
     checkpoints = (
         torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (one, other)
@@ -77,14 +77,14 @@ def differences(one: Path, other: Path) -> list[str]:
         found.append(f"metrics.csv: {len(rows[0])}, {len(rows[1])} rows; {differing[:1]}")
     ends = [json.loads((run / "metrics.json").read_text()) for run in (one, other)]
     for end in ends:
-        for name in TIMES:
+        for name in (*TIMES, "commit"):
             end.pop(name, None)
     return [*found, *_differing(*ends, "metrics.json")]
 
 
 def _comparable(checkpoint: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in checkpoint.items() if key not in ("callbacks", "so_far")}
-    kept["lfvit"] = {k: v for k, v in kept["lfvit"].items() if k != "tracking"}
+    kept["lfvit"] = {k: v for k, v in kept["lfvit"].items() if k not in ("tracking", "commit")}
     best = next(v for k, v in checkpoint["callbacks"].items() if k.startswith("ModelCheckpoint"))
     return {**kept, "best": best["best_model_score"]}
 

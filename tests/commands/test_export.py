@@ -26,7 +26,8 @@ def test_the_command_as_a_user_types_it(composed, trained_run, photographs, tmp_
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stderr == ""
-    lines = done.stdout.splitlines()
+    # older versions of onnxscript talk
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("Applied ")]
     assert [line.partition(":")[0] for line in lines[:2]] == ["first_pass.onnx", "second_pass.onnx"]
     assert len(lines) == 4
     (folder,) = tmp_path.glob("outputs/export/*")

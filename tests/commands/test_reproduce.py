@@ -307,7 +307,7 @@ def test_what_fails_does_not_lose_the_others(tmp_path, monkeypatch):
     def broken(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("lfvit.artifacts.figures.plot_passes", broken)
+    monkeypatch.setattr("lfvit.artifacts.probe_figures.plot_passes", broken)
     words = "artifacts=[lf_vit_table7,lf_vit_figure7,overview,frequency_figure1]"
     cfg = configured(tmp_path, words)
     cfg.runs.lf_vit_ce_ce = cfg.runs.lf_vit

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from packaging.version import Version
 
 import golden_vectors
 import lfvit
@@ -309,6 +310,10 @@ def test_compiles_without_graph_breaks(tiny):
     assert found.selection.fine_indices.tolist() == expected.selection.fine_indices.tolist()
 
 
+@pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.12"),
+    reason="torch 2.11 loses an argument behind a graph break; compile_passes has none",
+)
 def test_infer_runs_under_compile(tiny):
     model, images = lf_vit(tiny), torch.randn(4, 3, 112, 112)
     middle = model.infer(images, 0).confidence.mean().item()  # no image sits on the threshold

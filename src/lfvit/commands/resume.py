@@ -83,7 +83,7 @@ def check_resume(cfg: DictConfig) -> Resumed | None:
     try:
         content = read_file(cfg.ckpt_path)
     except CheckpointError as error:
-        best = Path(cfg.ckpt_path).with_name("best.ckpt")
+        best = Path(str(cfg.ckpt_path)).with_name("best.ckpt")
         raise CheckpointError(
             f"{error}. Nothing was started anew: put a copy of it back, "
             + (f"continue from ckpt_path={best}, " if best.exists() else "")

@@ -136,7 +136,7 @@ def _kind(error: Exception, file: str | Path | BytesIO) -> str:
             return "too large"
         case OSError(errno=number) if number is not None:
             return "read error"
-    if "max_text" in text:
+    if "max_text" in text or "decompressed data too large" in text:  # in Pillow's own words
         return "metadata too long"
     cut = isinstance(error, EOFError) or re.search(r"truncated|not enough|end of", text)
     return "truncated" if cut else "damaged"

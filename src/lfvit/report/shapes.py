@@ -87,7 +87,7 @@ CALIBRATION: dict[str, Any] = {
     },
     "temperature?": {
         "temperature?": NUMBER,
-        "reported?": {"before": {"ece": NUMBER}, "after": {"ece": NUMBER}},
+        "reported?": {"before": {"ece": NUMBER}, "after?": {"ece": NUMBER}},
     },
 }
 ENVIRONMENT: dict[str, Any] = {
