@@ -120,7 +120,10 @@ REFUSED = {
     "not an image": (lambda: b"<html>404 Not Found</html>", "cannot identify"),
     "truncated": (lambda: noise("JPEG")[:2000], "truncated"),
     "too large": (bomb, "400000000 pixels"),
-    "metadata too long": (long_text, "MAX_TEXT_CHUNK"),
+    "metadata too long": (
+        long_text,
+        "MAX_TEXT_CHUNK|Decompressed Data Too Large",
+    ),  # newer Pillow, older Pillow
 }
 
 
