@@ -104,6 +104,7 @@ def _watch(event: str, arguments: tuple) -> None:
         path = os.fsdecode(arguments[0]) if isinstance(arguments[0], (str, bytes)) else ""
         full = os.path.abspath(path)
         ours = full.startswith((str(watched[0]), "/dev/", "/proc/")) or "__pycache__" in full
+        ours = ours or "torchinductor" in full  # the compiler's own cache
         if not ours and not full.endswith((".hypothesis", ".hypothesis/last")):
             strays.append(full)
 
