@@ -194,6 +194,7 @@ def test_one_value_among_many_is_found(value, place):
     ("setting", "message"),
     [
         ("on_nonfinite=ignore", "on_nonfinite='ignore' is unknown; valid: stop, skip"),
+        ("compile=-1", "compile=-1 must be true or false"),
         ("max_skipped=0", "max_skipped=0 must be a whole number, 1 or more"),
         ("deterministic=warn", "deterministic='warn' must be true or false"),
     ],

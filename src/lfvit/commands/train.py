@@ -201,6 +201,7 @@ def check(cfg: DictConfig, weights_exist: bool = True) -> Schedule:
     check_whole("seed", cfg.seed, 0)
     check_range("threshold", cfg.threshold, 0)
     check_switch("deterministic", cfg.deterministic)
+    check_switch("compile", cfg.compile)
     NonFiniteGuard(cfg.on_nonfinite, cfg.max_skipped)
     if in_sweep() and not together():  # of a job, by srun
         check_one_process(cfg)
