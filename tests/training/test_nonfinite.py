@@ -195,6 +195,7 @@ def test_one_value_among_many_is_found(value, place):
     [
         ("on_nonfinite=ignore", "on_nonfinite='ignore' is unknown; valid: stop, skip"),
         ("compile=-1", "compile=-1 must be true or false"),
+        ("callbacks={progress:-1}", "callbacks.progress=-1 is no callback; leave it out with"),
         ("max_skipped=0", "max_skipped=0 must be a whole number, 1 or more"),
         ("deterministic=warn", "deterministic='warn' must be true or false"),
     ],

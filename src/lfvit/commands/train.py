@@ -111,6 +111,11 @@ def build_trainer(
     Raises:
         ConfigError: a setting Lightning refuses.
     """
+    for name, said in cfg.callbacks.items():
+        if said and not isinstance(said, DictConfig):
+            raise ConfigError(
+                f"callbacks.{name}={said} is no callback; leave it out with ~callbacks.{name}"
+            )
     callbacks = [
         hydra.utils.instantiate(c) for c in cfg.callbacks.values() if c and "_target_" in c
     ]
