@@ -50,7 +50,7 @@ audit:  ## look the versions of constraints.txt up among known vulnerabilities (
 	@$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict || { \
 		echo "==> not clean: raise the packages listed above in pyproject.toml, then make update;"; \
 		echo "    where it says that a package could not be audited or reached, nothing was checked:"; \
-		echo "    the database of PyPI (https://pypi.org) has to be reachable, not a mirror of it"; exit 1; }
+		echo "    the package index itself has to be reachable, not a mirror of it"; exit 1; }
 
 test: $(STAMP)  ## run the test suite (a few minutes on 2 cores; ARGS="-k selection" for a part)
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadgroup $(ARGS)

@@ -75,7 +75,7 @@ def test_the_audit_says_what_it_could_not_do(checkout, status, words):
 
 def test_an_update_keeps_names_and_versions_only(checkout):
     found = [
-        {"metadata": {"name": name, "version": "2.0"}, "download_info": {"url": "https://mirror/x"}}
+        {"metadata": {"name": name, "version": "2.0"}, "download_info": {"url": "mirror/x"}}
         for name in ("Zope", "lfvit", "attrs")
     ]
     (checkout / "found.json").write_text(json.dumps({"install": found}))
