@@ -113,7 +113,7 @@ def _with_starts(cfg: DictConfig, names: Iterable[str]) -> list[str]:
     def add(name: str, above: tuple[str, ...] = ()) -> None:
         if name in above:
             raise ConfigError(f"runs: {', '.join(above)} start from each other")
-        start = cfg.runs[name].get("start")
+        start = _entry(cfg, name).get("start")
         if start is not None:
             if start not in cfg.runs or "recipe" not in cfg.runs[start]:
                 raise ConfigError(f"runs.{name}.start={start!r} trains no weights")
@@ -127,6 +127,16 @@ def _with_starts(cfg: DictConfig, names: Iterable[str]) -> list[str]:
     return order
 
 
+def _entry(cfg: DictConfig, name: str) -> dict[str, Any]:
+    """Of ``runs``; where it names no start, with the one that the scale has for its recipe."""
+    entry: dict[str, Any] = plain(cfg.runs[name])
+    check_names(f"runs.{name}", entry, ["recipe", "train", "evaluate", "start"])
+    starts = cfg.scale.get("starts", {})
+    if "recipe" in entry and name not in starts.values():
+        entry.setdefault("start", starts.get(entry["recipe"][0]))
+    return entry
+
+
 def _compose(
     cfg: DictConfig,
     name: str,
@@ -135,8 +145,7 @@ def _compose(
     composed: dict[tuple[str, ...], DictConfig],
 ) -> Run:
     """One run, checked; `composed` keeps configs, of which several runs may have the same."""
-    entry = plain(cfg.runs[name])
-    check_names(f"runs.{name}", entry, ["recipe", "train", "evaluate", "start"])
+    entry = _entry(cfg, name)
     folder = Path(cfg.output_dir) / "runs" / name / f"seed{seed}"
     start = None if entry.get("start") is None else key_of(entry["start"], seed)
     how = [*cfg.scale.evaluate, *entry.get("evaluate", [])]
