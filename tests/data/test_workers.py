@@ -6,8 +6,9 @@ import signal
 import pytest
 import torch
 from lightning import LightningModule, Trainer
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from lfvit.data import ImageDataModule
+from lfvit.data import ImageDataModule, loader
 from lfvit.errors import DataError
 from lfvit.explain import explain
 
@@ -101,6 +102,33 @@ def test_the_image_that_killed_a_worker_is_named(end, stage):
     assert message == str(caught.value)
     for advice in ("killed, memory", "data.num_workers=0", "data.on_error=skip only"):
         assert advice in message
+
+
+@pytest.mark.parametrize("end", [killed, crashed])
+@pytest.mark.parametrize("said", [ConnectionResetError(104, "reset"), EOFError()])
+def test_a_worker_that_dies_as_it_hands_over_a_batch(end, said, monkeypatch):
+    """Then the main process fails to read it, before PyTorch looks after its workers."""
+    wait_for_data = _MultiProcessingDataLoaderIter._try_get_data
+
+    def broken_off(self, *args, **kwargs):
+        try:
+            return wait_for_data(self, *args, **kwargs)
+        except RuntimeError:
+            raise said from None
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", broken_off)
+    with pytest.raises(RuntimeError, match=r"while it made /photos/05\.jpg \("):
+        trainer().predict(Sleepy(), datamodule=DeadlyImages(end, num_workers=2))
+
+
+def test_a_broken_connection_of_something_else_keeps_its_error(monkeypatch):
+    def broken_off(self, *args, **kwargs):
+        raise ConnectionResetError(104, "reset")
+
+    monkeypatch.setattr(loader, "SECONDS_TO_DIE", 0.1)
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", broken_off)
+    with pytest.raises(ConnectionResetError):
+        trainer().predict(Sleepy(), datamodule=DeadlyImages(None, num_workers=2))
 
 
 def test_an_exception_in_a_worker_names_its_image():
