@@ -36,3 +36,26 @@ def test_a_signal_stops_what_runs_and_starts_nothing_else(monkeypatch, tmp_path)
         ["started", "told"],
         [],
     ]
+
+
+def test_what_can_begin_overtakes_what_waits_for_its_start(monkeypatch, tmp_path):
+    """The second run starts from the first, which ends only when the third is under way."""
+    monkeypatch.setattr(execute, "_work", waiting.meet)
+    order = []
+    for name, start, meets in [("a", None, "c"), ("b", "a/seed0", "a"), ("c", None, "a")]:
+        folder = tmp_path / name
+        folder.mkdir()
+        order.append(
+            SimpleNamespace(
+                name=name,
+                seed=0,
+                start=start,
+                folder=folder,
+                result=folder / "evaluate.json",
+                meets=meets,
+            )
+        )
+    runs = {f"{run.name}/seed0": run for run in order}
+    results = execute.run_all(order, runs, fresh=False, jobs=2, console=Console(quiet=True))
+    assert results == {run.folder: {"met": True} for run in order}
+    assert list(results) == [run.folder for run in order]

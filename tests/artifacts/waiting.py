@@ -14,3 +14,13 @@ def work(run, *_):
     signal.signal(signal.SIGTERM, told)
     (run.folder / "started").touch()
     time.sleep(60)
+
+
+def meet(run, *_):
+    """Wait for another run to be under way, and succeed if it is."""
+    (run.folder / "started").touch()
+    ends = time.monotonic() + 60
+    while not (run.folder.parent / run.meets / "started").exists() and time.monotonic() < ends:
+        time.sleep(0.05)
+    met = (run.folder.parent / run.meets / "started").exists()
+    run.result.write_text(f'{{"met": {str(met).lower()}}}')

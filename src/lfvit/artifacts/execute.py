@@ -5,7 +5,7 @@ import os
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import product
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
@@ -83,11 +83,12 @@ def run_all(
 def _side_by_side(
     order: Sequence[Run], runs: Mapping[str, Run], fresh: bool, jobs: int, console: Console
 ) -> dict[Path, Result]:
-    """Runs wait for those that they start from, which were handed out earlier.
+    """In order, except that what can begin overtakes what waits for the run that it starts from.
 
     A signal stops those that are under way, in the orderly way of a training, and starts no other.
     """
-    waiting: dict[Path, Future[Result]] = {}
+    results: dict[Path, Result] = {}
+    waiting, running = list(order), dict[Future[Result], Run]()
     processes = _Processes()
     done = 0
 
@@ -96,7 +97,7 @@ def _side_by_side(
         start = None if run.start is None else runs[run.start]
         result: Result
         started = time.monotonic()
-        if start is not None and isinstance(waiting[start.folder].result(), str):
+        if start is not None and isinstance(results[start.folder], str):
             result = _no_start(run)
         else:
             result = _in_a_process(processes, run, start, fresh, jobs)
@@ -111,9 +112,14 @@ def _side_by_side(
 
     with StopSignals(), ThreadPoolExecutor(jobs) as pool:
         try:
-            for run in order:
-                waiting[run.folder] = pool.submit(make, run)
-            return {folder: future.result() for folder, future in waiting.items()}
+            while len(results) < len(order):
+                ready = [r for r in waiting if r.start is None or runs[r.start].folder in results]
+                for run in ready[: jobs - len(running)]:
+                    waiting.remove(run)
+                    running[pool.submit(make, run)] = run
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    results[running.pop(future).folder] = future.result()
+            return {run.folder: results[run.folder] for run in order}
         except BaseException:  # from outside; the pool would go on with what it was given
             pool.shutdown(wait=False, cancel_futures=True)
             processes.stop()
