@@ -2,13 +2,14 @@
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from conftest import ROOT
 from lfvit.artifacts.__main__ import current
 from lfvit.artifacts.content import _same
 from lfvit.artifacts.figures import BUILDERS
 from lfvit.artifacts.measures import labels_of
-from lfvit.artifacts.runs import compose_runs, distinct
+from lfvit.artifacts.runs import compose_runs, distinct, left_out
 from lfvit.artifacts.spec import DRAW, choose, published, read_artifacts
 from lfvit.errors import ConfigError
 
@@ -96,11 +97,47 @@ def test_runs_of_every_scale_can_be_built(scale, whole, tmp_path):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         one = ["scale.seeds=[0]", f"output_dir={tmp_path}"]
         cfg = compose("reproduce", [f"scale={scale}", *one])
-        every = [name for name in cfg.runs if name not in cfg.scale.leave_out]
+        every = [name for name in cfg.runs if name not in left_out(cfg)]
         chosen = every if whole else [n for n in RECIPES if n in every]
         runs = compose_runs(cfg, chosen)
     assert len(distinct(runs)) == len(runs) >= len(chosen)
     assert all(run.state == "to do" for run in runs.values())
+
+
+def test_trainings_start_where_the_scale_says(tmp_path):
+    """Runs of one part do, that have no start of their own; other sizes begin at random weights."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        settings = ["scale=needle", "scale.seeds=[3]", f"output_dir={tmp_path}"]
+        starts = ["+scale.starts.vit=vit_half", "+scale.starts.lf_vit=vit_half"]
+        cfg = compose("reproduce", [*settings, *starts])
+        names = ["lf_vit_random", "lf_vit_large", "vit_tiny", "cf_vit", "frequency", "tome"]
+        runs = compose_runs(cfg, names)
+    assert {key: run.start for key, run in runs.items()} == {
+        "vit_half/seed3": None,
+        "vit/seed3": "vit_half/seed3",
+        "lf_vit_random/seed3": "vit_half/seed3",
+        "lf_vit_large/seed3": None,
+        "vit_tiny/seed3": None,
+        "cf_vit/seed3": None,
+        "frequency/seed3": "vit/seed3",
+        "tome/seed3": "vit/seed3",
+    }
+    keys = list(runs)
+    assert keys.index("vit_half/seed3") < keys.index("vit/seed3") < keys.index("frequency/seed3")
+    start = runs["vit_half/seed3"].folder / "checkpoints" / "last.ckpt"
+    assert runs["lf_vit_random/seed3"].train.init_from == str(start)
+
+
+def test_patterns_leave_out_all_runs_that_they_match():
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("reproduce")
+    OmegaConf.set_struct(cfg, False)
+    cfg.scale.leave_out = {"*_tiny": "small", "lf_vit": "why", "*_m4": "so"}
+    found = left_out(cfg)
+    assert found["vit_tiny"] == found["tome_tiny"] == "small"
+    assert found["lf_vit"] == "why"
+    assert found["lf_vit_large_m4"] == "so"
+    assert "frequency_tiny_o1" not in found
 
 
 def test_published_rows_are_those_of_the_papers():

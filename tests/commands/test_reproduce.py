@@ -351,6 +351,8 @@ def test_the_plan_runs_nothing(tmp_path, capsys):
         (["artifacts=tabel2"], "artifacts='tabel2' is unknown; close: table2"),
         (["data_root=/photos"], "scale=smoke generates its images; leave DATA out"),
         (["scale.seeds=[]"], r"scale.seeds=\[\] runs nothing"),
+        (["+scale.starts.nobody=vit"], "scale.starts has no setting 'nobody'"),
+        (["+scale.starts.vit=nobody"], "scale.starts.vit='nobody' is unknown"),
         (["+scale.leave_out.nobody=why"], "scale.leave_out has no setting 'nobody'"),
         (["runs.lf_vit.recipe=[lfvit]", TWO], "recipe='lfvit' is unknown; valid: lf_vit"),
         (["+runs.lf_vit.start=nobody", TWO], "runs.lf_vit.start='nobody' trains no weights"),

@@ -67,9 +67,12 @@ def test_models_are_compared_image_by_image(runs, tmp_path, nasty_class):
     from report_runs import nasty_patterns
 
     page = tmp_path / "page.md"
-    notes = "## What did not work\n\nA thing."
+    notes = tmp_path / "artifact" / "page.md"
+    notes.parent.mkdir()
+    notes.write_text("# What did not work\n\nA thing. ![Seen](seen.png)\n\n![Gone](gone.png)\n")
+    (notes.parent / "seen.png").write_bytes(b"a picture")
     with nasty_patterns():
-        write_results(collect([runs]), PageText("Results", notes=notes), page, examples=2)
+        write_results(collect([runs]), PageText("Results", notes=[notes]), page, examples=2)
     text = page.read_text()
     read = {run.folder.parent.name: run for run in collect([runs]).runs}
     lf, cf, vit = (
@@ -87,7 +90,8 @@ def test_models_are_compared_image_by_image(runs, tmp_path, nasty_class):
     second = read_predictions(read["lf_1"].folder / "predictions.parquet")
     changed = [100 * (~right_at(each, 0.0) & right_at(each)).mean() for each in (rows, second)]
     assert f"{sum(changed) / 2:.2f} ± " in text
-    assert "A thing." in text
+    assert "\n\n## What did not work\n\nA thing. ![Seen](images/page_seen.png)\n\n![Gone]" in text
+    assert (tmp_path / "images/page_seen.png").read_bytes() == b"a picture"
     assert nasty_class not in text
     pictures = re.findall(r"\]\((images/page_\w+\.jpg)\)", text)
     assert pictures

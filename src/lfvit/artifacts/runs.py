@@ -1,5 +1,6 @@
 """The runs that artifacts need: composed, checked, trained and evaluated once, and continued."""
 
+import fnmatch
 import json
 import shutil
 import sys
@@ -76,6 +77,21 @@ def key_of(name: str, seed: int) -> str:
     return f"{name}/seed{seed}"
 
 
+def left_out(cfg: DictConfig) -> dict[str, str]:
+    """Runs that the scale leaves out, and why: of its names and patterns, such as ``*tiny*``.
+
+    Raises:
+        ConfigError: one of them is no run.
+    """
+    found: dict[str, str] = {}
+    for pattern, why in cfg.scale.leave_out.items():
+        names = fnmatch.filter(map(str, cfg.runs), pattern)
+        if not names:
+            check_names("scale.leave_out", [pattern], cfg.runs)
+        found |= dict.fromkeys(names, str(why))
+    return found
+
+
 def compose_runs(cfg: DictConfig, names: Iterable[str]) -> dict[str, Run]:
     """The named runs and those they start from, for every seed, each after the one it starts from.
 
@@ -128,12 +144,11 @@ def _with_starts(cfg: DictConfig, names: Iterable[str]) -> list[str]:
 
 
 def _entry(cfg: DictConfig, name: str) -> dict[str, Any]:
-    """Of ``runs``; where it names no start, with the one that the scale has for its recipe."""
+    """Of ``runs``; without a start of its own, with the one that the scale has for its recipe."""
     entry: dict[str, Any] = plain(cfg.runs[name])
     check_names(f"runs.{name}", entry, ["recipe", "train", "evaluate", "start"])
-    starts = cfg.scale.get("starts", {})
-    if "recipe" in entry and name not in starts.values():
-        entry.setdefault("start", starts.get(entry["recipe"][0]))
+    if len(entry.get("recipe", ())) == 1:  # of other sizes, the weights would not fit
+        entry.setdefault("start", cfg.scale.starts.get(entry["recipe"][0]))
     return entry
 
 

@@ -13,7 +13,7 @@ from lfvit.artifacts.execute import by_need, run_all
 from lfvit.artifacts.figures import figure
 from lfvit.artifacts.plan import plan
 from lfvit.artifacts.reuse import take
-from lfvit.artifacts.runs import Run, check_folders, compose_runs, key_of
+from lfvit.artifacts.runs import Run, check_folders, compose_runs, key_of, left_out
 from lfvit.artifacts.spec import Artifact, choose, read_artifacts
 from lfvit.artifacts.write import write_artifact, write_index, written
 from lfvit.checks import check_choice, check_names, check_switch, check_whole
@@ -49,7 +49,7 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
     chosen = choose(artifacts, asked)
     if cfg.artifacts is None and scale.artifacts is not None:
         chosen.sort(key=lambda artifact: list(scale.artifacts).index(artifact.name))
-    missing = {name: str(why) for name, why in scale.leave_out.items()}
+    missing = left_out(cfg)
     needed = _needed(chosen, missing)
     runs = compose_runs(cfg, needed)
     order = by_need(runs, chosen)
@@ -127,7 +127,10 @@ def _check(cfg: DictConfig) -> None:
     check_whole("jobs", cfg.jobs, 1)
     for name in scale.artifacts or []:
         check_choice("scale.artifacts", name, cfg.artifact)
-    check_names("scale.leave_out", scale.leave_out, cfg.runs)
+    check_names("scale.starts", scale.starts, scale.parts)
+    for part, name in scale.starts.items():
+        check_choice(f"scale.starts.{part}", name, cfg.runs)
+    left_out(cfg)
     check_names("scale.remarks", scale.remarks, cfg.runs)
     for name in ("probe_images", "speed_images", "speed_repeats"):
         check_whole(f"scale.{name}", scale[name], 1)

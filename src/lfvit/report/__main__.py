@@ -27,8 +27,9 @@ def main() -> None:
                     f"--output {output}: unknown suffix {output.suffix!r}; valid: "
                     f"{', '.join(SUFFIXES)}"
                 )
-        if arguments.notes is not None and not arguments.notes.is_file():
-            raise DataError(f"--notes {arguments.notes}: no such file")
+        for notes in arguments.notes:
+            if not notes.is_file():
+                raise DataError(f"--notes {notes}: no such file")
         found = collect(arguments.runs)
         for output in arguments.output:
             _write(found, output, arguments)
@@ -73,7 +74,13 @@ def _parse() -> argparse.Namespace:
         help="of .md: images of each kind to show, in images/ beside the page",
     )
     parser.add_argument(
-        "--notes", type=Path, metavar="FILE", help="of .md: a piece of Markdown to take in"
+        "--notes",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="of .md: a page of Markdown to take in with its pictures, such as that of an "
+        "artifact; may be repeated",
     )
     arguments = parser.parse_args()
     arguments.output = arguments.output or [Path("results.md")]
@@ -91,8 +98,7 @@ def _write(found: Collection, output: Path, arguments: argparse.Namespace) -> No
             examples=arguments.examples,
         )
     elif output.suffix == ".md":
-        notes = "" if arguments.notes is None else arguments.notes.read_text()
-        text = PageText(arguments.title, arguments.intro, notes)
+        text = PageText(arguments.title, arguments.intro, arguments.notes)
         write_results(found, text, output, arguments.pictures)
     else:
         write_table(found, output, mean=arguments.mean)

@@ -18,6 +18,7 @@ from lfvit.errors import DataError
 from lfvit.report import shapes
 from lfvit.report.evaluated import Run, named
 from lfvit.report.frame import make_table, over_seeds
+from lfvit.report.origins import start_of
 from lfvit.report.speeds import Speeds
 from lfvit.runs import inside
 from lfvit.sweeps import WELL
@@ -134,11 +135,13 @@ class _Reader:
         run = replace(run, given=None if self.names is None else self.names(folder))
         training = _training_of(folder, evaluation)
         if training is not None:
+            config = self._load(training / "config.yaml")
             run = replace(
                 run,
+                start=start_of(config, self._load),
                 metrics=self._load(training / "metrics.json"),
                 environment=self._load(training / "environment.json"),
-                config=self._load(training / "config.yaml"),
+                config=config,
                 status=str(self._load(training / "run.json").get("status", "done")),
             )
         return replace(run, key=json.dumps(self._key(run)))

@@ -31,6 +31,7 @@ class Run:
     environment: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     status: str = "done"
+    start: str = ""  # the weights that the training started from, in words
     given: str | None = None  # what `names` of `collect` calls it
     model: str = ""  # readable, the same for all seeds of a group
     name: str = ""  # the same, with the seed or the place where there are several
@@ -106,13 +107,15 @@ def _places(runs: list[Run]) -> list[str]:
 
 
 def kind_of(run: Run) -> str:
-    """Method and reducer as people write them."""
+    """Method and reducer as people write them; "as is": put into weights trained without it."""
     method = run.evaluation["method"]["name"]
     reducer = (run.evaluation.get("reducer") or {}).get("name", "none")
     name = NAMES.get(method, method)
     if reducer == "none":
         return name
-    return f"{name} + {NAMES.get(reducer, reducer)}"
+    trained = (run.config.get("reducer") or {}).get("name", reducer)
+    as_is = "" if trained == reducer else " as is"
+    return f"{name} + {NAMES.get(reducer, reducer)}{as_is}"
 
 
 def _differences(runs: list[Run]) -> list[str]:

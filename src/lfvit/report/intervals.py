@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -37,6 +38,6 @@ def plot_differences(
         seeds = "; orange: each seed" if any(row.seeds > 1 for _, row in rows) else ""
         axes.set_xlabel(f"difference in top-1, points (line: 95 % over images{seeds})")
         if label:
-            figure.supxlabel(label, fontsize=7, color=GREY)
+            figure.supxlabel(fill(label, 130), fontsize=7, color=GREY)
         for path in paths:
             figure.savefig(path, dpi=120)

@@ -1,7 +1,9 @@
 """A Markdown page of results, written from the files that runs left behind."""
 
 import os
+import re
 import shlex
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +22,12 @@ from lfvit.report.tables import certificates_table, rules_table, threshold_table
 
 @dataclass(frozen=True)
 class PageText:
-    """What people write on a page of results. notes: Markdown, what did not work and the like."""
+    """What people write on a page of results. notes: files of Markdown to take in, artifacts' or
+    own, with their pictures."""
 
     title: str
     intro: str = ""
-    notes: str = ""
+    notes: Sequence[Path] = ()
 
 
 def write_results(found: Collection, text: PageText, output: Path, examples: int = 0) -> None:
@@ -54,11 +57,27 @@ def write_results(found: Collection, text: PageText, output: Path, examples: int
         *paired_sections(groups, output),
         *(picture_section(groups, examples, output) if examples else []),
         *[part for runs in groups.values() if runs[0].two_pass for part in _thresholds(runs)],
-        text.notes.strip(),
+        *[taken_in(notes, output) for notes in text.notes],
         "## How the models were trained\n\n" + "\n".join(map(_provenance, groups.values())),
         _left_out(found),
     ]
     output.write_text("\n\n".join(part for part in parts if part) + "\n")
+
+
+def taken_in(notes: Path, output: Path) -> str:
+    """A page as a part of another: headings one deeper, pictures copied to images/ beside it."""
+
+    def copied(link: re.Match[str]) -> str:
+        picture = notes.parent / link[2]
+        if not picture.is_file():
+            return link[0]
+        copy = output.parent / "images" / f"{output.stem}_{picture.name}"
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(picture, copy)
+        return f"![{link[1]}](images/{copy.name})"
+
+    text = re.sub(r"^(#+ )", r"#\1", notes.read_text().strip(), flags=re.MULTILINE)
+    return re.sub(r"!\[([^\]]*)\]\(([^)\s]+)\)", copied, text)
 
 
 def _about_images(runs: list[Run]) -> str:
@@ -150,8 +169,9 @@ def _provenance(runs: Sequence[Run]) -> str:
         f"- **{escaped(run.model)}**, seed{'s' if len(runs) > 1 else ''} {seeds}: "
         f"{code(without_paths(environment['command']))}, commit {escaped(environment['commit'])}"
         f"{escaped(also)}, {escaped(metrics['machine'])}, {environment['threads']} thread(s), "
-        f"torch {packages['torch']}, timm {packages.get('timm')}. {metrics['epochs']} epochs over "
-        f"{metrics['train_images']:,} images, {metrics['parameters'] / 1e6:.2f} M parameters, "
+        f"torch {packages['torch']}, timm {packages.get('timm')}. From {escaped(run.start)}: "
+        f"{metrics['epochs']} epochs over {metrics['train_images']:,} images, "
+        f"{metrics['parameters'] / 1e6:.2f} M parameters, "
         f"{' and '.join(minutes)} minutes. {evaluated}"
     )
 

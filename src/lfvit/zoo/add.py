@@ -22,6 +22,8 @@ from lfvit.commands.evaluate import evaluate
 from lfvit.commands.setup import load_trained
 from lfvit.errors import CheckpointError, ConfigError, DataError
 from lfvit.models.weight_files import RECORD
+from lfvit.report import shapes
+from lfvit.report.origins import start_of
 from lfvit.runs import PROJECT_ROOT, read_json, write_json
 from lfvit.zoo.cards import make_card, markdown, portable
 
@@ -60,9 +62,12 @@ def add(
     """
     _check_name(name, replace)
     checkpoint = run_dir / "checkpoints" / "last.ckpt"
-    training = {key: read_json(run_dir / f"{key}.json") for key in ("metrics", "environment")}
+    training: dict[str, Any] = {
+        key: read_json(run_dir / f"{key}.json") for key in ("metrics", "environment")
+    }
     if not all(training.values()):
         raise CheckpointError(f"{run_dir}: not a finished training, it has no metrics.json")
+    training["start"] = start_of(_load(run_dir / "config.yaml"), _load)
     model, record = load_trained(checkpoint, {"threshold": threshold})
     own_root = record["data"].get("root")
     root = data_root or own_root
@@ -83,6 +88,10 @@ def add(
     if default or zoo.default() is None:
         (zoo.FOLDER / zoo.DEFAULT).write_text(f"{name}\n")
     return zoo.FOLDER / f"{name}.safetensors"
+
+
+def _load(path: Path) -> dict[str, Any]:
+    return shapes.load(path) if path.is_file() else {}
 
 
 def _check_name(name: str, replace: bool) -> None:

@@ -28,7 +28,7 @@ def make_card(
     name: str,
     weights: Path,
     record: Mapping[str, Any],
-    training: Mapping[str, Mapping[str, Any]],
+    training: Mapping[str, Any],
     evaluation: Mapping[str, Any],
     data: str,
     remark: str = "",
@@ -40,7 +40,7 @@ def make_card(
         weights: the file.
         record: see `portable`.
         training: contents of its metrics.json and environment.json, under "metrics" and
-            "environment".
+            "environment"; under "start" the weights it started from, in words.
         evaluation: the contents of evaluate.json for this very file.
         data: the images in words.
         remark: what else a user must know, in a sentence.
@@ -59,6 +59,7 @@ def make_card(
         "training": {
             "command": without_paths(made["command"]),
             "commit": made["commit"],
+            "start": training["start"],
             **{key: metrics.get(key) for key in facts},
             "packages": made["packages"],
         },
@@ -86,8 +87,8 @@ def markdown(card: Mapping[str, Any]) -> str:
         "one half of these images and reported on the other.",
         _table(found),
         "## How it was trained",
-        f"From {'other weights' if 'init_from' in made['command'] else 'random weights'} on "
-        f"{made['train_images']:,} images, {made['epochs']} epochs, {minutes:.0f} minutes, by\n\n"
+        f"From {made['start']}: {made['epochs']} epochs over {made['train_images']:,} images, "
+        f"{minutes:.0f} minutes, by\n\n"
         f"```\n{made['command']}\n```\n\nat commit {made['commit']}, on {made['machine']}, with "
         f"torch {made['packages']['torch']} and timm {made['packages']['timm']}. Seed "
         f"{record['seed']}. The weights are the averaged ones of the last epoch: none were chosen "
