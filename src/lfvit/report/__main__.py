@@ -5,6 +5,7 @@ DIR is a run directory, a sweep directory, or any folder above them. The suffix 
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from lfvit.errors import DataError, LFViTError
 from lfvit.quiet import quieten
 from lfvit.report.collect import Collection, collect, write_table
 from lfvit.report.page import write_page
-from lfvit.report.results import PageText, write_results
+from lfvit.report.results import PageText, without_paths, write_results
 
 SUFFIXES = (".html", ".md", ".csv", ".parquet")
 
@@ -98,7 +99,8 @@ def _write(found: Collection, output: Path, arguments: argparse.Namespace) -> No
             examples=arguments.examples,
         )
     elif output.suffix == ".md":
-        text = PageText(arguments.title, arguments.intro, arguments.notes)
+        command = without_paths(shlex.join(["python", "-m", "lfvit.report", *sys.argv[1:]]))
+        text = PageText(arguments.title, arguments.intro, arguments.notes, command)
         write_results(found, text, output, arguments.pictures)
     else:
         write_table(found, output, mean=arguments.mean)

@@ -18,16 +18,18 @@ from lfvit.report.frame import over_seeds
 from lfvit.report.result_sections import paired_sections, picture_section
 from lfvit.report.seeds import by_model, plot_with_bands, yardstick
 from lfvit.report.tables import certificates_table, rules_table, threshold_table
+from lfvit.runs import commit
 
 
 @dataclass(frozen=True)
 class PageText:
     """What people write on a page of results. notes: files of Markdown to take in, artifacts' or
-    own, with their pictures."""
+    own, with their pictures. command: that writes the page."""
 
     title: str
     intro: str = ""
     notes: Sequence[Path] = ()
+    command: str = ""
 
 
 def write_results(found: Collection, text: PageText, output: Path, examples: int = 0) -> None:
@@ -56,10 +58,11 @@ def write_results(found: Collection, text: PageText, output: Path, examples: int
         f"![Accuracy against cost]({figure.name})",
         *paired_sections(groups, output),
         *(picture_section(groups, examples, output) if examples else []),
-        *[part for runs in groups.values() if runs[0].two_pass for part in _thresholds(runs)],
         *[taken_in(notes, output) for notes in text.notes],
+        *[part for runs in groups.values() if runs[0].two_pass for part in _thresholds(runs)],
         "## How the models were trained\n\n" + "\n".join(map(_provenance, groups.values())),
         _left_out(found),
+        f"*Written by {code(text.command)}, commit {commit()}.*" if text.command else "",
     ]
     output.write_text("\n\n".join(part for part in parts if part) + "\n")
 
