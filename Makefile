@@ -10,11 +10,12 @@ AUDIT  := pip-audit==2.10.1
 SECONDS ?= 600
 ARTIFACTS ?=
 DATA   ?=
+IMAGE  ?= docs/images/photograph.jpg
 REPRODUCE = $(RUN) reproduce.py scale=$(SCALE) $(if $(ARTIFACTS),"artifacts='$(ARTIFACTS)'") $(if $(DATA),"data_root=$(DATA)")
 
 .DEFAULT_GOAL := help
 .PHONY: help install update audit test chaos fuzz coverage test-oldest test-newest lint format \
-	docs check reproduce reproduce-plan clean
+	docs check predict reproduce reproduce-plan clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +84,9 @@ docs: $(STAMP)  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
 
 check: lint docs coverage reproduce  ## all of that, as continuous integration does
+
+predict: $(STAMP)  ## classify photographs with the default model of the zoo (IMAGE=FILE_OR_FOLDER)
+	$(RUN) predict.py "image=$(IMAGE)" $(ARGS)
 
 reproduce: $(STAMP)  ## the papers' tables and figures (SCALE=smoke|needle|imagenette_cpu|imagenette|imagenet ARTIFACTS= DATA=)
 	$(REPRODUCE) $(ARGS)

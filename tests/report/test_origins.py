@@ -51,4 +51,4 @@ def test_words(config, words):
 
 def test_a_circle_ends():
     words = start_of({"init_from": "runs/circle/checkpoints/last.ckpt"}, load, most=3)
-    assert words.count("after 1 epochs") == 3
+    assert words.count("after 1 epoch of") == 3

@@ -75,6 +75,7 @@ def test_the_card_is_reproduced(two, composed, photographs, tmp_path):
     assert card["sha256"] == hashlib.sha256((two / "fruit.safetensors").read_bytes()).hexdigest()
     text = (two / "fruit.md").read_text()
     assert text == markdown(card)
+    assert "From random weights: 2 epochs over " in text
     for part in (found["first"], found["second"], found["calibrated"]):
         assert f"| {part['top1']:.2f} |" in text
         assert f"| {part['gmacs']:.4f} |" in text

@@ -26,7 +26,8 @@ def start_of(config: Mapping[str, Any], load: Load, most: int = MOST) -> str:
         return f"the weights {Path(str(source)).name}"
     first = start_of(before, load, most - 1)
     minutes = metrics["train_seconds"] / 60
+    unit = "epoch" if metrics["epochs"] == 1 else "epochs"
     return (
-        f"{first}, after {metrics['epochs']} epochs of {method['name']} on {size} x {size} pixels "
+        f"{first}, after {metrics['epochs']} {unit} of {method['name']} on {size} x {size} pixels "
         f"({minutes:.0f} minutes)"
     )
