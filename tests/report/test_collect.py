@@ -90,6 +90,34 @@ def test_settings_that_differ_are_in_the_name(copied):
     assert names == {"LF-ViT, lr=0.001", "LF-ViT, lr=0.002", "CF-ViT", "ViT"}
 
 
+def test_names_leave_out_what_follows_from_other_settings(copied):
+    """A method set again at the evaluation, and settings of the weights that one started from."""
+    again = copied / "lf_1" / "evaluation"
+    edit(again / "evaluate.json", lambda content: content["method"].update(selector="random"))
+    config = again / "config.yaml"
+    config.write_text(config.read_text() + "method: {selector: random}\n")
+    started = copied / "vit_1"
+    shutil.copytree(copied / "vit_0", started)
+    weights = str(started / "checkpoints" / "last.ckpt")
+    edit(started / "evaluation/evaluate.json", lambda content: content.update(checkpoint=weights))
+    text = (started / "config.yaml").read_text()
+    assert "init_from: null" in text
+    text = text.replace("init_from: null", f"init_from: {copied}/vit_0/checkpoints/last.ckpt")
+    (started / "config.yaml").write_text(text.replace("lr: 0.001\n", "lr: 0.002\n"))
+    names = {run.model for run in collect([copied]).runs}
+    assert names == {
+        *("LF-ViT, selector=ngca", "LF-ViT, selector=random", "CF-ViT"),
+        *("ViT, lr=0.001", "ViT, lr=0.002"),
+    }
+
+
+def test_a_reducer_that_training_did_not_know_is_as_is(copied):
+    evaluated = copied / "vit_0" / "evaluation" / "evaluate.json"
+    edit(evaluated, lambda content: content.update(reducer={"name": "evit"}))
+    (run,) = collect([copied / "vit_0"]).runs
+    assert run.model == "ViT + EViT as is"
+
+
 def test_broken_runs_do_not_stop_the_others(copied):
     (copied / "cf_0" / "evaluation" / "evaluate.json").write_text('{"first": {')
     edit(copied / "lf_1" / "evaluation" / "evaluate.json", lambda content: content.pop("first"))

@@ -129,7 +129,8 @@ def _differences(runs: list[Run]) -> list[str]:
             texts = [_short(value) for value in values]
             if texts not in told.values():  # a setting and what follows from it is one difference
                 told[key] = texts
-    few = dict(list(told.items())[:3])
+    said = {key: texts for key, texts in told.items() if not _follows(key, told)}
+    few = dict(list((said or told).items())[:3])
     last = [key.rpartition(".")[2] for key in few]
     names = [
         name if last.count(name) == 1 else ".".join(key.split(".")[-2:])
@@ -139,6 +140,12 @@ def _differences(runs: list[Run]) -> list[str]:
         ", ".join(f"{name}={texts[i]}" for name, texts in zip(names, few.values(), strict=True))
         for i in range(len(runs))
     ]
+
+
+def _follows(key: str, told: Mapping[str, Any]) -> bool:
+    """Whether it is a setting of earlier weights, or what told the evaluation of the model's."""
+    settings = key.removeprefix("evaluation.")
+    return ".init_from." in key or (settings != key and f"model.{settings}" in told)
 
 
 def _short(value: Any) -> str:
