@@ -172,11 +172,11 @@ def test_reproduce_on_photographs_continues(tmp_path, photographs, here):
         "scale.speed_images=2",
     ]
     first = here("reproduce", *arguments).out
-    assert first.count("trained in") == 3
+    assert first.count("trained in") == 4
     out = tmp_path / "outputs/reproduce/imagenette_cpu"
     names = json.loads((out / "artifacts/index.json").read_text())
     assert names == ["overview", "lf_vit_table7"]
     assert (out / "artifacts/overview/examples.png").stat().st_size > 1000
     second = here("reproduce", *arguments).out
-    assert second.count("already done") == 3
+    assert second.count("already done") == 4
     assert "trained in" not in second
