@@ -10,7 +10,7 @@ AUDIT  := pip-audit==2.10.1
 SECONDS ?= 600
 ARTIFACTS ?=
 DATA   ?=
-IMAGE  ?= docs/images/photograph.jpg
+IMAGE  ?=
 REPRODUCE = $(RUN) reproduce.py scale=$(SCALE) $(if $(ARTIFACTS),"artifacts='$(ARTIFACTS)'") $(if $(DATA),"data_root=$(DATA)")
 
 .DEFAULT_GOAL := help
@@ -86,6 +86,7 @@ docs: $(STAMP)  ## build the documentation into site/
 check: lint docs coverage reproduce  ## all of that, as continuous integration does
 
 predict: $(STAMP)  ## classify photographs with the default model of the zoo (IMAGE=FILE_OR_FOLDER)
+	$(if $(IMAGE),,$(error IMAGE is not set; name a photograph or a folder: make predict IMAGE=FILE_OR_FOLDER))
 	$(RUN) predict.py "image=$(IMAGE)" $(ARGS)
 
 reproduce: $(STAMP)  ## the papers' tables and figures (SCALE=smoke|needle|imagenette_cpu|imagenette|imagenet ARTIFACTS= DATA=)

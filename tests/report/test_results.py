@@ -72,7 +72,9 @@ def test_models_are_compared_image_by_image(runs, tmp_path, nasty_class):
     notes.write_text("# What did not work\n\nA thing. ![Seen](seen.png)\n\n![Gone](gone.png)\n")
     (notes.parent / "seen.png").write_bytes(b"a picture")
     with nasty_patterns():
-        write_results(collect([runs]), PageText("Results", notes=[notes]), page, examples=2)
+        write_results(
+            collect([runs]), PageText("Results", notes=[notes], pictures=2, names=3), page
+        )
     text = page.read_text()
     read = {run.folder.parent.name: run for run in collect([runs]).runs}
     lf, cf, vit = (
@@ -95,9 +97,16 @@ def test_models_are_compared_image_by_image(runs, tmp_path, nasty_class):
     assert nasty_class not in text
     pictures = re.findall(r"\]\((images/page_\w+\.jpg)\)", text)
     assert pictures
-    assert len(re.findall(r"\((\d+) of 16 images\)", text)) == sum(
-        "put_wrong" not in name for name in pictures
-    )
+    captions = re.findall(r"^.*\(\d+ of 16 images\)\.\n\n(?=\|)", text, flags=re.MULTILINE)
+    assert len(captions) == sum("put_wrong" not in name for name in pictures)
+    for caption in captions:
+        lines = text.split(f"{caption}|")[1].split("\n\n")[0].splitlines()[2:]
+        assert 1 <= len(lines) <= 3
+        for line in lines:
+            _, truth, first, confidence, both = line.strip("| ").split(" | ")
+            answer = first if "first look was" in caption or "confident" in caption else both
+            assert (answer == truth) == ("right" in caption)
+            assert 0 < float(confidence) <= 1
     assert all(1000 < (tmp_path / name).stat().st_size < 100_000 for name in pictures)
     assert (tmp_path / "page_differences.png").stat().st_size > 5000
 
@@ -107,7 +116,7 @@ def test_a_page_about_evaluations_from_before_answers_were_kept(runs, tmp_path):
     for path in (tmp_path / "runs").rglob("predictions.parquet"):
         path.unlink()
     page = tmp_path / "page.md"
-    write_results(collect([tmp_path / "runs"]), PageText("Results"), page, examples=2)
+    write_results(collect([tmp_path / "runs"]), PageText("Results", pictures=2), page)
     text = page.read_text()
     listed = text.split("## Not compared image by image\n\n")[1].split("\n\n## ")[0]
     assert listed.count("no such file; evaluate.py") == 4

@@ -75,6 +75,13 @@ def _parse() -> argparse.Namespace:
         help="of .md: images of each kind to show, in images/ beside the page",
     )
     parser.add_argument(
+        "--names",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of .md: images of each kind to list by name, where they are not yours to show",
+    )
+    parser.add_argument(
         "--notes",
         type=Path,
         action="append",
@@ -100,8 +107,15 @@ def _write(found: Collection, output: Path, arguments: argparse.Namespace) -> No
         )
     elif output.suffix == ".md":
         command = without_paths(shlex.join(["python", "-m", "lfvit.report", *sys.argv[1:]]))
-        text = PageText(arguments.title, arguments.intro, arguments.notes, command)
-        write_results(found, text, output, arguments.pictures)
+        text = PageText(
+            arguments.title,
+            arguments.intro,
+            arguments.notes,
+            arguments.pictures,
+            arguments.names,
+            command,
+        )
+        write_results(found, text, output)
     else:
         write_table(found, output, mean=arguments.mean)
 

@@ -1,8 +1,10 @@
 """Pictures for a page of results: answered early and late, right and wrong, and put wrong."""
 
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from PIL import Image
@@ -23,43 +25,62 @@ WIDTH = 660  # pixels of a picture; it is part of every clone
 QUALITY = 80
 
 
-def save_examples(run: Run, seeds: Sequence[Evaluated], count: int, stem: Path) -> dict[str, Path]:
-    """Draw images of each kind, the same ones every time.
+class Kind(NamedTuple):
+    """Images of one kind. caption: what it is. images: names, some of those there are. threshold:
+    at which the model looks at them."""
+
+    caption: str
+    images: list[str]
+    threshold: float
+
+
+def choose(seeds: Sequence[Evaluated], count: int) -> list[Kind]:
+    """So many images of each kind that occurs, the same ones every time.
 
     Args:
-        run: of the first seed, whose model is drawn.
-        seeds: all seeds of the model, the first one first.
+        seeds: all seeds of the model; early and late, right and wrong are those of the first.
         count: images of each kind.
+    """
+    rows = seeds[0].predictions
+    eta = seeds[0].evaluation["calibrated"]["threshold"]
+    early = rows["confidence"] >= eta
+    right = right_at(rows, eta)
+    found = []
+    for title, exits, good, text in KINDS:
+        chosen = rows[(early == exits) & (right == good)]
+        if len(chosen):
+            caption = f"{title}: {text} ({len(chosen):,} of {len(rows):,} images)"
+            found.append(Kind(caption, _spread(chosen, count), eta))
+    worst = harmed([each.predictions for each in seeds])
+    if len(worst):
+        images = [image for image in worst.index if image in rows.index][:count]
+        # above any confidence: the second look is drawn
+        found.append(Kind("Put wrong by the second look, in most seeds first", images, 2.0))
+    return found
+
+
+def save_examples(run: Run, kinds: Sequence[Kind], stem: Path) -> dict[str, Path]:
+    """Draw what a model saw in images of each kind.
+
+    Args:
+        run: whose model is drawn.
+        kinds: see `choose`.
         stem: of the files, such as docs/images/results.
 
     Returns:
-        Caption -> file, for the kinds that occur.
+        Caption -> file.
 
     Raises:
         LFViTError, OSError: the model or its images are not there any more.
     """
     trained, data = open_run(run)
-    rows = seeds[0].predictions
-    eta = seeds[0].evaluation["calibrated"]["threshold"]
-    trained.record["threshold"] = eta
-    early = rows["confidence"] >= eta
-    right = right_at(rows, eta)
     stem.parent.mkdir(parents=True, exist_ok=True)
     found = {}
-    for title, exits, good, text in KINDS:
-        chosen = rows[(early == exits) & (right == good)]
-        name = title.lower().replace(" ", "_")
-        if len(chosen):
-            path = stem.with_name(f"{stem.name}_{name}.jpg")
-            _save(trained, data, _spread(chosen, count), path)
-            found[f"{title}: {text} ({len(chosen):,} of {len(rows):,} images)"] = path
-    worst = harmed([each.predictions for each in seeds])
-    if len(worst):
-        path = stem.with_name(f"{stem.name}_put_wrong.jpg")
-        both = rows.loc[[image for image in worst.index if image in rows.index]]
-        trained.record["threshold"] = 2.0  # above any confidence: the second look is drawn
-        _save(trained, data, list(both.index[:count]), path)
-        found["Put wrong by the second look, in most seeds first"] = path
+    for kind in kinds:
+        name = re.split("[:,]| by", kind.caption.lower())[0].replace(" ", "_")
+        path = found[kind.caption] = stem.with_name(f"{stem.name}_{name}.jpg")
+        trained.record["threshold"] = kind.threshold
+        _save(trained, data, kind.images, path)
     return found
 
 

@@ -10,7 +10,7 @@ from lfvit.report.comparisons import Evaluated, Row, against, equal_accuracy, ve
 from lfvit.report.evaluated import Run
 from lfvit.report.intervals import plot_differences
 from lfvit.report.page_examples import choose_models, open_run
-from lfvit.report.result_pictures import save_examples
+from lfvit.report.result_pictures import Kind, choose, save_examples
 from lfvit.report.seeds import yardstick
 
 WAYS = ("first", "both", "calibrated", "equal", "budget")
@@ -133,23 +133,46 @@ def _classes(run: Run) -> list[str]:
     return list(open_run(run)[0].record["classes"])
 
 
-def picture_section(groups: Mapping[str, Sequence[Run]], count: int, output: Path) -> Iterator[str]:
-    """Pictures of LF-ViT, or the two-pass model there is, in images/ beside the page."""
+def examples_section(
+    groups: Mapping[str, Sequence[Run]], pictures: int, names: int, output: Path
+) -> Iterator[str]:
+    """Images of LF-ViT, or the two-pass model there is: in images/ beside the page, and by name."""
     leads = choose_models([runs[0] for runs in groups.values()])
-    if not leads:
+    if not leads or not (pictures or names):
         return
     runs = groups[leads[0].model]
+    stem = output.parent / "images" / output.stem
     try:
         seeds = [Evaluated.read(run.evaluation, run.folder) for run in runs]
-        stem = output.parent / "images" / output.stem
-        pictures = save_examples(runs[0], seeds, count, stem)
+        drawn = save_examples(runs[0], choose(seeds, pictures), stem) if pictures else {}
+        listed = list(_named(runs[0], seeds[0], choose(seeds, names))) if names else []
     except (LFViTError, OSError, ValueError) as error:
         yield f"## Examples\n\nNot shown: {error}."
         return
-    yield (
-        f"## Examples\n\nOf {runs[0].name}, with its calibrated threshold. Left: the first look; "
-        "middle: where the class token attended; right: what the second look sees."
-    )
-    for caption, path in pictures.items():
+    eta = seeds[0].evaluation["calibrated"]["threshold"]
+    yield f"## Examples\n\nOf {runs[0].name}, with its calibrated threshold, {eta:g}."
+    if drawn:
+        yield (
+            "Left: the first look; middle: where the class token attended; right: what the second "
+            "look sees."
+        )
+    for caption, path in drawn.items():
         title, place = caption.partition(":")[0], path.relative_to(output.parent).as_posix()
         yield f"{caption}.\n\n![{title}]({place})"
+    yield from listed
+
+
+def _named(run: Run, seed: Evaluated, kinds: Sequence[Kind]) -> Iterator[str]:
+    """A table of images for each kind: for photographs that a page may not show."""
+    classes = _classes(run)
+    for kind in kinds:
+        lines = ["| image | is | first look | confidence | both looks |", "|---|---|---|--:|---|"]
+        for image in kind.images:
+            row = seed.predictions.loc[image]
+            target, first, second = (
+                escaped(classes[int(row[key])]) for key in ("target", "first", "second")
+            )
+            lines.append(
+                f"| {escaped(image)} | {target} | {first} | {row['confidence']:.2f} | {second} |"
+            )
+        yield f"{kind.caption}.\n\n" + "\n".join(lines)

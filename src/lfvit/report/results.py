@@ -15,7 +15,7 @@ from lfvit.markdown import code, escaped
 from lfvit.report.collect import Collection, nothing_found
 from lfvit.report.evaluated import Run
 from lfvit.report.frame import over_seeds
-from lfvit.report.result_sections import paired_sections, picture_section
+from lfvit.report.result_sections import examples_section, paired_sections
 from lfvit.report.seeds import by_model, plot_with_bands, yardstick
 from lfvit.report.tables import certificates_table, rules_table, threshold_table
 from lfvit.runs import commit
@@ -23,23 +23,25 @@ from lfvit.runs import commit
 
 @dataclass(frozen=True)
 class PageText:
-    """What people write on a page of results. notes: files of Markdown to take in, artifacts' or
-    own, with their pictures. command: that writes the page."""
+    """What people want on a page of results. notes: files of Markdown to take in, artifacts' or
+    own, with their pictures. pictures, names: images of each kind that are shown, or listed by
+    name. command: that writes the page."""
 
     title: str
     intro: str = ""
     notes: Sequence[Path] = ()
+    pictures: int = 0
+    names: int = 0
     command: str = ""
 
 
-def write_results(found: Collection, text: PageText, output: Path, examples: int = 0) -> None:
+def write_results(found: Collection, text: PageText, output: Path) -> None:
     """Write a Markdown page about some runs, with figures beside it and pictures in images/.
 
     Args:
         found: see `collect`.
-        text: around the figures.
+        text: around the figures; for pictures, the model and its images have to be there.
         output: the page.
-        examples: images of each kind to show; their models and images have to be there.
 
     Raises:
         DataError: not one run was evaluated.
@@ -57,7 +59,7 @@ def write_results(found: Collection, text: PageText, output: Path, examples: int
         _table(found, groups),
         f"![Accuracy against cost]({figure.name})",
         *paired_sections(groups, output),
-        *(picture_section(groups, examples, output) if examples else []),
+        *examples_section(groups, text.pictures, text.names, output),
         *[taken_in(notes, output) for notes in text.notes],
         *[part for runs in groups.values() if runs[0].two_pass for part in _thresholds(runs)],
         "## How the models were trained\n\n" + "\n".join(map(_provenance, groups.values())),
