@@ -111,6 +111,13 @@ def test_names_leave_out_what_follows_from_other_settings(copied):
     }
 
 
+def test_a_run_that_says_it_started_from_itself(copied):
+    config = copied / "vit_0" / "config.yaml"
+    weights = f"{copied}/vit_0/checkpoints/last.ckpt"
+    config.write_text(config.read_text().replace("init_from: null", f"init_from: {weights}"))
+    assert "ViT" in {run.model for run in collect([copied]).runs}
+
+
 def test_a_reducer_that_training_did_not_know_is_as_is(copied):
     evaluated = copied / "vit_0" / "evaluation" / "evaluate.json"
     edit(evaluated, lambda content: content.update(reducer={"name": "evit"}))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lfvit.report.origins import start_of
+from lfvit.report.origins import origin, start_of
 
 FILES = {
     "runs/half/config.yaml": {"method": {"name": "vit"}, "image_size": 80},
@@ -46,9 +46,21 @@ def load(path: Path):
     ],
 )
 def test_words(config, words):
-    assert start_of(config, load) == words
+    assert start_of(config, Path(), load) == words
 
 
 def test_a_circle_ends():
-    words = start_of({"init_from": "runs/circle/checkpoints/last.ckpt"}, load, most=3)
+    words = start_of(
+        {"init_from": "runs/circle/checkpoints/last.ckpt"}, Path("runs/circle"), load, most=3
+    )
     assert words.count("after 1 epoch of") == 3
+
+
+def test_a_relative_place_is_seen_from_above_the_training(tmp_path):
+    for name in ("half", "vit"):
+        (tmp_path / "runs" / name / "checkpoints").mkdir(parents=True)
+    (tmp_path / "runs/half/checkpoints/last.ckpt").touch()
+    config = {"init_from": "runs/half/checkpoints/last.ckpt"}
+    assert origin(config, tmp_path / "runs/vit") == tmp_path / "runs/half"
+    assert origin(config, Path("/elsewhere")) == Path("runs/half")
+    assert origin({"init_from": "zoo:lf_vit"}, tmp_path / "runs/vit") == Path()

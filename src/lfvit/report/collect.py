@@ -18,7 +18,7 @@ from lfvit.errors import DataError
 from lfvit.report import shapes
 from lfvit.report.evaluated import Run, named
 from lfvit.report.frame import make_table, over_seeds
-from lfvit.report.origins import start_of
+from lfvit.report.origins import MOST, origin, start_of
 from lfvit.report.speeds import Speeds
 from lfvit.runs import inside
 from lfvit.sweeps import WELL
@@ -138,7 +138,7 @@ class _Reader:
             config = self._load(training / "config.yaml")
             run = replace(
                 run,
-                start=start_of(config, self._load),
+                start=start_of(config, training, self._load),
                 metrics=self._load(training / "metrics.json"),
                 environment=self._load(training / "environment.json"),
                 config=config,
@@ -155,18 +155,21 @@ class _Reader:
         threshold = (run.evaluation.get("operating_point") or {}).get("threshold")
         model = {k: run.evaluation.get(k) for k in ("method", "backbone", "reducer", "image_size")}
         weights = {} if run.config else {"weights": str(run.evaluation.get("checkpoint"))}
-        training = self._clean(run.config)
+        training = self._clean(run.config, _training_of(run.folder, run.evaluation) or run.folder)
         training.pop("threshold", None)
         return {  # in the order in which differences are named
             **given,
             "model": model,
             "training": training,
             **weights,
-            "evaluation": self._clean(run.settings) | {"threshold": threshold},
+            "evaluation": self._clean(run.settings, run.folder) | {"threshold": threshold},
         }
 
-    def _clean(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """A config without what is no setting; weights of a known run are that run's settings."""
+    def _clean(self, config: Mapping[str, Any], folder: Path, most: int = MOST) -> dict[str, Any]:
+        """A config without what is no setting; weights of a known run are that run's settings.
+
+        The run may have started from another one, and so on, `most` times.
+        """
 
         def clean(value: Any) -> Any:
             if isinstance(value, Mapping):
@@ -174,10 +177,12 @@ class _Reader:
             return value
 
         found = clean(config)
-        start = config.get("init_from")
-        if start:
-            origin = self._load(Path(str(start)).parent.parent / "config.yaml")
-            found["init_from"] = self._clean(origin) if origin else str(start)
+        if config.get("init_from"):
+            earlier = origin(config, folder)
+            start = self._load(earlier / "config.yaml") if most else {}
+            found["init_from"] = (
+                self._clean(start, earlier, most - 1) if start else str(config["init_from"])
+            )
         return found
 
     def _explain(self, folder: Path, evaluated: bool) -> None:

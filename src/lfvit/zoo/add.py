@@ -67,7 +67,7 @@ def add(
     }
     if not all(training.values()):
         raise CheckpointError(f"{run_dir}: not a finished training, it has no metrics.json")
-    training["start"] = start_of(_load(run_dir / "config.yaml"), _load)
+    training["start"] = start_of(_load(run_dir / "config.yaml"), run_dir, _load)
     model, record = load_trained(checkpoint, {"threshold": threshold})
     own_root = record["data"].get("root")
     root = data_root or own_root
