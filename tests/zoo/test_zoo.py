@@ -16,13 +16,14 @@ from lfvit.commands.predict import predict
 from lfvit.commands.setup import load_trained
 from lfvit.commands.train import build_module, train
 from lfvit.errors import CheckpointError, ConfigError, DataError
+from lfvit.measure.costs import count_macs
 from lfvit.models.weight_files import read_file
 from lfvit.report.collect import collect
 from lfvit.report.page_examples import open_run
 from lfvit.runs import identity
 from lfvit.training.schedule import Schedule
 from lfvit.zoo.__main__ import main
-from lfvit.zoo.add import add
+from lfvit.zoo.add import LIMIT, add
 from lfvit.zoo.cards import markdown
 
 FIGURES = ("images", "first", "second", "curve", "operating_point", "calibrated", "calibration")
@@ -204,5 +205,18 @@ def test_a_model_of_the_repository(name):
     file = zoo.FOLDER / f"{name}.safetensors"
     assert card["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert (zoo.FOLDER / f"{name}.md").read_text() == markdown(card)
-    assert load_trained(f"zoo:{name}").record["classes"] == card["record"]["classes"]
-    assert zoo.default() in zoo.names()
+    model, record = load_trained(f"zoo:{name}")
+    assert record["classes"] == card["record"]["classes"]
+    assert sum(p.numel() for p in model.parameters()) == card["training"]["parameters"]
+    last = card["evaluation"]["second"] or card["evaluation"]["first"]
+    assert count_macs(model) / 1e9 == pytest.approx(last["gmacs"])
+
+
+def test_the_repository_is_small_and_has_a_default(composed, photographs, tmp_path):
+    assert sum(path.stat().st_size for path in zoo.FOLDER.glob("*.safetensors")) <= LIMIT
+    image = next((photographs / "pear").iterdir())
+    (found,) = predict(composed("predict", f"image={image}", f"run_dir={tmp_path}"))
+    record = zoo.card(f"zoo:{zoo.default()}")["record"]
+    assert found["top"][0]["class"] in record["classes"]
+    assert found["threshold"] == record["threshold"]
+    assert (tmp_path / found["picture"]).stat().st_size > 1000
