@@ -36,7 +36,7 @@ def plot_differences(
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(False, axis="y")
         seeds = "; orange: each seed" if any(row.seeds > 1 for _, row in rows) else ""
-        axes.set_xlabel(f"difference in top-1, points (line: 95 % over images{seeds})")
+        axes.set_xlabel(f"difference in top-1, points\n(line: 95 % over images{seeds})")
         if label:
             figure.supxlabel(fill(label, 130), fontsize=7, color=GREY)
         for path in paths:
