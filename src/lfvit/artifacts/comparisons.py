@@ -47,8 +47,9 @@ def paired(artifact: Artifact, found: Findings) -> Content:
         if row["run"] == yardstick["run"]:
             continue
         name, other = row["model"], yardstick["model"]
-        line = {**labels_of(row), "other": other, "source": found.source(row)}
         ours, theirs = _evaluated(row, found), _evaluated(yardstick, found)
+        lacking = yardstick if ours and not theirs else row
+        line = {**labels_of(row), "other": other, "source": found.source(lacking)}
         if ours and theirs:
             way = row.get("at", "both")
             compared = against(ours, theirs, way, yardstick.get("at", "both"))
