@@ -194,3 +194,18 @@ def test_a_continued_training_keeps_its_identity(training, composed, tmp_path):
     assert runs.read_json(tmp_path / "run.json")["identity"] == before
     record(composed("train", f"run_dir={tmp_path / 'new'}", "ckpt_path=last.ckpt"))
     assert runs.read_json(tmp_path / "new" / "run.json")["identity"] is None
+
+
+def test_a_continued_training_still_says_what_it_started_from(composed, tmp_path):
+    """Twice continued; in another directory, the checkpoint is what it starts from."""
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    runs.start_run(composed("train", f"run_dir={here}", "init_from=zoo:start"))
+    for place, start in ((here, "zoo:start"), (here, "zoo:start"), (elsewhere, None)):
+        last = here / "checkpoints" / "last.ckpt"
+        runs.start_run(composed("train", f"run_dir={place}", f"ckpt_path={last}"))
+        written = OmegaConf.load(place / "config.yaml")
+        assert written.init_from == start
+        assert written.ckpt_path == str(last)
+    (here / "config.yaml").write_text("- [")
+    runs.start_run(composed("train", f"run_dir={here}", f"ckpt_path={last}"))
+    assert OmegaConf.load(here / "config.yaml").init_from is None

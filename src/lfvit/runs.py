@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict
+from yaml import YAMLError
 
 from lfvit.errors import ConfigError, StorageError
 from lfvit.files import remove_partial, write_whole
@@ -70,12 +72,28 @@ def start_run(cfg: DictConfig) -> Path:
     run_dir.mkdir(parents=True, exist_ok=True)
     if not is_main_process():
         return run_dir
-    write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    told = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    if start := _start_of_continued(cfg):
+        told.init_from = start
+    write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(told))
     write_json(run_dir / "environment.json", environment())
     diff = _uncommitted()
     if diff:
         (run_dir / "uncommitted.diff").write_bytes(diff)
     return run_dir
+
+
+def _start_of_continued(cfg: DictConfig) -> str | None:
+    """The weights that a training once started from which goes on in its own directory."""
+    run_dir = Path(cfg.run_dir).absolute()
+    if "init_from" not in cfg or cfg.ckpt_path is None:
+        return None
+    if Path(cfg.ckpt_path).absolute().parent.parent != run_dir:
+        return None
+    with suppress(OSError, ValueError, YAMLError):
+        before = yaml.safe_load((run_dir / "config.yaml").read_text())
+        return before.get("init_from") if isinstance(before, dict) else None
+    return None
 
 
 def identity(cfg: DictConfig) -> str:

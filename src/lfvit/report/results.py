@@ -168,12 +168,14 @@ def _provenance(runs: Sequence[Run]) -> str:
     minutes = [f"{each.metrics['train_seconds'] / 60:.0f}" for each in runs if each.metrics]
     commits = {str(each.environment.get("commit")) for each in runs}
     others = sorted(commits - {str(environment["commit"])})
-    also = f" (other seeds also at {', '.join(others)})" if others else ""
+    commit_of = str(environment["commit"])
+    if others:
+        commit_of += f" (other seeds also at {', '.join(others)})"
     seeds = ", ".join(str(each.seed) for each in runs)
     return (
         f"- **{escaped(run.model)}**, seed{'s' if len(runs) > 1 else ''} {seeds}: "
-        f"{code(without_paths(environment['command']))}, commit {escaped(environment['commit'])}"
-        f"{escaped(also)}, {escaped(metrics['machine'])}, {environment['threads']} thread(s), "
+        f"{code(without_paths(environment['command']))}, commit {escaped(commit_of)}, "
+        f"{escaped(metrics['machine'])}, {environment['threads']} thread(s), "
         f"torch {packages['torch']}, timm {packages.get('timm')}. From {escaped(run.start)}: "
         f"{metrics['epochs']} epochs over {metrics['train_images']:,} images, "
         f"{metrics['parameters'] / 1e6:.2f} M parameters, "
