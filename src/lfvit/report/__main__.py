@@ -106,7 +106,8 @@ def _write(found: Collection, output: Path, arguments: argparse.Namespace) -> No
             examples=arguments.examples,
         )
     elif output.suffix == ".md":
-        command = without_paths(shlex.join(["python", "-m", "lfvit.report", *sys.argv[1:]]))
+        words = ["TEXT" if word == arguments.intro else word for word in sys.argv[1:]]
+        command = without_paths(shlex.join(["python", "-m", "lfvit.report", *words]))
         text = PageText(
             arguments.title,
             arguments.intro,
