@@ -16,18 +16,18 @@ import pytest
 import torch
 
 from conftest import ROOT
-from lfvit import sweeps
-from lfvit.artifacts.write import markdown
 from lfvit.commands.evaluate import evaluate
-from lfvit.commands.setup import load_trained, open_data
 from lfvit.errors import CheckpointError, ConfigError, LFViTError
-from lfvit.markdown import code, escaped
 from lfvit.models.weight_files import extract_weights, read_file
-from lfvit.report.collect import collect
-from lfvit.report.page import read_artifacts, write_page
-from lfvit.report.results import PageText, without_paths, write_results
-from lfvit.runs import inside, write_json
+from lfvit.results.artifacts.write import markdown
+from lfvit.results.collect import collect
+from lfvit.results.page import read_artifacts, write_page
+from lfvit.results.results import PageText, without_paths, write_results
+from lfvit.runs import sweeps
+from lfvit.runs.directory import inside, write_json
+from lfvit.runs.setup import load_trained, open_data
 from lfvit.runtime import load
+from lfvit.utils.markdown import code, escaped
 
 SECRET = secrets.token_hex(16)
 LEAK = "${oc.env:LFVIT_TEST_SECRET}"
@@ -316,7 +316,7 @@ def test_csv_files_are_data(foreign, tmp_path):
     path = foreign / "evaluation" / "evaluate.json"
     found = json.loads(path.read_text())
     write_json(path, {**found, "method": {"name": "=1+1"}})
-    from lfvit.report.collect import write_table
+    from lfvit.results.collect import write_table
 
     write_table(collect([tmp_path / "down"]), tmp_path / "table.csv")
     with (tmp_path / "table.csv").open(newline="") as file:

@@ -13,7 +13,6 @@ import lfvit
 from conftest import TINY, photograph
 from lfvit import runtime
 from lfvit.commands.export import check_parity, describe
-from lfvit.commands.setup import Trained
 from lfvit.data.augment import INTERPOLATIONS, Augment
 from lfvit.data.datamodule import normalise
 from lfvit.data.folders import images_of
@@ -24,7 +23,8 @@ from lfvit.models.indexing import highest
 from lfvit.models.reduction.registry import REDUCERS
 from lfvit.models.reuse import REUSE
 from lfvit.models.selection import SELECTORS
-from lfvit.runs import write_json
+from lfvit.runs.directory import write_json
+from lfvit.runs.setup import Trained
 
 SIZE, CLASSES = 64, 7
 

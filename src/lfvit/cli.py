@@ -8,12 +8,12 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from lfvit import sweeps
-from lfvit.explain import explain
-from lfvit.launch import all_ended, join_launched, together
-from lfvit.quiet import quieten
-from lfvit.runs import is_main_process
-from lfvit.stopping import Stopped
+from lfvit.runs import sweeps
+from lfvit.runs.directory import is_main_process
+from lfvit.runs.launch import all_ended, join_launched, together
+from lfvit.utils.error_messages import explain
+from lfvit.utils.signals import Stopped
+from lfvit.utils.warning_filters import quieten
 
 quieten()
 
@@ -22,7 +22,7 @@ def entry_point(main: Callable[[], Any]) -> Callable[[], Any]:
     """Print errors a user can mend as one message; everything else keeps its traceback.
 
     Goes around a function made by ``hydra.main``. Exit status 2 for such errors; 1 where jobs of a
-    sweep did not end well; 128 and its number after a signal (`lfvit.stopping.Stopped`).
+    sweep did not end well; 128 and its number after a signal (`lfvit.utils.signals.Stopped`).
     """
 
     @wraps(main)

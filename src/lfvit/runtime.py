@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from lfvit.checks import check_range
 from lfvit.data.images import Decoding, centre_crop, read_image, to_rgb
 from lfvit.errors import ConfigError, LFViTError
+from lfvit.utils.validation import check_range
 
 Picture = str | Path | Image.Image | np.ndarray
 """A file, an opened image, or pixels (H, W, 3) or (H, W) uint8."""

@@ -15,10 +15,10 @@ from conftest import ROOT, photograph, write_photographs
 from lfvit.commands.evaluate import evaluate
 from lfvit.commands.export import describe
 from lfvit.commands.predict import predict
-from lfvit.commands.setup import load_trained
 from lfvit.commands.train import train
 from lfvit.data.shards import main
 from lfvit.errors import ConfigError, DataError
+from lfvit.runs.setup import load_trained
 from lfvit.runtime import Runtime
 
 datasets.disable_progress_bars()

@@ -9,12 +9,12 @@ import torch
 import lfvit
 from conftest import NEEDLE_FAST
 from lfvit.commands.evaluate import evaluate
-from lfvit.commands.setup import load_trained, open_data
 from lfvit.commands.train import train
 from lfvit.data.datamodule import normalise
 from lfvit.errors import CheckpointError, ConfigError, DataError
 from lfvit.measure.evaluation import collect
 from lfvit.models.streaming import infer_stream
+from lfvit.runs.setup import load_trained, open_data
 
 
 @pytest.fixture

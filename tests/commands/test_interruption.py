@@ -18,7 +18,7 @@ from conftest import NEEDLE_FAST, ROOT
 from interruptions import differences, signal_at
 from lfvit.commands.train import train
 from lfvit.errors import CheckpointError, ConfigError, StorageError
-from lfvit.stopping import Stopped
+from lfvit.utils.signals import Stopped
 
 RECIPE = (  # six batches in each of three epochs, the phase changes after the first
     *NEEDLE_FAST,
@@ -110,7 +110,7 @@ def _python_path() -> str:
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(runs, monkeypatch):
-    from lfvit import files
+    from lfvit.utils import atomic_io as files
 
     original, written = os.fsync, []
 

@@ -9,8 +9,8 @@ import torch
 import lfvit
 from conftest import NEEDLE_FAST
 from lfvit.commands.evaluate import evaluate
-from lfvit.commands.setup import load_trained
 from lfvit.commands.train import train
+from lfvit.runs.setup import load_trained
 
 LV_VIT = (
     *(o for o in NEEDLE_FAST if not o.startswith(("data.train_images", "data.val_images"))),

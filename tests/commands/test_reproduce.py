@@ -13,7 +13,7 @@ from conftest import NEEDLE_FAST, ROOT
 from lfvit.commands.reproduce import reproduce
 from lfvit.commands.train import train
 from lfvit.errors import ConfigError, TrainingError
-from lfvit.report.comparisons import WAYS
+from lfvit.results.comparisons import WAYS
 
 FAST = [
     *(o for o in NEEDLE_FAST if not o.startswith(("trainer", "schedule", "data.batch"))),
@@ -242,7 +242,7 @@ def test_what_the_scale_asks_first_is_made_first(tmp_path, monkeypatch):
     asked = "scale.artifacts=[question_reducers,lf_vit_table7,frequency_figure1]"
     cfg = configured(tmp_path, "plan=true", "scale.seeds=[0,1]", asked)
     cfg.artifact.question_reducers.rows = [{"model": "ToMe", "run": "tome"}]
-    monkeypatch.setattr("lfvit.artifacts.plan.Timer.seconds", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr("lfvit.results.artifacts.plan.Timer.seconds", lambda *_: (1.0, 1.0))
     order = [row["run"] for row in reproduce(cfg)["runs"]]
     reducers = ["vit, seed 0", "tome, seed 0", "vit, seed 1", "tome, seed 1"]
     table = [f"{name}, seed {seed}" for seed in (0, 1) for name in ("lf_vit_ce_ce", "lf_vit")]
@@ -275,7 +275,7 @@ def test_seeds_are_averaged_and_an_interrupted_run_goes_on(tmp_path, capsys, mon
         resumed.append(config.ckpt_path)
         return train(config)
 
-    monkeypatch.setattr("lfvit.artifacts.runs.train", spy)
+    monkeypatch.setattr("lfvit.results.artifacts.runs.train", spy)
     reproduce(cfg)
     assert resumed == [str(folder / "checkpoints" / "last.ckpt")]
     out = capsys.readouterr().out
@@ -308,7 +308,7 @@ def test_what_fails_does_not_lose_the_others(tmp_path, monkeypatch):
     def broken(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("lfvit.artifacts.probe_figures.plot_passes", broken)
+    monkeypatch.setattr("lfvit.results.artifacts.probe_figures.plot_passes", broken)
     words = "artifacts=[lf_vit_table7,lf_vit_figure7,overview,frequency_figure1]"
     cfg = configured(tmp_path, words)
     cfg.runs.lf_vit_ce_ce = cfg.runs.lf_vit

@@ -18,7 +18,7 @@ import pytest
 from conftest import NEEDLE_FAST, ROOT
 from interruptions import signal_at
 from lfvit.commands import jobs
-from lfvit.report.collect import collect
+from lfvit.results.collect import collect
 
 FAST = (
     *NEEDLE_FAST,

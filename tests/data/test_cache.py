@@ -7,7 +7,6 @@ from PIL import Image
 from test_datamodule import Sink, broken, fit
 
 from conftest import NEEDLE_FAST, write_photographs
-from lfvit.commands.setup import load_trained, open_data
 from lfvit.commands.train import train
 from lfvit.data import FolderDataModule, NeedleDataModule
 from lfvit.data import cache as cache_module
@@ -15,6 +14,7 @@ from lfvit.data.batches import as_pixels
 from lfvit.data.images import read_image
 from lfvit.data.sampling import TrainSampler
 from lfvit.errors import ConfigError, DataError
+from lfvit.runs.setup import load_trained, open_data
 
 MIXED = {"erasing": 0.5, "mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1, "repeats": 2}
 

@@ -12,7 +12,7 @@ from lfvit.data.batches import as_pixels
 from lfvit.data.crops import RATIO, RandomCrops
 from lfvit.data.images import FILTERS
 from lfvit.errors import ConfigError
-from lfvit.seeding import seeded
+from lfvit.utils.seeding import seeded
 
 
 def crops(size=48, **augment):

@@ -12,7 +12,7 @@ from lfvit.data.datamodule import normalise
 from lfvit.data.sampling import NOTHING, Draw, EvalSampler, TrainSampler
 from lfvit.errors import ConfigError, DataError
 from lfvit.models.view import half_resolution
-from lfvit.seeding import seeded
+from lfvit.utils.seeding import seeded
 
 DEIT = {
     "auto_augment": "rand-m9-mstd0.5-inc1",

@@ -8,7 +8,7 @@ from lfvit.data import FolderDataModule
 from lfvit.data.augment import Augment
 from lfvit.data.label_maps import FollowedTransform, LabelMap, LabelMapFolder, LabelMaps
 from lfvit.errors import ConfigError, DataError
-from lfvit.seeding import seeded
+from lfvit.utils.seeding import seeded
 
 
 def position_map(H=8, W=8):

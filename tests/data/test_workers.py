@@ -10,7 +10,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from lfvit.data import ImageDataModule, loader
 from lfvit.errors import DataError
-from lfvit.explain import explain
+from lfvit.utils.error_messages import explain
 
 FATAL = 5
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from conftest import NEEDLE_FAST, ROOT
-from lfvit.commands.devices import trainer_settings
 from lfvit.commands.train import check, is_sharded
 from lfvit.errors import ConfigError
-from lfvit.sweeps import check_sweep
+from lfvit.runs.devices import trainer_settings
+from lfvit.runs.sweeps import check_sweep
 
 PAGE = (ROOT / "docs" / "distributed.md").read_text()
 LONG = (ROOT / "docs" / "long-runs.md").read_text()

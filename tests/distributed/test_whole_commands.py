@@ -17,7 +17,7 @@ from conftest import NEEDLE_FAST, ROOT
 from lfvit.data.images import UnreadableImageError
 from lfvit.data.needle import NeedleSet
 from lfvit.data.sampling import TrainSampler
-from lfvit.launch import STARTED, join_launched
+from lfvit.runs.launch import STARTED, join_launched
 from wandb_file import read_offline_run
 
 SIZES = (17, 2)  # numbers of validation images

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import lfvit
 from lfvit.commands import train as training
-from lfvit.commands.setup import load_trained
 from lfvit.errors import CheckpointError, LFViTError
 from lfvit.models.weight_files import extract_weights, read_file
+from lfvit.runs.setup import load_trained
 from lfvit.training.module import RECORD
 
 BACKBONE = {"family": "vit", "embed_dim": 8, "depth": 2, "num_heads": 2, "patch_size": 8}

@@ -14,10 +14,10 @@ import yaml
 from fuzzing import edited, edits, fuzz, places_of, replaced, values
 from hypothesis import strategies as st
 
-from lfvit.report.collect import Collection, collect, write_table
-from lfvit.report.page import write_page
-from lfvit.report.results import PageText, write_results
-from lfvit.runs import write_json
+from lfvit.results.collect import Collection, collect, write_table
+from lfvit.results.page import write_page
+from lfvit.results.results import PageText, write_results
+from lfvit.runs.directory import write_json
 
 FILES = (
     *("run.json", "metrics.json", "environment.json", "config.yaml", "job.json", "benchmark.json"),

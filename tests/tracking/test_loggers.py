@@ -15,9 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from conftest import NEEDLE_FAST, ROOT
 from lfvit.commands.evaluate import evaluate
-from lfvit.commands.setup import build_model
 from lfvit.commands.train import train
 from lfvit.errors import ConfigError
+from lfvit.runs.setup import build_model
 from lfvit.tracking.loggers import WandbLogger, sweep_group, tracked
 from lfvit.training.module import Classifier
 from small_vits import randomise

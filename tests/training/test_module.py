@@ -7,12 +7,12 @@ import torch
 
 import lfvit
 from conftest import NEEDLE_FAST
-from lfvit.commands.setup import build_model, load_trained
 from lfvit.commands.train import check, train
 from lfvit.data import Batch
 from lfvit.errors import CheckpointError, ConfigError, TrainingError
 from lfvit.models.reduction import REDUCERS
 from lfvit.models.reduction.patch import answer, unreduced
+from lfvit.runs.setup import build_model, load_trained
 from lfvit.training.learned import refuse_unlearnable
 from lfvit.training.losses import divergence
 from lfvit.training.module import Classifier

@@ -11,7 +11,6 @@ import hydra
 import torch
 from omegaconf import DictConfig, ListConfig
 
-from lfvit.checks import check_choice, check_range, check_switch, check_whole
 from lfvit.commands.benchmark_cases import (
     COMPILE_MODES,
     PRECISIONS,
@@ -21,16 +20,17 @@ from lfvit.commands.benchmark_cases import (
     time_parts,
     time_setting,
 )
-from lfvit.commands.devices import find_device
-from lfvit.commands.setup import Trained, load_trained
 from lfvit.data import FolderDataModule
 from lfvit.errors import ConfigError
 from lfvit.measure.loading import time_loading
 from lfvit.models.two_stage import TwoStageViT
-from lfvit.report.speed import print_speed, write_speed
-from lfvit.runs import environment, plain, start_run
+from lfvit.results.speed import print_speed, write_speed
+from lfvit.runs.devices import find_device
+from lfvit.runs.directory import environment, plain, start_run
+from lfvit.runs.setup import Trained, load_trained
 from lfvit.tracking.loggers import tracked
 from lfvit.tracking.media import log_rows
+from lfvit.utils.validation import check_choice, check_range, check_switch, check_whole
 
 
 def benchmark(cfg: DictConfig) -> list[dict[str, Any]]:

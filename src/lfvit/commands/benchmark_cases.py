@@ -13,7 +13,6 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from lfvit.commands.setup import Trained, build_model, open_data
 from lfvit.data.datamodule import normalise
 from lfvit.measure.costs import count_macs, expected_gmacs
 from lfvit.measure.throughput import (
@@ -25,9 +24,10 @@ from lfvit.measure.throughput import (
     time_interleaved,
 )
 from lfvit.models.two_stage import TwoStageViT
-from lfvit.runs import plain
+from lfvit.results.zoo import card, locate
+from lfvit.runs.directory import plain
+from lfvit.runs.setup import Trained, build_model, open_data
 from lfvit.training.losses import two_stage_losses
-from lfvit.zoo import card, locate
 
 log = logging.getLogger(__name__)
 

@@ -10,14 +10,14 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from lfvit.checks import check_range, check_whole
-from lfvit.commands.devices import check_one_device, prediction_trainer
-from lfvit.commands.setup import load_trained, model_overrides, open_data
 from lfvit.data.batches import ImageSource
 from lfvit.measure.diagnosis import Diagnosis, summarise
-from lfvit.report.diagnosis import plot_diagnosis
-from lfvit.runs import environment, start_run, write_json
-from lfvit.zoo import locate
+from lfvit.results.diagnosis import plot_diagnosis
+from lfvit.results.zoo import locate
+from lfvit.runs.devices import check_one_device, prediction_trainer
+from lfvit.runs.directory import environment, start_run, write_json
+from lfvit.runs.setup import load_trained, model_overrides, open_data
+from lfvit.utils.validation import check_range, check_whole
 
 
 def diagnose(cfg: DictConfig) -> dict[str, Any]:

@@ -10,18 +10,17 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from lfvit.checks import check_names, check_whole
-from lfvit.commands.devices import prediction_trainer
 from lfvit.commands.precision import check_precisions, compared_precisions, precision_table
-from lfvit.commands.setup import Trained, load_trained, model_overrides, open_data
 from lfvit.data import ImageDataModule
 from lfvit.errors import ConfigError
 from lfvit.measure.calibration import Calibration, RiskSettings
 from lfvit.measure.costs import count_macs, trace_macs
 from lfvit.measure.evaluation import collect, results
 from lfvit.measure.predictions import FILE, save_predictions
-from lfvit.report.plots import plot_evaluation
-from lfvit.runs import environment, is_main_process, plain, start_run, write_json
+from lfvit.results.plots import plot_evaluation
+from lfvit.runs.devices import prediction_trainer
+from lfvit.runs.directory import environment, is_main_process, plain, start_run, write_json
+from lfvit.runs.setup import Trained, load_trained, model_overrides, open_data
 from lfvit.tracking.loggers import summarise, tracked
 from lfvit.tracking.media import (
     log_curve,
@@ -31,6 +30,7 @@ from lfvit.tracking.media import (
     shows_media,
 )
 from lfvit.tracking.summaries import evaluation_summary
+from lfvit.utils.validation import check_names, check_whole
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:

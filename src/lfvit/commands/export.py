@@ -10,15 +10,15 @@ from omegaconf import DictConfig
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
-from lfvit.checks import check_range
-from lfvit.commands.setup import Trained, load_trained, model_overrides
 from lfvit.data.augment import Augment
 from lfvit.errors import ConfigError, ExportError
 from lfvit.measure.costs import count_macs
 from lfvit.models.export import Pass, passes_of, write_onnx
 from lfvit.models.two_stage import TwoStageViT
-from lfvit.runs import commit, start_run, write_json
+from lfvit.runs.directory import commit, start_run, write_json
+from lfvit.runs.setup import Trained, load_trained, model_overrides
 from lfvit.runtime import CARD, FORMAT, load, run
+from lfvit.utils.validation import check_range
 
 BATCHES = (1, 2, 5)  # images in each check; graphs are captured with another number
 

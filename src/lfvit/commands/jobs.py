@@ -12,14 +12,14 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from lfvit.checks import check_switch
 from lfvit.commands.evaluate import evaluate
-from lfvit.commands.resume import AUTO, last_of
 from lfvit.commands.train import train
 from lfvit.errors import ConfigError
-from lfvit.launch import agreed, in_sweep, together
-from lfvit.runs import directory_lock, identity, is_main_process, read_json, write_json
-from lfvit.sweeps import check_one_process, note
+from lfvit.runs.directory import directory_lock, identity, is_main_process, read_json, write_json
+from lfvit.runs.launch import agreed, in_sweep, together
+from lfvit.runs.resume import AUTO, last_of
+from lfvit.runs.sweeps import check_one_process, note
+from lfvit.utils.validation import check_switch
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 def run_job(cfg: DictConfig, root: Path, *, repeat: bool, evaluated: bool) -> dict[str, Any]:
     """Train and evaluate as far as that is not done already below ``root``.
 
-    Of trainings with the same identity (see `lfvit.runs.identity`) one runs at a time, in
+    Of trainings with the same identity (see `lfvit.runs.directory.identity`) one runs at a time, in
     whatever process; the others wait for it and find it done. One that was interrupted is
     continued from its last checkpoint, in its own directory.
 
@@ -66,7 +66,7 @@ def run_job(cfg: DictConfig, root: Path, *, repeat: bool, evaluated: bool) -> di
         evaluated: whether evaluate.json has to be there as well, for the config's threshold.
 
     Returns:
-        The contents of metrics.json, with ``status`` (see `lfvit.sweeps.WELL`), ``directory`` of
+        The contents of metrics.json, with ``status`` (see `lfvit.runs.sweeps.WELL`), ``directory`` of
         the training, and ``evaluation``, the contents of evaluate.json or None.
 
     Raises:
@@ -101,7 +101,7 @@ def run_job(cfg: DictConfig, root: Path, *, repeat: bool, evaluated: bool) -> di
 
 
 def _what_to_do(cfg: DictConfig, root: Path, key: str, repeat: bool) -> tuple[str, str]:
-    """What becomes of a job, see `lfvit.sweeps.WELL`, and the directory of its training."""
+    """What becomes of a job, see `lfvit.runs.sweeps.WELL`, and the directory of its training."""
     known = [] if repeat or cfg.ckpt_path not in (None, AUTO) else _runs(root, key)
     done, begun = _sort(known)
     if done:

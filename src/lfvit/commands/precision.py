@@ -7,16 +7,16 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.table import Table
 
-from lfvit.checks import check_choice
-from lfvit.commands.devices import prediction_trainer
-from lfvit.commands.setup import Trained
 from lfvit.data import ImageDataModule
 from lfvit.errors import ConfigError
 from lfvit.measure.costs import count_macs
 from lfvit.measure.evaluation import Outputs, collect
 from lfvit.measure.precision import PRECISIONS, REFERENCE, compare
 from lfvit.models.two_stage import TwoStageViT
-from lfvit.runs import plain
+from lfvit.runs.devices import prediction_trainer
+from lfvit.runs.directory import plain
+from lfvit.runs.setup import Trained
+from lfvit.utils.validation import check_choice
 
 
 def check_precisions(cfg: DictConfig) -> list[str]:

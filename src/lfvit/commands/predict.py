@@ -8,9 +8,6 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
-from lfvit.checks import check_choice, check_whole
-from lfvit.commands.devices import find_device
-from lfvit.commands.setup import Trained, load_trained, model_overrides
 from lfvit.data.augment import Augment
 from lfvit.data.datamodule import ON_ERROR, normalise
 from lfvit.data.folders import images_of
@@ -19,9 +16,12 @@ from lfvit.errors import ConfigError
 from lfvit.measure.costs import count_macs
 from lfvit.models.two_stage import TwoStageViT
 from lfvit.models.view import half_resolution
-from lfvit.report.pictures import Look, save_looks
-from lfvit.report.steps import save_steps
-from lfvit.runs import start_run, write_json
+from lfvit.results.pictures import Look, save_looks
+from lfvit.results.steps import save_steps
+from lfvit.runs.devices import find_device
+from lfvit.runs.directory import start_run, write_json
+from lfvit.runs.setup import Trained, load_trained, model_overrides
+from lfvit.utils.validation import check_choice, check_whole
 
 log = logging.getLogger(__name__)
 

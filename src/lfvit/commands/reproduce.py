@@ -8,21 +8,21 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from lfvit.artifacts.content import Content, Findings, table
-from lfvit.artifacts.execute import by_need, run_all
-from lfvit.artifacts.figures import figure
-from lfvit.artifacts.plan import plan
-from lfvit.artifacts.reuse import take
-from lfvit.artifacts.runs import Run, check_folders, compose_runs, key_of, left_out
-from lfvit.artifacts.spec import Artifact, choose, read_artifacts
-from lfvit.artifacts.write import write_artifact, write_index, written
-from lfvit.checks import check_choice, check_names, check_switch, check_whole
 from lfvit.commands.benchmark_cases import PRECISIONS
-from lfvit.commands.setup import DATA_MODULES
 from lfvit.errors import ConfigError, TrainingError
-from lfvit.report.collect import collect
-from lfvit.report.page import write_page
-from lfvit.runs import machine, plain
+from lfvit.results.artifacts.content import Content, Findings, table
+from lfvit.results.artifacts.execute import by_need, run_all
+from lfvit.results.artifacts.figures import figure
+from lfvit.results.artifacts.plan import plan
+from lfvit.results.artifacts.reuse import take
+from lfvit.results.artifacts.runs import Run, check_folders, compose_runs, key_of, left_out
+from lfvit.results.artifacts.spec import Artifact, choose, read_artifacts
+from lfvit.results.artifacts.write import write_artifact, write_index, written
+from lfvit.results.collect import collect
+from lfvit.results.page import write_page
+from lfvit.runs.directory import machine, plain
+from lfvit.runs.setup import DATA_MODULES
+from lfvit.utils.validation import check_choice, check_names, check_switch, check_whole
 
 FEATURED = ("overview", "methods")
 """Artifacts whose models the report page shows first."""

@@ -12,18 +12,18 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.markdown import Markdown
 
-from lfvit.checks import check_names, check_range, check_whole
 from lfvit.commands.jobs import run_job
-from lfvit.commands.setup import build_model
 from lfvit.commands.train import check
 from lfvit.errors import ConfigError
-from lfvit.explain import explain
-from lfvit.markdown import code, escaped
 from lfvit.measure.costs import count_macs
 from lfvit.models.two_stage import TwoStageViT
-from lfvit.runs import environment, plain, read_json, write_json
-from lfvit.seeding import derive
-from lfvit.sweeps import check_one_process, operating_point
+from lfvit.runs.directory import environment, plain, read_json, write_json
+from lfvit.runs.setup import build_model
+from lfvit.runs.sweeps import check_one_process, operating_point
+from lfvit.utils.error_messages import explain
+from lfvit.utils.markdown import code, escaped
+from lfvit.utils.seeding import derive
+from lfvit.utils.validation import check_names, check_range, check_whole
 
 log = logging.getLogger(__name__)
 

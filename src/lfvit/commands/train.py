@@ -12,18 +12,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from torch import nn
 
-from lfvit.checks import check_range, check_switch, check_whole
-from lfvit.commands.devices import trainer_settings
-from lfvit.commands.resume import LAYOUT, check_data, check_resume, continued, finished
-from lfvit.commands.setup import build_model, make_record
 from lfvit.data import ImageDataModule
 from lfvit.errors import ConfigError
-from lfvit.launch import agreed, in_sweep, together
 from lfvit.measure.costs import count_macs
 from lfvit.models.checkpoints import load_checkpoint
 from lfvit.models.reduction.patch import unreduced
 from lfvit.models.weight_files import read_file
-from lfvit.runs import (
+from lfvit.runs.devices import trainer_settings
+from lfvit.runs.directory import (
     commit,
     is_main_process,
     machine,
@@ -33,9 +29,10 @@ from lfvit.runs import (
     wait_until_left,
     write_json,
 )
-from lfvit.seeding import told_of_random_order
-from lfvit.stopping import StopSignals
-from lfvit.sweeps import check_one_process
+from lfvit.runs.launch import agreed, in_sweep, together
+from lfvit.runs.resume import LAYOUT, check_data, check_resume, continued, finished
+from lfvit.runs.setup import build_model, make_record
+from lfvit.runs.sweeps import check_one_process
 from lfvit.tracking.loggers import TRACKING, summarise, tracked, tracked_as
 from lfvit.tracking.summaries import training_summary
 from lfvit.training.checkpoint_io import WholeCheckpointIO
@@ -47,6 +44,9 @@ from lfvit.training.schedule import Schedule
 from lfvit.training.sharding import ShardedAveraging, ShardedClassifier
 from lfvit.training.token_labels import has_aux_head
 from lfvit.training.unreached import freeze_unreached
+from lfvit.utils.seeding import told_of_random_order
+from lfvit.utils.signals import StopSignals
+from lfvit.utils.validation import check_range, check_switch, check_whole
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from lfvit.checks import check_choice, check_names, check_range, check_whole
 from lfvit.data.batches import as_pixels
 from lfvit.data.images import FILTERS, centre_crop, full_size, middle
+from lfvit.utils.validation import check_choice, check_names, check_range, check_whole
 
 INTERPOLATIONS = (*FILTERS, "random")
 

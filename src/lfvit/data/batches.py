@@ -14,7 +14,7 @@ from lfvit.data.images import NOTES, UnreadableImageError
 from lfvit.data.label_maps import FollowedTransform, LabelMap, LabelMapFolder, LabelMaps
 from lfvit.data.sampling import NOTHING, Draw
 from lfvit.data.workers import Desk
-from lfvit.seeding import seeded
+from lfvit.utils.seeding import seeded
 
 
 class ImageSource(Protocol):

@@ -8,7 +8,7 @@ import numpy as np
 from lfvit.data.batches import Note, RawBatch
 from lfvit.data.images import ALPHA, CMYK, DEEP, FRAMES, GREY, NOT_TURNED, PALETTE, TURNED
 from lfvit.errors import DataError
-from lfvit.processes import gathered
+from lfvit.utils.distributed import gathered
 
 log = logging.getLogger(__name__)
 

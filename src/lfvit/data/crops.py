@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lfvit.checks import check_choice
 from lfvit.data.augment import Augment
 from lfvit.data.batches import as_pixels
 from lfvit.data.images import resized_side, squeeze
 from lfvit.errors import ConfigError
+from lfvit.utils.validation import check_choice
 
 RATIO = (3 / 4, 4 / 3)  # least and greatest width / height of a crop, and
 ATTEMPTS = 10  # how often one is drawn that may not fit, both as in timm

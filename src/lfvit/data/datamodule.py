@@ -11,7 +11,6 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lfvit.checks import check_choice, check_whole
 from lfvit.data.augment import Augment
 from lfvit.data.batches import (
     Batch,
@@ -33,8 +32,9 @@ from lfvit.data.sampling import EvalSampler, TrainSampler
 from lfvit.data.workers import Desk, name_images
 from lfvit.errors import ConfigError, DataError
 from lfvit.models.view import half_resolution
-from lfvit.seeding import seeded
-from lfvit.stopping import outlast_stop
+from lfvit.utils.seeding import seeded
+from lfvit.utils.signals import outlast_stop
+from lfvit.utils.validation import check_choice, check_whole
 
 ON_ERROR = ("raise", "skip")
 

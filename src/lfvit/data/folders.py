@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lfvit.checks import check_range
 from lfvit.data.classes import check_same_classes
 from lfvit.data.images import EXTENSIONS, WHOLE, Decoding, read_image
 from lfvit.errors import DataError
+from lfvit.utils.validation import check_range
 
 LAYOUTS = "DIR/train/CLASS/*.jpg with DIR/val/CLASS/*.jpg, or DIR/CLASS/*.jpg"
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lfvit.checks import check_switch
 from lfvit.data.batches import ImageSource, TransformedImages
 from lfvit.data.crops import RandomCrops
 from lfvit.data.datamodule import ImageDataModule
@@ -15,6 +14,7 @@ from lfvit.data.images import Decoding, resized_side
 from lfvit.data.label_maps import LabelMapFolder
 from lfvit.data.shards import ShardSet, open_shards
 from lfvit.errors import ConfigError
+from lfvit.utils.validation import check_switch
 
 Photographs = ImageFolder | ShardSet | HuggingFaceSet
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import Sampler
 
-from lfvit.seeding import derive
+from lfvit.utils.seeding import derive
 
 
 class Draw(NamedTuple):

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from lfvit.checks import check_choice, check_range, check_switch, check_whole
 from lfvit.measure.risk import (
     LOSSES,
     NOT_GUARANTEED,
@@ -33,6 +32,7 @@ from lfvit.measure.thresholds import (
     stratified_split,
     sweep,
 )
+from lfvit.utils.validation import check_choice, check_range, check_switch, check_whole
 
 Macs = tuple[float, float]  # multiply-accumulates per image of the first and of the second pass
 

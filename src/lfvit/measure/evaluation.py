@@ -20,8 +20,8 @@ from lfvit.measure.localisation import (
 )
 from lfvit.measure.thresholds import answers_of, sweep
 from lfvit.models.two_stage import TwoStageViT
-from lfvit.processes import gathered
-from lfvit.seeding import seed_all
+from lfvit.utils.distributed import gathered
+from lfvit.utils.seeding import seed_all
 
 
 class Outputs(NamedTuple):

@@ -22,8 +22,8 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from lfvit.checks import check_choice, check_range
 from lfvit.measure.thresholds import Answers, count_exited, default_thresholds
+from lfvit.utils.validation import check_choice, check_range
 
 LOSSES = ("consistency", "gap")
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lfvit.checks import check_range
 from lfvit.errors import ConfigError
 from lfvit.models.indexing import highest, kept_count
+from lfvit.utils.validation import check_range
 
 FLOOR = 1e-6  # of a channel's largest amplitude: what counts as nothing
 

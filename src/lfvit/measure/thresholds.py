@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lfvit.checks import check_range
 from lfvit.errors import ConfigError
 from lfvit.measure.costs import expected_gmacs
+from lfvit.utils.validation import check_range
 
 
 class OperatingPoint(TypedDict):

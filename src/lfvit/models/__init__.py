@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from lfvit.checks import check_choice, check_names, check_range, check_whole
 from lfvit.errors import ConfigError
 from lfvit.models.backbone import Backbone, build_vit
 from lfvit.models.positions import resample
@@ -15,6 +14,7 @@ from lfvit.models.reduction.patch import build_reducer, reduce, restore, shape_o
 from lfvit.models.reuse import REUSE
 from lfvit.models.selection import SELECTORS
 from lfvit.models.two_stage import TwoStageViT
+from lfvit.utils.validation import check_choice, check_names, check_range, check_whole
 
 _COMMON = {
     "region_size": None,  # from the grid, see default_region_size; for window selectors

@@ -17,13 +17,13 @@ from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from lfvit.checks import check_choice, check_names, check_range, check_whole
 from lfvit.errors import ConfigError
 from lfvit.models.lv_vit import ConvStem, Dense, LVViT
 from lfvit.models.reduction.patch import foreign_blocks
 from lfvit.models.reduction.registry import Layout, Reducer
 from lfvit.models.reduction.run import Run, run_blocks
 from lfvit.models.token_mix import TokenMix
+from lfvit.utils.validation import check_choice, check_names, check_range, check_whole
 
 FAMILIES: dict[str, tuple[type[VisionTransformer], dict[str, Any]]] = {
     "vit": (

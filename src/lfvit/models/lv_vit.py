@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lfvit.models.token_mix import TokenMix
-from lfvit.processes import BatchNorm
+from lfvit.utils.distributed import BatchNorm
 
 ONE_PASS_SHARE = 0.5
 """Weight of the auxiliary head in the one-pass model's answer."""

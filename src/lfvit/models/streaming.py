@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lfvit.checks import check_whole
 from lfvit.models.selection import Selection
 from lfvit.models.two_stage import FirstPass, Inference, TwoStageViT
+from lfvit.utils.validation import check_whole
 
 Columns = tuple[Tensor | None, ...]
 """Images, then the fields of `FirstPass`, then those of `Selection`: K rows each, or None."""

@@ -7,14 +7,14 @@ import lightning as L
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from lfvit.checks import check_whole
 from lfvit.data.batches import Batch, Sample
 from lfvit.errors import DataError
 from lfvit.measure.costs import count_macs
 from lfvit.measure.thresholds import Answers, sweep
-from lfvit.processes import gathered
-from lfvit.seeding import seeded
 from lfvit.tracking.media import log_curve, log_predictions, predictions, shows_media
+from lfvit.utils.distributed import gathered
+from lfvit.utils.seeding import seeded
+from lfvit.utils.validation import check_whole
 
 
 class Throughput(L.Callback):

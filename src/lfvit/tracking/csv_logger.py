@@ -9,7 +9,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import loggers
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from lfvit.files import write_whole
+from lfvit.utils.atomic_io import write_whole
 
 
 class CSVLogger(loggers.CSVLogger):

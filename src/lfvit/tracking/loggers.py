@@ -18,8 +18,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig
 
 from lfvit.errors import ConfigError
-from lfvit.launch import in_sweep
-from lfvit.runs import is_main_process, plain, write_json
+from lfvit.runs.directory import is_main_process, plain, write_json
+from lfvit.runs.launch import in_sweep
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from lfvit.data.datamodule import normalise
 from lfvit.measure.thresholds import OperatingPoint, confidence_of
 from lfvit.models.two_stage import TwoStageViT
 from lfvit.models.view import half_resolution
-from lfvit.report.pictures import Look, save_looks
-from lfvit.runs import is_main_process
+from lfvit.results.pictures import Look, save_looks
+from lfvit.runs.directory import is_main_process
 from lfvit.tracking.loggers import WandbLogger
 
 CURVE = ("threshold", "top1", "exit_fraction", "gmacs")

@@ -21,7 +21,7 @@ from hydra.core.override_parser.types import Override, ValueType
 
 from lfvit.cli import entry_point
 from lfvit.errors import ConfigError
-from lfvit.runs import PROJECT_ROOT
+from lfvit.runs.directory import PROJECT_ROOT
 
 COMMAND = ("${env}", "${interpreter}", "${program}", "logger=wandb")
 

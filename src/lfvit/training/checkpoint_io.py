@@ -8,7 +8,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from lfvit.errors import StorageError
-from lfvit.files import write_whole
+from lfvit.utils.atomic_io import write_whole
 
 
 class WholeCheckpointIO(TorchCheckpointIO):

@@ -10,9 +10,9 @@ import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.callbacks import Checkpoint
 
-from lfvit.checks import check_range, check_whole
-from lfvit.files import PARTIAL, rename
-from lfvit.stopping import Stopped, StopSignals
+from lfvit.utils.atomic_io import PARTIAL, rename
+from lfvit.utils.signals import Stopped, StopSignals
+from lfvit.utils.validation import check_range, check_whole
 
 LAST = "last.ckpt"
 SO_FAR = "so_far"

@@ -21,8 +21,6 @@ from lfvit.models.token_mix import TokenMix
 from lfvit.models.two_stage import TwoStageViT
 from lfvit.models.view import half_resolution
 from lfvit.models.weight_files import RECORD
-from lfvit.processes import absent, counted, share_of_batch, world_size
-from lfvit.seeding import seed_all
 from lfvit.training.learned import refuse_unlearnable
 from lfvit.training.losses import divergence, two_stage_losses
 from lfvit.training.nonfinite import ADVICE, all_finite
@@ -35,6 +33,8 @@ from lfvit.training.token_labels import (
     second_pass_labels,
     token_labelling_loss,
 )
+from lfvit.utils.distributed import absent, counted, share_of_batch, world_size
+from lfvit.utils.seeding import seed_all
 
 
 class PercentAccuracy(MulticlassAccuracy):

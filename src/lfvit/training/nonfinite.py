@@ -21,12 +21,12 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from lfvit.checks import check_choice, check_whole
 from lfvit.data.batches import Batch, image_name
 from lfvit.data.sampling import TrainSampler
 from lfvit.errors import TrainingError
-from lfvit.processes import summed
-from lfvit.runs import write_json
+from lfvit.runs.directory import write_json
+from lfvit.utils.distributed import summed
+from lfvit.utils.validation import check_choice, check_whole
 
 log = logging.getLogger(__name__)
 

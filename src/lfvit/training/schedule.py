@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from lfvit.checks import check_choice, check_names, check_range, check_whole
 from lfvit.training.losses import LOSSES
+from lfvit.utils.validation import check_choice, check_names, check_range, check_whole
 
 
 @dataclass(frozen=True)

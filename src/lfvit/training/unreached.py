@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lfvit.models.reduction.registry import Reducer
 from lfvit.models.two_stage import TwoStageViT
-from lfvit.seeding import seeded
+from lfvit.utils.seeding import seeded
 
 
 def freeze_unreached(model: nn.Module, image_size: int) -> list[str]:

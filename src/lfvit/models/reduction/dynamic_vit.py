@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lfvit.checks import check_range
 from lfvit.models.indexing import split, take
 from lfvit.models.reduction.registry import Carried, Reducer, Shape, check_blocks, reducer
-from lfvit.processes import mean_over_images
+from lfvit.utils.distributed import mean_over_images
+from lfvit.utils.validation import check_range
 
 EPS = 1e-6  # keeps rows of masked attention from dividing by zero
 

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfvit.checks import check_range
 from lfvit.models.attention import class_attention
 from lfvit.models.indexing import kept_count, split, take
 from lfvit.models.reduction.registry import Carried, Reducer, Shape, check_blocks, reducer
+from lfvit.utils.validation import check_range
 
 
 @reducer("evit")

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lfvit.checks import check_range, check_whole
 from lfvit.errors import ConfigError
 from lfvit.models.attention import attention_weights, mix
 from lfvit.models.indexing import kept_count, split, take
 from lfvit.models.reduction.registry import Carried, Reducer, Shape, check_blocks, reducer
+from lfvit.utils.validation import check_range, check_whole
 
 
 class Bands(NamedTuple):

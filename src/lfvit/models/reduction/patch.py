@@ -10,10 +10,10 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from lfvit.checks import check_choice, check_names
 from lfvit.errors import ConfigError
 from lfvit.models.reduction.registry import REDUCERS, Layout, Reducer, Shape, centres
 from lfvit.models.reduction.run import Run, run_blocks
+from lfvit.utils.validation import check_choice, check_names
 
 DROPPED = "a head that reads patch tokens, some of which the method drops"
 

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lfvit.checks import check_whole
 from lfvit.errors import ConfigError
 from lfvit.models.attention import mix
 from lfvit.models.indexing import take
+from lfvit.utils.validation import check_whole
 
 
 class Shape(NamedTuple):

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lfvit.checks import check_range, check_whole
 from lfvit.errors import ConfigError
 from lfvit.models.reduction.registry import Carried, Reducer, Shape, reducer
+from lfvit.utils.validation import check_range, check_whole
 
 
 def match(keys: Tensor, merged: int, prefix: int) -> Tensor:

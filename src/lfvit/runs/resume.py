@@ -1,0 +1,226 @@
+"""Continuing a training: which checkpoint, and whether this run may go on from it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from lfvit.data import ImageDataModule
+from lfvit.errors import CheckpointError, ConfigError
+from lfvit.models.weight_files import read_file
+from lfvit.results.evaluated import flatten
+from lfvit.runs.directory import identity, plain, read_json, settings_of_weights
+from lfvit.runs.launch import in_sweep
+from lfvit.runs.setup import record_of
+from lfvit.training.last_checkpoint import LAST
+from lfvit.training.module import RECORD
+from lfvit.training.schedule import Schedule
+
+AUTO = "auto"
+LAYOUT = "layout"  # the entry of a checkpoint's record that says how an epoch was divided
+NOT_RECORDED = {"reducer": {"name": "none"}}
+"""What checkpoints mean that were written before there was such a setting."""
+
+
+class Resumed(NamedTuple):
+    """What a checkpoint says about the training it continues.
+
+    record: see `make_record`. step: optimizer steps taken. within_epoch: whether its epoch had
+    begun and not ended.
+    """
+
+    record: dict[str, Any]
+    step: int
+    within_epoch: bool
+
+
+def last_of(run_dir: str | Path) -> Path:
+    """Where a run keeps the checkpoint to continue from."""
+    return Path(run_dir) / "checkpoints" / LAST
+
+
+def finished(cfg: DictConfig) -> dict[str, Any] | None:
+    """metrics.json where ``ckpt_path=auto`` finds a training that is done; None elsewhere.
+
+    Raises:
+        ConfigError: see `continued`.
+    """
+    if cfg.ckpt_path != AUTO:
+        return None
+    _check_place(cfg)
+    done = read_json(Path(cfg.run_dir) / "run.json").get("status") == "done"
+    return read_json(Path(cfg.run_dir) / "metrics.json") or None if done else None
+
+
+def continued(cfg: DictConfig) -> DictConfig:
+    """The config with a checkpoint or null in the place of ``ckpt_path=auto``.
+
+    Raises:
+        ConfigError: the run directory is a new one for every start, or holds another training.
+    """
+    if cfg.ckpt_path != AUTO:
+        return cfg
+    _check_place(cfg)
+    last = last_of(cfg.run_dir)
+    cfg = cfg.copy()
+    cfg.ckpt_path = str(last) if last.exists() else None
+    if last.exists():
+        cfg.init_from = None
+    return cfg
+
+
+def check_resume(cfg: DictConfig) -> Resumed | None:
+    """A run can only be continued as it was started; None for one that starts.
+
+    Raises:
+        CheckpointError: unreadable, no checkpoint of a training, or of another one.
+    """
+    if cfg.ckpt_path is None:
+        return None
+    try:
+        content = read_file(cfg.ckpt_path)
+    except CheckpointError as error:
+        best = Path(str(cfg.ckpt_path)).with_name("best.ckpt")
+        raise CheckpointError(
+            f"{error}. Nothing was started anew: put a copy of it back, "
+            + (f"continue from ckpt_path={best}, " if best.exists() else "")
+            + "or remove it to begin again"
+        ) from error
+    if RECORD not in content or "loops" not in content:
+        raise CheckpointError(
+            f"{cfg.ckpt_path}: not a checkpoint of a training run; to start from its weights pass "
+            "init_from= instead of ckpt_path="
+        )
+    record = record_of(content, cfg.ckpt_path)
+    for key in ("method", "backbone", "reducer", "image_size", "schedule", "seed"):
+        then: Any = record.get(key, NOT_RECORDED.get(key))
+        now = plain(cfg[key])
+        try:
+            same = Schedule.of(then) == Schedule.of(now) if key == "schedule" else then == now
+        except (ConfigError, TypeError) as error:
+            raise CheckpointError(
+                f"{cfg.ckpt_path}: the {key} in its record cannot be read ({error}); use an "
+                "earlier checkpoint"
+            ) from error
+        if not same:
+            raise CheckpointError(
+                f"{cfg.ckpt_path}: was trained with {key}={then}, not {now}; repeat the run's own "
+                "settings to resume it, or pass init_from= to start a new run from its weights"
+            )
+    try:
+        epoch = content["loops"]["fit_loop"]["epoch_progress"]["current"]
+        within, step = bool(epoch["started"] > epoch["processed"]), int(content["global_step"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{cfg.ckpt_path}: does not say how far its training was ({error!r}); use an earlier "
+            "checkpoint, or pass init_from= to start a new run from its weights"
+        ) from error
+    return Resumed(record, step, within)
+
+
+def check_data(
+    cfg: DictConfig, resumed: Resumed | None, data: ImageDataModule, trainer: L.Trainer
+) -> dict[str, int]:
+    """The images and their division among steps and processes have to be those of the checkpoint.
+
+    Within an epoch every part of the division counts, between epochs only the images per optimizer
+    step: they are the same images for any number of processes.
+
+    Returns:
+        train_images, batch_size, processes, accumulate_grad_batches: for later checkpoints.
+    """
+    data.setup()
+    layout = {
+        "train_images": len(data.train_images),
+        "batch_size": data.batch_size,
+        "processes": trainer.world_size,
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+    }
+    if resumed is None:
+        return layout
+    then = resumed.record.get(LAYOUT, layout)
+    if data.classes != resumed.record["classes"]:
+        classes = resumed.record["classes"]
+        raise CheckpointError(
+            f"{cfg.ckpt_path}: was trained on other classes ({classes[:3]}..., now "
+            f"{data.classes[:3]}...); resume with the same data"
+        )
+    if then["train_images"] != layout["train_images"]:
+        raise CheckpointError(
+            f"{cfg.ckpt_path}: was trained on {then['train_images']} images, now there are "
+            f"{layout['train_images']}; resume with the same data"
+        )
+    if then == layout or (not resumed.within_epoch and _per_step(then) == _per_step(layout)):
+        return layout
+    where = "in the middle of an epoch, " if resumed.within_epoch else ""
+    raise CheckpointError(
+        f"{cfg.ckpt_path}: was saved {where}with {_words(then)}, not {_words(layout)}; resume it "
+        + ("with the same" if where else "with the same number of images per optimizer step")
+    )
+
+
+def _per_step(layout: Mapping[str, int]) -> tuple[int, int]:
+    """Images of one optimizer step, and optimizer steps of one epoch."""
+    together = layout["batch_size"] * layout["processes"]
+    batches = layout["train_images"] // layout["processes"] // layout["batch_size"]
+    steps = -(-batches // layout["accumulate_grad_batches"])
+    return together * layout["accumulate_grad_batches"], steps
+
+
+def _words(layout: Mapping[str, int]) -> str:
+    return (
+        f"data.batch_size={layout['batch_size']} in {layout['processes']} process(es) and "
+        f"trainer.accumulate_grad_batches={layout['accumulate_grad_batches']}"
+    )
+
+
+def _check_place(cfg: DictConfig) -> None:
+    """The directory that is continued has to be stated, and to hold nothing else."""
+    if _new_every_time(cfg):
+        fix = "state it with hydra.run.dir=DIR"
+        if in_sweep():
+            fix = "leave ckpt_path out: a sweep continues what was interrupted by itself"
+        raise ConfigError(
+            f"ckpt_path={AUTO} continues what is in the run directory, but {cfg.run_dir} is a new "
+            f"one for every start; {fix}"
+        )
+    known = read_json(Path(cfg.run_dir) / "run.json").get("identity")
+    if known is not None and known != identity(cfg):
+        raise ConfigError(
+            f"{cfg.run_dir} holds a training with other settings{_difference(cfg)}; pass another "
+            f"directory, or its own settings with ckpt_path={AUTO}"
+        )
+
+
+def _new_every_time(cfg: DictConfig) -> bool:
+    """Whether Hydra has put the time of day into the run directory."""
+    said = str(OmegaConf.to_container(cfg, resolve=False)["run_dir"])  # type: ignore[index,call-overload]
+    if "hydra:" not in said or not HydraConfig.initialized():
+        return False
+    hydra_cfg = HydraConfig.instance().cfg
+    assert hydra_cfg is not None
+    raw: Any = OmegaConf.to_container(hydra_cfg, resolve=False)["hydra"]  # type: ignore[index,call-overload]
+    return "${now:" in raw["sweep" if in_sweep() else "run"]["dir"]
+
+
+def _difference(cfg: DictConfig) -> str:
+    """The first setting in which the training in the run directory differs."""
+    path = Path(cfg.run_dir) / "config.yaml"
+    if not path.exists():
+        return ""
+    text = path.read_text()
+    own: Any = OmegaConf.create(text)
+    then = flatten(
+        settings_of_weights(DictConfig(OmegaConf.create(text.replace(f"{own.run_dir}/", "/"))))
+    )
+    now = flatten(settings_of_weights(cfg))
+    processes = read_json(Path(cfg.run_dir) / "run.json").get("processes")
+    if processes is not None:  # config.yaml may say "auto"
+        then["trainer.devices"] = processes
+    for key in sorted(then.keys() | now.keys()):
+        if then.get(key) != now.get(key):
+            return f" ({key}={then.get(key)} there, {now.get(key)} here)"
+    return ""

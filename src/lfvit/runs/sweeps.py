@@ -1,0 +1,278 @@
+"""A sweep (`-m`) as a whole: every job runs whatever became of the others, and a list is left.
+
+Two small files in every job's directory carry this, so that it works with any launcher:
+
+- run.json is written by a training into the directory it trains in, see `lfvit.runs.directory`;
+- job.json says what became of the job: it may have found its training done elsewhere.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from lfvit.errors import ConfigError
+from lfvit.runs.directory import (
+    environment,
+    inside,
+    is_main_process,
+    now,
+    plain,
+    read_json,
+    write_json,
+)
+from lfvit.runs.launch import all_ended, launched, number_of_devices, together
+from lfvit.utils.atomic_io import write_whole
+from lfvit.utils.error_messages import explain
+from lfvit.utils.markdown import code, escaped
+from lfvit.utils.warning_filters import quieten
+
+log = logging.getLogger(__name__)
+
+WELL = ("trained", "continued", "evaluated", "already done", "done")
+"""What becomes of a job that ends well; the others are "failed" and "unfinished"."""
+
+SLURM = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+
+_started: list[Path] = []  # the directory of the sweep that this process started
+
+
+class SweepCallback(Callback):
+    """Hydra's hooks: one failing job does not stop the others, whichever launcher runs them."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        try:
+            check_sweep(config)
+        except ConfigError as error:  # as an exception, Hydra would make a warning of it
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        _started[:] = [Path(config.hydra.sweep.dir)]
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        if config.hydra.mode == RunMode.MULTIRUN:
+            quieten()  # a launcher may have started this process
+            if not is_main_process():
+                return
+            job = _directory(config)
+            (job / "job.json").unlink(missing_ok=True)  # of an earlier sweep
+            overrides = plain(config.hydra.overrides.task)
+            note(job, job=config.hydra.job.num, overrides=overrides, status="unfinished")
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+        if config.hydra.mode != RunMode.MULTIRUN:
+            return
+        job, failed = _directory(config), job_return.status == JobStatus.FAILED
+        if failed:
+            error = job_return._return_value
+            message = explain(error)
+            if is_main_process():
+                note(job, status="failed", error=message or f"{type(error).__name__}: {error}")
+            trace = None if message else error  # into the job's own log as well
+            log.error("job %s failed: %s", config.hydra.job.num, message or "", exc_info=trace)
+        if together() and not all_ended():
+            os._exit(1)  # srun then ends those that wait for this one
+        if failed:
+            # Hydra raises the error of a failed job, which would hide those that ended well
+            job_return.status, job_return.return_value = JobStatus.COMPLETED, None
+        elif is_main_process() and read_json(job / "job.json").get("status") not in WELL:
+            note(job, status="done")
+
+
+def note(folder: Path, **what: Any) -> None:
+    """Add to a job's job.json."""
+    write_json(folder / "job.json", {**read_json(folder / "job.json"), **what, "time": now()})
+
+
+def check_sweep(cfg: DictConfig) -> None:
+    """Refuse a sweep whose jobs would need processes that nothing starts.
+
+    Raises:
+        ConfigError: this is one of several processes, or a job needs several. SLURM can start these
+            (``hydra/launcher=slurm``); other launchers start one for each job.
+    """
+    if cfg.hydra.launcher._target_ != SLURM or together():
+        check_one_process(cfg)
+        return
+    trainer, launcher = cfg.get("trainer") or {}, cfg.hydra.launcher
+    devices, nodes = plain(trainer.get("devices", 1)), trainer.get("num_nodes", 1)
+    if devices in ("auto", -1, "-1"):
+        raise ConfigError(
+            f"trainer.devices={devices} in a multirun: SLURM is asked for the devices of a node "
+            "before a job sees one; pass their number, such as trainer.devices=8"
+        )
+    wanted = (number_of_devices(devices), nodes)
+    started = (launcher.tasks_per_node, launcher.nodes)
+    if wanted != started:
+        raise ConfigError(
+            f"trainer.devices={devices} on {nodes} node(s) needs as many processes, but "
+            f"hydra.launcher.tasks_per_node={started[0]} and nodes={started[1]} start others"
+        )
+
+
+def check_one_process(cfg: Mapping[str, Any], where: str = "a multirun") -> None:
+    """Refuse distributed training where every process would go through all that a command does.
+
+    Raises:
+        ConfigError: a job would start processes of its own, or this is one of several.
+    """
+    trainer = cfg.get("trainer") or {}
+    devices, nodes = plain(trainer.get("devices", 1)), trainer.get("num_nodes", 1)
+    one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
+    fix = "use trainer.devices=1, or plain runs one by one, without -m"
+    if not one or nodes != 1:
+        wrong = f"trainer.num_nodes={nodes}" if one else f"trainer.devices={devices}"
+        raise ConfigError(
+            f"{wrong} in {where}: every process of a job would start the whole command again; {fix}"
+        )
+    here = launched()
+    processes = here.processes if here is not None else int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise ConfigError(
+            f"{where} in {processes} processes (WORLD_SIZE), each of which would start the whole "
+            f"command; {fix}"
+        )
+
+
+def finish() -> bool:
+    """List what became of the jobs of the sweep that this process started, if it started one.
+
+    Writes sweep.json and sweep.md into the sweep's directory, also after an interruption.
+
+    Returns:
+        Whether every job ended well.
+    """
+    if not _started:
+        return True
+    folder = _started.pop()
+    jobs = collect(folder)
+    if not jobs:
+        return True
+    write_json(folder / "sweep.json", {"jobs": jobs, "environment": environment()})
+    write_whole(folder / "sweep.md", _markdown(jobs))
+    _print(jobs, folder)
+    return all(job["status"] in WELL for job in jobs)
+
+
+def collect(folder: Path) -> list[dict[str, Any]]:
+    """What became of every job in a sweep's directory, by job number.
+
+    Returns:
+        Per job: job, overrides, status, error, directory (of the training), evaluation (its
+        evaluate.json or None), threshold, top1 (%), gmacs, exit_fraction; None where unknown.
+    """
+    noted = {path.parent: read_json(path) for path in folder.rglob("job.json")}
+    return [_row(job, noted[job]) for job in sorted(noted, key=lambda job: noted[job]["job"])]
+
+
+def operating_point(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Accuracy and cost of a model at its own threshold, or of its one pass: from evaluate.json."""
+    return found["first"] if found["second"] is None else found["operating_point"]
+
+
+def _row(job: Path, noted: dict[str, Any]) -> dict[str, Any]:
+    training = inside(job, noted.get("directory", ".")) or job
+    # of a training, of evaluate.py -m
+    evaluation = inside(job, noted.get("evaluation", "evaluate.json")) or job / "evaluate.json"
+    point: Mapping[str, Any] = {}
+    if evaluation.exists():
+        point = operating_point(json.loads(evaluation.read_text()))
+    elif noted["status"] in WELL:
+        metrics = read_json(training / "metrics.json")
+        point = {"top1": metrics.get("val/top1"), "gmacs": metrics.get("gmacs")}
+    return {
+        "job": noted["job"],
+        "overrides": noted["overrides"],
+        "status": noted["status"],
+        "error": noted.get("error"),
+        "directory": os.path.relpath(training),
+        "evaluation": os.path.relpath(evaluation) if evaluation.exists() else None,
+        **{key: point.get(key) for key in ("threshold", "top1", "gmacs", "exit_fraction")},
+    }
+
+
+def _directory(config: DictConfig) -> Path:
+    return Path(config.hydra.runtime.output_dir)
+
+
+def _cells(job: Mapping[str, Any], common: set[str]) -> tuple[str, ...]:
+    """A row of the list, with the settings that not all jobs share."""
+
+    def number(key: str, digits: int, scale: int = 1) -> str:
+        return "" if job[key] is None else f"{scale * job[key]:.{digits}f}"
+
+    return (
+        str(job["job"]),
+        " ".join(o for o in job["overrides"] if o not in common),
+        job["status"],
+        number("threshold", 2),
+        number("top1", 2),
+        number("gmacs", 4),
+        number("exit_fraction", 1, 100),
+        job["directory"],
+    )
+
+
+COLUMNS = ("job", "settings", "status", "η", "top-1 (%)", "GMACs", "early (%)", "directory")
+
+
+def _common(jobs: Sequence[Mapping[str, Any]]) -> set[str]:
+    shared = set.intersection(*(set(job["overrides"]) for job in jobs))
+    return shared if len(jobs) > 1 else set()
+
+
+def _counts(jobs: Sequence[Mapping[str, Any]]) -> str:
+    counts = Counter(job["status"] for job in jobs)
+    parts = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+    return f"{len(jobs)} job{'s' if len(jobs) > 1 else ''}: {parts}"
+
+
+def _errors(jobs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line for every kind of error, with the jobs that met it."""
+    found: dict[str, list[str]] = {}
+    for job in jobs:
+        if job["error"] is not None:
+            found.setdefault(job["error"], []).append(str(job["job"]))
+    return [
+        f"job{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}: {error}"
+        for error, numbers in found.items()
+    ]
+
+
+def _markdown(jobs: Sequence[Mapping[str, Any]]) -> str:
+    common = _common(jobs)
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|--:|---|---|--:|--:|--:|--:|---|"]
+    lines += ["| " + " | ".join(map(escaped, _cells(job, common))) + " |" for job in jobs]
+    about = environment()
+    parts = ["\n".join(lines)]
+    if common:
+        parts.append("All: " + " ".join(code(o) for o in jobs[0]["overrides"] if o in common))
+    parts += [f"- {escaped(error)}" for error in _errors(jobs)]
+    parts.append(f"{code(about['command'])}, commit {about['commit']}, {about['machine']}.")
+    return "\n\n".join([f"# {_counts(jobs)}", *parts]) + "\n"
+
+
+def _print(jobs: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    console, common = Console(markup=False), _common(jobs)
+    table = Table(title=_counts(jobs))
+    for name in COLUMNS[:-1]:  # directories are long, and in the files
+        table.add_column(name, justify="left" if name == "settings" else "right", overflow="fold")
+    for job in jobs:
+        number, settings, *rest, _ = _cells(job, common)
+        table.add_row(number, settings.replace(" ", "\n"), *rest)
+    console.print(table)
+    console.print(f"written to {folder}: sweep.json, sweep.md", soft_wrap=True)
+    for error in _errors(jobs):
+        print(f"error: {error}", file=sys.stderr)
+    if any(job["status"] not in WELL for job in jobs):
+        print("the same command goes on from here: it skips what is done", file=sys.stderr)

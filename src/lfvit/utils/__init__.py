@@ -1,0 +1,1 @@
+"""What every part uses: files, seeds, processes, signals and messages."""
