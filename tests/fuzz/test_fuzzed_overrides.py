@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from conftest import ROOT, photograph
-from lfvit.commands import resume
+from lfvit.runs import resume
 from lfvit.commands import train as training
 
 SMALL = ["data.train_images=8", "data.val_images=6", "data.num_workers=0", "logger=none"]

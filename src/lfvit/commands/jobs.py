@@ -66,8 +66,8 @@ def run_job(cfg: DictConfig, root: Path, *, repeat: bool, evaluated: bool) -> di
         evaluated: whether evaluate.json has to be there as well, for the config's threshold.
 
     Returns:
-        The contents of metrics.json, with ``status`` (see `lfvit.runs.sweeps.WELL`), ``directory`` of
-        the training, and ``evaluation``, the contents of evaluate.json or None.
+        The contents of metrics.json, with ``status`` (see `lfvit.runs.sweeps.WELL`), ``directory``
+        of the training, and ``evaluation``, the contents of evaluate.json or None.
 
     Raises:
         LFViTError: anything the user can mend.

@@ -1,4 +1,4 @@
-"""python -m lfvit.results.artifacts: write docs/reproduce.md, the list of artifacts, from conf/artifact."""
+"""python -m lfvit.results.artifacts: write docs/reproduce.md from conf/artifact."""
 
 from collections.abc import Mapping
 

@@ -53,7 +53,7 @@ def locate(source: str | Path) -> Path:
 
 
 def card(source: str | Path) -> dict[str, Any]:
-    """The machine-readable card of `zoo:NAME`, see `lfvit.results.zoo.cards`; nothing for other files."""
+    """The machine-readable card of `zoo:NAME`, see `cards.py`; nothing for other files."""
     path = locate(source).with_suffix(".json")
     if not str(source).startswith(PREFIX) or not path.is_file():
         return {}
