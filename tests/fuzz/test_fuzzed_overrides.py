@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from conftest import ROOT, photograph
-from lfvit.runs import resume
 from lfvit.commands import train as training
+from lfvit.runs import resume
 
 SMALL = ["data.train_images=8", "data.val_images=6", "data.num_workers=0", "logger=none"]
 SCRIPTS = {  # what each command is given beside the fuzzed arguments

@@ -1,16 +1,93 @@
-"""Checks of settings. Each names the setting, its value and what would be valid."""
+"""Settings, typed once: pydantic checks them, and one message names the setting and the fix.
 
-from collections.abc import Iterable
-from typing import Any
+Each package declares its settings as a subclass of `Settings` in a module that imports no PyTorch,
+so that a mistake on the command line is answered at once.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lfvit.errors import ConfigError
 
 
+class Settings(BaseModel):
+    """A group of settings. Unknown names, and values of another type, are refused.
+
+    Numbers are not made from text, and whole numbers not from fractions; ``5`` is a valid float.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def validate(schema: type[S], values: Mapping[str, Any], where: str = "") -> S:
+    """Build `schema` from plain values.
+
+    Args:
+        schema: a pydantic model, see `Settings`.
+        values: plain values by name, such as a group of a config.
+        where: the group's name, put before the names in messages, such as "augment".
+
+    Raises:
+        ConfigError: names the first setting at fault, its value and what would be valid.
+    """
+    try:
+        return schema(**values)
+    except ValidationError as error:
+        raise ConfigError(_first_fault(error, schema, where)) from None
+
+
+def _first_fault(error: ValidationError, schema: type[BaseModel], where: str) -> str:
+    fault = error.errors(include_url=False)[0]
+    path = ".".join(str(part) for part in (*([where] if where else []), *fault["loc"]))
+    kind, value = fault["type"], fault["input"]
+    if kind == "extra_forbidden":
+        names = _names_at(schema, fault["loc"][:-1])
+        return f"{path} is no setting; {suggest(str(fault['loc'][-1]), names)}"
+    if kind == "missing":
+        return f"{path} is missing"
+    if kind == "literal_error":
+        return f"{path}={value!r} is unknown; valid: {fault['ctx']['expected']}"
+    reason = fault["msg"].removeprefix("Value error, ")
+    reason = reason[:1].lower() + reason[1:]
+    if not path:  # a rule about several settings, which names them itself
+        return reason
+    return f"{path}={value!r} is not valid: {reason}"
+
+
+def _names_at(schema: Any, path: Iterable[str | int]) -> list[str]:
+    """Field names of the model at a path of fields."""
+    for part in path:
+        field = getattr(schema, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        candidates = (field.annotation, *get_args(field.annotation))
+        schema = next((t for t in candidates if hasattr(t, "model_fields")), None)
+    return sorted(getattr(schema, "model_fields", {}))
+
+
+def suggest(name: str, valid: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the closest valid one, and all of them."""
+    valid = list(valid)
+    closest = difflib.get_close_matches(name, valid, n=1)
+    hint = f"did you mean {closest[0]}? " if closest else ""
+    return f"{hint}valid: {', '.join(valid) or 'none'}"
+
+
 def check_choice(name: str, value: Any, valid: Iterable[str]) -> None:
-    """`value` is one of a few words."""
+    """Refuse a name that is not among the valid ones.
+
+    Raises:
+        ConfigError: with the closest valid name.
+    """
     valid = list(valid)
     if value not in valid:
-        raise ConfigError(f"{name}={value!r} is unknown; valid: {', '.join(valid)}")
+        raise ConfigError(f"{name}={value!r} is unknown; {suggest(str(value), valid)}")
 
 
 def check_switch(name: str, value: Any) -> None:
@@ -51,5 +128,4 @@ def check_names(group: str, settings: Iterable[str], valid: Iterable[str]) -> No
     valid = list(valid)
     unknown = sorted(set(settings) - set(valid))
     if unknown:
-        names = ", ".join(valid) or "none"
-        raise ConfigError(f"{group} has no setting {unknown[0]!r}; valid: {names}")
+        raise ConfigError(f"{group} has no setting {unknown[0]!r}; {suggest(unknown[0], valid)}")
