@@ -71,9 +71,10 @@ test-oldest:  ## the suite with the lower bounds of pyproject.toml, in .venv-old
 test-newest:  ## the suite with the newest versions there are, in .venv-newest
 	$(MAKE) test VENV=.venv-newest CONSTRAINTS=
 
-lint: $(STAMP)  ## check style and types
+lint: $(STAMP)  ## check style, types and the direction of imports
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports
 	$(VENV)/bin/mypy
 
 format: $(STAMP)  ## put the style in order
