@@ -37,8 +37,8 @@ def test_the_oldest_versions_are_the_lower_bounds():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for text in chain(project["dependencies"], *project["optional-dependencies"].values()):
         requirement = Requirement(text)
-        if requirement.name in (project["name"], "ruff", "mypy", "import-linter"):  # no part of the suite
-            continue
+        if requirement.name in {project["name"], "ruff", "mypy", "import-linter"}:
+            continue  # the suite does not need them
         (bound,) = (each for each in requirement.specifier if each.operator == ">=")
         assert Version(oldest[requirement.name]) == Version(bound.version), text
 
