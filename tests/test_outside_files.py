@@ -27,7 +27,7 @@ from lfvit.runs import sweeps
 from lfvit.runs.directory import inside, write_json
 from lfvit.runs.setup import load_trained, open_data
 from lfvit.runtime import load
-from lfvit.utils.markdown import code, escaped
+from lfvit.utils.markdown import code, escape
 
 SECRET = secrets.token_hex(16)
 LEAK = "${oc.env:LFVIT_TEST_SECRET}"
@@ -239,11 +239,11 @@ def test_a_page_of_markdown_shows_words_as_words(foreign, tmp_path):
 
 
 def test_escaping():
-    assert escaped("LF-ViT, keep_rate=[0.5, 0.7] <= 3 & more") == (
+    assert escape("LF-ViT, keep_rate=[0.5, 0.7] <= 3 & more") == (
         "LF-ViT, keep_rate=[0.5, 0.7] <= 3 & more"  # as it was: nothing begins in it
     )
-    assert escaped("a|b\nc\\") == "a\\|b c\\\\"
-    assert escaped("&lt;b>") == "&amp;lt;b>"
+    assert escape("a|b\nc\\") == "a\\|b c\\\\"
+    assert escape("&lt;b>") == "&amp;lt;b>"
     assert code("a ``b`` c") == "``` a ``b`` c ```"
     assert code("plain") == "`plain`"
     assert without_paths("python 'unfinished") == "python 'unfinished"

@@ -21,7 +21,7 @@ from lfvit.runs.directory import environment, plain, read_json, write_json
 from lfvit.runs.setup import build_model
 from lfvit.runs.sweeps import check_one_process, operating_point
 from lfvit.utils.error_messages import explain
-from lfvit.utils.markdown import code, escaped
+from lfvit.utils.markdown import code, escape
 from lfvit.utils.seeding import derive
 from lfvit.utils.validation import check_names, check_range, check_whole
 
@@ -194,7 +194,7 @@ def _write(study: Any, cfg: DictConfig, out: Path) -> list[dict[str, Any]]:
     for row in front:
         exits = row["exit_fraction"]
         lines.append(
-            f"| {row['number']} | {escaped(_words(row['settings']))} | {row['top1']:.2f} "
+            f"| {row['number']} | {escape(_words(row['settings']))} | {row['top1']:.2f} "
             f"| {row['gmacs']:.4f} | {'' if exits is None else f'{100 * exits:.1f}'} |"
         )
     failed = sum(row["error"] is not None for row in rows)

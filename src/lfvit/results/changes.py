@@ -6,7 +6,7 @@ import pandas as pd
 
 from lfvit.measure.predictions import right_at
 from lfvit.results.comparisons import Evaluated
-from lfvit.utils.markdown import escaped
+from lfvit.utils.markdown import escape
 
 
 def classes_table(
@@ -38,12 +38,12 @@ def classes_table(
     }
     counts = lead[0].groupby("target").size()
     lines = [
-        "| class | images | " + " | ".join(f"{escaped(title)} (%)" for title in shares) + " |",
+        "| class | images | " + " | ".join(f"{escape(title)} (%)" for title in shares) + " |",
         "|---|--:|" + "--:|" * len(shares),
     ]
     for target, count in counts.items():
         values = " | ".join(f"{100 * share[target]:.1f}" for share in shares.values())
-        lines.append(f"| {escaped(classes[int(str(target))])} | {count} | {values} |")
+        lines.append(f"| {escape(classes[int(str(target))])} | {count} | {values} |")
     return "\n".join(lines)
 
 

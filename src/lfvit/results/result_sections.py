@@ -11,7 +11,7 @@ from lfvit.results.intervals import plot_differences
 from lfvit.results.page_examples import choose_models, open_run
 from lfvit.results.result_pictures import Kind, choose, save_examples
 from lfvit.results.seeds import yardstick
-from lfvit.utils.markdown import escaped
+from lfvit.utils.markdown import escape
 
 WAYS = ("first", "both", "calibrated", "equal", "budget")
 EXPLAINED = (
@@ -36,7 +36,7 @@ def paired_sections(groups: Mapping[str, Sequence[Run]], output: Path) -> Iterat
                 found = Evaluated.read(run.evaluation, run.folder)
                 read.setdefault(model, {})[run.seed] = found
             except DataError as error:
-                missing.append(f"- {escaped(run.place)}: {escaped(str(error))}")
+                missing.append(f"- {escape(run.place)}: {escape(str(error))}")
     if missing:
         yield "## Not compared image by image\n\n" + "\n".join(missing)
     groups = {model: groups[model] for model in read}
@@ -49,7 +49,7 @@ def paired_sections(groups: Mapping[str, Sequence[Run]], output: Path) -> Iterat
         if rows:
             figure = output.with_name(f"{output.stem}_differences.png")
             plot_differences([(f"{m}, {row.way}", row) for m, row in rows], [figure])
-            yield f"## Beside {escaped(str(name))}, image by image\n\n{EXPLAINED}\n\n{_table(rows)}"
+            yield f"## Beside {escape(str(name))}, image by image\n\n{EXPLAINED}\n\n{_table(rows)}"
             yield f"![Differences]({figure.name})"
             yield from _answers(rows)
     for model in two_pass:
@@ -58,9 +58,9 @@ def paired_sections(groups: Mapping[str, Sequence[Run]], output: Path) -> Iterat
             classes = _classes(groups[model][0])
             table = classes_table(same, model, classes)
         except (LFViTError, LookupError) as error:
-            table = f"No table by class: {escaped(str(error))}."
+            table = f"No table by class: {escape(str(error))}."
         predictions = [each.predictions for each in read[model].values()]
-        shown = escaped(model)
+        shown = escape(model)
         yield f"## What the second look of {shown} changes\n\n{changes_text(shown, predictions)}"
         yield table
 
@@ -80,7 +80,7 @@ def _rows(
         try:
             rows += [(model, against(ours, theirs, way)) for way in _ways(ours)]
         except DataError as error:
-            faults.append(f"- {escaped(model)} beside {escaped(name)}: {escaped(str(error))}")
+            faults.append(f"- {escape(model)} beside {escape(name)}: {escape(str(error))}")
     return rows, faults
 
 
@@ -107,7 +107,7 @@ def _table(rows: Sequence[tuple[str, Row]]) -> str:
         cost = f"{row.cost:.0f}" + (f" ± {row.cost_spread:.0f}" if row.cost_spread else "")
         p = ", ".join(f"{value:.2g}" for value in found.p_values)
         lines.append(
-            f"| {escaped(model)} | {row.way} | {row.seeds} | {found.images:,} | "
+            f"| {escape(model)} | {row.way} | {row.seeds} | {found.images:,} | "
             f"{found.difference:+.2f}{spread} | {found.low:+.2f} to {found.high:+.2f} | {p} | "
             f"{cost} | {verdict(row)} |"
         )
@@ -120,7 +120,7 @@ def _answers(rows: Sequence[tuple[str, Row]]) -> Iterator[str]:
     for model, row in rows:
         by_model.setdefault(model, []).append(row)
     told = [
-        f"- **{escaped(model)}**: "
+        f"- **{escape(model)}**: "
         + equal_accuracy(each[WAYS.index("equal")], each[WAYS.index("budget")])
         for model, each in by_model.items()
         if len(each) == len(WAYS)
@@ -170,9 +170,9 @@ def _named(run: Run, seed: Evaluated, kinds: Sequence[Kind]) -> Iterator[str]:
         for image in kind.images:
             row = seed.predictions.loc[image]
             target, first, second = (
-                escaped(classes[int(row[key])]) for key in ("target", "first", "second")
+                escape(classes[int(row[key])]) for key in ("target", "first", "second")
             )
             lines.append(
-                f"| {escaped(image)} | {target} | {first} | {row['confidence']:.2f} | {second} |"
+                f"| {escape(image)} | {target} | {first} | {row['confidence']:.2f} | {second} |"
             )
         yield f"{kind.caption}.\n\n" + "\n".join(lines)

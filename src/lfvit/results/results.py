@@ -18,7 +18,7 @@ from lfvit.results.result_sections import examples_section, paired_sections
 from lfvit.results.seeds import by_model, plot_with_bands, yardstick
 from lfvit.results.tables import certificates_table, rules_table, threshold_table
 from lfvit.runs.directory import commit
-from lfvit.utils.markdown import code, escaped
+from lfvit.utils.markdown import code, escape
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def taken_in(notes: Path, output: Path) -> str:
 def _about_images(runs: list[Run]) -> str:
     counts = {(run.data, run.evaluation["images"]) for run in runs}
     images = ", ".join(
-        f"{count:,} validation images of {escaped(data)}" for data, count in sorted(counts)
+        f"{count:,} validation images of {escape(data)}" for data, count in sorted(counts)
     )
     return (
         f"Top-1 on {images}, which training never saw. GMACs are multiply-accumulates per image, "
@@ -112,7 +112,7 @@ def _table(found: Collection, groups: Mapping[str, Sequence[Run]]) -> str:
         top1, gmacs = _spread(row, "top1", 2), _spread(row, "gmacs", 4)
         early = f"{100 * row.exit_fraction_mean:.1f}" if row.kind == "rule" else ""
         lines.append(
-            f"| {escaped(row.model)} | {escaped(row.run)} | {row.seeds} | {top1} | {gmacs} "
+            f"| {escape(row.model)} | {escape(row.run)} | {row.seeds} | {top1} | {gmacs} "
             f"| {100 * row.gmacs_mean / base:.0f} | {early} |"
         )
     note = "±: the sample standard deviation over seeds. " if several else "One seed of each. "
@@ -136,7 +136,7 @@ def _thresholds(runs: Sequence[Run]) -> Iterator[str]:
     calibration = run.evaluation.get("calibration")
     if calibration is not None:
         yield (
-            f"## Thresholds chosen for {escaped(run.name)}\n\n"
+            f"## Thresholds chosen for {escape(run.name)}\n\n"
             f"On {calibration['calibration_images']:,} of the images, by class, seed "
             f"{calibration['seed']}; the table reports the other "
             f"{calibration['reported_images']:,}."
@@ -150,20 +150,20 @@ def _thresholds(runs: Sequence[Run]) -> Iterator[str]:
             )
             yield certificates_table(calibration["risk"])
     if run.evaluation.get("curve"):
-        yield f"## Every threshold of {escaped(run.name)}"
+        yield f"## Every threshold of {escape(run.name)}"
         yield threshold_table(run.evaluation["curve"])
 
 
 def _provenance(runs: Sequence[Run]) -> str:
     run = runs[0]
     evaluated = (
-        f"Evaluated: {escaped(Path(run.evaluation['checkpoint']).name)}, in "
-        f"{escaped(run.evaluation['precision'])}, at commit "
-        f"{escaped((run.evaluation.get('environment') or {}).get('commit'))}."
+        f"Evaluated: {escape(Path(run.evaluation['checkpoint']).name)}, in "
+        f"{escape(run.evaluation['precision'])}, at commit "
+        f"{escape((run.evaluation.get('environment') or {}).get('commit'))}."
     )
     metrics, environment = run.metrics, run.environment
     if not metrics or not environment:
-        return f"- **{escaped(run.model)}**: trained elsewhere. {evaluated}"
+        return f"- **{escape(run.model)}**: trained elsewhere. {evaluated}"
     packages = environment["packages"]
     minutes = [f"{each.metrics['train_seconds'] / 60:.0f}" for each in runs if each.metrics]
     commits = {str(each.environment.get("commit")) for each in runs}
@@ -173,10 +173,10 @@ def _provenance(runs: Sequence[Run]) -> str:
         commit_of += f" (other seeds also at {', '.join(others)})"
     seeds = ", ".join(str(each.seed) for each in runs)
     return (
-        f"- **{escaped(run.model)}**, seed{'s' if len(runs) > 1 else ''} {seeds}: "
-        f"{code(without_paths(environment['command']))}, commit {escaped(commit_of)}, "
-        f"{escaped(metrics['machine'])}, {environment['threads']} thread(s), "
-        f"torch {packages['torch']}, timm {packages.get('timm')}. From {escaped(run.start)}: "
+        f"- **{escape(run.model)}**, seed{'s' if len(runs) > 1 else ''} {seeds}: "
+        f"{code(without_paths(environment['command']))}, commit {escape(commit_of)}, "
+        f"{escape(metrics['machine'])}, {environment['threads']} thread(s), "
+        f"torch {packages['torch']}, timm {packages.get('timm')}. From {escape(run.start)}: "
         f"{metrics['epochs']} epochs over {metrics['train_images']:,} images, "
         f"{metrics['parameters'] / 1e6:.2f} M parameters, "
         f"{' and '.join(minutes)} minutes. {evaluated}"
@@ -187,7 +187,7 @@ def _left_out(found: Collection) -> str:
     if not found.skipped:
         return ""
     return "## Left out\n\n" + "\n".join(
-        f"- {escaped(s.place)}: {escaped(s.reason)}" for s in found.skipped
+        f"- {escape(s.place)}: {escape(s.reason)}" for s in found.skipped
     )
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from lfvit.results.plots import comparisons, plot_speed
 from lfvit.runs.directory import write_json
-from lfvit.utils.markdown import escaped
+from lfvit.utils.markdown import escape
 
 Row = Mapping[str, Any]
 
@@ -166,7 +166,7 @@ def _about_files(loading: Sequence[Row]) -> str:
 def _markdown(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(columns)} |", "|" + "|".join(["---"] + ["--:"] * (len(columns) - 1))]
     lines[1] += "|"
-    return "\n".join([*lines, *(f"| {' | '.join(map(escaped, row))} |" for row in cells)])
+    return "\n".join([*lines, *(f"| {' | '.join(map(escape, row))} |" for row in cells)])
 
 
 def _screen(title: str, columns: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:

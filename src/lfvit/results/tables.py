@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lfvit.utils.markdown import escaped
+from lfvit.utils.markdown import escape
 
 KINDS = ("pass", "threshold", "rule", "certificate")
 
@@ -107,9 +107,9 @@ def rules_table(calibration: Mapping[str, Any]) -> str:
     both = calibration["both_passes"]["reported"]["top1"]
     for rule in calibration["rules"]:
         point = rule["reported"]
-        words = escaped(rule["rule"].removesuffix(" on the calibration part"))
+        words = escape(rule["rule"].removesuffix(" on the calibration part"))
         if point is None:
-            lines.append(f"| {words}: {escaped(rule['outcome'])} | | | {both:.2f} | | |")
+            lines.append(f"| {words}: {escape(rule['outcome'])} | | | {both:.2f} | | |")
             continue
         lines.append(
             f"| {words} | {point['threshold']:.4g} | {point['top1']:.2f} | {both:.2f} "
@@ -128,10 +128,10 @@ def certificates_table(risk: Mapping[str, Any]) -> str:
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for found in risk["certificates"]:
-        start = f"| {RISKS.get(found['loss'], escaped(found['loss']))} | {100 * found['eps']:g} |"
+        start = f"| {RISKS.get(found['loss'], escape(found['loss']))} | {100 * found['eps']:g} |"
         point = found["reported"]
         if point is None:
-            lines.append(f"{start} {escaped(found['outcome'])} | | | | |")
+            lines.append(f"{start} {escape(found['outcome'])} | | | | |")
             continue
         lines.append(
             f"{start} {point['threshold']:.2f} | {100 * point['risk']:.2f} | {point['top1']:.2f} "

@@ -35,7 +35,7 @@ from lfvit.runs.directory import (
 from lfvit.runs.launch import all_ended, launched, number_of_devices, together
 from lfvit.utils.atomic_io import write_whole
 from lfvit.utils.error_messages import explain
-from lfvit.utils.markdown import code, escaped
+from lfvit.utils.markdown import code, escape
 from lfvit.utils.warning_filters import quieten
 
 log = logging.getLogger(__name__)
@@ -252,12 +252,12 @@ def _errors(jobs: Sequence[Mapping[str, Any]]) -> list[str]:
 def _markdown(jobs: Sequence[Mapping[str, Any]]) -> str:
     common = _common(jobs)
     lines = ["| " + " | ".join(COLUMNS) + " |", "|--:|---|---|--:|--:|--:|--:|---|"]
-    lines += ["| " + " | ".join(map(escaped, _cells(job, common))) + " |" for job in jobs]
+    lines += ["| " + " | ".join(map(escape, _cells(job, common))) + " |" for job in jobs]
     about = environment()
     parts = ["\n".join(lines)]
     if common:
         parts.append("All: " + " ".join(code(o) for o in jobs[0]["overrides"] if o in common))
-    parts += [f"- {escaped(error)}" for error in _errors(jobs)]
+    parts += [f"- {escape(error)}" for error in _errors(jobs)]
     parts.append(f"{code(about['command'])}, commit {about['commit']}, {about['machine']}.")
     return "\n\n".join([f"# {_counts(jobs)}", *parts]) + "\n"
 

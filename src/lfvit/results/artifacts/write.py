@@ -10,7 +10,7 @@ from typing import Any
 from lfvit.results.artifacts.content import Content
 from lfvit.results.artifacts.spec import Artifact
 from lfvit.runs.directory import environment, write_json
-from lfvit.utils.markdown import code, escaped
+from lfvit.utils.markdown import code, escape
 
 
 def write_artifact(
@@ -90,7 +90,7 @@ def _table(columns: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any
         marks.append("---" if words else "--:")
     lines = [f"| {' | '.join(titles)} |", f"|{'|'.join(marks)}|"]
     for row in rows:
-        cells = [escaped(format_value(row[entry["key"]], entry)) for entry in columns]
+        cells = [escape(format_value(row[entry["key"]], entry)) for entry in columns]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
