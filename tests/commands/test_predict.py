@@ -94,7 +94,7 @@ def test_one_pass_models(run, composed, photographs, tmp_path):
 def test_class_names_are_not_taken_for_formulas(tmp_path):
     import numpy as np
 
-    from lfvit.results.pictures import Look, save_looks
+    from lfvit.tracking.pictures import Look, save_looks
 
     image = np.zeros((16, 16, 3), dtype=np.uint8)
     save_looks([Look(image, image[::2, ::2], "$5_{ to $9", exited=True)], tmp_path / "x.png")

@@ -9,6 +9,7 @@ import sys
 import pytest
 import yaml
 from wandb.cli.cli import cli
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from conftest import NEEDLE_FAST, ROOT
 
@@ -58,14 +59,19 @@ def test_evaluations(trained_run, tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("outputs/evaluate/*/wandb/offline-run-*"))) == 1
 
 
-def test_sweep_and_dashboard(tmp_path, monkeypatch):
+def test_the_sweep_of_the_page_is_one_that_the_agent_runs():
+    (text,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    sweep = yaml.safe_load(text)
+    command = create_sweep_command(sweep["command"])
+    given = {name: {"value": p["values"][0]} for name, p in sweep["parameters"].items()}
+    words = create_sweep_command_args({"args": given})["args_no_hyphens"]
+    assert (ROOT / sweep["program"]).exists()
+    assert command[3:] == ["logger=wandb", "${args_no_hyphens}"]
+    assert words == ["method.region_size=4"]
+
+
+def test_the_dashboard(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (command,) = starting(".venv/bin/python", "-m", "lfvit.tracking.sweep")
-    run(monkeypatch, command[1:])
-    written = yaml.safe_load((tmp_path / "sweep.yaml").read_text())
-    (hydra,) = (c for c in COMMANDS if "-m" in c and "train.py" in c)
-    assert f"method.region_size={hydra[-1].partition('=')[2]}" == hydra[-1]
-    assert written["parameters"]["method.region_size"]["values"] == [4, 5]
     command = next(c for c in starting(".venv/bin/python", "-m") if "--offline" in c)
     run(monkeypatch, command[1:])
     assert json.loads((tmp_path / "report.json").read_text())["project"] == "lfvit"

@@ -16,11 +16,11 @@ from lfvit.errors import ConfigError
 from lfvit.measure.costs import count_macs
 from lfvit.models.two_stage import TwoStageViT
 from lfvit.models.view import half_resolution
-from lfvit.results.pictures import Look, save_looks
 from lfvit.results.steps import save_steps
 from lfvit.runs.devices import find_device
 from lfvit.runs.directory import start_run, write_json
 from lfvit.runs.setup import Trained, load_trained, model_overrides
+from lfvit.tracking.pictures import Look, save_looks
 from lfvit.utils.validation import check_choice, check_whole
 
 log = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from lfvit.results.diagnosis import PANELS, draw_measure
-from lfvit.results.pictures import TITLE, Look
 from lfvit.results.plots import BLUE, ENDS, GREEN, GREY, ORANGE, PALETTE, STYLE
+from lfvit.tracking.pictures import TITLE, Look
 
 Rows = Sequence[Mapping[str, Any]]
 Paths = Sequence[Path]

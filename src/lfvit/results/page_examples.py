@@ -15,8 +15,8 @@ from lfvit.data import ImageDataModule
 from lfvit.data.batches import Sample
 from lfvit.errors import LFViTError
 from lfvit.results.evaluated import Run
-from lfvit.results.pictures import Look, over_attention, second_look
 from lfvit.runs.setup import Trained, load_trained, open_data
+from lfvit.tracking.pictures import Look, over_attention, second_look
 from lfvit.utils.seeding import seeded
 
 SEARCHED = 120  # validation images among which examples are looked for

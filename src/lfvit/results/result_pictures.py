@@ -17,8 +17,8 @@ from lfvit.results.changes import harmed
 from lfvit.results.comparisons import Evaluated
 from lfvit.results.evaluated import Run
 from lfvit.results.page_examples import KINDS, open_run
-from lfvit.results.pictures import Look, save_looks
 from lfvit.runs.setup import Trained
+from lfvit.tracking.pictures import Look, save_looks
 from lfvit.utils.seeding import seeded
 
 WIDTH = 660  # pixels of a picture; it is part of every clone

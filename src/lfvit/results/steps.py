@@ -11,8 +11,8 @@ from matplotlib.patches import Rectangle
 
 from lfvit.models.selection.windows import window_sums
 from lfvit.models.two_stage import TwoStageViT
-from lfvit.results.pictures import TITLE, Look, second_look
 from lfvit.results.plots import BLUE, ORANGE, STYLE
+from lfvit.tracking.pictures import TITLE, Look, second_look
 
 
 def save_steps(model: TwoStageViT, images: torch.Tensor, look: Look, path: Path) -> None:

@@ -17,9 +17,9 @@ from lfvit.data.datamodule import normalise
 from lfvit.measure.thresholds import OperatingPoint, confidence_of
 from lfvit.models.two_stage import TwoStageViT
 from lfvit.models.view import half_resolution
-from lfvit.results.pictures import Look, save_looks
 from lfvit.runs.directory import is_main_process
 from lfvit.tracking.loggers import WandbLogger
+from lfvit.tracking.pictures import Look, save_looks
 
 CURVE = ("threshold", "top1", "exit_fraction", "gmacs")
 PREDICTION = ("image", "label", "answer", "correct", "first", "second", "confidence", "exited")

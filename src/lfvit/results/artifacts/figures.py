@@ -35,7 +35,7 @@ from lfvit.results.figures import (
     plot_costs,
     plot_sweep,
 )
-from lfvit.results.pictures import save_looks
+from lfvit.tracking.pictures import save_looks
 
 NAMES = {"frontier.adaptivenn_deit_s": "AdaptiveNN", "frontier.thinkingvit": "ThinkingViT"}
 """Of published rows that do not say their model."""

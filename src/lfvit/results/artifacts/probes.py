@@ -27,9 +27,9 @@ from lfvit.models import reduce, restore
 from lfvit.models.attention import class_attention
 from lfvit.models.two_stage import TwoStageViT
 from lfvit.results.artifacts.measures import Evaluation
-from lfvit.results.pictures import Look
 from lfvit.runs.devices import find_device, prediction_trainer
 from lfvit.runs.setup import Trained, load_trained, open_data
+from lfvit.tracking.pictures import Look
 
 BATCH = 64
 

@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from lfvit.results.plots import BLUE, ORANGE, STYLE
-
+BLUE, ORANGE = "#0072B2", "#D55E00"  # safe for colour blindness
 TITLE: Any = {"fontsize": 9, "parse_math": False}  # a class may be called "$5"
 
 
@@ -41,7 +40,7 @@ def save_looks(looks: list[Look], path: Path | IO[bytes]) -> None:
     Of a one-pass model, the image alone.
     """
     panels = 1 if looks[0].gca is None else 3
-    with mpl.rc_context({**STYLE, "axes.grid": False}):
+    with mpl.rc_context({"axes.grid": False}):
         figure = Figure(figsize=(2.6 * panels, 2.8 * len(looks)), layout="constrained")
         grid = figure.subplots(len(looks), panels, squeeze=False)
         for axes, look in zip(grid, looks, strict=True):
