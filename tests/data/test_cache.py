@@ -230,5 +230,5 @@ def test_a_batch_without_one_readable_image_is_empty(tmp_path):
     assert lost
     done = data.on_after_batch_transfer(cached.collate(lost), 0)
     assert done.images.shape == (0, 3, 32, 32)
-    assert done.view.shape == (0, 3, 16, 16)
+    assert done.coarse_images.shape == (0, 3, 16, 16)
     assert len(done.targets) == 0

@@ -11,7 +11,7 @@ from lfvit.data.batches import Note, RawBatch, TransformedImages, Unreadable, co
 from lfvit.data.datamodule import normalise
 from lfvit.data.sampling import NOTHING, Draw, EvalSampler, TrainSampler
 from lfvit.errors import ConfigError, DataError
-from lfvit.models.view import half_resolution
+from lfvit.models.resample import downsample
 from lfvit.utils.seeding import seeded
 
 DEIT = {
@@ -41,8 +41,8 @@ def test_awkward_photographs_become_batches(photographs):
     assert batch.boxes is None
     done = data.on_after_batch_transfer(batch, 0)
     torch.testing.assert_close(done.images, normalise(batch.images))
-    torch.testing.assert_close(done.view, half_resolution(done.images))
-    assert done.view.shape == (6, 3, 16, 16)
+    torch.testing.assert_close(done.coarse_images, downsample(done.images))
+    assert done.coarse_images.shape == (6, 3, 16, 16)
 
 
 def test_normalise_is_imagenets():

@@ -12,7 +12,7 @@ import lfvit
 from conftest import TINY
 from lfvit.data import Batch
 from lfvit.models.reduction.patch import unreduced
-from lfvit.models.view import half_resolution
+from lfvit.models.resample import downsample
 from lfvit.training.module import Classifier
 from lfvit.training.schedule import Schedule
 from small_vits import randomise
@@ -119,7 +119,7 @@ def module_step(module: Any) -> Any:
 def full_batch(size: int) -> Batch:
     images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(2))
     images *= torch.tensor([0.5, 1.0, 1.5, 2.0])[:, None, None, None]  # of unequal weight
-    return Batch(images, half_resolution(images), torch.tensor([0, 1, 2, 3]), None)
+    return Batch(images, downsample(images), torch.tensor([0, 1, 2, 3]), None)
 
 
 def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:

@@ -8,13 +8,13 @@ import lfvit
 from lfvit.data import Batch
 from lfvit.errors import ConfigError, DataError
 from lfvit.measure.diagnosis import FIRST, ONE_PASS, SECOND, Diagnosis, summarise, trace_blocks
+from lfvit.models.resample import downsample
 from lfvit.models.selection import Scores
-from lfvit.models.view import half_resolution
 
 
 def batch_of(count, size=112):
     images = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
-    return Batch(images, half_resolution(images), torch.zeros(count, dtype=torch.long), None)
+    return Batch(images, downsample(images), torch.zeros(count, dtype=torch.long), None)
 
 
 def slow_attention(block, tokens):
@@ -61,7 +61,7 @@ def test_both_passes_of_a_two_pass_model(tiny, method):
     model = lfvit.create_model(method, backbone=tiny, image_size=112, num_classes=4).eval()
     batch, blocks = batch_of(2), model.backbone.blocks
     with trace_blocks(blocks) as trace:
-        first = model.first_pass(batch.images, batch.view)
+        first = model.first_pass(batch.images, batch.coarse_images)
     assert trace.tokens[0].shape == (2, 50, 24)
     torch.testing.assert_close(trace.tokens[0][:, 1:], first.inputs)
     assert_follows(trace, blocks, trace.tokens[0])

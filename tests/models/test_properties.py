@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import lfvit
 from lfvit.errors import LFViTError
 from lfvit.measure.costs import trace_macs
-from lfvit.models import METHODS, TWO_STAGE_DEFAULTS
+from lfvit.models import METHODS, TWO_PASS_DEFAULTS
 from lfvit.models.backbone import FAMILIES
 from lfvit.models.indexing import kept_count
 from lfvit.models.reduction import REDUCERS
@@ -110,7 +110,7 @@ def test_an_answer_does_not_depend_on_the_rest_of_the_batch(given, batch, data):
 
 @each
 @given(
-    given=models(tuple(TWO_STAGE_DEFAULTS)),
+    given=models(tuple(TWO_PASS_DEFAULTS)),
     batch=st.integers(1, 4),
     thresholds=st.lists(st.floats(0, 1.5), min_size=1, max_size=3),
     bucket=st.integers(1, 5),
@@ -137,7 +137,7 @@ def test_early_exit_is_both_passes_and_a_choice(given, batch, thresholds, bucket
 
 
 @each
-@given(given=models(tuple(TWO_STAGE_DEFAULTS)), batch=st.integers(1, 3))
+@given(given=models(tuple(TWO_PASS_DEFAULTS)), batch=st.integers(1, 3))
 def test_the_chosen_cells_are_distinct_and_inside(given, batch):
     model, images = build(given), images_for(given, batch)
     with torch.inference_mode():

@@ -53,7 +53,7 @@ def damage(monkeypatch):
 
 def no_number(batch):
     batch.images[1, 0, 5, 5] = torch.nan
-    batch.view[1, 0, 2, 2] = torch.nan
+    batch.coarse_images[1, 0, 2, 2] = torch.nan
 
 
 def one_infinite(module):
@@ -67,7 +67,7 @@ def test_stopping_keeps_the_batch_and_what_is_known(composed, damage, tmp_path):
         train(composed("train", *ONE_EPOCH, f"run_dir={tmp_path}"))
     (file,) = (tmp_path / "nonfinite").glob("*/*.safetensors")
     batch = load_file(file)
-    assert batch.keys() == {"images", "view", "targets", "boxes"}
+    assert batch.keys() == {"images", "coarse_images", "targets", "boxes"}
     assert batch["images"].shape == (8, 3, 112, 112)
     assert batch["images"].isnan().sum() == 1
     about = json.loads(file.with_suffix(".json").read_text())

@@ -8,8 +8,8 @@ from lfvit.data import Batch
 from lfvit.data.label_maps import LabelMap, LabelMaps
 from lfvit.errors import ConfigError
 from lfvit.models.lv_vit import Dense
+from lfvit.models.resample import downsample
 from lfvit.models.token_mix import TokenMix
-from lfvit.models.view import half_resolution
 from lfvit.training.module import Classifier
 from lfvit.training.schedule import Schedule
 from lfvit.training.token_labels import TokenTargets, has_aux_head, token_labelling_loss
@@ -44,7 +44,7 @@ def batch(box=None, maps=False):
                 for i, (s, c) in enumerate(zip(scores, classes, strict=True))
             ]
         )
-    return Batch(images, half_resolution(images), targets, None, box, label_maps)
+    return Batch(images, downsample(images), targets, None, box, label_maps)
 
 
 def cross_entropy(logits, label):
@@ -102,7 +102,7 @@ def test_two_passes(box, maps, epoch, monkeypatch):
     patches, images = patch_labels(given, box, 3)
     mix = None if box is None else TokenMix(sources(box, 3))
     selector = "none" if epoch == 0 else None
-    out = module.model(given.images, given.view, selector=selector, mix=mix)
+    out = module.model(given.images, given.coarse_images, selector=selector, mix=mix)
     fine, g = out.selection.fine_indices, 3
     assert fine.shape[1] == (36 if epoch == 0 else 20)
     expected = 0
@@ -130,7 +130,7 @@ def test_both_passes_see_the_same_mixture():
     images, mix = torch.randn(2, 3, 96, 96), TokenMix.of(BOX, 3)
     inside = sources(BOX, 3)
     with torch.no_grad():
-        for side, view in ((6, images), (3, half_resolution(images))):
+        for side, view in ((6, images), (3, downsample(images))):
             found, plain = core.embed(view, mix), core.embed(view)
             for p in range(side**2):
                 cell = inside[p // side * 3 // side, p % side * 3 // side]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from conftest import NEEDLE_FAST
 from lfvit.commands.train import train
 from lfvit.errors import TrainingError
-from lfvit.models.two_stage import TwoStageViT
+from lfvit.models.two_pass import TwoPassViT
 
 RECIPE = (
     *(setting for setting in NEEDLE_FAST if not setting.startswith("data.num_workers")),
@@ -56,14 +56,14 @@ def test_runs_with_several_threads_and_any_workers_end_with_the_same_bits(
 
 
 def test_an_operation_that_cannot_be_repeated_is_named(composed, tmp_path, threads, monkeypatch):
-    original = TwoStageViT.first_pass
+    original = TwoPassViT.first_pass
 
     def unpooled(self, *arguments):
         first = original(self, *arguments)
         tokens, index = F.max_pool1d(first.outputs, 2, return_indices=True)
         return first._replace(outputs=F.max_unpool1d(tokens, index, 2))
 
-    monkeypatch.setattr(TwoStageViT, "first_pass", unpooled)
+    monkeypatch.setattr(TwoPassViT, "first_pass", unpooled)
     settings = (
         *NEEDLE_FAST,
         "schedule.epochs=1",

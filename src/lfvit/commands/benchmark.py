@@ -23,7 +23,7 @@ from lfvit.commands.benchmark_cases import (
 from lfvit.data import FolderDataModule
 from lfvit.errors import ConfigError
 from lfvit.measure.loading import time_loading
-from lfvit.models.two_stage import TwoStageViT
+from lfvit.models.two_pass import TwoPassViT
 from lfvit.results.speed import print_speed, write_speed
 from lfvit.runs.devices import find_device
 from lfvit.runs.directory import environment, plain, start_run
@@ -154,7 +154,7 @@ def _check(cfg: DictConfig) -> tuple[list[str], list[bool]]:
 
 def _trained(cfg: DictConfig) -> Trained:
     trained = load_trained(cfg.ckpt_path, {"threshold": cfg.threshold})
-    if not isinstance(trained.model, TwoStageViT):
+    if not isinstance(trained.model, TwoPassViT):
         raise ConfigError(
             f"ckpt_path={cfg.ckpt_path} is a one-pass model, which has no exits to measure; pass a "
             "checkpoint of lf_vit or cf_vit"

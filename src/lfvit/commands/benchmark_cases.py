@@ -23,7 +23,7 @@ from lfvit.measure.throughput import (
     threshold_for,
     time_interleaved,
 )
-from lfvit.models.two_stage import TwoStageViT
+from lfvit.models.two_pass import TwoPassViT
 from lfvit.results.zoo import card, locate
 from lfvit.runs.directory import plain
 from lfvit.runs.setup import Trained, build_model, open_data
@@ -122,7 +122,7 @@ def _build(cfg: DictConfig, method: dict[str, Any], trained: Trained | None) -> 
 
 def compile_model(model: nn.Module, task: str = "inference", mode: str = "default") -> None:
     """Compile a model in place for "inference" or "training"."""
-    if isinstance(model, TwoStageViT) and task == "inference":
+    if isinstance(model, TwoPassViT) and task == "inference":
         model.compile_passes(mode=mode)  # one graph per pass; what lies between depends on data
     else:
         model.compile(mode=mode)
@@ -132,7 +132,7 @@ def _cases(cfg: DictConfig, name: str, model: nn.Module, images: torch.Tensor) -
     """A one-pass model is one case, a two-pass model one for every share of images that exits."""
     settings = json.dumps(plain(cfg.models[name]))
     facts = {"model": name, "settings": settings, "exits": None, "exit_fraction": None}
-    if not isinstance(model, TwoStageViT):
+    if not isinstance(model, TwoPassViT):
         whole = {**facts, "top1": None, "gmacs": count_macs(model) / 1e9}
         return {name: Case(partial(model, images), whole)}
     cases = {}
@@ -144,7 +144,7 @@ def _cases(cfg: DictConfig, name: str, model: nn.Module, images: torch.Tensor) -
 
 
 def _early_exit(
-    model: TwoStageViT, images: torch.Tensor, threshold: float, facts: dict[str, Any]
+    model: TwoPassViT, images: torch.Tensor, threshold: float, facts: dict[str, Any]
 ) -> Case:
     with torch.inference_mode():
         exits = model.infer(images, threshold).exited.double().mean().item()
@@ -195,7 +195,7 @@ def _training_case(cfg: DictConfig, name: str, model: nn.Module, images: torch.T
 
     def step() -> None:
         out = model(images)
-        if isinstance(model, TwoStageViT):
+        if isinstance(model, TwoPassViT):
             loss = sum(two_stage_losses(out.first_logits, out.second_logits, targets))
         else:
             loss = cross_entropy(out, targets)
@@ -273,7 +273,7 @@ def time_parts(
     images = _noise(cfg, trained, batch_size, device, torch.float32)
     rows = []
     for name, model in build_all(cfg, trained).items():
-        if not isinstance(model, TwoStageViT):
+        if not isinstance(model, TwoPassViT):
             continue
         model.eval().to(device)
         seconds = time_interleaved(

@@ -14,7 +14,7 @@ from lfvit.data.augment import Augment
 from lfvit.errors import ConfigError, ExportError
 from lfvit.measure.costs import count_macs
 from lfvit.models.export import Pass, passes_of, write_onnx
-from lfvit.models.two_stage import TwoStageViT
+from lfvit.models.two_pass import TwoPassViT
 from lfvit.runs.directory import commit, start_run, write_json
 from lfvit.runs.setup import Trained, load_trained, model_overrides
 from lfvit.runtime import CARD, FORMAT, load, run
@@ -68,7 +68,7 @@ def describe(trained: Trained) -> dict[str, Any]:
     """What a runtime needs to know about a model, and its user about where it comes from."""
     model, record = trained.model, trained.record
     augment = Augment.of(record.get("data", {}).get("augment"))
-    stages = ("first", "second") if isinstance(model, TwoStageViT) else (None,)
+    stages = ("first", "second") if isinstance(model, TwoPassViT) else (None,)
     return {
         "format": FORMAT,
         "method": record["method"]["name"],

@@ -12,7 +12,7 @@ from lfvit.errors import ConfigError
 from lfvit.measure.costs import count_macs
 from lfvit.measure.evaluation import Outputs, collect
 from lfvit.measure.precision import PRECISIONS, REFERENCE, compare
-from lfvit.models.two_stage import TwoStageViT
+from lfvit.models.two_pass import TwoPassViT
 from lfvit.runs.devices import prediction_trainer
 from lfvit.runs.directory import plain
 from lfvit.runs.setup import Trained
@@ -52,7 +52,7 @@ def compared_precisions(
         # in a copy: some precisions convert the weights
         outputs[name] = collect(trainer, deepcopy(model), data, trained.record.get("seed", 0))
     macs = (0.0, 0.0)
-    if isinstance(model, TwoStageViT):
+    if isinstance(model, TwoPassViT):
         macs = count_macs(model, "first"), count_macs(model, "second")
     threshold = trained.record["threshold"]
     return [

@@ -14,8 +14,8 @@ from lfvit.data.folders import images_of
 from lfvit.data.images import Decoding, UnreadableImageError, read_image
 from lfvit.errors import ConfigError
 from lfvit.measure.costs import count_macs
-from lfvit.models.two_stage import TwoStageViT
-from lfvit.models.view import half_resolution
+from lfvit.models.resample import downsample
+from lfvit.models.two_pass import TwoPassViT
 from lfvit.results.steps import save_steps
 from lfvit.runs.devices import find_device
 from lfvit.runs.directory import start_run, write_json
@@ -41,7 +41,7 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     sources = list(cfg.image) if isinstance(cfg.image, ListConfig) else [cfg.image]
     paths = [path for source in sources for path in images_of(str(source))]
     trained = load_trained(cfg.ckpt_path, model_overrides(cfg))
-    if cfg.steps and not isinstance(trained.model, TwoStageViT):
+    if cfg.steps and not isinstance(trained.model, TwoPassViT):
         raise ConfigError("steps=true draws two passes; the model of ckpt_path has one")
     run_dir = start_run(cfg)
     device = find_device(cfg.accelerator)
@@ -94,7 +94,7 @@ def look_at(trained: Trained, pixels: Tensor, top: int) -> tuple[dict[str, Any],
     images = normalise(pixels[None])
     threshold = record["threshold"]
     with torch.inference_mode():
-        if isinstance(model, TwoStageViT):
+        if isinstance(model, TwoPassViT):
             out = model.infer(images, threshold)
             logits, exited, selection = out.logits, bool(out.exited[0]), out.selection
         else:
@@ -108,7 +108,7 @@ def look_at(trained: Trained, pixels: Tensor, top: int) -> tuple[dict[str, Any],
     entry: dict[str, Any] = {"top": classes, "confidence": classes[0]["probability"]}
     look = Look(
         image=_to_array(pixels),
-        view=_to_array(half_resolution(pixels[None].float())[0]),
+        view=_to_array(downsample(pixels[None].float())[0]),
         answer=f"{classes[0]['class']}, {classes[0]['probability']:.0%}",
         exited=exited,
     )

@@ -16,7 +16,7 @@ from lfvit.commands.jobs import run_job
 from lfvit.commands.train import check
 from lfvit.errors import ConfigError
 from lfvit.measure.costs import count_macs
-from lfvit.models.two_stage import TwoStageViT
+from lfvit.models.two_pass import TwoPassViT
 from lfvit.runs.directory import environment, plain, read_json, write_json
 from lfvit.runs.setup import build_model
 from lfvit.runs.sweeps import check_one_process, operating_point
@@ -142,7 +142,7 @@ def _try(cfg: DictConfig, settings: Mapping[str, Any], out: Path, trial: Any) ->
 def _least_gmacs(run: DictConfig) -> float:
     """What every image costs at least; without the classes, which are not read yet."""
     model = build_model(run, num_classes=1)
-    return count_macs(model, "first" if isinstance(model, TwoStageViT) else None) / 1e9
+    return count_macs(model, "first" if isinstance(model, TwoPassViT) else None) / 1e9
 
 
 def _compose(cfg: DictConfig, settings: Mapping[str, Any]) -> DictConfig:

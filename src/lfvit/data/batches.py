@@ -90,7 +90,8 @@ class RawBatch(NamedTuple):
 class Batch(NamedTuple):
     """A batch as the model receives it, on its device.
 
-    images: (B, 3, S, S) float, normalised. view: (B, 3, S/2, S/2), the same at half resolution.
+    images: (B, 3, S, S) float, normalised. coarse_images: (B, 3, S/2, S/2), the same at half
+    resolution.
     targets: (B,) class indices, or (B, C) probabilities in training.
     boxes: (B, 4) x0, y0, x1, y1 in pixels, or None.
     token_box: where tokens are to be mixed, see `Augment.token_box`, or None.
@@ -98,7 +99,7 @@ class Batch(NamedTuple):
     """
 
     images: Tensor
-    view: Tensor
+    coarse_images: Tensor
     targets: Tensor
     boxes: Tensor | None
     token_box: tuple[float, float, float, float] | None = None

@@ -31,7 +31,7 @@ from lfvit.data.mixing import mix
 from lfvit.data.sampling import EvalSampler, TrainSampler
 from lfvit.data.workers import Desk, name_images
 from lfvit.errors import ConfigError, DataError
-from lfvit.models.view import half_resolution
+from lfvit.models.resample import downsample
 from lfvit.utils.seeding import seeded
 from lfvit.utils.signals import outlast_stop
 from lfvit.utils.validation import check_choice, check_whole
@@ -221,8 +221,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
             with seeded(self.seed, trainer.current_epoch, self._batches_done, self._rank):
                 images, targets = self._mix(images, targets)
                 token_box = self.augment.token_box()
-        view = half_resolution(images)
-        return Batch(images, view, targets, batch.boxes, token_box, batch.label_maps)
+        coarse_images = downsample(images)
+        return Batch(images, coarse_images, targets, batch.boxes, token_box, batch.label_maps)
 
     def _mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return mix(self.augment, images, targets, len(self.train_images.classes))

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from lfvit.errors import ConfigError
 from lfvit.models.backbone import foreign_parts
 from lfvit.models.lv_vit import ConvStem
+from lfvit.models.passes import num_passes
 from lfvit.models.reduction.patch import ReducedBlocks, reads_patches
 from lfvit.models.reduction.registry import Reducer
+from lfvit.models.resample import downsample
 from lfvit.models.selection import Scores
-from lfvit.models.two_stage import FirstPass, TwoStageViT
-from lfvit.models.view import half_resolution
+from lfvit.models.two_pass import FirstPass, TwoPassViT
 
 NORM_PER_ELEMENT = 5
 BATCH_NORM_PER_ELEMENT = 2  # in evaluation: a factor and a shift
@@ -34,7 +35,7 @@ def count_macs(model: nn.Module, stage: str | None = None) -> float:
     """MACs of one image through a model of this project, in closed form.
 
     Args:
-        model: a one-pass ViT of timm or a `TwoStageViT`.
+        model: a one-pass ViT of timm or a `TwoPassViT`.
         stage: "first" or "second" for one pass of a two-pass model; None for all of it. The second
             pass is counted on top of the first, not including it.
 
@@ -42,6 +43,16 @@ def count_macs(model: nn.Module, stage: str | None = None) -> float:
         ConfigError: unknown stage, a stage of a one-pass model, or a model it cannot count.
     """
     return float(sum(mac_parts(model, stage).values()))
+
+
+def pass_macs(model: nn.Module) -> list[float]:
+    """MACs of each pass by itself, for one image.
+
+    Raises:
+        ConfigError: as `count_macs`.
+    """
+    stages = ("first", "second") if num_passes(model) == 2 else (None,)
+    return [count_macs(model, stage) for stage in stages]
 
 
 def mac_parts(model: nn.Module, stage: str | None = None) -> dict[str, int]:
@@ -56,7 +67,7 @@ def mac_parts(model: nn.Module, stage: str | None = None) -> dict[str, int]:
     """
     if stage not in (None, "first", "second"):
         raise ConfigError(f"stage={stage!r} is unknown; valid: first, second, None")
-    if isinstance(model, TwoStageViT):
+    if isinstance(model, TwoPassViT):
         passes = {"first": _first_pass, "second": _second_pass}
         return {
             f"{name} {part}": macs
@@ -93,7 +104,7 @@ def _one_pass(vit: Any) -> dict[str, int]:
     return {"embed": embed + _norm(vit.norm_pre, patches + prefix), **blocks, "head": head}
 
 
-def _first_pass(model: TwoStageViT) -> dict[str, int]:
+def _first_pass(model: TwoPassViT) -> dict[str, int]:
     core, cells = model.backbone, model.grid**2
     reducer = model.reducer_of("first")
     blocks, left = _blocks(core.blocks, cells, core.prefix, reducer, model.gca_start)
@@ -102,7 +113,7 @@ def _first_pass(model: TwoStageViT) -> dict[str, int]:
     return {"embed": embed + _norm(core.norm_pre, core.prefix + cells), **blocks, "head": head}
 
 
-def _second_pass(model: TwoStageViT) -> dict[str, int]:
+def _second_pass(model: TwoPassViT) -> dict[str, int]:
     core, cells = model.backbone, model.grid**2
     kept = _kept_cells(model)
     patches = 4 * kept + (cells - kept if model.background else 0)
@@ -141,7 +152,7 @@ def _heads(model: Any, patches: int) -> int:
     return single + _weights(getattr(model, "aux_head", None), patches)
 
 
-def _kept_cells(model: TwoStageViT) -> int:
+def _kept_cells(model: TwoPassViT) -> int:
     """How many cells become fine: asked of the selector, so that a new one needs no edit here."""
     blank = torch.zeros(1, model.grid, model.grid)
     with torch.random.fork_rng(devices=[]):  # random selectors draw
@@ -202,9 +213,9 @@ def trace_macs(model: nn.Module, image_size: int, stage: str | None = None) -> f
     """
     images = torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device)
     with _plain_attention(model), torch.no_grad():
-        if not isinstance(model, TwoStageViT):
+        if not isinstance(model, TwoPassViT):
             return _trace(model, images)
-        view = half_resolution(images)
+        view = downsample(images)
         first = model.first_pass(images, view)
         selection = model.select(Scores(first.gca, first.last))
 

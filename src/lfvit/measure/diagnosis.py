@@ -20,7 +20,7 @@ from lfvit.measure.spectrum import (
     similarity_to_dc,
 )
 from lfvit.models.selection import Scores
-from lfvit.models.two_stage import TwoStageViT
+from lfvit.models.two_pass import TwoPassViT
 
 Measures = dict[str, Tensor]
 
@@ -121,7 +121,7 @@ class Diagnosis(L.LightningModule):
     selector "none": the whole image fine, the only second pass whose tokens are a full grid.
 
     Args:
-        model: a one-pass ViT of timm or a `TwoStageViT`.
+        model: a one-pass ViT of timm or a `TwoPassViT`.
         removed: share of low-frequency tokens, see `high_frequency_set`.
     """
 
@@ -134,14 +134,14 @@ class Diagnosis(L.LightningModule):
         if not len(batch.images):
             return None  # not one image of the batch could be read
         model = self.model
-        if not isinstance(model, TwoStageViT):
+        if not isinstance(model, TwoPassViT):
             with trace_blocks(model.blocks) as only:
                 model(batch.images)
             return {ONE_PASS: measure(only, self.removed, model.num_prefix_tokens)}
         blocks: Any = model.backbone.blocks
         prefix = model.backbone.prefix
         with trace_blocks(blocks) as trace:
-            first = model.first_pass(batch.images, batch.view)
+            first = model.first_pass(batch.images, batch.coarse_images)
         found = {FIRST: measure(trace, self.removed, prefix)}
         whole = model.select(Scores(first.gca, first.last), "none")
         with trace_blocks(blocks) as trace:

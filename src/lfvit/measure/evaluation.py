@@ -19,7 +19,7 @@ from lfvit.measure.localisation import (
     summarise,
 )
 from lfvit.measure.thresholds import answers_of, sweep
-from lfvit.models.two_stage import TwoStageViT
+from lfvit.models.two_pass import TwoPassViT
 from lfvit.utils.distributed import gathered
 from lfvit.utils.seeding import seed_all
 
@@ -55,9 +55,9 @@ class Collector(L.LightningModule):
         if not len(batch.images):
             return None  # not one image of the batch could be read
         model = self.model
-        if not isinstance(model, TwoStageViT):
+        if not isinstance(model, TwoPassViT):
             return Outputs(model(batch.images).float().cpu(), None, batch.targets.cpu())
-        out = model(batch.images, batch.view)
+        out = model(batch.images, batch.coarse_images)
         boxes = covered = None
         if batch.boxes is not None:
             mask = looked_at(out.selection, model.region_size)
@@ -137,7 +137,7 @@ def results(
     points = calibrate(outputs.first, outputs.second, outputs.targets, macs, calibration)
     found["calibrated"] = calibrated(points)
     found["calibration"] = points
-    if outputs.covered is not None and isinstance(model, TwoStageViT):
+    if outputs.covered is not None and isinstance(model, TwoPassViT):
         found["localisation"] = {
             "region": summarise(outputs.covered),
             "random_windows": random_windows(

@@ -13,7 +13,7 @@ from lfvit.measure.thresholds import sweep_thresholds
 from lfvit.models.attention import class_attention, heads
 from lfvit.models.indexing import take
 from lfvit.models.selection import Scores, coarse_cell, remaining_cells, score_cells
-from lfvit.models.two_stage import TwoStageViT
+from lfvit.models.two_pass import TwoPassViT
 
 
 def time_interleaved(
@@ -48,7 +48,7 @@ def time_interleaved(
     return seconds
 
 
-def threshold_for(model: TwoStageViT, images: Tensor, exit_fraction: float) -> float:
+def threshold_for(model: TwoPassViT, images: Tensor, exit_fraction: float) -> float:
     """The threshold at which this share of these images exits, to the nearest whole image.
 
     Random images have meaningless confidences; this states the share instead of the threshold.
@@ -63,7 +63,7 @@ def threshold_for(model: TwoStageViT, images: Tensor, exit_fraction: float) -> f
     return (confidence[exits - 1] + confidence[exits]).item() / 2
 
 
-def parts(model: TwoStageViT, images: Tensor) -> dict[str, Callable[[], object]]:
+def parts(model: TwoPassViT, images: Tensor) -> dict[str, Callable[[], object]]:
     """The steps of two passes over one batch, each to be timed alone.
 
     "selection" is all that deciding and picking takes: class attention of the counted blocks,

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lfvit.errors import CheckpointError
-from lfvit.models.positions import resample
-from lfvit.models.two_stage import TwoStageViT
+from lfvit.models.resample import resample_pos_embed
+from lfvit.models.two_pass import TwoPassViT
 from lfvit.models.weight_files import extract_weights, read_file, shape_of
 
 HEADS = ("head.", "head_dist.", "aux_head.")
@@ -68,7 +68,7 @@ def load_checkpoint(
 
 def _rename(model: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
     """To the model's own names: the file's layout shows in its position embeddings."""
-    if not isinstance(model, TwoStageViT):
+    if not isinstance(model, TwoPassViT):
         return _with_reducer(model, found)
     weights: dict[str, Tensor] = {}
     for key, value in found.items():
@@ -109,7 +109,7 @@ def _resample(positions: Tensor, own: Tensor) -> Tensor:
     if positions.ndim != 3 or positions.shape[-1] != own.shape[-1]:
         return positions
     try:
-        return resample(positions, own.shape[1])
+        return resample_pos_embed(positions, own.shape[1])
     except (ValueError, RuntimeError):  # no grid, or one that does not fit into memory
         return positions
 

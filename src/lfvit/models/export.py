@@ -13,7 +13,7 @@ from torch.export import Dim, ExportedProgram
 
 from lfvit.errors import ConfigError, ExportError
 from lfvit.models.selection import Scores, Selection
-from lfvit.models.two_stage import FirstPass, TwoStageViT
+from lfvit.models.two_pass import FirstPass, TwoPassViT
 
 OPSET = 18
 ONE_FILE = 1_500_000_000  # bytes of weights; above, ONNX keeps them in a file of their own
@@ -39,7 +39,7 @@ class FirstAndSelection(nn.Module):
     selectors, region (see `Selection`).
     """
 
-    def __init__(self, model: TwoStageViT) -> None:
+    def __init__(self, model: TwoPassViT) -> None:
         super().__init__()
         self.model = model
 
@@ -54,7 +54,7 @@ class FirstAndSelection(nn.Module):
 class SecondFromFirst(nn.Module):
     """The second pass, from what the first one left: logits (B, C)."""
 
-    def __init__(self, model: TwoStageViT) -> None:
+    def __init__(self, model: TwoPassViT) -> None:
         super().__init__()
         self.model = model
 
@@ -73,7 +73,7 @@ def passes_of(model: nn.Module, image_size: int) -> list[Pass]:
     like = next(model.parameters())
     images = like.new_zeros(3, 3, image_size, image_size)
     model.eval()
-    if not isinstance(model, TwoStageViT):
+    if not isinstance(model, TwoPassViT):
         return [Pass("model", model, {"images": images}, ("logits",))]
     both = FirstAndSelection(model).eval()
     with torch.no_grad():

@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from lfvit.models.selection.windows import window_sums
-from lfvit.models.two_stage import TwoStageViT
+from lfvit.models.two_pass import TwoPassViT
 from lfvit.results.plots import BLUE, ORANGE, STYLE
 from lfvit.tracking.pictures import TITLE, Look, second_look
 
 
-def save_steps(model: TwoStageViT, images: torch.Tensor, look: Look, path: Path) -> None:
+def save_steps(model: TwoPassViT, images: torch.Tensor, look: Look, path: Path) -> None:
     """Draw what happens to one image, from the half-resolution view to the second pass's tokens.
 
     Args:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from lfvit.data.batches import Sample
 from lfvit.data.datamodule import normalise
 from lfvit.measure.thresholds import OperatingPoint, confidence_of
-from lfvit.models.two_stage import TwoStageViT
-from lfvit.models.view import half_resolution
+from lfvit.models.resample import downsample
+from lfvit.models.two_pass import TwoPassViT
 from lfvit.runs.directory import is_main_process
 from lfvit.tracking.loggers import WandbLogger
 from lfvit.tracking.pictures import Look, save_looks
@@ -73,8 +73,8 @@ def predictions(
     with torch.no_grad(), context:
         out: Any = model(images)
     model.train(was_training)
-    size = model.region_size if isinstance(model, TwoStageViT) else 0
-    selection = out.selection if isinstance(model, TwoStageViT) else None
+    size = model.region_size if isinstance(model, TwoPassViT) else 0
+    selection = out.selection if isinstance(model, TwoPassViT) else None
     first_logits = (out if selection is None else out.first_logits).float().cpu()
     second_logits = None if selection is None else out.second_logits.float().cpu()
     confidence = confidence_of(first_logits)
@@ -87,7 +87,7 @@ def predictions(
         logits = first_logits[i] if exited or second_logits is None else second_logits[i]
         look = Look(
             image=_array(sample.pixels),
-            view=_array(half_resolution(sample.pixels[None].float())[0]),
+            view=_array(downsample(sample.pixels[None].float())[0]),
             answer=f"{answer}, {logits.softmax(0).max():.0%}",
             exited=exited,
             box=sample.box,

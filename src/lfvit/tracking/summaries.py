@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from lfvit.measure.costs import count_macs, expected_gmacs
-from lfvit.models.two_stage import TwoStageViT
+from lfvit.models.two_pass import TwoPassViT
 
 
 def training_summary(metrics: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def training_summary(metrics: Mapping[str, Any], model: nn.Module) -> dict[str, 
         model: for its cost.
     """
     speed = {"images_per_second": metrics.get("train/images_per_second")}
-    if not isinstance(model, TwoStageViT):
+    if not isinstance(model, TwoPassViT):
         return {**metrics, **speed, "top1": metrics.get("val/top1")}
     exits = metrics.get("val/exit_fraction")
     first, second = count_macs(model, "first"), count_macs(model, "second")

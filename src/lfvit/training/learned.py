@@ -4,7 +4,7 @@ from typing import Any
 
 from lfvit.errors import ConfigError
 from lfvit.models.reduction.patch import ReducedBlocks, reads_patches
-from lfvit.models.two_stage import TwoStageViT
+from lfvit.models.two_pass import TwoPassViT
 
 
 def refuse_unlearnable(model: Any, compile_passes: bool) -> bool:
@@ -15,11 +15,11 @@ def refuse_unlearnable(model: Any, compile_passes: bool) -> bool:
     """
     blocks = getattr(model, "blocks", None)
     reducer = blocks.reducer if isinstance(blocks, ReducedBlocks) else None
-    if isinstance(model, TwoStageViT):
+    if isinstance(model, TwoPassViT):
         reducer = model.reducer
     if reducer is None or not reducer.learned:
         return False
-    if isinstance(model, TwoStageViT) or reads_patches(model):
+    if isinstance(model, TwoPassViT) or reads_patches(model):
         raise ConfigError(
             f"{type(reducer).__name__} learns from a loss of its own, which is only computed for "
             "method=vit on a backbone whose head reads the class token alone"

@@ -17,9 +17,9 @@ from lfvit.measure.thresholds import answers_of
 from lfvit.models.lv_vit import ONE_PASS_SHARE
 from lfvit.models.reduction.patch import answer
 from lfvit.models.reduction.run import Run
+from lfvit.models.resample import downsample
 from lfvit.models.token_mix import TokenMix
-from lfvit.models.two_stage import TwoStageViT
-from lfvit.models.view import half_resolution
+from lfvit.models.two_pass import TwoPassViT
 from lfvit.models.weight_files import RECORD
 from lfvit.training.learned import refuse_unlearnable
 from lfvit.training.losses import divergence, two_stage_losses
@@ -52,7 +52,7 @@ class Classifier(L.LightningModule):
     be used.
 
     Args:
-        model: one-pass ViT or `TwoStageViT`.
+        model: one-pass ViT or `TwoPassViT`.
         schedule: the recipe.
         num_classes: C.
         threshold: eta at which validation reports early exit.
@@ -82,7 +82,7 @@ class Classifier(L.LightningModule):
         self.seed = seed
         self.record = dict(record or {})
         self.num_classes = num_classes
-        self.two_stage = isinstance(model, TwoStageViT)
+        self.two_stage = isinstance(model, TwoPassViT)
         # in a tuple, so that it is no part of the trained model
         self._teacher = () if teacher is None else (teacher.requires_grad_(False).eval(),)
         self.learned = refuse_unlearnable(model, compile_passes)
@@ -135,7 +135,7 @@ class Classifier(L.LightningModule):
         side = self.trainer.datamodule.image_size  # type: ignore[attr-defined]
         images = batch.images.new_zeros(1, 3, side, side)
         targets = torch.zeros(1, dtype=torch.long, device=images.device)
-        return Batch(images, half_resolution(images), targets, None)
+        return Batch(images, downsample(images), targets, None)
 
     def _loss(self, batch: Batch, tokens: TokenTargets | None) -> Tensor:
         """Of a one-pass model."""
@@ -174,7 +174,7 @@ class Classifier(L.LightningModule):
         targets, second = batch.targets, None
         if tokens is not None:
             options["mix"] = tokens.mix
-        out = model(batch.images, batch.view, **options)
+        out = model(batch.images, batch.coarse_images, **options)
         if tokens is not None:
             targets = tokens.images
             labels = second_pass_labels(tokens.patches, out.selection, model.background)
@@ -187,7 +187,7 @@ class Classifier(L.LightningModule):
         loss = second + first
         for teacher in self._teacher:
             with torch.no_grad():
-                wanted = teacher(batch.images, batch.view, **options).second_logits
+                wanted = teacher(batch.images, batch.coarse_images, **options).second_logits
             loss = loss + self._distilled(out.second_logits, wanted, batch)
         return loss
 
@@ -213,7 +213,7 @@ class Classifier(L.LightningModule):
             return None
         found = None
         if self.first_accuracy is not None:
-            out = self.model(batch.images, batch.view)
+            out = self.model(batch.images, batch.coarse_images)
             logits = out.second_logits
             self.first_accuracy.update(out.first_logits, batch.targets)
             answers = answers_of(out.first_logits, logits, batch.targets)

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
 from lfvit.errors import ConfigError
-from lfvit.models.two_stage import TwoStageViT
+from lfvit.models.two_pass import TwoPassViT
 from lfvit.training.module import Classifier
 from lfvit.training.nonfinite import Averaging, NonFiniteGuard
 
@@ -60,7 +60,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     parts are what is watched: the first one called gathers all of them, the last one lets go. A
     two-pass model goes through its blocks twice in each step, and they are gathered twice.
     """
-    core: Any = model.backbone if isinstance(model, TwoStageViT) else model
+    core: Any = model.backbone if isinstance(model, TwoPassViT) else model
     for block in getattr(core.blocks, "each", core.blocks):
         attn = block.attn
         parts = [block.norm1, attn.qkv, attn.q_norm, attn.k_norm, attn.norm, attn.proj]

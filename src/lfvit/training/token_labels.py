@@ -12,7 +12,7 @@ from lfvit.models.indexing import take
 from lfvit.models.lv_vit import Dense
 from lfvit.models.selection import Selection, remaining_cells
 from lfvit.models.token_mix import TokenMix
-from lfvit.models.two_stage import TwoStageViT
+from lfvit.models.two_pass import TwoPassViT
 
 AUX_WEIGHT = 0.5
 """Of the tokens' loss beside the image's, in the paper."""
@@ -20,7 +20,7 @@ AUX_WEIGHT = 0.5
 
 def has_aux_head(model: nn.Module) -> bool:
     """Whether the model's patch tokens classify as well."""
-    core = model.backbone if isinstance(model, TwoStageViT) else model
+    core = model.backbone if isinstance(model, TwoPassViT) else model
     return getattr(core, "aux_head", None) is not None
 
 
@@ -42,7 +42,7 @@ class TokenTargets(NamedTuple):
         Args:
             model: LV-ViT in one pass, or two passes on it; cells are mixed on its coarsest grid.
         """
-        if isinstance(model, TwoStageViT):
+        if isinstance(model, TwoPassViT):
             cells, grid = model.grid, 2 * model.grid
         else:
             cells = grid = model.patch_embed.grid_size[0]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lfvit.models.reduction.registry import Reducer
-from lfvit.models.two_stage import TwoStageViT
+from lfvit.models.two_pass import TwoPassViT
 from lfvit.utils.seeding import seeded
 
 
@@ -42,7 +42,7 @@ def freeze_unreached(model: nn.Module, image_size: int) -> list[str]:
 
 
 def _answer(model: Any, images: Tensor) -> Tensor:
-    if not isinstance(model, TwoStageViT):
+    if not isinstance(model, TwoPassViT):
         return model(images).sum()
     phases = [model(images, selector=selector) for selector in ("none", None)]
     return torch.stack([out.first_logits.sum() + out.second_logits.sum() for out in phases]).sum()

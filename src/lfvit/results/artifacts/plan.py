@@ -13,7 +13,7 @@ from torch import Tensor
 from lfvit.commands.train import build_module
 from lfvit.data.batches import Batch
 from lfvit.measure.costs import count_macs
-from lfvit.models.view import half_resolution
+from lfvit.models.resample import downsample
 from lfvit.results.artifacts.runs import Run
 from lfvit.runs.devices import find_device, trainer_settings
 from lfvit.runs.directory import plain
@@ -71,7 +71,7 @@ class Timer:
         module.log = quiet  # there is no trainer to log to
 
         def step() -> None:
-            given = Batch(images, half_resolution(images), targets, None)
+            given = Batch(images, downsample(images), targets, None)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
                 loss: Tensor = module.training_step(given, 0)
             loss.backward()

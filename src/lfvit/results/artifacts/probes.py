@@ -25,7 +25,7 @@ from lfvit.measure.spectrum import high_frequency_set, received_attention
 from lfvit.measure.throughput import spread, time_interleaved
 from lfvit.models import reduce, restore
 from lfvit.models.attention import class_attention
-from lfvit.models.two_stage import TwoStageViT
+from lfvit.models.two_pass import TwoPassViT
 from lfvit.results.artifacts.measures import Evaluation
 from lfvit.runs.devices import find_device, prediction_trainer
 from lfvit.runs.setup import Trained, load_trained, open_data
@@ -132,7 +132,7 @@ def _case(
         "model": evaluation["method"]["name"],
         "settings": json.dumps(settings),
     }
-    if not isinstance(model, TwoStageViT):
+    if not isinstance(model, TwoPassViT):
         gmacs = evaluation["first"]["gmacs"]
         facts |= {"exits": None, "exit_fraction": None, "gmacs": gmacs}
         return partial(model, images), facts

@@ -9,9 +9,9 @@ import golden_vectors
 import lfvit
 import reference
 from lfvit.measure.costs import trace_macs
+from lfvit.models.resample import downsample
 from lfvit.models.reuse import REUSE
 from lfvit.models.selection import SELECTORS
-from lfvit.models.view import half_resolution
 from small_vits import randomise
 
 
@@ -158,12 +158,12 @@ def test_an_empty_batch_is_answered_with_nothing(tiny):
 def test_a_given_view_is_the_view_the_model_makes(tiny):
     model, images = lf_vit(tiny), torch.randn(2, 3, 112, 112)
     torch.testing.assert_close(
-        model(images).second_logits, model(images, half_resolution(images)).second_logits
+        model(images).second_logits, model(images, downsample(images)).second_logits
     )
 
 
 def test_images_of_another_size_are_refused(tiny):
-    with pytest.raises(ValueError, match="112 x 112 pixels were expected"):
+    with pytest.raises(ValueError, match="144 x 144 pixels.*image_size=112"):
         lf_vit(tiny)(torch.randn(1, 3, 144, 144))
 
 
@@ -255,7 +255,7 @@ def test_both_passes_of_timms_vits_are_timms_own_forward(name, side):
     images = torch.randn(2, 3, side, side)
     with torch.no_grad():
         found = model(images)
-        expected = vits[0](half_resolution(images)), vits[1](images)
+        expected = vits[0](downsample(images)), vits[1](images)
     torch.testing.assert_close(found.first_logits, expected[0], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found.second_logits, expected[1], atol=1e-5, rtol=1e-4)
     for stage in ("first", "second"):

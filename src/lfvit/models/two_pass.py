@@ -21,7 +21,9 @@ from torch.utils._pytree import tree_map_only
 from lfvit.models.backbone import AUX_SHARE, Backbone
 from lfvit.models.indexing import take
 from lfvit.models.lv_vit import Dense
+from lfvit.models.passes import EarlyExitOutput, ModelOutput
 from lfvit.models.reduction.registry import Layout, Reducer, centres
+from lfvit.models.resample import downsample
 from lfvit.models.reuse import Reuse
 from lfvit.models.selection import (
     Scores,
@@ -32,7 +34,6 @@ from lfvit.models.selection import (
     select,
 )
 from lfvit.models.token_mix import TokenMix
-from lfvit.models.view import half_resolution
 
 
 class FirstPass(NamedTuple):
@@ -61,34 +62,7 @@ class SecondPass(NamedTuple):
     dense: Dense | None
 
 
-class TwoStageOutput(NamedTuple):
-    """Both passes on every image: logits (B, C) each, and where the second one looked.
-
-    dense: what an auxiliary head says about the second pass, see `SecondPass`; None without one.
-    """
-
-    first_logits: Tensor
-    second_logits: Tensor
-    selection: Selection
-    dense: Dense | None = None
-
-
-class Inference(NamedTuple):
-    """Early exit: the answer of whichever pass gave it.
-
-    logits: (B, C).
-    exited: (B,) bool, True where the first pass answered.
-    confidence: (B,) float32, the first pass's largest softmax probability.
-    selection: where the second pass looked, or would have looked.
-    """
-
-    logits: Tensor
-    exited: Tensor
-    confidence: Tensor
-    selection: Selection
-
-
-class TwoStageViT(nn.Module):
+class TwoPassViT(nn.Module):
     """One backbone used twice; build it with `lfvit.create_model`, which checks the settings.
 
     Args:
@@ -104,6 +78,8 @@ class TwoStageViT(nn.Module):
         reducer: shortens the sequence inside the passes named by `reduced_passes`.
         reduced_passes: some of "first", "second".
     """
+
+    num_passes = 2
 
     def __init__(
         self,
@@ -147,61 +123,60 @@ class TwoStageViT(nn.Module):
     def forward(
         self,
         images: Tensor,
-        view: Tensor | None = None,
+        coarse_images: Tensor | None = None,
         *,
         selector: str | None = None,
         mix: TokenMix | None = None,
-    ) -> TwoStageOutput:
+    ) -> ModelOutput:
         """Both passes for every image.
 
         Args:
             images: (B, 3, S, S), normalised.
-            view: (B, 3, S/2, S/2) if already made (`lfvit.models.view.half_resolution`).
+            coarse_images: (B, 3, S/2, S/2) if already computed, see `downsample`.
             selector: use this one instead of the model's own, such as "none" in phase one of
                 training.
             mix: cells that come from another image of the batch, in both passes.
         """
-        first = self.first_pass(images, view, mix)
+        first = self.first_pass(images, coarse_images, mix)
         selection = self.select(Scores(first.gca, first.last), selector)
         second = self.second_pass(images, first, selection, mix)
-        return TwoStageOutput(first.logits, second.logits, selection, second.dense)
+        return ModelOutput([first.logits, second.logits], selection, second.dense)
 
     @torch.no_grad()
     def infer(
-        self, images: Tensor, threshold: float, view: Tensor | None = None, *, bucket: int = 1
-    ) -> Inference:
-        """Early exit: only images whose confidence is below `threshold` are looked at again.
+        self,
+        images: Tensor,
+        threshold: float,
+        coarse_images: Tensor | None = None,
+        *,
+        bucket: int = 1,
+    ) -> EarlyExitOutput:
+        """Early exit: only images whose confidence is below `threshold` get the second pass.
 
         Works for any batch, including one image, none left and all left. Without gradients.
 
         Args:
             images: (B, 3, S, S), normalised.
-            threshold: eta; 0 answers everything in the first pass, above 1 nothing.
-            view: (B, 3, S/2, S/2) if already made.
+            threshold: eta; at 0 every image stops after the first pass, above 1 none.
+            coarse_images: (B, 3, S/2, S/2) if already computed.
             bucket: the second pass runs on a multiple of so many images, the last one repeated,
                 so that compiled passes meet few sizes.
         """
-        first, answers = self.look_once(images, threshold, view)
-        rest = (~answers.exited).nonzero()[:, 0]  # the one place that waits for the device
-        if not len(rest):
-            return answers
-        selection = answers.selection
-        again = torch.cat([rest, rest[-1:].expand(-len(rest) % bucket)])
-        if len(rest) < len(images) or len(again) > len(rest):  # else it is all of them, in order
-            images, selection = images[again], selection.rows(again)
-            first = FirstPass(*(t[again] for t in first))
-        second = self.second_pass(images, first, selection).logits[: len(rest)]
-        logits = answers.logits.index_copy(0, rest, second.to(answers.logits.dtype))
-        return answers._replace(logits=logits)
-
-    def look_once(
-        self, images: Tensor, threshold: float, view: Tensor | None = None
-    ) -> tuple[FirstPass, Inference]:
-        """The first pass, and its answers, right or not where ``exited`` is false."""
-        first = self.first_pass(images, view)
+        first = self.first_pass(images, coarse_images)
         selection = self.select(Scores(first.gca, first.last))
-        confidence = first.logits.float().softmax(dim=1).amax(dim=1)
-        return first, Inference(first.logits, confidence >= threshold, confidence, selection)
+        confidence = first.logits.float().softmax(dim=1).amax(dim=1)  # (B,)
+        exited = confidence >= threshold
+        output = EarlyExitOutput(first.logits, exited, confidence, selection)
+        rest = (~exited).nonzero()[:, 0]  # (R,), the one place that waits for the device
+        if not len(rest):
+            return output
+        padded = torch.cat([rest, rest[-1:].expand(-len(rest) % bucket)])
+        if len(rest) < len(images) or len(padded) > len(rest):  # else all of them, in order
+            images, selection = images[padded], selection.rows(padded)
+            first = FirstPass(*(t[padded] for t in first))
+        second = self.second_pass(images, first, selection).logits[: len(rest)]
+        logits = output.logits.index_copy(0, rest, second.to(output.logits.dtype))
+        return output._replace(logits=logits)
 
     def compile_passes(self, **options: Any) -> None:
         """Run each pass under `torch.compile` with these options, and what lies between as it is.
@@ -214,15 +189,17 @@ class TwoStageViT(nn.Module):
             setattr(self, name, _kept(run) if graphs else run)
 
     def first_pass(
-        self, images: Tensor, view: Tensor | None = None, mix: TokenMix | None = None
+        self, images: Tensor, coarse_images: Tensor | None = None, mix: TokenMix | None = None
     ) -> FirstPass:
-        """Classify the half-resolution view, and score where to look."""
-        view = half_resolution(images) if view is None else view
-        self._check_view(view)
+        """Classify the image at half resolution, and score the coarse cells."""
+        if coarse_images is None:
+            coarse_images = downsample(images)
+        self._check_size(coarse_images)
         backbone = self.backbone
-        coarse = backbone.embed(view, mix) + self.first_pos_embed[:, 1:]  # (B, g*g, D)
+        coarse = backbone.embed(coarse_images, mix) + self.first_pos_embed[:, 1:]  # (B, g*g, D)
         class_token = backbone.cls_token + self.first_pos_embed[:, :1]  # (1, 1, D)
-        tokens = torch.cat([class_token.expand(view.shape[0], -1, -1).to(coarse), coarse], dim=1)
+        class_token = class_token.expand(coarse.shape[0], -1, -1)  # (B, 1, D)
+        tokens = torch.cat([class_token.to(coarse), coarse], dim=1)  # (B, 1 + g*g, D)
         reducer = self.reducer_of("first")
         layout = None if reducer is None else self._first_layout(coarse.device)
         run = backbone.run(tokens, self.gca_start, reducer, layout)
@@ -292,13 +269,12 @@ class TwoStageViT(nn.Module):
             1, torch.cat([fine, coarse], dim=1), torch.cat([positions, coarse_positions], dim=1)
         )
 
-    def _check_view(self, view: Tensor) -> None:
-        side = self.image_size // 2
-        if view.shape[-2:] != (side, side):
+    def _check_size(self, coarse_images: Tensor) -> None:
+        height, width = coarse_images.shape[-2:]
+        if (2 * height, 2 * width) != (self.image_size, self.image_size):
             raise ValueError(
-                f"images of {self.image_size} x {self.image_size} pixels were expected (a view of "
-                f"{side} x {side}), not a view of {view.shape[-2]} x {view.shape[-1]}; create the "
-                "model with the image_size of the data"
+                f"images of {2 * height} x {2 * width} pixels, but this model has "
+                f"image_size={self.image_size}; create it with the image_size of the data"
             )
 
 

@@ -1,0 +1,96 @@
+"""A model has passes: one is a plain ViT, two are LF-ViT or CF-ViT.
+
+What calls a model goes through these functions and loops over ``logits``; it need not know the
+model's class.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lfvit.models.lv_vit import ONE_PASS_SHARE, Dense, LVViT
+from lfvit.models.selection import Selection
+
+
+class ModelOutput(NamedTuple):
+    """All passes on every image.
+
+    logits: one (B, C) per pass. selection: which cells the second pass sees at full resolution;
+    None for one pass. dense: logits of the last pass's tokens, with an auxiliary head (LV-ViT).
+    """
+
+    logits: list[Tensor]
+    selection: Selection | None = None
+    dense: Dense | None = None
+
+    @property
+    def first_logits(self) -> Tensor:
+        return self.logits[0]
+
+    @property
+    def second_logits(self) -> Tensor:
+        return self.logits[1]
+
+
+class EarlyExitOutput(NamedTuple):
+    """Early exit: each image's logits come from the pass at which it stopped.
+
+    logits: (B, C).
+    exited: (B,) bool, whether the image stopped after the first pass.
+    confidence: (B,) float32, largest softmax probability of the first pass.
+    selection: cells the second pass sees, or would have seen; None for one pass.
+    """
+
+    logits: Tensor
+    exited: Tensor
+    confidence: Tensor
+    selection: Selection | None
+
+
+def num_passes(model: nn.Module) -> int:
+    """Number of passes: 1 for every module that has no ``num_passes`` attribute."""
+    passes: Any = getattr(model, "num_passes", 1)
+    return int(passes)
+
+
+def forward_passes(
+    model: nn.Module, images: Tensor, coarse_images: Tensor | None = None, **options: Any
+) -> ModelOutput:
+    """All passes on every image, for any model.
+
+    Args:
+        model: of `lfvit.create_model`, or any module from images to logits.
+        images: (B, 3, S, S), normalised.
+        coarse_images: (B, 3, S/2, S/2) if already computed (`lfvit.models.resample.downsample`);
+            unused by one pass.
+        **options: of the model's forward, such as ``selector`` or ``mix``.
+    """
+    if num_passes(model) > 1:
+        output: ModelOutput = model(images, coarse_images, **options)
+        return output
+    if isinstance(model, LVViT):
+        dense: Dense = model(images, **options, dense=True)
+        return ModelOutput([dense.answer(ONE_PASS_SHARE)], dense=dense)
+    return ModelOutput([model(images, **options)])
+
+
+@torch.no_grad()
+def early_exit(
+    model: nn.Module, images: Tensor, threshold: float, **options: Any
+) -> EarlyExitOutput:
+    """Run as many passes as each image needs; a model of one pass always stops after it.
+
+    Args:
+        model: of `lfvit.create_model`, or any module from images to logits.
+        images: (B, 3, S, S), normalised.
+        threshold: eta; an image stops when its confidence reaches it.
+        **options: of ``model.infer``, such as ``coarse_images`` or ``bucket``; unused by one pass.
+    """
+    if num_passes(model) > 1:
+        infer: Any = model.infer
+        output: EarlyExitOutput = infer(images, threshold, **options)
+        return output
+    logits = model(images)
+    confidence = logits.float().softmax(dim=1).amax(dim=1)
+    return EarlyExitOutput(logits, torch.ones_like(confidence, dtype=torch.bool), confidence, None)
