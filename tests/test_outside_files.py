@@ -24,9 +24,10 @@ from lfvit.results.collect import collect
 from lfvit.results.page import read_artifacts, write_page
 from lfvit.results.results import PageText, without_paths, write_results
 from lfvit.runs import sweeps
-from lfvit.runs.directory import inside, write_json
+from lfvit.runs.directory import inside
 from lfvit.runs.setup import load_trained, open_data
 from lfvit.runtime import load
+from lfvit.utils.atomic_io import write_json
 from lfvit.utils.markdown import code, escape
 
 SECRET = secrets.token_hex(16)

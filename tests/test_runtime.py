@@ -23,8 +23,8 @@ from lfvit.models.indexing import highest
 from lfvit.models.reduction.registry import REDUCERS
 from lfvit.models.reuse import REUSE
 from lfvit.models.selection import SELECTORS
-from lfvit.runs.directory import write_json
 from lfvit.runs.setup import Trained
+from lfvit.utils.atomic_io import write_json
 
 SIZE, CLASSES = 64, 7
 

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from lfvit.runs import sweeps
-from lfvit.runs.directory import is_main_process
-from lfvit.runs.launch import all_ended, join_launched, together
-from lfvit.utils.error_messages import explain
+from lfvit.utils.distributed import all_ended, is_main_process, join_launched, launched_together
+from lfvit.utils.error_messages import error_message
 from lfvit.utils.signals import Stopped
-from lfvit.utils.warning_filters import quieten
+from lfvit.utils.warning_filters import filter_warnings
 
-quieten()
+filter_warnings()
 
 
 def entry_point(main: Callable[[], Any]) -> Callable[[], Any]:
@@ -34,7 +33,9 @@ def entry_point(main: Callable[[], Any]) -> Callable[[], Any]:
             try:
                 join_launched()
                 result = main()
-                if together():  # the main process keeps what the others may not have read yet
+                if (
+                    launched_together()
+                ):  # the main process keeps what the others may not have read yet
                     all_ended()
             finally:
                 well = sweeps.finish()
@@ -46,7 +47,7 @@ def entry_point(main: Callable[[], Any]) -> Callable[[], Any]:
             print("\nstopped", file=sys.stderr)
             sys.exit(130)
         except Exception as error:
-            message = explain(error)
+            message = error_message(error)
             if message is None:
                 raise
             _stop(message)

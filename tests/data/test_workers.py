@@ -10,7 +10,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from lfvit.data import ImageDataModule, loader
 from lfvit.errors import DataError
-from lfvit.utils.error_messages import explain
+from lfvit.utils.error_messages import error_message
 
 FATAL = 5
 
@@ -98,7 +98,7 @@ def test_the_image_that_killed_a_worker_is_named(end, stage):
     run = trainer().predict if stage == "predict" else trainer().fit
     with pytest.raises(RuntimeError, match=r"while it made /photos/05\.jpg \(") as caught:
         run(Sleepy(), datamodule=data)
-    message = explain(caught.value)  # what the command line prints, without a traceback
+    message = error_message(caught.value)  # what the command line prints, without a traceback
     assert message == str(caught.value)
     for advice in ("killed, memory", "data.num_workers=0", "data.on_error=skip only"):
         assert advice in message
@@ -145,4 +145,4 @@ def test_other_errors_keep_their_text():
         data.on_exception(error)
         assert str(error) == text
         assert error.__cause__ is None
-    assert explain(RuntimeError("CUDA out of memory")) is None
+    assert error_message(RuntimeError("CUDA out of memory")) is None

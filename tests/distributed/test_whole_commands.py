@@ -17,7 +17,7 @@ from conftest import NEEDLE_FAST, ROOT
 from lfvit.data.images import UnreadableImageError
 from lfvit.data.needle import NeedleSet
 from lfvit.data.sampling import TrainSampler
-from lfvit.runs.launch import STARTED, join_launched
+from lfvit.utils.distributed import START_TIME, join_launched
 from wandb_file import read_offline_run
 
 SIZES = (17, 2)  # numbers of validation images
@@ -150,7 +150,7 @@ def several(checkpoint: Path, folder: Path) -> dict[str, Any]:
     ddp = ("trainer=ddp", "trainer.accelerator=cpu")
     sys.argv = ["train.py"]
     join_launched()
-    found: dict[str, Any] = {"started": os.environ[STARTED], "arguments": sys.argv[1:]}
+    found: dict[str, Any] = {"started": os.environ[START_TIME], "arguments": sys.argv[1:]}
     tracked = ("logger=many", "logger.wandb.offline=true")
     found["ddp"] = train(folder / "ddp", *SAME, *tracked, *ddp)
     found["fsdp"] = train(folder / "fsdp", *SAME, *FSDP)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from lfvit.results.collect import Collection, collect, write_table
 from lfvit.results.page import write_page
 from lfvit.results.results import PageText, write_results
-from lfvit.runs.directory import write_json
+from lfvit.utils.atomic_io import write_json
 
 FILES = (
     *("run.json", "metrics.json", "environment.json", "config.yaml", "job.json", "benchmark.json"),

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from lfvit.commands.jobs import _what_to_do
 from lfvit.errors import ConfigError
 from lfvit.runs import directory as runs
+from lfvit.runs import provenance
 from lfvit.runs.resume import continued
 
 
@@ -26,23 +27,23 @@ def checkout(tmp_path, monkeypatch):
     (tmp_path / ".gitignore").write_text("outputs/\n")
     git("add", "-A")
     git("commit", "-m", "first")
-    monkeypatch.setattr(runs, "PROJECT_ROOT", tmp_path)
+    monkeypatch.setattr(provenance, "PROJECT_ROOT", tmp_path)
     return tmp_path
 
 
 def test_a_clean_checkout_has_no_diff(checkout):
     (checkout / "outputs").mkdir()
     (checkout / "outputs" / "x").write_text("ignored")
-    assert runs._uncommitted() == b""
-    assert not runs.commit().endswith("+")
+    assert provenance.uncommitted_changes() == b""
+    assert not provenance.commit().endswith("+")
 
 
 def test_the_recorded_diff_restores_the_code(checkout):
     changed = {"model.py": b"one = 1\ntwo = 3 # \xe9\n", "new selector.py": b"three = 3\n"}
     for name, content in changed.items():
         (checkout / name).write_bytes(content)
-    assert runs.commit().endswith("+")
-    patch = runs._uncommitted()
+    assert provenance.commit().endswith("+")
+    patch = provenance.uncommitted_changes()
     for command in (["checkout", "."], ["clean", "-fd"]):
         subprocess.run(["git", *command], cwd=checkout, check=True, capture_output=True)
     subprocess.run(["git", "apply"], input=patch, cwd=checkout, check=True)
@@ -51,9 +52,9 @@ def test_the_recorded_diff_restores_the_code(checkout):
 
 
 def test_outside_a_checkout_there_is_no_commit(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "PROJECT_ROOT", tmp_path)
-    assert runs.commit() is None
-    assert runs._uncommitted() == b""
+    monkeypatch.setattr(provenance, "PROJECT_ROOT", tmp_path)
+    assert provenance.commit() is None
+    assert provenance.uncommitted_changes() == b""
 
 
 @pytest.fixture

@@ -6,19 +6,19 @@ import os
 import pytest
 
 from lfvit.errors import StorageError
-from lfvit.utils.atomic_io import remove_partial, write_whole
+from lfvit.utils.atomic_io import remove_partial, write_atomic
 
 
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path):
     for content in ("one", b"two"):
-        write_whole(tmp_path / "a.json", content)
+        write_atomic(tmp_path / "a.json", content)
     assert (tmp_path / "a.json").read_bytes() == b"two"
     assert os.listdir(tmp_path) == ["a.json"]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
 def test_what_was_there_is_kept_where_writing_fails(tmp_path, monkeypatch, code):
-    write_whole(tmp_path / "a.json", "before")
+    write_atomic(tmp_path / "a.json", "before")
 
     def refuse(descriptor):
         raise OSError(code, os.strerror(code))
@@ -26,7 +26,7 @@ def test_what_was_there_is_kept_where_writing_fails(tmp_path, monkeypatch, code)
     monkeypatch.setattr(os, "fsync", refuse)
     message = rf"a\.json cannot be written: {os.strerror(code)} \(0\.0 MB needed, .* MB free\)"
     with pytest.raises(StorageError, match=message):
-        write_whole(tmp_path / "a.json", "after")
+        write_atomic(tmp_path / "a.json", "after")
     assert (tmp_path / "a.json").read_text() == "before"
     assert os.listdir(tmp_path) == ["a.json"]
 

@@ -26,11 +26,12 @@ from lfvit.measure.loading import time_loading
 from lfvit.models.two_pass import TwoPassViT
 from lfvit.results.speed import print_speed, write_speed
 from lfvit.runs.devices import find_device
-from lfvit.runs.directory import environment, plain, start_run
+from lfvit.runs.directory import start_run
+from lfvit.runs.provenance import environment
 from lfvit.runs.setup import Trained, load_trained
 from lfvit.tracking.loggers import tracked
 from lfvit.tracking.media import log_rows
-from lfvit.utils.validation import check_choice, check_range, check_switch, check_whole
+from lfvit.utils.validation import check_choice, check_range, check_switch, check_whole, plain
 
 
 def benchmark(cfg: DictConfig) -> list[dict[str, Any]]:

@@ -25,9 +25,9 @@ from lfvit.measure.throughput import (
 )
 from lfvit.models.two_pass import TwoPassViT
 from lfvit.results.zoo import card, locate
-from lfvit.runs.directory import plain
 from lfvit.runs.setup import Trained, build_model, open_data
 from lfvit.training.losses import two_stage_losses
+from lfvit.utils.validation import plain
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,10 @@ from lfvit.measure.diagnosis import Diagnosis, summarise
 from lfvit.results.diagnosis import plot_diagnosis
 from lfvit.results.zoo import locate
 from lfvit.runs.devices import check_one_device, prediction_trainer
-from lfvit.runs.directory import environment, start_run, write_json
+from lfvit.runs.directory import start_run
+from lfvit.runs.provenance import environment
 from lfvit.runs.setup import load_trained, model_overrides, open_data
+from lfvit.utils.atomic_io import write_json
 from lfvit.utils.validation import check_range, check_whole
 
 

@@ -19,7 +19,8 @@ from lfvit.measure.evaluation import collect, results
 from lfvit.measure.predictions import FILE, save_predictions
 from lfvit.results.plots import plot_evaluation
 from lfvit.runs.devices import prediction_trainer
-from lfvit.runs.directory import environment, is_main_process, plain, start_run, write_json
+from lfvit.runs.directory import start_run
+from lfvit.runs.provenance import environment
 from lfvit.runs.setup import Trained, load_trained, model_overrides, open_data
 from lfvit.tracking.loggers import summarise, tracked
 from lfvit.tracking.media import (
@@ -30,7 +31,9 @@ from lfvit.tracking.media import (
     shows_media,
 )
 from lfvit.tracking.summaries import evaluation_summary
-from lfvit.utils.validation import check_names, check_whole
+from lfvit.utils.atomic_io import write_json
+from lfvit.utils.distributed import is_main_process
+from lfvit.utils.validation import check_names, check_whole, plain
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:

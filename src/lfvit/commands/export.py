@@ -15,9 +15,11 @@ from lfvit.errors import ConfigError, ExportError
 from lfvit.measure.costs import count_macs
 from lfvit.models.export import Pass, passes_of, write_onnx
 from lfvit.models.two_pass import TwoPassViT
-from lfvit.runs.directory import commit, start_run, write_json
+from lfvit.runs.directory import start_run
+from lfvit.runs.provenance import commit
 from lfvit.runs.setup import Trained, load_trained, model_overrides
 from lfvit.runtime import CARD, FORMAT, load, run
+from lfvit.utils.atomic_io import write_json
 from lfvit.utils.validation import check_range
 
 BATCHES = (1, 2, 5)  # images in each check; graphs are captured with another number

@@ -15,10 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from lfvit.commands.evaluate import evaluate
 from lfvit.commands.train import train
 from lfvit.errors import ConfigError
-from lfvit.runs.directory import directory_lock, identity, is_main_process, read_json, write_json
-from lfvit.runs.launch import agreed, in_sweep, together
+from lfvit.runs.directory import directory_lock
+from lfvit.runs.identity import identity
 from lfvit.runs.resume import AUTO, last_of
-from lfvit.runs.sweeps import check_one_process, note
+from lfvit.runs.sweeps import check_one_process, in_sweep, note
+from lfvit.utils.atomic_io import read_json, write_json
+from lfvit.utils.distributed import from_main_process, is_main_process, launched_together
 from lfvit.utils.validation import check_switch
 
 log = logging.getLogger(__name__)
@@ -45,7 +47,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     check_switch("evaluate", evaluated)
     if not sweep and repeat and not evaluated:
         return train(cfg)
-    if not together():  # those of torchrun and srun decide together, see `agreed`
+    if not launched_together():  # those of torchrun and srun decide together
         where = "a multirun" if sweep else "a run with repeat=false or evaluate=true"
         check_one_process(cfg, where)
     root = Path(hydra_cfg.sweep.dir if sweep else hydra_cfg.run.dir).parent
@@ -55,7 +57,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 def run_job(cfg: DictConfig, root: Path, *, repeat: bool, evaluated: bool) -> dict[str, Any]:
     """Train and evaluate as far as that is not done already below ``root``.
 
-    Of trainings with the same identity (see `lfvit.runs.directory.identity`) one runs at a time, in
+    Of trainings with the same identity (see `lfvit.runs.identity.identity`) one runs at a time, in
     whatever process; the others wait for it and find it done. One that was interrupted is
     continued from its last checkpoint, in its own directory.
 
@@ -77,7 +79,7 @@ def run_job(cfg: DictConfig, root: Path, *, repeat: bool, evaluated: bool) -> di
     root = root.absolute()
     main = is_main_process()
     with _held(_lock(root, key)) if main else nullcontext():
-        status, place = agreed(lambda: _what_to_do(cfg, root, key, repeat))
+        status, place = from_main_process(lambda: _what_to_do(cfg, root, key, repeat))
         folder = Path(place)
         if status == "already done":
             metrics = read_json(folder / "metrics.json")
@@ -125,11 +127,11 @@ def _evaluate(
     Into the training's directory, or, where that holds an evaluation already, into the job's.
     """
     job, main = Path(cfg.run_dir), is_main_process()
-    if not agreed(last_of(training).exists):  # trained without checkpoints
+    if not from_main_process(last_of(training).exists):  # trained without checkpoints
         log.warning("%s holds no last.ckpt, so nothing is evaluated", training)
         return None, False
     asked = {"identity": key, "threshold": cfg.threshold}
-    place, done = agreed(lambda: _evaluation(training, job, root, asked))
+    place, done = from_main_process(lambda: _evaluation(training, job, root, asked))
     folder = Path(place)
     if main:
         note(job, evaluation=os.path.relpath(folder / "evaluate.json", job))
@@ -138,7 +140,7 @@ def _evaluate(
     evaluation = compose("evaluate")
     evaluation.ckpt_path, evaluation.run_dir = str(last_of(training).absolute()), str(folder)
     evaluation.threshold = cfg.threshold
-    names = ("accelerator", "precision", *(("devices", "num_nodes") if together() else ()))
+    names = ("accelerator", "precision", *(("devices", "num_nodes") if launched_together() else ()))
     for name in names:
         if name in cfg.trainer:
             OmegaConf.update(evaluation, f"trainer.{name}", cfg.trainer[name], force_add=True)

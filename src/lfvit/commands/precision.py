@@ -14,9 +14,8 @@ from lfvit.measure.evaluation import Outputs, collect
 from lfvit.measure.precision import PRECISIONS, REFERENCE, compare
 from lfvit.models.two_pass import TwoPassViT
 from lfvit.runs.devices import prediction_trainer
-from lfvit.runs.directory import plain
 from lfvit.runs.setup import Trained
-from lfvit.utils.validation import check_choice
+from lfvit.utils.validation import check_choice, plain
 
 
 def check_precisions(cfg: DictConfig) -> list[str]:

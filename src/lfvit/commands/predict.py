@@ -18,9 +18,10 @@ from lfvit.models.resample import downsample
 from lfvit.models.two_pass import TwoPassViT
 from lfvit.results.steps import save_steps
 from lfvit.runs.devices import find_device
-from lfvit.runs.directory import start_run, write_json
+from lfvit.runs.directory import start_run
 from lfvit.runs.setup import Trained, load_trained, model_overrides
 from lfvit.tracking.pictures import Look, save_looks
+from lfvit.utils.atomic_io import write_json
 from lfvit.utils.validation import check_choice, check_whole
 
 log = logging.getLogger(__name__)

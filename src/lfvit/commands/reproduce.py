@@ -20,9 +20,9 @@ from lfvit.results.artifacts.spec import Artifact, choose, read_artifacts
 from lfvit.results.artifacts.write import write_artifact, write_index, written
 from lfvit.results.collect import collect
 from lfvit.results.page import write_page
-from lfvit.runs.directory import machine, plain
+from lfvit.runs.provenance import machine
 from lfvit.runs.setup import DATA_MODULES
-from lfvit.utils.validation import check_choice, check_names, check_switch, check_whole
+from lfvit.utils.validation import check_choice, check_names, check_switch, check_whole, plain
 
 FEATURED = ("overview", "methods")
 """Artifacts whose models the report page shows first."""

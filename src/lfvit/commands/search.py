@@ -17,13 +17,14 @@ from lfvit.commands.train import check
 from lfvit.errors import ConfigError
 from lfvit.measure.costs import count_macs
 from lfvit.models.two_pass import TwoPassViT
-from lfvit.runs.directory import environment, plain, read_json, write_json
+from lfvit.runs.provenance import environment
 from lfvit.runs.setup import build_model
 from lfvit.runs.sweeps import check_one_process, operating_point
-from lfvit.utils.error_messages import explain
+from lfvit.utils.atomic_io import read_json, write_json
+from lfvit.utils.error_messages import error_message
 from lfvit.utils.markdown import code, escape
 from lfvit.utils.seeding import derive
-from lfvit.utils.validation import check_names, check_range, check_whole
+from lfvit.utils.validation import check_names, check_range, check_whole, plain
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def search(cfg: DictConfig) -> list[dict[str, Any]]:
             try:
                 point = _try(cfg, settings, out, trial)
             except Exception as error:  # whatever it is, the other trials are not lost
-                message = explain(error)
+                message = error_message(error)
                 log.error("%s", message or "", exc_info=None if message else error)
                 trial.set_user_attr("error", message or f"{type(error).__name__}: {error}")
                 study.tell(trial, state=states.FAIL)

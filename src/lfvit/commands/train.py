@@ -19,20 +19,11 @@ from lfvit.models.checkpoints import load_checkpoint
 from lfvit.models.reduction.patch import unreduced
 from lfvit.models.weight_files import read_file
 from lfvit.runs.devices import trainer_settings
-from lfvit.runs.directory import (
-    commit,
-    is_main_process,
-    machine,
-    plain,
-    start_run,
-    training_record,
-    wait_until_left,
-    write_json,
-)
-from lfvit.runs.launch import agreed, in_sweep, together
+from lfvit.runs.directory import start_run, training_record, wait_until_left
+from lfvit.runs.provenance import commit, machine
 from lfvit.runs.resume import LAYOUT, check_data, check_resume, continued, finished
 from lfvit.runs.setup import build_model, make_record
-from lfvit.runs.sweeps import check_one_process
+from lfvit.runs.sweeps import check_one_process, in_sweep
 from lfvit.tracking.loggers import TRACKING, summarise, tracked, tracked_as
 from lfvit.tracking.summaries import training_summary
 from lfvit.training.checkpoint_io import WholeCheckpointIO
@@ -44,9 +35,11 @@ from lfvit.training.schedule import Schedule
 from lfvit.training.sharding import ShardedAveraging, ShardedClassifier
 from lfvit.training.token_labels import has_aux_head
 from lfvit.training.unreached import freeze_unreached
+from lfvit.utils.atomic_io import write_json
+from lfvit.utils.distributed import from_main_process, is_main_process, launched_together
 from lfvit.utils.seeding import told_of_random_order
 from lfvit.utils.signals import StopSignals
-from lfvit.utils.validation import check_range, check_switch, check_whole
+from lfvit.utils.validation import check_range, check_switch, check_whole, plain
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +61,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     """
     if cfg.ckpt_path is not None:
         # all wait: a process that looked too early would start anew while the others go on
-        agreed(lambda: wait_until_left(Path(cfg.run_dir), LEAVING))
+        from_main_process(lambda: wait_until_left(Path(cfg.run_dir), LEAVING))
     if (done := finished(cfg)) is not None:
         log.info("already done: %s", cfg.run_dir)
         return done
@@ -208,7 +201,7 @@ def check(cfg: DictConfig, weights_exist: bool = True) -> Schedule:
     check_switch("deterministic", cfg.deterministic)
     check_switch("compile", cfg.compile)
     NonFiniteGuard(cfg.on_nonfinite, cfg.max_skipped)
-    if in_sweep() and not together():  # of a job, by srun
+    if in_sweep() and not launched_together():  # of a job, by srun
         check_one_process(cfg)
     return schedule
 

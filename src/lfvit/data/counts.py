@@ -8,7 +8,7 @@ import numpy as np
 from lfvit.data.batches import Note, RawBatch
 from lfvit.data.images import ALPHA, CMYK, DEEP, FRAMES, GREY, NOT_TURNED, PALETTE, TURNED
 from lfvit.errors import DataError
-from lfvit.utils.distributed import gathered
+from lfvit.utils.distributed import gather_list
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class ImageCounts:
     def gather(self) -> None:
         """Take in what the other processes of a distributed run found; all of them call this."""
         mine = {kind: np.packbits(found) for kind, found in self.found.items()}
-        for part in gathered([mine]):
+        for part in gather_list([mine]):
             for kind, bits in part.items():
                 found = np.unpackbits(bits, count=self.size).astype(bool)
                 self.found[kind] = self.found.get(kind, False) | found

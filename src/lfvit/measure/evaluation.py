@@ -20,7 +20,7 @@ from lfvit.measure.localisation import (
 )
 from lfvit.measure.thresholds import answers_of, sweep
 from lfvit.models.two_pass import TwoPassViT
-from lfvit.utils.distributed import gathered
+from lfvit.utils.distributed import gather_list
 from lfvit.utils.seeding import seed_all
 
 
@@ -82,7 +82,7 @@ def collect(trainer: L.Trainer, model: nn.Module, data: ImageDataModule, seed: i
     """
     L.seed_everything(seed, verbose=False)
     batches: Any = trainer.predict(Collector(model), datamodule=data)
-    outputs = join(gathered([batch for batch in batches if batch is not None]))
+    outputs = join(gather_list([batch for batch in batches if batch is not None]))
     return outputs
 
 

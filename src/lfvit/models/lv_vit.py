@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lfvit.models.token_mix import TokenMix
-from lfvit.utils.distributed import BatchNorm
+from lfvit.utils.distributed import all_reduce_sum, counted_sums, world_size
 
 ONE_PASS_SHARE = 0.5
 """Weight of the auxiliary head in the one-pass model's answer."""
@@ -48,6 +48,34 @@ class Scale(nn.Module):
 
     def extra_repr(self) -> str:
         return f"factor={self.factor:g}"
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation whose statistics in training are those of all processes' images.
+
+    PyTorch's SyncBatchNorm does the same, on GPUs only. Weights and buffers are BatchNorm2d's.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        x = input.float()  # (B, C, H, W)
+        count = x.new_full((1,), x.numel() / x.shape[1])
+        sums = all_reduce_sum(counted_sums(torch.cat([x.sum((0, 2, 3)), count])))
+        n = sums[-1]
+        mean = sums[:-1] / n  # (C,)
+        x = x - mean[:, None, None]
+        variance = all_reduce_sum(counted_sums(x.square().sum((0, 2, 3)))) / n
+        self._follow(mean.detach(), variance.detach() * n / (n - 1))
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (x * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+        buffers: Any = self
+        buffers.num_batches_tracked.add_(1)
+        buffers.running_mean.lerp_(mean, self.momentum)
+        buffers.running_var.lerp_(variance, self.momentum)
 
 
 class ConvStem(nn.Module):

@@ -13,13 +13,13 @@ from lfvit.errors import DataError, LFViTError
 from lfvit.results.collect import Collection, collect, write_table
 from lfvit.results.page import write_page
 from lfvit.results.results import PageText, without_paths, write_results
-from lfvit.utils.warning_filters import quieten
+from lfvit.utils.warning_filters import filter_warnings
 
 SUFFIXES = (".html", ".md", ".csv", ".parquet")
 
 
 def main() -> None:
-    quieten()
+    filter_warnings()
     arguments = _parse()
     try:
         for output in arguments.output:

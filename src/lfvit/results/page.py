@@ -33,7 +33,8 @@ from lfvit.results.plots import plot_comparison
 from lfvit.results.results import without_paths
 from lfvit.results.speeds import INTERPOLATED
 from lfvit.results.tables import RISKS
-from lfvit.runs.directory import commit, is_name
+from lfvit.runs.directory import is_name
+from lfvit.runs.provenance import commit
 
 HERE = Path(__file__).parent
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"

@@ -17,7 +17,7 @@ from lfvit.results.frame import over_seeds
 from lfvit.results.result_sections import examples_section, paired_sections
 from lfvit.results.seeds import by_model, plot_with_bands, yardstick
 from lfvit.results.tables import certificates_table, rules_table, threshold_table
-from lfvit.runs.directory import commit
+from lfvit.runs.provenance import commit
 from lfvit.utils.markdown import code, escape
 
 

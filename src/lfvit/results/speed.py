@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lfvit.results.plots import comparisons, plot_speed
-from lfvit.runs.directory import write_json
+from lfvit.utils.atomic_io import write_json
 from lfvit.utils.markdown import escape
 
 Row = Mapping[str, Any]

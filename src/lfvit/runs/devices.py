@@ -9,9 +9,8 @@ import torch
 from omegaconf import DictConfig
 
 from lfvit.errors import ConfigError
-from lfvit.runs.directory import plain
-from lfvit.runs.launch import launched, number_of_devices
-from lfvit.utils.validation import check_choice
+from lfvit.utils.distributed import launched, number_of_devices
+from lfvit.utils.validation import check_choice, plain
 
 
 def trainer_settings(cfg: DictConfig) -> dict[str, Any]:

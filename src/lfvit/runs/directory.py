@@ -1,85 +1,39 @@
-"""What every run leaves beside its results, so that each number can be traced back."""
+"""The directory of a run: its config and origin, run.json, and the lock of the process in it."""
 
-import hashlib
-import json
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from filelock import FileLock, Timeout
-from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from lfvit.errors import ConfigError, StorageError
-from lfvit.models.weight_files import weights_digest
-from lfvit.results.zoo import locate
-from lfvit.runs.launch import processes_of
-from lfvit.utils.atomic_io import remove_partial, write_whole
+from lfvit.runs.identity import identity
+from lfvit.runs.provenance import environment, uncommitted_changes
+from lfvit.utils.atomic_io import read_json, remove_partial, write_atomic, write_json
+from lfvit.utils.distributed import count_processes, is_main_process
 from lfvit.utils.signals import Stopped
-
-PROJECT_ROOT = Path(__file__).resolve().parents[3]
-PACKAGES = (
-    "lfvit",
-    "torch",
-    "torchvision",
-    "lightning",
-    "timm",
-    "hydra-core",
-    "omegaconf",
-    "torchmetrics",
-    "fvcore",
-    "wandb",
-    "numpy",
-    "pillow",
-)
-
-NO_PART = (
-    "name",
-    "run_dir",
-    "logger",
-    "threshold",
-    "repeat",
-    "evaluate",
-    "ckpt_path",
-    "on_nonfinite",  # of a training that one setting stopped, the other continues
-    "max_skipped",
-    "data.num_workers",
-    "callbacks.last",
-    "callbacks.progress",
-    "callbacks.lr_monitor",
-    "trainer.log_every_n_steps",
-    "trainer.enable_model_summary",
-    "trainer.profiler",
-)
-"""Settings of a training that change nothing about the trained weights."""
+from lfvit.utils.validation import plain
 
 
 def start_run(cfg: DictConfig) -> Path:
-    """Create the run directory, with config, commit, uncommitted diff and environment in it."""
+    """Create the run directory, with config, commit, uncommitted changes and environment in it."""
     run_dir = Path(cfg.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     if not is_main_process():
         return run_dir
-    told = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    config = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     if start := _start_of_continued(cfg):
-        told.init_from = start
-    write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(told))
+        config.init_from = start
+    write_atomic(run_dir / "config.yaml", OmegaConf.to_yaml(config))
     write_json(run_dir / "environment.json", environment())
-    diff = _uncommitted()
-    if diff:
-        (run_dir / "uncommitted.diff").write_bytes(diff)
+    changes = uncommitted_changes()
+    if changes:
+        (run_dir / "uncommitted.diff").write_bytes(changes)
     return run_dir
 
 
@@ -96,52 +50,13 @@ def _start_of_continued(cfg: DictConfig) -> str | None:
     return None
 
 
-def identity(cfg: DictConfig) -> str:
-    """A short name of a training: the same for all configs that would train the same weights.
-
-    See `settings_of_weights`.
-    """
-    text = json.dumps(settings_of_weights(cfg), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def settings_of_weights(cfg: DictConfig) -> dict[str, Any]:
-    """What decides the weights that a training ends with.
-
-    Every setting counts except those of `NO_PART`; a weights file counts by its content, a folder
-    of images by its place, devices and nodes by the number of processes, whose images make a step.
-    """
-    cfg = cfg.copy()
-    with open_dict(cfg):
-        cfg.run_dir = cfg.name = ""  # others refer to them
-        cfg.pop("logger", None)
-    settings: dict[str, Any] = plain(cfg)
-    for key in NO_PART:
-        *groups, leaf = key.split(".")
-        group = settings
-        for name in groups:
-            group = group.get(name) or {}
-        group.pop(leaf, None)
-    if not settings.get("deterministic"):  # as before there was such a setting
-        settings.pop("deterministic", None)
-    with suppress(TypeError, ValueError):  # the Trainer refuses what is no number
-        settings["trainer"]["devices"] = processes_of(settings["trainer"])
-        settings["trainer"].pop("num_nodes", None)
-    start = settings["init_from"] and locate(settings["init_from"])
-    if start and start.is_file():
-        settings["init_from"] = weights_digest(start)
-    if settings["data"].get("root") is not None:
-        settings["data"]["root"] = str(Path(settings["data"]["root"]).expanduser().absolute())
-    return settings
-
-
 @contextmanager
 def training_record(cfg: DictConfig) -> Iterator[None]:
-    """run.json of a training, and its directory for itself: what sweeps find it by.
+    """Keep run.json of a training while it runs, and lock its directory against other processes.
 
-    run.json says status ("running", "done", "failed", or "stopped" from outside), identity, when
-    it started and ended, in how many processes, and the error. A killed process leaves "running";
-    its lock on run.lock ended with it. What it left half-written is removed.
+    run.json holds status ("running", "done", "failed", or "stopped" by a signal), identity, start
+    and end, number of processes, and the error. A killed process leaves "running"; its lock on
+    run.lock ended with it. Files that it left incomplete are removed.
 
     A training that continues here keeps the identity it began with. One that continues a
     checkpoint from somewhere else has none: its beginning may have had other settings.
@@ -161,7 +76,7 @@ def training_record(cfg: DictConfig) -> Iterator[None]:
     key = identity(cfg) if cfg.ckpt_path is None else begun
     record: dict[str, Any] = {"identity": key, "status": "running", "started": now(), "ended": None}
     with suppress(TypeError, ValueError):
-        record["processes"] = processes_of(plain(cfg.trainer))
+        record["processes"] = count_processes(plain(cfg.trainer))
     write_json(path, record)
     try:
         yield
@@ -169,7 +84,7 @@ def training_record(cfg: DictConfig) -> Iterator[None]:
     except Exception as error:
         record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         raise
-    except BaseException as error:  # from outside
+    except BaseException as error:  # a signal
         reason = str(error.signal.name) if isinstance(error, Stopped) else "interrupted"
         record |= {"status": "stopped", "error": reason}
         raise
@@ -210,55 +125,13 @@ def directory_lock(folder: Path) -> FileLock:
     return FileLock(folder / "run.lock")
 
 
-def is_main_process() -> bool:
-    """False in the other processes of a distributed run, which write no files."""
-    return getattr(rank_zero_only, "rank", 0) in (0, None)
-
-
-def environment() -> dict[str, Any]:
-    """Command, commit, versions and machine."""
-    return {
-        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "commit": commit(),
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "machine": machine(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def commit() -> str | None:
-    """The checked-out commit, with "+" where files differ from it; None outside a checkout."""
-    head = _git("rev-parse", "--short=12", "HEAD").decode().strip()
-    return f"{head}{'+' if _git('status', '--porcelain') else ''}" if head else None
-
-
-def machine() -> str:
-    """Processor, cores and GPU in words."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    words = f"{_processor()}, {cores} cores, {platform.system()}"
-    if torch.cuda.is_available():
-        words = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, {words}"
-    return words
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, whole or not at all."""
-    write_whole(path, json.dumps(content, indent=2) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The contents of a JSON file; nothing where there is none."""
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
 def is_name(text: str) -> bool:
     """Whether a file or folder of this name can only be inside of the folder it is looked for."""
     return Path(text).name == text and text not in ("", ".", "..")
 
 
 def inside(folder: Path, path: str) -> Path | None:
-    """A path from a record, seen from its folder; None where it leads out of the folder's root.
+    """A path from a record, relative to its folder; None where it leads out of the folder's root.
 
     The root is three levels up: a job may name what it found in a run beside its sweep.
     """
@@ -269,43 +142,3 @@ def inside(folder: Path, path: str) -> Path | None:
 def now() -> str:
     """The time, with its zone."""
     return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def plain(cfg: Any) -> Any:
-    """A config as plain dicts, lists and values, interpolations resolved."""
-    return OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _uncommitted() -> bytes:
-    """What differs from the commit, new files included, as a patch that git apply takes."""
-    patch = _git("diff", "--binary", "HEAD")
-    for name in _git("ls-files", "--others", "--exclude-standard", "-z").split(b"\0"):
-        path = PROJECT_ROOT / os.fsdecode(name)
-        if name and path.is_file() and path.stat().st_size < 1_000_000:
-            patch += _git("diff", "--binary", "--no-index", "/dev/null", os.fsdecode(name))
-    return patch
-
-
-def _git(*arguments: str) -> bytes:
-    """What git prints, nothing outside a checkout; `diff --no-index` exits with 1."""
-    if shutil.which("git") is None:
-        return b""
-    command = ["git", "-C", str(PROJECT_ROOT), *arguments]
-    done = subprocess.run(command, capture_output=True, check=False)
-    return done.stdout if done.returncode == 0 or "--no-index" in arguments else b""
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -12,12 +12,14 @@ from lfvit.data import ImageDataModule
 from lfvit.errors import CheckpointError, ConfigError
 from lfvit.models.weight_files import read_file
 from lfvit.results.evaluated import flatten
-from lfvit.runs.directory import identity, plain, read_json, settings_of_weights
-from lfvit.runs.launch import in_sweep
+from lfvit.runs.identity import identity, settings_of_weights
 from lfvit.runs.setup import record_of
+from lfvit.runs.sweeps import in_sweep
 from lfvit.training.last_checkpoint import LAST
 from lfvit.training.module import RECORD
 from lfvit.training.schedule import Schedule
+from lfvit.utils.atomic_io import read_json
+from lfvit.utils.validation import plain
 
 AUTO = "auto"
 LAYOUT = "layout"  # the entry of a checkpoint's record that says how an epoch was divided

@@ -19,8 +19,8 @@ from lfvit.errors import CheckpointError, ConfigError, DataError
 from lfvit.models import create_model
 from lfvit.models.checkpoints import load_checkpoint
 from lfvit.models.weight_files import RECORD, extract_weights, read_file
-from lfvit.runs.directory import commit, plain
-from lfvit.utils.validation import check_range
+from lfvit.runs.provenance import commit
+from lfvit.utils.validation import check_range, plain
 
 DATA_MODULES: dict[str, type[ImageDataModule]] = {
     f"lfvit.data.{kind.__name__}": kind

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -23,20 +24,20 @@ from rich.console import Console
 from rich.table import Table
 
 from lfvit.errors import ConfigError
-from lfvit.runs.directory import (
-    environment,
-    inside,
+from lfvit.runs.directory import inside, now
+from lfvit.runs.provenance import environment
+from lfvit.utils.atomic_io import read_json, write_atomic, write_json
+from lfvit.utils.distributed import (
+    all_ended,
     is_main_process,
-    now,
-    plain,
-    read_json,
-    write_json,
+    launched,
+    launched_together,
+    number_of_devices,
 )
-from lfvit.runs.launch import all_ended, launched, number_of_devices, together
-from lfvit.utils.atomic_io import write_whole
-from lfvit.utils.error_messages import explain
+from lfvit.utils.error_messages import error_message
 from lfvit.utils.markdown import code, escape
-from lfvit.utils.warning_filters import quieten
+from lfvit.utils.validation import plain
+from lfvit.utils.warning_filters import filter_warnings
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,11 @@ WELL = ("trained", "continued", "evaluated", "already done", "done")
 SLURM = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
 
 _started: list[Path] = []  # the directory of the sweep that this process started
+
+
+def in_sweep() -> bool:
+    """Whether this is a job of a sweep (`-m`)."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 class SweepCallback(Callback):
@@ -61,7 +67,7 @@ class SweepCallback(Callback):
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         if config.hydra.mode == RunMode.MULTIRUN:
-            quieten()  # a launcher may have started this process
+            filter_warnings()  # a launcher may have started this process
             if not is_main_process():
                 return
             job = _directory(config)
@@ -75,12 +81,12 @@ class SweepCallback(Callback):
         job, failed = _directory(config), job_return.status == JobStatus.FAILED
         if failed:
             error = job_return._return_value
-            message = explain(error)
+            message = error_message(error)
             if is_main_process():
                 note(job, status="failed", error=message or f"{type(error).__name__}: {error}")
             trace = None if message else error  # into the job's own log as well
             log.error("job %s failed: %s", config.hydra.job.num, message or "", exc_info=trace)
-        if together() and not all_ended():
+        if launched_together() and not all_ended():
             os._exit(1)  # srun then ends those that wait for this one
         if failed:
             # Hydra raises the error of a failed job, which would hide those that ended well
@@ -101,7 +107,7 @@ def check_sweep(cfg: DictConfig) -> None:
         ConfigError: this is one of several processes, or a job needs several. SLURM can start these
             (``hydra/launcher=slurm``); other launchers start one for each job.
     """
-    if cfg.hydra.launcher._target_ != SLURM or together():
+    if cfg.hydra.launcher._target_ != SLURM or launched_together():
         check_one_process(cfg)
         return
     trainer, launcher = cfg.get("trainer") or {}, cfg.hydra.launcher
@@ -159,7 +165,7 @@ def finish() -> bool:
     if not jobs:
         return True
     write_json(folder / "sweep.json", {"jobs": jobs, "environment": environment()})
-    write_whole(folder / "sweep.md", _markdown(jobs))
+    write_atomic(folder / "sweep.md", _markdown(jobs))
     _print(jobs, folder)
     return all(job["status"] in WELL for job in jobs)
 

@@ -12,7 +12,7 @@ from lfvit.errors import DataError
 from lfvit.measure.costs import count_macs
 from lfvit.measure.thresholds import Answers, sweep
 from lfvit.tracking.media import log_curve, log_predictions, predictions, shows_media
-from lfvit.utils.distributed import gathered
+from lfvit.utils.distributed import gather_list
 from lfvit.utils.seeding import seeded
 from lfvit.utils.validation import check_whole
 
@@ -109,7 +109,7 @@ class LogPredictions(L.Callback):
             return
         self._logged_step = trainer.global_step
         step = max(trainer.global_step - 1, 0)  # as Lightning counts: where val/* of now are logged
-        answers = gathered(self._answers)
+        answers = gather_list(self._answers)
         if not trainer.is_global_zero:
             return
         if answers:

@@ -9,7 +9,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import loggers
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from lfvit.utils.atomic_io import write_whole
+from lfvit.utils.atomic_io import write_atomic
 
 
 class CSVLogger(loggers.CSVLogger):
@@ -71,4 +71,4 @@ def _write(path: Path, header: list[str], rows: list[dict[str, Any]]) -> None:
     writer = csv.DictWriter(text, fieldnames=header)
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(path, text.getvalue())
+    write_atomic(path, text.getvalue())

@@ -18,8 +18,10 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig
 
 from lfvit.errors import ConfigError
-from lfvit.runs.directory import is_main_process, plain, write_json
-from lfvit.runs.launch import in_sweep
+from lfvit.runs.sweeps import in_sweep
+from lfvit.utils.atomic_io import write_json
+from lfvit.utils.distributed import is_main_process
+from lfvit.utils.validation import plain
 
 log = logging.getLogger(__name__)
 

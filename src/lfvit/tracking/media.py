@@ -17,9 +17,9 @@ from lfvit.data.datamodule import normalise
 from lfvit.measure.thresholds import OperatingPoint, confidence_of
 from lfvit.models.resample import downsample
 from lfvit.models.two_pass import TwoPassViT
-from lfvit.runs.directory import is_main_process
 from lfvit.tracking.loggers import WandbLogger
 from lfvit.tracking.pictures import Look, save_looks
+from lfvit.utils.distributed import is_main_process
 
 CURVE = ("threshold", "top1", "exit_fraction", "gmacs")
 PREDICTION = ("image", "label", "answer", "correct", "first", "second", "confidence", "exited")

@@ -8,7 +8,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from lfvit.errors import StorageError
-from lfvit.utils.atomic_io import write_whole
+from lfvit.utils.atomic_io import write_atomic
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -31,4 +31,4 @@ class WholeCheckpointIO(TorchCheckpointIO):
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"{path.parent} cannot be made: {error.strerror}") from error
-        write_whole(path, buffer.getbuffer())
+        write_atomic(path, buffer.getbuffer())

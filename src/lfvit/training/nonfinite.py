@@ -24,8 +24,8 @@ from torch.optim import Optimizer
 from lfvit.data.batches import Batch, image_name
 from lfvit.data.sampling import TrainSampler
 from lfvit.errors import TrainingError
-from lfvit.runs.directory import write_json
-from lfvit.utils.distributed import summed
+from lfvit.utils.atomic_io import write_json
+from lfvit.utils.distributed import all_reduce_sum
 from lfvit.utils.validation import check_choice, check_whole
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     parts = [t.to_local() if isinstance(t, DTensor) else t for t in found]
     bad = ~get_total_norm([t for t in parts if t.numel()], float("inf")).isfinite()
     if any(isinstance(t, DTensor) for t in found):
-        bad = summed(bad.float().to(parts[0].device))
+        bad = all_reduce_sum(bad.float().to(parts[0].device))
     return not bad
 
 

@@ -1,8 +1,10 @@
-"""Files that are whole or not there, whatever happens while they are written."""
+"""Files that are complete or not there, whatever happens while they are written."""
 
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from lfvit.errors import StorageError
 
@@ -10,7 +12,7 @@ PARTIAL = ".partial"
 """What the name of a file ends with until all of it is on disk."""
 
 
-def write_whole(path: Path, content: str | bytes | memoryview) -> None:
+def write_atomic(path: Path, content: str | bytes | memoryview) -> None:
     """Write beside the file, sync, and rename over it: what was there stays until then.
 
     Raises:
@@ -53,3 +55,13 @@ def remove_partial(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, see `write_atomic`."""
+    write_atomic(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The contents of a JSON file; empty where there is none."""
+    return json.loads(path.read_text()) if path.exists() else {}

@@ -1,24 +1,231 @@
-"""Means over the images of all processes: what makes several learn what one would.
+"""Several processes of one command: which one this is, decisions of the main one, sums over all.
 
-Every process computes the loss of its own images, and DDP averages the gradients. That is the
-gradient of the whole batch if a loss is a mean over images, and a process with more of them counts
-for more (`share_of_batch`). What is normalised by anything else needs `mean_over_images`.
+Lightning starts the processes of one machine itself, from the middle of the command; torchrun and
+srun start all of them at its beginning. What must be one decision before there is a process group
+(the run directory, which training to continue) is made by the main process. PyTorch is imported
+where it is needed, so that scripts start fast.
 """
 
-from collections.abc import Iterator, Sequence
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from datetime import datetime, timedelta
+from functools import cache
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from lfvit.errors import ConfigError
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.distributed import Store
+
+START_TIME = "LFVIT_START_TIME"  # in the name of the run directory, see conf/hydra/default.yaml
+PATIENCE = timedelta(days=30)  # the main process may wait for another training
+_calls = count()
 _absent = False
+
+
+class Launched(NamedTuple):
+    """This process among those that torchrun or srun started together; rank 0 is the main one."""
+
+    rank: int
+    processes: int
+    nodes: int
+
+
+def launched() -> Launched | None:
+    """What torchrun or srun started; None if this process was started alone, or by Lightning.
+
+    Raises:
+        ConfigError: started by srun in a way that Lightning does not support.
+    """
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:
+        processes = int(env["WORLD_SIZE"])
+        return Launched(int(env["RANK"]), processes, processes // int(env["LOCAL_WORLD_SIZE"]))
+    if "SLURM_NTASKS" not in env or env.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        return None
+    processes = int(env["SLURM_NTASKS"])
+    if processes > 1 and "SLURM_NTASKS_PER_NODE" not in env:
+        raise ConfigError(
+            f"srun started {processes} tasks with --ntasks alone; pass --ntasks-per-node instead"
+        )
+    return Launched(int(env["SLURM_PROCID"]), processes, int(env.get("SLURM_NNODES", 1)))
+
+
+def launched_together() -> bool:
+    """Whether torchrun or srun started this process together with others."""
+    here = launched()
+    return here is not None and here.processes > 1
+
+
+def is_main_process() -> bool:
+    """Whether this process writes the files: rank 0, or the only one."""
+    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return int(next((rank for rank in ranks if rank), 0)) == 0
+
+
+def number_of_devices(devices: Any) -> int:
+    """How many devices ``trainer.devices`` names: a number, or a list of them."""
+    return len(devices) if isinstance(devices, list) else int(devices)
+
+
+def count_processes(trainer: Mapping[str, Any]) -> int:
+    """How many processes train with these settings of the Trainer.
+
+    Those that were launched, or one for each device that Lightning would start a process for.
+
+    Raises:
+        ValueError, TypeError: devices or nodes that are no number.
+    """
+    here = launched()
+    if here is not None:
+        return here.processes
+    devices = trainer.get("devices", 1)
+    if devices in ("auto", "-1", -1):
+        import torch
+
+        gpus = trainer.get("accelerator", "auto") != "cpu" and torch.accelerator.is_available()
+        return torch.accelerator.device_count() if gpus else 1
+    return number_of_devices(devices) * int(trainer.get("num_nodes") or 1)
+
+
+def from_main_process(compute: Callable[[], Any]) -> Any:
+    """What the main process computes, in every process that was launched with it.
+
+    The others wait for it as long as it takes. All of them have to call this equally often.
+
+    Args:
+        compute: returns plain values; called in the main process only.
+
+    Raises:
+        ConfigError: in the other processes, where the main one fails.
+    """
+    here = launched()
+    if here is None or here.processes == 1:
+        return compute()
+    store, key = _store(), f"decision {next(_calls)}"
+    if here.rank:
+        decision = json.loads(store.get(key))
+        if "error" in decision:
+            raise ConfigError(f"the main process stopped: {decision['error']}")
+        return decision["value"]
+    try:
+        value = compute()
+    except BaseException as error:
+        store.set(key, json.dumps({"error": f"{type(error).__name__}: {error}"}))
+        raise
+    store.set(key, json.dumps({"value": value}))
+    return value
+
+
+def join_launched() -> None:
+    """Give the processes that were launched together one time, and so one run directory.
+
+    Processes that torchrun has restarted also get a new address to meet at. As Lightning does for
+    the processes it starts, all but the main one log to a file of their own and save no config.
+    """
+    here = launched()
+    if here is None or here.processes == 1:
+        return
+    if _agent_store() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        # torchrun's store outlives its workers: PyTorch would look there for those that have ended
+        os.environ["MASTER_PORT"] = from_main_process(_free_port)
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+    now = from_main_process(lambda: datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
+    os.environ[START_TIME] = now
+    if here.rank:
+        name = f"{Path(sys.argv[0]).stem}_process_{here.rank}"
+        sys.argv += [f"hydra.job.name={name}", "hydra.output_subdir=null"]
+
+
+def all_ended(seconds: float = 60) -> bool:
+    """Whether every launched process gets here in time; False if one waits for one that failed."""
+    from torch.distributed import DistError
+
+    here = launched()
+    assert here is not None
+    number = next(_calls)
+    keys = [f"end {number} {rank}" for rank in range(here.processes)]
+    try:
+        _store().set(keys[here.rank], "")
+        _store().wait(keys, timedelta(seconds=seconds))
+    except DistError:
+        return False
+    return True
+
+
+def _agent_store() -> bool:
+    """Whether torchrun keeps the store, and not the main process."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return str(free.getsockname()[1])
+
+
+@cache
+def _store() -> "Store":
+    """Where the processes leave each other messages: the store that PyTorch will use as well."""
+    from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+    from torch.distributed import PrefixStore, TCPStore
+
+    slurm = "TORCHELASTIC_RUN_ID" not in os.environ
+    environment = SLURMEnvironment() if slurm else TorchElasticEnvironment()
+    store = TCPStore(
+        environment.main_address,
+        environment.main_port,
+        environment.world_size(),
+        is_master=environment.global_rank() == 0 and not _agent_store(),
+        timeout=PATIENCE,
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+    return PrefixStore(f"lfvit {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def world_size() -> int:
     """How many processes train together; 1 before they have met."""
+    import torch.distributed as dist
+
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather_list(part: Sequence[Any]) -> list[Any]:
+    """The lists of all processes in the order of ranks, as one, in every process."""
+    if world_size() == 1:
+        return list(part)
+    import torch.distributed as dist
+
+    parts: list[Any] = [None] * world_size()
+    dist.all_gather_object(parts, list(part))
+    return [item for items in parts for item in items]
+
+
+def all_reduce_sum(values: "Tensor") -> "Tensor":
+    """The sum over all processes, with its gradient."""
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(values)  # type: ignore[no-any-return]
+
+
+def mean_over_images(values: "Tensor") -> "Tensor":
+    """The mean of values (B,), one per image, over the images of all processes: a scalar."""
+    import torch
+
+    if world_size() == 1:
+        return values.mean()
+    sums = torch.stack([values.sum(), values.new_tensor(len(values))])
+    total, images = all_reduce_sum(counted_sums(sums))
+    return total / images.clamp(min=1)
 
 
 @contextmanager
@@ -39,78 +246,19 @@ def counted() -> bool:
     return not _absent
 
 
-def gathered(part: Sequence[Any]) -> list[Any]:
-    """The lists of all processes in the order of ranks, as one, in every process."""
-    if world_size() == 1:
-        return list(part)
-    parts: list[Any] = [None] * world_size()
-    dist.all_gather_object(parts, list(part))
-    return [item for found in parts for item in found]
+def counted_sums(sums: "Tensor") -> "Tensor":
+    """Zero in an absent process, see `absent`."""
+    return sums * 0 if _absent else sums  # keeps its gradient, which the others sum as well
 
 
-def share_of_batch(images: int, device: torch.device) -> Tensor | float:
+def share_of_batch(images: int, device: "torch.device") -> "Tensor | float":
     """What to multiply the mean loss of this process's images by before gradients are averaged.
 
     1 where all processes have equally many, 0 where this one has none.
     """
+    import torch
+
     if world_size() == 1:
         return 1.0
     own = torch.tensor(float(images), device=device)
-    return own * world_size() / summed(own).clamp(min=1)
-
-
-def mean_over_images(values: Tensor) -> Tensor:
-    """The mean of values (B,), one per image, over the images of all processes: a scalar."""
-    if world_size() == 1:
-        return values.mean()
-    total, images = summed(_counted(torch.stack([values.sum(), values.new_tensor(len(values))])))
-    return total / images.clamp(min=1)
-
-
-def summed(values: Tensor) -> Tensor:
-    """The sum over all processes, with its gradient."""
-    return _Sum.apply(values)
-
-
-def _counted(sums: Tensor) -> Tensor:
-    return sums * 0 if _absent else sums  # keeps its gradient, which the others sum as well
-
-
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return _Sum.forward(ctx, grads[0].contiguous())
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation whose statistics in training are those of all processes' images.
-
-    PyTorch's SyncBatchNorm does the same, on GPUs only. Weights and buffers are BatchNorm2d's.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.training or world_size() == 1:
-            return super().forward(input)
-        x = input.float()  # (B, C, H, W)
-        count = x.new_full((1,), x.numel() / x.shape[1])
-        sums = summed(_counted(torch.cat([x.sum((0, 2, 3)), count])))
-        n = sums[-1]
-        mean = sums[:-1] / n  # (C,)
-        x = x - mean[:, None, None]
-        variance = summed(_counted(x.square().sum((0, 2, 3)))) / n
-        self._follow(mean.detach(), variance.detach() * n / (n - 1))
-        scale = self.weight * (variance + self.eps).rsqrt()
-        return (x * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
-
-    @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor) -> None:
-        buffers: Any = self
-        buffers.num_batches_tracked.add_(1)
-        buffers.running_mean.lerp_(mean, self.momentum)
-        buffers.running_var.lerp_(variance, self.momentum)
+    return own * world_size() / all_reduce_sum(own).clamp(min=1)

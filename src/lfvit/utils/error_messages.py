@@ -18,7 +18,7 @@ PARSERS = ("hydra._internal", "hydra.core", "omegaconf")
 """What reads command lines and configs, and finds most mistakes in them."""
 
 
-def explain(error: BaseException) -> str | None:
+def error_message(error: BaseException) -> str | None:
     """The message for an error the user can mend; None for any other, which needs its traceback."""
     own = _cause(error)
     if own is not None:

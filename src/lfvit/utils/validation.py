@@ -8,9 +8,15 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, get_args
 
+from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lfvit.errors import ConfigError
+
+
+def plain(cfg: Any) -> Any:
+    """A config as plain dicts, lists and values, interpolations resolved."""
+    return OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
 
 
 class Settings(BaseModel):

@@ -15,7 +15,7 @@ REMARKS = (
 )
 
 
-def quieten() -> None:
+def filter_warnings() -> None:
     """Hide them in this process."""
     for message in REMARKS:
         warnings.filterwarnings("ignore", message=message)

@@ -22,7 +22,7 @@ from lfvit.results.page_examples import open_run
 from lfvit.results.zoo.__main__ import main
 from lfvit.results.zoo.add import LIMIT, add
 from lfvit.results.zoo.cards import markdown
-from lfvit.runs.directory import identity
+from lfvit.runs.identity import identity
 from lfvit.runs.setup import load_trained
 from lfvit.training.schedule import Schedule
 

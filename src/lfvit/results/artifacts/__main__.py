@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from lfvit.results.artifacts.spec import Artifact, read_artifacts
-from lfvit.runs.directory import PROJECT_ROOT
+from lfvit.runs.provenance import PROJECT_ROOT
 
 INTRO = """# What can be reproduced
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from lfvit.errors import TrainingError
 from lfvit.results.artifacts.runs import Run, finish
 from lfvit.results.artifacts.spec import Artifact
-from lfvit.runs.directory import PROJECT_ROOT
+from lfvit.runs.provenance import PROJECT_ROOT
 from lfvit.utils.signals import Stopped, StopSignals
 
 Result = dict[str, Any] | str

@@ -16,9 +16,9 @@ from lfvit.measure.costs import count_macs
 from lfvit.models.resample import downsample
 from lfvit.results.artifacts.runs import Run
 from lfvit.runs.devices import find_device, trainer_settings
-from lfvit.runs.directory import plain
 from lfvit.runs.setup import DATA_MODULES
 from lfvit.training.schedule import Schedule
+from lfvit.utils.validation import plain
 
 REPEATS = 3
 CPU_BATCH = 2  # images in a timed step where there is no GPU; times are scaled to the real batch

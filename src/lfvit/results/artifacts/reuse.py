@@ -12,9 +12,10 @@ from lfvit.errors import ConfigError, LFViTError
 from lfvit.models.weight_files import RECORD, read_file
 from lfvit.results.artifacts.runs import Run
 from lfvit.results.evaluated import flatten
-from lfvit.runs.directory import plain, read_json
 from lfvit.runs.setup import make_record
 from lfvit.training.schedule import Schedule
+from lfvit.utils.atomic_io import read_json
+from lfvit.utils.validation import plain
 
 RECORDED = ("method", "backbone", "reducer", "image_size", "data", "schedule", "seed")
 TRAINER = ("precision", "accumulate_grad_batches", "gradient_clip_val")

@@ -18,10 +18,10 @@ from lfvit.commands.evaluate import evaluate
 from lfvit.commands.train import check, train
 from lfvit.errors import ConfigError, LFViTError, TrainingError
 from lfvit.models.weight_files import weights_digest
-from lfvit.runs.directory import PROJECT_ROOT, plain
+from lfvit.runs.provenance import PROJECT_ROOT
 from lfvit.runs.setup import build_model, make_record, model_overrides, overridden
 from lfvit.utils.signals import call
-from lfvit.utils.validation import check_names
+from lfvit.utils.validation import check_names, plain
 
 
 class Run(NamedTuple):

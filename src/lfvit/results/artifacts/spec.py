@@ -15,8 +15,7 @@ from lfvit.measure.thresholds import default_thresholds
 from lfvit.results.artifacts.measures import LABELS, MEASURES
 from lfvit.results.comparisons import WAYS
 from lfvit.results.diagnosis import PANELS
-from lfvit.runs.directory import plain
-from lfvit.utils.validation import check_choice, check_names, check_whole
+from lfvit.utils.validation import check_choice, check_names, check_whole, plain
 
 KINDS = ("table", "figure")
 DRAW = (

@@ -9,7 +9,8 @@ from typing import Any
 
 from lfvit.results.artifacts.content import Content
 from lfvit.results.artifacts.spec import Artifact
-from lfvit.runs.directory import environment, write_json
+from lfvit.runs.provenance import environment
+from lfvit.utils.atomic_io import write_json
 from lfvit.utils.markdown import code, escape
 
 

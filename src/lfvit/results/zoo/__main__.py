@@ -11,12 +11,12 @@ from pathlib import Path
 
 from lfvit.errors import LFViTError
 from lfvit.results import zoo
-from lfvit.runs.directory import read_json
-from lfvit.utils.warning_filters import quieten
+from lfvit.utils.atomic_io import read_json
+from lfvit.utils.warning_filters import filter_warnings
 
 
 def main() -> None:
-    quieten()
+    filter_warnings()
     arguments = _parse()
     try:
         if arguments.what == "add":

@@ -23,8 +23,9 @@ from lfvit.models.weight_files import RECORD
 from lfvit.results import shapes, zoo
 from lfvit.results.origins import start_of
 from lfvit.results.zoo.cards import make_card, markdown, portable
-from lfvit.runs.directory import PROJECT_ROOT, read_json, write_json
+from lfvit.runs.provenance import PROJECT_ROOT
 from lfvit.runs.setup import load_trained
+from lfvit.utils.atomic_io import read_json, write_json
 
 LIMIT = 25_000_000  # bytes of all weights together: they are part of every clone
 

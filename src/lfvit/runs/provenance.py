@@ -1,0 +1,93 @@
+"""Where a run's numbers come from: command, commit, uncommitted changes, versions and machine."""
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PROJECT_ROOT = Path(__file__).resolve().parents[3]
+PACKAGES = (
+    "lfvit",
+    "torch",
+    "torchvision",
+    "lightning",
+    "timm",
+    "hydra-core",
+    "omegaconf",
+    "torchmetrics",
+    "fvcore",
+    "wandb",
+    "numpy",
+    "pillow",
+)
+
+
+def environment() -> dict[str, Any]:
+    """Command, commit, versions and machine."""
+    import torch
+
+    return {
+        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": commit(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "machine": machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def commit() -> str | None:
+    """The checked-out commit, with "+" where files differ from it; None outside a checkout."""
+    head = _git("rev-parse", "--short=12", "HEAD").decode().strip()
+    return f"{head}{'+' if _git('status', '--porcelain') else ''}" if head else None
+
+
+def machine() -> str:
+    """Processor, cores and GPU in words."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    words = f"{_processor()}, {cores} cores, {platform.system()}"
+    if torch.cuda.is_available():
+        words = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, {words}"
+    return words
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def uncommitted_changes() -> bytes:
+    """What differs from the commit, new files included, as a patch that git apply takes."""
+    patch = _git("diff", "--binary", "HEAD")
+    for name in _git("ls-files", "--others", "--exclude-standard", "-z").split(b"\0"):
+        path = PROJECT_ROOT / os.fsdecode(name)
+        if name and path.is_file() and path.stat().st_size < 1_000_000:
+            patch += _git("diff", "--binary", "--no-index", "/dev/null", os.fsdecode(name))
+    return patch
+
+
+def _git(*arguments: str) -> bytes:
+    """What git prints, nothing outside a checkout; `diff --no-index` exits with 1."""
+    if shutil.which("git") is None:
+        return b""
+    command = ["git", "-C", str(PROJECT_ROOT), *arguments]
+    done = subprocess.run(command, capture_output=True, check=False)
+    return done.stdout if done.returncode == 0 or "--no-index" in arguments else b""
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
