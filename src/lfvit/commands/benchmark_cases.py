@@ -24,7 +24,8 @@ from lfvit.measure.throughput import (
     time_interleaved,
 )
 from lfvit.models.two_pass import TwoPassViT
-from lfvit.results.zoo import card, locate
+from lfvit.models.zoo import locate
+from lfvit.results.zoo import card
 from lfvit.runs.setup import Trained, build_model, open_data
 from lfvit.training.losses import two_stage_losses
 from lfvit.utils.validation import plain

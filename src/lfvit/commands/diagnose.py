@@ -12,8 +12,8 @@ from rich.table import Table
 
 from lfvit.data.batches import ImageSource
 from lfvit.measure.diagnosis import Diagnosis, summarise
+from lfvit.models.zoo import locate
 from lfvit.results.diagnosis import plot_diagnosis
-from lfvit.results.zoo import locate
 from lfvit.runs.devices import check_one_device, prediction_trainer
 from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import environment

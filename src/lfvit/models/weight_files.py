@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lfvit.errors import CheckpointError
-from lfvit.results.zoo import locate
+from lfvit.models.zoo import locate
 
 RECORD = "lfvit"  # the entry of a file from which its model is rebuilt; JSON in a .safetensors
 WRAPPERS = ("state_dict", "model", "module", "model_state_dict")  # where files keep their weights

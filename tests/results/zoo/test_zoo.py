@@ -15,10 +15,11 @@ from lfvit.commands.predict import predict
 from lfvit.commands.train import build_module, train
 from lfvit.errors import CheckpointError, ConfigError, DataError
 from lfvit.measure.costs import count_macs
+from lfvit.models import zoo
 from lfvit.models.weight_files import read_file
-from lfvit.results import zoo
 from lfvit.results.collect import collect
 from lfvit.results.page_examples import open_run
+from lfvit.results.zoo import card as card_of
 from lfvit.results.zoo.__main__ import main
 from lfvit.results.zoo.add import LIMIT, add
 from lfvit.results.zoo.cards import markdown
@@ -70,7 +71,7 @@ def evaluated(composed, tmp_path, *overrides):
 def test_the_card_is_reproduced(two, composed, photographs, tmp_path):
     asked = ["ckpt_path=zoo:fruit", f"data.root={photographs}"]
     found = json.loads(json.dumps(evaluated(composed, tmp_path, *asked)))
-    card = zoo.card("zoo:fruit")
+    card = card_of("zoo:fruit")
     assert found["images"] == 12
     assert {key: found[key] for key in FIGURES} == {k: card["evaluation"][k] for k in FIGURES}
     assert card["sha256"] == hashlib.sha256((two / "fruit.safetensors").read_bytes()).hexdigest()
@@ -122,7 +123,7 @@ def test_benchmark_and_training_take_it(two, composed, tmp_path):
     cfg = composed("benchmark", *settings, *sizes, f"run_dir={tmp_path}")
     cfg.models = {"vit": {"name": "vit"}}
     rows = benchmark(cfg)
-    (curve,) = (p for p in zoo.card("zoo:needles")["evaluation"]["curve"] if p["threshold"] == 0.5)
+    (curve,) = (p for p in card_of("zoo:needles")["evaluation"]["curve"] if p["threshold"] == 0.5)
     assert curve["top1"] in [row["top1"] for row in rows]
     cfg = composed("train", *NEEDLE_FAST, "init_from=zoo:needles")
     module = build_module(cfg, Schedule.of(cfg.schedule), ["a"] * 6)
@@ -152,7 +153,7 @@ def test_an_unknown_name_lists_the_known(two):
 
 def test_an_empty_zoo_says_what_to_do(empty, composed, photographs, tmp_path, capsys, monkeypatch):
     cfg = composed("predict", f"image={photographs / 'apple'}", f"run_dir={tmp_path}")
-    with pytest.raises(CheckpointError, match=r"zoo:default: the zoo is empty.*pass the weights"):
+    with pytest.raises(CheckpointError, match=r"zoo:default: is empty; pass the path"):
         predict(cfg)
     monkeypatch.setattr(sys, "argv", ["zoo"])
     main()
@@ -201,7 +202,7 @@ def test_a_record_that_is_none(tmp_path):
 @pytest.mark.parametrize("name", zoo.names())
 def test_a_model_of_the_repository(name):
     """What is committed fits together, and loads."""
-    card = zoo.card(f"zoo:{name}")
+    card = card_of(f"zoo:{name}")
     file = zoo.FOLDER / f"{name}.safetensors"
     assert card["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert (zoo.FOLDER / f"{name}.md").read_text() == markdown(card)
@@ -216,7 +217,7 @@ def test_the_repository_is_small_and_has_a_default(composed, photographs, tmp_pa
     assert sum(path.stat().st_size for path in zoo.FOLDER.glob("*.safetensors")) <= LIMIT
     image = next((photographs / "pear").iterdir())
     (found,) = predict(composed("predict", f"image={image}", f"run_dir={tmp_path}"))
-    record = zoo.card(f"zoo:{zoo.default()}")["record"]
+    record = card_of(f"zoo:{zoo.default()}")["record"]
     assert found["top"][0]["class"] in record["classes"]
     assert found["threshold"] == record["threshold"]
     assert (tmp_path / found["picture"]).stat().st_size > 1000

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from lfvit.errors import LFViTError
-from lfvit.results import zoo
+from lfvit.models import zoo
+from lfvit.results.zoo import card as card_of
 from lfvit.utils.atomic_io import read_json
 from lfvit.utils.warning_filters import filter_warnings
 
@@ -37,7 +38,7 @@ def _list() -> None:
     if not zoo.names():
         print(f"{zoo.FOLDER} holds no models; python -m lfvit.results.zoo add RUN_DIR --name NAME")
     for name in zoo.names():
-        card = zoo.card(zoo.PREFIX + name)
+        card = card_of(zoo.PREFIX + name)
         found = card["evaluation"]
         last = found["second"] or found["first"]
         mark = " (default)" if name == zoo.default() else ""
