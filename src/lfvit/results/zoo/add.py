@@ -19,8 +19,9 @@ from torch import Tensor
 from lfvit.cli import quote_path
 from lfvit.commands.evaluate import evaluate
 from lfvit.errors import CheckpointError, ConfigError, DataError
+from lfvit.models import zoo
 from lfvit.models.weight_files import RECORD
-from lfvit.results import shapes, zoo
+from lfvit.results import shapes
 from lfvit.results.origins import start_of
 from lfvit.results.zoo.cards import make_card, markdown, portable
 from lfvit.runs.provenance import PROJECT_ROOT
