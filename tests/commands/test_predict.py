@@ -30,17 +30,17 @@ def test_a_folder_of_awkward_photographs(run, photographs, tmp_path, capsys):
     assert written == {"images": found, "skipped": 0}
     entry = found[0]
     assert [set(line) for line in entry["top"]] == [{"class", "probability"}] * 5
-    assert entry["answered_by"] == "second pass"
+    assert entry["answered_by"] == "pass 2"
     assert len(entry["region"]) == 2
     with Image.open(tmp_path / "out" / entry["picture"]) as picture:
         assert picture.width > 500
-    assert "answered by the second pass" in capsys.readouterr().out
+    assert "answered by pass 2" in capsys.readouterr().out
 
 
 def test_the_threshold_decides_who_answers_and_what_it_costs(run, photographs):
     image = str(photographs / "apple" / "00.jpg")
     (early,), (late,) = run(image, "threshold=0"), run(image, "threshold=1.01")
-    assert early["answered_by"] == "first pass"
+    assert early["answered_by"] == "pass 1"
     assert early["gmacs"] < late["gmacs"]
     assert early["region"] == late["region"]
 
@@ -87,17 +87,19 @@ def test_one_pass_models(run, composed, photographs, tmp_path):
     train(composed("train", *NEEDLE_FAST, "method=vit", f"run_dir={tmp_path / 'vit'}"))
     checkpoint = tmp_path / "vit" / "checkpoints" / "last.ckpt"
     (entry,) = run(str(photographs / "apple" / "00.jpg"), checkpoint=checkpoint)
-    assert entry["answered_by"] == "only pass"
+    assert entry["answered_by"] == "pass 1"
     assert (tmp_path / "out" / entry["picture"]).exists()
 
 
 def test_class_names_are_not_taken_for_formulas(tmp_path):
     import numpy as np
+    import torch
 
-    from lfvit.tracking.pictures import Look, save_looks
+    from lfvit.tracking.pictures import Prediction, draw_predictions
 
     image = np.zeros((16, 16, 3), dtype=np.uint8)
-    save_looks([Look(image, image[::2, ::2], "$5_{ to $9", exited=True)], tmp_path / "x.png")
+    one = Prediction(image, ["$5_{ to $9"], logits=torch.zeros(1, 1), exit_pass=0)
+    draw_predictions([one], tmp_path / "x.png")
     assert (tmp_path / "x.png").exists()
 
 

@@ -39,7 +39,7 @@ def test_lines_tables_and_regions_exist_under_their_names(panels):
     drawn = {name for plot in found["Run History Line Plot"] for name in plot["metrics"]}
     assert {"val/first_top1", "val/top1", "val/early_exit_top1", "val/exit_fraction"} <= drawn
     assert {plot["xAxis"] for plot in found["Run History Line Plot"]} == {"epoch"}
-    assert found["Media Browser"][0]["mediaKeys"] == ["looks"]
+    assert found["Media Browser"][0]["mediaKeys"] == ["regions"]
     assert '"threshold_curve"' in json.dumps(found["Vega2"])
     assert '"predictions"' in json.dumps(found["Weave"])
 

@@ -1,6 +1,4 @@
-"""Pictures and tables say what the model answers."""
-
-import csv
+"""Predictions on a few images, and what loggers show of them."""
 
 import pytest
 import torch
@@ -10,87 +8,81 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import lfvit
 from lfvit.data.batches import Sample
 from lfvit.data.datamodule import normalise
-from lfvit.tracking.loggers import tracked
-from lfvit.tracking.media import log_predictions, log_rows, predictions
+from lfvit.tracking.loggers import summarise, tracked
+from lfvit.tracking.media import log_predictions, log_table
+from lfvit.tracking.pictures import predict_images
 from small_vits import randomise
 from wandb_file import read_offline_run
 
 CLASSES = ["$5", "pear", "plum"]
 
 
-@pytest.fixture
-def samples():
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (4, 3, 112, 112), dtype=torch.uint8, generator=generator)
-    return [Sample(image, i % 3, None) for i, image in enumerate(pixels)]
+class FourImages:
+    """A stand-in for a DataModule."""
+
+    classes = CLASSES
+
+    def some_validation_samples(self, count):
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randint(0, 256, (4, 3, 112, 112), dtype=torch.uint8, generator=generator)
+        return [Sample(image, i % 3, None) for i, image in enumerate(pixels)][:count]
 
 
 @pytest.mark.parametrize("method", ["vit", "lf_vit", "cf_vit"])
-def test_the_answers_are_the_models(tiny, samples, method, tmp_path):
+def test_predictions_are_those_of_early_exit(tiny, method, tmp_path):
     model = lfvit.create_model(method, backbone=tiny, image_size=112, num_classes=3)
     randomise(model, seed=1)
-    images = normalise(torch.stack([sample.pixels for sample in samples]))
+    samples = FourImages().some_validation_samples(4)
+    pixels = torch.stack([sample.pixels for sample in samples])
+    targets = [sample.target for sample in samples]
     with torch.no_grad():
         if method == "vit":
-            threshold, answer = 0.5, model.eval()(images).argmax(1)
+            threshold, expected = 0.5, model.eval()(normalise(pixels)).argmax(1)
         else:
-            confidence = model.eval().infer(images, 2).confidence
+            confidence = model.eval().infer(normalise(pixels), 2).confidence
             threshold = confidence.median().item()  # so that some exit and some do not
-            inference = model.infer(images, threshold)
-            answer = inference.logits.argmax(1)
+            inference = model.infer(normalise(pixels), threshold)
+            expected = inference.logits.argmax(1)
             assert 0 < inference.exited.sum() < 4
-    found = predictions(model.train(), samples, CLASSES, threshold)
+    predictions = predict_images(model.train(), pixels, CLASSES, threshold, targets)
     assert model.training
-    assert [one.answer for one in found] == [CLASSES[i] for i in answer]
-    assert [one.label for one in found] == [CLASSES[i] for i in (0, 1, 2, 0)]
-    for i, one in enumerate(found):
-        assert one.correct == (answer[i] == samples[i].target)
+    for i, one in enumerate(predictions):
+        assert one.label == CLASSES[expected[i]]
+        assert one.correct == (expected[i] == targets[i])
         if method == "vit":
-            assert one.second is None
-            assert one.exited
+            assert (one.exit_pass, one.exited, one.gca) == (0, False, None)
         else:
             assert one.exited == inference.exited[i]
-            assert one.confidence == pytest.approx(inference.confidence[i].item())
-            assert (one.look.region is None) == (method == "cf_vit")
-            assert torch.equal(one.look.fine, inference.selection.fine_indices[i])
-    log_predictions([TensorBoardLogger(tmp_path, "", "")], found, step=7)
-    (event,) = EventAccumulator(str(tmp_path)).Reload().Images("looks")
+            assert (one.region is None) == (method == "cf_vit")
+            assert torch.equal(one.fine_indices, inference.selection.fine_indices[i])
+    board = TensorBoardLogger(tmp_path, "", "")
+    log_predictions([board], model, FourImages(), threshold, count=3, step=7)
+    (event,) = EventAccumulator(str(tmp_path)).Reload().Images("regions")
     assert event.step == 7
-    assert event.height > event.width / (1 if method == "vit" else 3)  # a row for every image
+    assert event.height / event.width > 3 / (1 if method == "vit" else 3)  # a row for every image
 
 
-ROWS = [
-    {"task": "inference", "model": name, "precision": "fp32", "compiled": compiled}
-    | {"batch_size": 8, "exit_fraction": exits, "gmacs": gmacs}
-    | {"images_per_second": speed, "latency_ms_p50": 8e3 / speed, "exits": None}
-    for name, compiled, exits, gmacs, speed in (
-        ("vit", False, None, 4.6, 100.0),
-        ("lf_vit", True, 0.78, 1.7, 210.0),
-    )
-]
-
-
-def test_rows_of_a_benchmark(composed, tmp_path):
-    offline = ("logger=many", "logger.wandb.offline=true")
+def test_rows_become_a_table_and_numbers(composed, tmp_path):
+    rows = [
+        {"model": "vit", "gmacs": 4.6, "exits": None},
+        {"model": "lf", "gmacs": 1.7, "exits": 0.5},
+    ]
+    offline = ("logger=many", "logger.wandb.offline=true", "logger.csv=null")
     cfg = composed("train", *offline, "name=benchmark", f"run_dir={tmp_path}")
     with tracked(cfg, "benchmark") as loggers:
-        log_rows(loggers, ROWS)
+        log_table(loggers, "benchmark", rows)
+        summarise(loggers, {"vit/images_per_second": 100.0, "note": "text", "missing": None})
+    assert not (tmp_path / "metrics.csv").exists()  # null removes a logger
     run = read_offline_run(tmp_path)
     assert (run.run.job_type, run.run.display_name, run.exit_code) == ("benchmark", "benchmark", 0)
     table = run.table("benchmark")
-    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
-    assert rows == ROWS
-    names = ["inference/vit/fp32/batch_8", "inference/lf_vit/fp32_compiled/batch_8/exits_0.78"]
-    with (tmp_path / "metrics.csv").open() as file:
-        (line,) = csv.DictReader(file)
+    assert [dict(zip(table["columns"], row, strict=True)) for row in table["data"]] == rows
+    assert run.summary["vit/images_per_second"] == 100
+    assert (run.summary["note"], "missing" in run.summary) == ("text", False)
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    for name, row in zip(names, ROWS, strict=True):
-        speed = f"{name}/images_per_second"
-        assert run.summary[speed] == float(line[speed]) == row["images_per_second"]
-        assert board.Scalars(speed)[0].value == pytest.approx(row["images_per_second"])
+    assert board.Scalars("vit/images_per_second")[0].value == 100
 
 
 def test_loggers_without_pictures_get_none(tmp_path):
-    log_predictions([CSVLogger(tmp_path, "", "")], [])
-    log_rows([], ROWS)
+    log_predictions([CSVLogger(tmp_path, "", "")], None, None, 0.5, count=3)
     assert not list(tmp_path.iterdir())

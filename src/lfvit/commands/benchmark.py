@@ -29,8 +29,8 @@ from lfvit.runs.devices import find_device
 from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import environment
 from lfvit.runs.setup import Trained, load_trained
-from lfvit.tracking.loggers import tracked
-from lfvit.tracking.media import log_rows
+from lfvit.tracking.loggers import summarise, tracked
+from lfvit.tracking.media import log_table
 from lfvit.utils.validation import check_choice, check_range, check_switch, check_whole, plain
 
 
@@ -72,12 +72,25 @@ def benchmark(cfg: DictConfig) -> list[dict[str, Any]]:
                 repeats=cfg.repeats,
             )
         results.write()
-        log_rows(loggers, results.rows)
+        log_table(loggers, "benchmark", results.rows)
+        summarise(loggers, _speeds(results.rows))
     results.print()
     print(f"written to {run_dir}")
     if cfg.publish is not None:
         _publish(run_dir, Path(cfg.publish))
     return results.rows
+
+
+def _speeds(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Images per second of each row for the loggers, by task, model and setting."""
+    speeds = {}
+    for row in rows:
+        setting = f"{row['precision']}{'_compiled' if row['compiled'] else ''}"
+        name = f"{row['task']}/{row['model']}/{setting}/batch_{row['batch_size']}"
+        if row["exit_fraction"] is not None:
+            name += f"/exits_{row['exit_fraction']:.2f}"
+        speeds[f"{name}/images_per_second"] = float(row["images_per_second"])
+    return speeds
 
 
 @dataclass

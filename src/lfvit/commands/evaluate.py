@@ -23,13 +23,7 @@ from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import environment
 from lfvit.runs.setup import Trained, load_trained, model_overrides, open_data
 from lfvit.tracking.loggers import summarise, tracked
-from lfvit.tracking.media import (
-    log_curve,
-    log_picture,
-    log_predictions,
-    predictions,
-    shows_media,
-)
+from lfvit.tracking.media import log_image, log_predictions, log_table
 from lfvit.tracking.summaries import evaluation_summary
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.distributed import is_main_process
@@ -114,14 +108,10 @@ def _show(
 ) -> None:
     """What loggers can show of an evaluation beside its numbers."""
     if found["curve"]:
-        log_curve(loggers, found["curve"])
-        log_picture(loggers, "evaluation", run_dir / "evaluate.png")
-    if cfg.logged_images and shows_media(loggers):
-        samples = data.some_validation_samples(cfg.logged_images)
-        record = trained.record
-        log_predictions(
-            loggers, predictions(trained.model, samples, record["classes"], record["threshold"])
-        )
+        log_table(loggers, "threshold_curve", found["curve"], plot=("gmacs", "top1"))
+        log_image(loggers, "evaluation", run_dir / "evaluate.png")
+    threshold = trained.record["threshold"]
+    log_predictions(loggers, trained.model, data, threshold, cfg.logged_images)
 
 
 def _verify_macs(model: Any, image_size: int) -> None:

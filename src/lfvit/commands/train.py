@@ -24,7 +24,7 @@ from lfvit.runs.provenance import commit, machine
 from lfvit.runs.resume import LAYOUT, check_data, check_resume, continued, finished
 from lfvit.runs.setup import build_model, make_record
 from lfvit.runs.sweeps import check_one_process, in_sweep
-from lfvit.tracking.loggers import TRACKING, summarise, tracked, tracked_as
+from lfvit.tracking.loggers import TRACKING, summarise, tracked, tracking_record
 from lfvit.tracking.summaries import training_summary
 from lfvit.training.checkpoint_io import WholeCheckpointIO
 from lfvit.training.last_checkpoint import LastCheckpoint
@@ -80,7 +80,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         data: ImageDataModule = hydra.utils.instantiate(cfg.data)
         layout = check_data(cfg, resumed, data, trainer)
         module = build_module(cfg, schedule, data.classes)
-        module.record |= {TRACKING: tracked_as(loggers, cfg), LAYOUT: layout}
+        module.record |= {TRACKING: tracking_record(loggers, cfg), LAYOUT: layout}
         with told_of_random_order(cfg.deterministic):
             trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
         metrics = _metrics(trainer, module, data)

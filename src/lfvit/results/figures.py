@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from lfvit.results.diagnosis import PANELS, draw_measure
 from lfvit.results.plots import BLUE, ENDS, GREEN, GREY, ORANGE, PALETTE, STYLE
-from lfvit.tracking.pictures import TITLE, Look
+from lfvit.tracking.pictures import TITLE, Prediction, draw_frames, second_pass_image
 
 Rows = Sequence[Mapping[str, Any]]
 Paths = Sequence[Path]
@@ -153,42 +151,24 @@ def plot_passes(rows: Rows, paths: Paths, footnote: str) -> None:
         right.margins(0.12)
 
 
-def plot_regions(pairs: Sequence[Mapping[str, Look]], paths: Paths, footnote: str) -> None:
+def plot_regions(pairs: Sequence[Mapping[str, Prediction]], paths: Paths, footnote: str) -> None:
     """Images in rows, models in columns: what became fine in colour, the rest pale.
 
     Args:
-        pairs: for each image, model -> what it looked at.
+        pairs: for each image, model -> its prediction.
     """
     names = list(pairs[0])
     with _page(paths, footnote, 2.6 * (len(names) + 1), 2.7 * len(pairs) + 0.4) as figure:
         grid = figure.subplots(len(pairs), len(names) + 1, squeeze=False)
-        for line, looks in zip(grid, pairs, strict=True):
+        for line, predictions in zip(grid, pairs, strict=True):
             for axes in line:
                 axes.set_axis_off()
-            line[0].imshow(next(iter(looks.values())).image)
-            for axes, (name, look) in zip(line[1:], looks.items(), strict=True):
-                _draw_region(axes, look)
-                axes.set_title(f"{name}: {look.answer}", **TITLE)
+            line[0].imshow(next(iter(predictions.values())).image)
+            for axes, (name, prediction) in zip(line[1:], predictions.items(), strict=True):
+                axes.imshow(second_pass_image(prediction))
+                draw_frames(axes, prediction)
+                axes.set_title(f"{name}: {prediction.caption}", **TITLE)
         grid[0, 0].set_title("image", **TITLE)
-
-
-def _draw_region(axes: Axes, look: Look) -> None:
-    assert look.gca is not None
-    assert look.fine is not None
-    side, cells = look.image.shape[0], look.gca.shape[0]
-    patch = side // (2 * cells)
-    fine = np.zeros(4 * cells * cells, dtype=bool)
-    fine[look.fine.numpy()] = True
-    mask = np.kron(fine.reshape(2 * cells, 2 * cells), np.ones((patch, patch), dtype=bool))
-    pale = (0.4 * look.image + 0.6 * 255).astype(np.uint8)
-    axes.imshow(np.where(mask[..., None], look.image, pale))
-    if look.region is not None:
-        row, column = (2 * patch * place for place in look.region.tolist())
-        size = 2 * patch * look.region_size
-        axes.add_patch(Rectangle((column, row), size, size, fill=False, ec=ORANGE, lw=2))
-    if look.box is not None:
-        x0, y0, x1, y1 = look.box
-        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=BLUE, lw=1.5))
 
 
 def plot_depth(rows: Rows, panels: Iterable[str], noise: Rows, paths: Paths, footnote: str) -> None:

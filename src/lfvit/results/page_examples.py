@@ -8,15 +8,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
-from lfvit.commands.predict import look_at
 from lfvit.data import ImageDataModule
 from lfvit.data.batches import Sample
 from lfvit.errors import LFViTError
 from lfvit.results.evaluated import Run
 from lfvit.runs.setup import Trained, load_trained, open_data
-from lfvit.tracking.pictures import Look, over_attention, second_look
+from lfvit.tracking.pictures import (
+    Prediction,
+    attention_image,
+    predict_images,
+    second_pass_image,
+)
 from lfvit.utils.seeding import seeded
 
 SEARCHED = 120  # validation images among which examples are looked for
@@ -70,22 +75,22 @@ def make_examples(runs: Sequence[Run], count: int) -> dict[str, Any]:
     if not models:
         return {"groups": [], "missing": missing, "searched": 0, "by": "", "threshold": None}
     lead_run, lead = models[0]
-    kinds: dict[tuple[bool, bool], list[Sample]] = {}
-    for sample in samples:
-        right, look, _ = _look(lead, sample)
-        kinds.setdefault((look.exited, right), []).append(sample)
+    with seeded(0):
+        predicted = [_predict(trained, samples) for _, trained in models]
+    kinds: dict[tuple[bool, bool], list[int]] = {}
+    for i, prediction in enumerate(predicted[0]):
+        kinds.setdefault((prediction.exited, prediction.correct), []).append(i)
     groups = []
     for title, exited, right, text in KINDS:
         share = max(1, count // len(KINDS))
         chosen = kinds.get((exited, right), [])
-        groups.append(
-            {
-                "title": title,
-                "text": text,
-                "found": len(chosen),
-                "images": [_show(models, sample) for sample in _spread_out(chosen, share)],
-            }
-        )
+        images = [
+            _show(
+                [(run, of_model[i]) for (run, _), of_model in zip(models, predicted, strict=True)]
+            )
+            for i in _spread_out(chosen, samples, share)
+        ]
+        groups.append({"title": title, "text": text, "found": len(chosen), "images": images})
     return {
         "groups": groups,
         "missing": missing,
@@ -129,38 +134,45 @@ def _same(ours: list[Sample], theirs: list[Sample]) -> bool:
     )
 
 
-def _spread_out(samples: list[Sample], count: int) -> list[Sample]:
+def _spread_out(indices: list[int], samples: list[Sample], count: int) -> list[int]:
     """So many of them, of different classes first."""
     seen: dict[int, int] = {}
     ranked = []
-    for sample in samples:
-        ranked.append((seen.setdefault(sample.target, 0), sample))
-        seen[sample.target] += 1
-    return [sample for _, sample in sorted(ranked, key=lambda pair: pair[0])[:count]]
+    for i in indices:
+        ranked.append((seen.setdefault(samples[i].target, 0), i))
+        seen[samples[i].target] += 1
+    return [i for _, i in sorted(ranked)[:count]]
 
 
-def _look(trained: Trained, sample: Sample) -> tuple[bool, Look, dict[str, Any]]:
-    entry, look = look_at(trained, sample.pixels, top=1)
-    truth = trained.record["classes"][sample.target]
-    return entry["top"][0]["class"] == truth, look._replace(box=sample.box), entry
+def _predict(trained: Trained, samples: Sequence[Sample]) -> list[Prediction]:
+    record = trained.record
+    return predict_images(
+        trained.model,
+        torch.stack([sample.pixels for sample in samples]),
+        record["classes"],
+        record["threshold"],
+        [sample.target for sample in samples],
+        [sample.box for sample in samples],
+    )
 
 
-def _show(models: list[tuple[Run, Trained]], sample: Sample) -> dict[str, Any]:
-    truth = models[0][1].record["classes"][sample.target]
-    shown = [_one(run, trained, sample) for run, trained in models]
-    image = sample.pixels.permute(1, 2, 0).numpy()
-    return {"truth": truth, "image": data_uri(image), "models": shown}
+def _show(predictions: list[tuple[Run, Prediction]]) -> dict[str, Any]:
+    """One image with the predictions of every model."""
+    first = predictions[0][1]
+    assert first.target is not None
+    return {
+        "truth": first.classes[first.target],
+        "image": data_uri(first.image),
+        "models": [_one(run, prediction) for run, prediction in predictions],
+    }
 
 
-def _one(run: Run, trained: Trained, sample: Sample) -> dict[str, Any]:
-    right, look, entry = _look(trained, sample)
-    answer = entry["top"][0]
+def _one(run: Run, prediction: Prediction) -> dict[str, Any]:
     window, words = None, "cells all over the image"
-    assert look.gca is not None
-    cells = look.gca.shape[0]
-    if look.region is not None:
-        row, column = look.region.tolist()
-        size = look.region_size
+    assert prediction.gca is not None
+    cells = prediction.gca.shape[0]
+    if prediction.region is not None:
+        (row, column), size = prediction.region, prediction.region_size
         window = {
             key: round(100 * value / cells, 3)
             for key, value in (("left", column), ("top", row), ("side", size))
@@ -171,13 +183,12 @@ def _one(run: Run, trained: Trained, sample: Sample) -> dict[str, Any]:
         )
     return {
         "name": run.model,
-        "answer": answer["class"],
-        "probability": answer["probability"],
-        "right": right,
-        "exited": look.exited,
-        "confidence": entry["first_confidence"],
-        "attention": data_uri(over_attention(look)),
-        "second": data_uri(second_look(look)),
+        "answer": prediction.label,
+        "probability": prediction.confidence,
+        "right": prediction.correct,
+        "exited": prediction.exited,
+        "attention": data_uri(attention_image(prediction)),
+        "second": data_uri(second_pass_image(prediction)),
         "window": window,
         "words": words,
     }

@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+import torch
 from PIL import Image
 
-from lfvit.commands.predict import look_at
 from lfvit.data import ImageDataModule
-from lfvit.data.batches import Sample
 from lfvit.measure.predictions import image_names, right_at
 from lfvit.results.changes import harmed
 from lfvit.results.comparisons import Evaluated
 from lfvit.results.evaluated import Run
 from lfvit.results.page_examples import KINDS, open_run
 from lfvit.runs.setup import Trained
-from lfvit.tracking.pictures import Look, save_looks
+from lfvit.tracking.pictures import draw_predictions, predict_images
 from lfvit.utils.seeding import seeded
 
 WIDTH = 660  # pixels of a picture; it is part of every clone
@@ -93,18 +92,20 @@ def _spread(rows: pd.DataFrame, count: int) -> list[str]:
 def _save(trained: Trained, data: ImageDataModule, images: Sequence[str], path: Path) -> None:
     numbers = {name: number for number, name in enumerate(image_names(data))}
     pictures = data.val_dataset()
-    looks: list[Look] = []
+    samples = [pictures[numbers[name]] for name in images]
+    pixels = torch.stack([sample.pixels for sample in samples])
+    record = trained.record
     with seeded(0):
-        for name in images:
-            sample = pictures[numbers[name]]
-            assert isinstance(sample, Sample)
-            _, look = look_at(trained, sample.pixels, top=1)
-            truth = trained.record["classes"][sample.target]
-            wrong = not look.answer.startswith(f"{truth},")
-            words = f"\n{look.answer}" + (f"\n(it is {truth})" if wrong else "")
-            looks.append(look._replace(answer=words, box=sample.box))
+        predictions = predict_images(
+            trained.model,
+            pixels,
+            record["classes"],
+            record["threshold"],
+            [sample.target for sample in samples],
+            [sample.box for sample in samples],
+        )
     file = io.BytesIO()
-    save_looks(looks, file)
+    draw_predictions(predictions, file)
     with Image.open(file) as picture:
         height = round(picture.height * WIDTH / picture.width)
         small = picture.convert("RGB").resize((WIDTH, height), Image.Resampling.LANCZOS)

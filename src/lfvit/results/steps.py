@@ -1,4 +1,4 @@
-"""The method in one picture, step by step, on one image."""
+"""A two-pass model step by step, on one image, in one picture."""
 
 from pathlib import Path
 from typing import Any
@@ -9,70 +9,71 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from lfvit.data.datamodule import normalise
 from lfvit.models.selection.windows import window_sums
-from lfvit.models.two_pass import TwoPassViT
-from lfvit.results.plots import BLUE, ORANGE, STYLE
-from lfvit.tracking.pictures import TITLE, Look, second_look
+from lfvit.tracking.pictures import (
+    BLUE,
+    ORANGE,
+    STYLE,
+    TITLE,
+    Prediction,
+    second_pass_image,
+)
 
 
-def save_steps(model: TwoPassViT, images: torch.Tensor, look: Look, path: Path) -> None:
-    """Draw what happens to one image, from the half-resolution view to the second pass's tokens.
+def draw_steps(model: Any, prediction: Prediction, path: Path) -> None:
+    """Draw the steps from the half-resolution image to the tokens of the second pass.
 
     Args:
-        images: (1, 3, S, S), normalised, on the model's device.
-        look: the same image as `lfvit.commands.predict.look_at` returns it.
+        model: of two passes, in evaluation mode.
+        prediction: of this model, see `lfvit.tracking.pictures.predict_images`.
+        path: of the picture.
     """
+    assert prediction.gca is not None
+    assert prediction.fine_indices is not None
+    pixels = torch.from_numpy(prediction.image).permute(2, 0, 1)[None]  # (1, 3, S, S)
     with torch.inference_mode():
-        first = model.first_pass(images)
-    gca, last = first.gca[0].cpu(), first.last[0].cpu().numpy()
-    g, S = model.grid, look.image.shape[0]
-    frame = (0, S, S, 0)
-    with mpl.rc_context({**STYLE, "axes.grid": False}):
+        first = model.first_pass(normalise(pixels.to(next(model.parameters()).device)))
+    gca, last = prediction.gca.numpy(), first.last[0].cpu().numpy()  # (g, g)
+    g, k, S = gca.shape[0], len(prediction.fine_indices) // 4, prediction.image.shape[0]
+    heat: Any = {"cmap": "inferno", "interpolation": "nearest"}
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 6.9), layout="constrained")
         axes: Any = figure.subplots(2, 3)
-        for axis in axes.flat:
-            axis.set_axis_off()
-        photo, view, attention, average, windows, second = axes.flat
-        photo.imshow(look.image, extent=frame)
-        photo.set_title(f"the image, {2 * g} x {2 * g} patches", **TITLE)
-        view.imshow(look.view, extent=frame)
-        _grid(view, g, S)
-        view.set_title(f"1. first look: {g} x {g} tokens at half resolution", **TITLE)
-        attention.imshow(last, extent=frame, cmap="inferno", interpolation="nearest")
-        attention.set_title("2. where the class token looks, last block", **TITLE)
-        average.imshow(gca.numpy(), extent=frame, cmap="inferno", interpolation="nearest")
-        average.set_title("3. its average over the deeper blocks", **TITLE)
-        second.imshow(second_look(look), extent=frame)
-        tokens = 1 + look.fine.numel() + g * g - look.fine.numel() // 4  # type: ignore[union-attr]
-        second.set_title(f"5. second look: {tokens} tokens at two resolutions", **TITLE)
-        if look.region is None:
-            windows.imshow(_chosen(look, g), extent=frame, cmap="inferno", interpolation="nearest")
-            windows.set_title("4. the cells that become fine", **TITLE)
+        image, coarse, attention, average, windows, second = axes.flat
+        image.imshow(prediction.image)
+        coarse.imshow(prediction.coarse_image, extent=(0, S, S, 0))
+        for line in np.arange(1, g) * S / g:
+            coarse.axhline(line, color="white", lw=0.5, alpha=0.6)
+            coarse.axvline(line, color="white", lw=0.5, alpha=0.6)
+        attention.imshow(last, **heat)
+        average.imshow(gca, **heat)
+        second.imshow(second_pass_image(prediction))
+        if prediction.region is None:
+            fine = prediction.fine_indices.numpy()
+            cells = np.zeros((g, g))
+            cells[fine // (2 * g) // 2, fine % (2 * g) // 2] = 1
+            windows.imshow(cells, **heat)
+            choice = "4. cells selected for full resolution"
         else:
-            row, column = look.region.tolist()
-            m, cell = look.region_size, S / g
-            sums = window_sums(gca[None], m)[0].numpy()
-            places = windows.imshow(sums, cmap="inferno", interpolation="nearest")
-            figure.colorbar(places, ax=windows, shrink=0.7, ticks=[])
+            (row, column), m = prediction.region, prediction.region_size
+            sums = windows.imshow(window_sums(prediction.gca[None], m)[0].numpy(), cmap="inferno")
+            figure.colorbar(sums, ax=windows, shrink=0.7, ticks=[])
             windows.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, ec=BLUE, lw=3))
-            windows.set_title(f"4. attention inside every {m} x {m} window", **TITLE)
-            for axis in (photo, average, second):
-                corner = (column * cell, row * cell)
-                box = Rectangle(corner, m * cell, m * cell, fill=False, ec=ORANGE, lw=2.5)
-                axis.add_patch(box)
+            choice = f"4. attention inside every {m} x {m} window"
+            for axis, cell, edge in ((image, S / g, 0), (average, 1, 0.5), (second, S / g, 0)):
+                corner = (column * cell - edge, row * cell - edge)
+                side = m * cell
+                axis.add_patch(Rectangle(corner, side, side, fill=False, ec=ORANGE, lw=2.5))
+        titles = (
+            f"the image, {2 * g} x {2 * g} patches",
+            f"1. first pass: {g} x {g} tokens at half resolution",
+            "2. class attention, last block",
+            "3. its average over the deeper blocks",
+            choice,
+            f"5. second pass: {1 + 4 * k + g * g - k} tokens, two resolutions",
+        )
+        for axis, title in zip(axes.flat, titles, strict=True):
+            axis.set_axis_off()
+            axis.set_title(title, **TITLE)
         figure.savefig(path, dpi=110)
-
-
-def _grid(axis: Any, cells: int, side: int) -> None:
-    for line in range(1, cells):
-        axis.axhline(line * side / cells, color="white", lw=0.5, alpha=0.6)
-        axis.axvline(line * side / cells, color="white", lw=0.5, alpha=0.6)
-
-
-def _chosen(look: Look, g: int) -> np.ndarray:
-    """(g, g), 1 where the coarse cell holds fine patches."""
-    assert look.fine is not None
-    row, column = look.fine.numpy() // (2 * g) // 2, look.fine.numpy() % (2 * g) // 2
-    chosen = np.zeros((g, g))
-    chosen[row, column] = 1
-    return chosen

@@ -110,7 +110,7 @@ def build_report(
             grid(
                 runs("Trained and evaluated", "train", "evaluate"),
                 wr.MediaBrowser(
-                    title="Regions", media_keys=["looks"], layout=wr.Layout(w=24, h=12)
+                    title="Regions", media_keys=["regions"], layout=wr.Layout(w=24, h=12)
                 ),
                 wr.WeavePanelSummaryTable(table_name="predictions", layout=wr.Layout(w=24, h=12)),
             ),

@@ -1,113 +1,205 @@
-"""Where a model looked, drawn over the image."""
+"""Predictions on a few images, and pictures of them: class attention and what each pass sees."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from torch import Tensor
+from torch import Tensor, nn
+
+from lfvit.data.datamodule import normalise
+from lfvit.models.passes import forward_passes
+from lfvit.models.resample import downsample
 
 BLUE, ORANGE = "#0072B2", "#D55E00"  # safe for colour blindness
 TITLE: Any = {"fontsize": 9, "parse_math": False}  # a class may be called "$5"
+STYLE: Any = {"font.size": 10, "axes.grid": False}
 
 
-class Look(NamedTuple):
-    """One image with what a model did to it.
+class Prediction(NamedTuple):
+    """The passes of a model on one image. S: image side, g: side of the coarse grid.
 
-    image: (S, S, 3) uint8. view: (S/2, S/2, 3) uint8. answer: class and probability in words.
-    exited: whether the first (or only) pass answered. box: x0, y0, x1, y1 of the object if known.
-    Of a two-pass model also: gca (g, g), fine (4k,) fine patches, row-major, and with a window
-    selector region, row and column of the window, and region_size, m.
+    image: (S, S, 3) uint8. classes: names by index. logits: (passes, C) float32, on the CPU.
+    exit_pass: index of the pass that answers at the threshold. target: class index, if known.
+    box: x0, y0, x1, y1 of the object in pixels, if known.
+    Of two passes also gca (g, g), class attention; fine_indices (4k,), row-major patches the second
+    pass sees at full resolution; and of window selectors region, row and column of the window.
     """
 
     image: np.ndarray
-    view: np.ndarray
-    answer: str
-    exited: bool
+    classes: Sequence[str]
+    logits: Tensor
+    exit_pass: int
+    target: int | None = None
     box: tuple[int, ...] | None = None
     gca: Tensor | None = None
-    fine: Tensor | None = None
-    region: Tensor | None = None
+    fine_indices: Tensor | None = None
+    region: tuple[int, int] | None = None
     region_size: int = 0
 
+    @property
+    def exited(self) -> bool:
+        """Whether a pass before the last answers."""
+        return self.exit_pass < len(self.logits) - 1
 
-def save_looks(looks: list[Look], path: Path | IO[bytes]) -> None:
-    """One row per image: the half-resolution view, class attention over it, the second look.
+    @property
+    def confidence(self) -> float:
+        """Largest softmax probability of the pass that answers."""
+        return float(self.logits[self.exit_pass].softmax(0).max())
+
+    @property
+    def label(self) -> str:
+        """The predicted class."""
+        return self.classes[int(self.logits[self.exit_pass].argmax())]
+
+    @property
+    def correct(self) -> bool:
+        return int(self.logits[self.exit_pass].argmax()) == self.target
+
+    @property
+    def caption(self) -> str:
+        """The predicted class with its confidence, and the right one where it is another."""
+        wrong = self.target is not None and not self.correct
+        truth = f"\n(it is {self.classes[self.target]})" if wrong else ""  # type: ignore[index]
+        return f"{self.label}, {self.confidence:.0%}{truth}"
+
+    @property
+    def coarse_image(self) -> np.ndarray:
+        """(S/2, S/2, 3) uint8: what the first of two passes sees."""
+        pixels = torch.from_numpy(self.image).permute(2, 0, 1).float()
+        return _to_array(downsample(pixels[None])[0])
+
+
+@torch.no_grad()
+def predict_images(
+    model: nn.Module,
+    pixels: Tensor,
+    classes: Sequence[str],
+    threshold: float,
+    targets: Sequence[int] | None = None,
+    boxes: Sequence[tuple[int, ...] | None] | None = None,
+) -> list[Prediction]:
+    """Run all passes on a few images.
+
+    Args:
+        model: on any device; its mode is restored.
+        pixels: (B, 3, S, S) uint8, not normalised.
+        classes: names by class index.
+        threshold: eta; the first pass this confident answers, otherwise the last.
+        targets: class indices, if known.
+        boxes: of the objects, if known.
+    """
+    parameter = next(model.parameters())
+    was_training = model.training
+    images = normalise(pixels.to(parameter.device)).to(parameter.dtype)
+    output = forward_passes(model.eval(), images)
+    model.train(was_training)
+    logits = torch.stack([of_pass.float().cpu() for of_pass in output.logits], dim=1)  # (B, P, C)
+    confident = logits.softmax(dim=2).amax(dim=2) >= threshold  # (B, P)
+    confident[:, -1] = True
+    exits = confident.int().argmax(dim=1).tolist()
+    predictions = []
+    for i in range(len(pixels)):
+        prediction = Prediction(
+            image=_to_array(pixels[i]),
+            classes=classes,
+            logits=logits[i],
+            exit_pass=exits[i],
+            target=None if targets is None else int(targets[i]),
+            box=None if boxes is None else boxes[i],
+        )
+        if (selection := output.selection) is not None:
+            prediction = prediction._replace(
+                gca=selection.gca[i].float().cpu(), fine_indices=selection.fine_indices[i].cpu()
+            )
+            if selection.region is not None:
+                row, column = selection.region[i].tolist()
+                size: Any = model.region_size
+                prediction = prediction._replace(region=(row, column), region_size=size)
+        predictions.append(prediction)
+    return predictions
+
+
+def draw_predictions(predictions: Sequence[Prediction], path: Path | IO[bytes]) -> None:
+    """One row per image: half resolution, class attention over the image, the second pass's input.
 
     Of a one-pass model, the image alone.
     """
-    panels = 1 if looks[0].gca is None else 3
-    with mpl.rc_context({"axes.grid": False}):
-        figure = Figure(figsize=(2.6 * panels, 2.8 * len(looks)), layout="constrained")
-        grid = figure.subplots(len(looks), panels, squeeze=False)
-        for axes, look in zip(grid, looks, strict=True):
+    panels = 1 if predictions[0].gca is None else 3
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(2.6 * panels, 2.8 * len(predictions)), layout="constrained")
+        grid = figure.subplots(len(predictions), panels, squeeze=False)
+        for axes, prediction in zip(grid, predictions, strict=True):
             for axis in axes:
                 axis.set_axis_off()
-            if look.gca is None:
-                axes[0].imshow(look.image)
-                axes[0].set_title(look.answer, **TITLE)
+            if prediction.gca is None:
+                axes[0].imshow(prediction.image)
+                axes[0].set_title(prediction.caption, **TITLE)
             else:
-                _draw(axes, look, look.gca)
+                _draw_passes(axes, prediction)
         figure.savefig(path, dpi=120)
 
 
-def _draw(axes: Any, look: Look, gca: Tensor) -> None:
-    side = look.image.shape[0]
-    frame = (0, side, side, 0)
-    seen, attention, second = axes
-    seen.imshow(look.view, extent=frame)
-    attention.imshow(look.image.mean(axis=2), cmap="gray", extent=frame)
-    attention.imshow(gca.numpy(), cmap="inferno", alpha=0.6, extent=frame, interpolation="nearest")
-    second.imshow(second_look(look), extent=frame)
-    _frame(second, look)
-    if look.box is not None:
-        x0, y0, x1, y1 = look.box
-        second.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec="white", lw=1))
-    titles = ("first look", "class attention", "second look")
-    answered = 0 if look.exited else 2
-    for number, (axis, title) in enumerate(zip(axes, titles, strict=True)):
-        axis.set_title(f"{title}: {look.answer}" if number == answered else title, **TITLE)
-    if look.exited:
-        second.set_title("second look: not needed", **TITLE)
+def _draw_passes(axes: Any, prediction: Prediction) -> None:
+    side = prediction.image.shape[0]
+    first, attention, second = axes
+    first.imshow(prediction.coarse_image, extent=(0, side, side, 0))
+    attention.imshow(attention_image(prediction))
+    second.imshow(second_pass_image(prediction))
+    draw_frames(second, prediction)
+    titles = ["first pass", "class attention", "second pass"]
+    titles[0 if prediction.exited else 2] += f": {prediction.caption}"
+    if prediction.exited:
+        titles[2] += ": not run"
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title, **TITLE)
 
 
-def second_look(look: Look) -> np.ndarray:
-    """(S, S, 3) uint8: what the second pass gets, all but the fine patches paler and coarse."""
-    assert look.gca is not None
-    assert look.fine is not None
-    patches = 2 * look.gca.shape[0]
-    patch = look.image.shape[0] // patches
+def second_pass_image(prediction: Prediction) -> np.ndarray:
+    """(S, S, 3) uint8: the second pass's input, what stays at half resolution paler."""
+    assert prediction.gca is not None
+    assert prediction.fine_indices is not None
+    patches = 2 * prediction.gca.shape[0]
+    patch = prediction.image.shape[0] // patches
     fine = np.zeros(patches * patches, dtype=bool)
-    fine[look.fine.numpy()] = True
+    fine[prediction.fine_indices.numpy()] = True
     mask = np.kron(fine.reshape(patches, patches), np.ones((patch, patch), dtype=bool))
-    coarse = look.view.repeat(2, axis=0).repeat(2, axis=1)
+    coarse = prediction.coarse_image.repeat(2, axis=0).repeat(2, axis=1)
     pale = (0.55 * coarse + 0.45 * 255).astype(np.uint8)
-    return np.where(mask[..., None], look.image, pale)
+    return np.where(mask[..., None], prediction.image, pale)
 
 
-def _frame(axes: Axes, look: Look) -> None:
-    """The window: solid where the second pass looked, dashed where it would have."""
-    if look.region is None or look.gca is None:
-        return
-    cell = look.image.shape[0] / look.gca.shape[0]
-    row, column = look.region.tolist()
-    size = look.region_size * cell
-    colour, style = (BLUE, "--") if look.exited else (ORANGE, "-")
-    axes.add_patch(
-        Rectangle((column * cell, row * cell), size, size, fill=False, ec=colour, lw=2.5, ls=style)
-    )
-
-
-def over_attention(look: Look) -> np.ndarray:
-    """(S, S, 3) uint8: the image in grey, with class attention over it, from dark to bright."""
-    assert look.gca is not None
-    gca = look.gca.double().numpy()
-    low, high = gca.min(), gca.max()
-    scaled = (gca - low) / (high - low) if high > low else np.zeros_like(gca)
-    cell = look.image.shape[0] // gca.shape[0]
+def attention_image(prediction: Prediction) -> np.ndarray:
+    """(S, S, 3) uint8: the image in grey under its class attention, from dark to bright."""
+    assert prediction.gca is not None
+    gca = prediction.gca.double().numpy()
+    scaled = (gca - gca.min()) / max(gca.max() - gca.min(), 1e-12)
+    cell = prediction.image.shape[0] // gca.shape[0]
     colours = mpl.colormaps["inferno"](np.kron(scaled, np.ones((cell, cell))))[..., :3]
-    grey = look.image.mean(axis=2, keepdims=True)
+    grey = prediction.image.mean(axis=2, keepdims=True)
     return (0.4 * grey + 0.6 * 255 * colours).round().astype(np.uint8)
+
+
+def draw_frames(axes: Axes, prediction: Prediction) -> None:
+    """The window, dashed where the second pass was not run, and the object's box in white."""
+    if prediction.region is not None and prediction.gca is not None:
+        cell = prediction.image.shape[0] / prediction.gca.shape[0]
+        row, column = (cell * position for position in prediction.region)
+        size = cell * prediction.region_size
+        style = ("--", BLUE) if prediction.exited else ("-", ORANGE)
+        axes.add_patch(
+            Rectangle((column, row), size, size, fill=False, lw=2.5, ls=style[0], ec=style[1])
+        )
+    if prediction.box is not None:
+        x0, y0, x1, y1 = prediction.box
+        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec="white", lw=1))
+
+
+def _to_array(pixels: Tensor) -> np.ndarray:
+    """(3, H, W) in 0..255 -> (H, W, 3) uint8."""
+    return pixels.round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()

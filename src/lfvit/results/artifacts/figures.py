@@ -29,13 +29,13 @@ from lfvit.results.artifacts.measures import (
     operating_point,
 )
 from lfvit.results.artifacts.probe_figures import by_object_size, depth, one_block, passes, regions
-from lfvit.results.artifacts.probes import looks
+from lfvit.results.artifacts.probes import image_predictions
 from lfvit.results.artifacts.spec import Artifact
 from lfvit.results.figures import (
     plot_costs,
     plot_sweep,
 )
-from lfvit.tracking.pictures import save_looks
+from lfvit.tracking.pictures import draw_predictions
 
 NAMES = {"frontier.adaptivenn_deit_s": "AdaptiveNN", "frontier.thinkingvit": "ThinkingViT"}
 """Of published rows that do not say their model."""
@@ -131,7 +131,7 @@ def operating_points(artifact: Artifact, found: Findings) -> Content:
         evaluation = found.of(two_pass[0])[0]
         content.plot = partial(_with_examples, content.plot, evaluation, artifact.examples)
         content.notes.append(
-            f"examples.png beside this file: what {two_pass[0]['model']} looks at, image by image."
+            f"examples.png beside this file: predictions of {two_pass[0]['model']}, image by image."
         )
     return content
 
@@ -158,12 +158,12 @@ def _with_examples(
     count: int,
     paths: Sequence[Path],
 ) -> None:
-    """Beside the plot, images with the model's looks: half that exit, half that do not."""
+    """Beside the plot, images with their predictions: half that exit, half that do not."""
     plot(paths)
-    seen = [look for look, _, _ in looks(evaluation, 100)]
+    seen = image_predictions(evaluation, 100)
     early, late = [s for s in seen if s.exited], [s for s in seen if not s.exited]
     few = early[: max(count // 2, count - len(late))]
-    save_looks(few + late[: count - len(few)], paths[0].with_name("examples.png"))
+    draw_predictions(few + late[: count - len(few)], paths[0].with_name("examples.png"))
 
 
 def sweep_setting(artifact: Artifact, found: Findings) -> Content:

@@ -18,7 +18,7 @@ from lfvit.results.artifacts.content import (
     measure_columns,
 )
 from lfvit.results.artifacts.measures import ETAS, labels_of
-from lfvit.results.artifacts.probes import OnePass, all_outputs, diagnosis, looks
+from lfvit.results.artifacts.probes import OnePass, all_outputs, diagnosis, image_predictions
 from lfvit.results.artifacts.spec import Artifact
 from lfvit.results.diagnosis import PANELS
 from lfvit.results.figures import plot_depth, plot_groups, plot_one_block, plot_passes, plot_regions
@@ -71,26 +71,26 @@ def regions(artifact: Artifact, found: Findings) -> Content:
         column("region", "window (row, column)"),
     ]
     known = {
-        row["model"]: looks(evaluation, artifact.examples)
+        row["model"]: image_predictions(evaluation, artifact.examples)
         for row in artifact.rows
         if (evaluation := found.first(row)) is not None
     }
     rows: Rows = [
         {
             "number": number + 1,
-            "class": right,
+            "class": one.classes[one.target or 0],
             "model": name,
-            "answer": look.answer,
-            "pass": entry["answered_by"],
-            "region": None if entry["region"] is None else ", ".join(map(str, entry["region"])),
+            "answer": one.caption.partition("\n")[0],
+            "pass": f"pass {one.exit_pass + 1}",
+            "region": None if one.region is None else ", ".join(map(str, one.region)),
         }
         for name, seen in known.items()
-        for number, (look, entry, right) in enumerate(seen)
+        for number, one in enumerate(seen)
     ]
     if not known:
         return Content(columns, rows)
     pairs = [
-        {name: seen[number][0] for name, seen in known.items()}
+        {name: seen[number] for name, seen in known.items()}
         for number in range(len(next(iter(known.values()))))
     ]
     return Content(

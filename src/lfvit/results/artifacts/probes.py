@@ -17,7 +17,6 @@ from torch import Tensor
 
 from lfvit.commands.benchmark_cases import PRECISIONS, compile_model
 from lfvit.commands.diagnose import diagnose
-from lfvit.commands.predict import look_at
 from lfvit.data.batches import Sample
 from lfvit.data.datamodule import normalise
 from lfvit.measure.evaluation import Outputs, collect
@@ -29,7 +28,7 @@ from lfvit.models.two_pass import TwoPassViT
 from lfvit.results.artifacts.measures import Evaluation
 from lfvit.runs.devices import find_device, prediction_trainer
 from lfvit.runs.setup import Trained, load_trained, open_data
-from lfvit.tracking.pictures import Look
+from lfvit.tracking.pictures import Prediction, predict_images
 
 BATCH = 64
 
@@ -60,15 +59,19 @@ def diagnosis(evaluation: Evaluation, folder: Path, images: int) -> dict[str, An
     return diagnose(cfg)
 
 
-def looks(evaluation: Evaluation, count: int) -> list[tuple[Look, dict[str, Any], str]]:
-    """What a model looks at on some images: what to draw, its answer, and the right class."""
+def image_predictions(evaluation: Evaluation, count: int) -> list[Prediction]:
+    """Predictions of a model on some of its validation images."""
     trained = reload(evaluation)
-    found = []
-    for sample in some_samples(trained, count):
-        entry, look = look_at(trained, sample.pixels, top=1)
-        right = trained.record["classes"][sample.target]
-        found.append((look._replace(box=sample.box), entry, right))
-    return found
+    record = trained.record
+    samples = some_samples(trained, count)
+    return predict_images(
+        trained.model,
+        torch.stack([sample.pixels for sample in samples]),
+        record["classes"],
+        record["threshold"],
+        [sample.target for sample in samples],
+        [sample.box for sample in samples],
+    )
 
 
 Point = tuple[Evaluation, Mapping[str, Any]]
