@@ -25,7 +25,7 @@ PAGES = [
 ]
 SMALL_FOLDER = (
     *("image_size=64", "data.batch_size=4", "data.num_workers=0", "trainer.precision=32-true"),
-    *("schedule.epochs=1", "schedule.selection_start=0", "schedule.warmup_epochs=0"),
+    *("trainer.max_epochs=1", "schedule.selection_start=0", "lr_scheduler.warmup_epochs=0"),
     "callbacks.progress=null",
     *(
         "backbone=vit_mini",
@@ -120,7 +120,7 @@ def typed(command, example, monkeypatch):
     small = SMALL.get(script, ())
     if script == "train.py":
         folder = any(argument.startswith("data.root=") for argument in arguments)
-        small = SMALL_FOLDER if folder else (*NEEDLE_FAST, "schedule.epochs=1")
+        small = SMALL_FOLDER if folder else (*NEEDLE_FAST, "trainer.max_epochs=1")
         if "init_from=zoo:" in command:  # whose model has a size
             small = [each for each in small if not each.startswith(("backbone", "image_size"))]
     monkeypatch.setattr(sys, "argv", [str(ROOT / script), *arguments, *small])

@@ -103,7 +103,7 @@ def test_the_accuracy_of_a_trained_model_is_the_one_it_was_evaluated_with(
 
 
 def test_a_one_pass_checkpoint_has_no_exits(composed, tmp_path):
-    settings = [*NEEDLE_FAST, "method=vit", "schedule.epochs=1", f"run_dir={tmp_path}"]
+    settings = [*NEEDLE_FAST, "method=vit", "trainer.max_epochs=1", f"run_dir={tmp_path}"]
     train(composed("train", *settings))
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
     with pytest.raises(ConfigError, match="one-pass model, which has no exits"):

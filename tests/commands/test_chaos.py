@@ -19,9 +19,9 @@ pytestmark = pytest.mark.chaos
 
 RECIPE = (
     *NEEDLE_FAST,
-    *("data.train_images=96", "data.val_images=17", "schedule.epochs=4"),
+    *("data.train_images=96", "data.val_images=17", "trainer.max_epochs=4"),
     *("schedule.selection_start=2", "augment=deit", "augment.repeats=3"),
-    *("schedule.drop_path_rate=0.2", "schedule.ema_decay=0.9"),
+    *("schedule.drop_path_rate=0.2", "callbacks.ema.decay=0.9"),
     *("trainer.log_every_n_steps=1", "callbacks.last.every_n_steps=1", "ckpt_path=auto"),
 )
 ENVIRONMENT = {

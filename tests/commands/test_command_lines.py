@@ -68,8 +68,8 @@ def test_a_folder_of_photographs_from_training_to_prediction(tmp_path, here):
         "image_size=64",
         "data.batch_size=8",
         "data.num_workers=0",
-        "schedule.epochs=2",
-        "schedule.warmup_epochs=0",
+        "trainer.max_epochs=2",
+        "lr_scheduler.warmup_epochs=0",
         "trainer.precision=32-true",
         cwd=tmp_path,
     )
@@ -91,7 +91,7 @@ def test_a_folder_of_photographs_from_training_to_prediction(tmp_path, here):
 
 def test_a_sweep_gives_every_job_its_own_directory(tmp_path, here):
     swept = ("method.region_size=3,5", "method.alpha=0.5,1.0")
-    here("train", "-m", *swept, *NEEDLE_FAST, "schedule.epochs=1", "evaluate=false")
+    here("train", "-m", *swept, *NEEDLE_FAST, "trainer.max_epochs=1", "evaluate=false")
     runs = sorted(tmp_path.glob("outputs/train/*/*/metrics.json"))
     assert [path.parent.name for path in runs] == ["0", "1", "2", "3"]
     costs = [json.loads(path.read_text())["gmacs"] for path in runs]
@@ -145,8 +145,8 @@ PHOTOGRAPHS_FAST = (
     "data.num_workers=0",
     "data.batch_size=4",
     "image_size=128",
-    "schedule.epochs=1",
-    "schedule.warmup_epochs=0",
+    "trainer.max_epochs=1",
+    "lr_scheduler.warmup_epochs=0",
     "trainer.check_val_every_n_epoch=1",
     "callbacks.progress=null",
 )

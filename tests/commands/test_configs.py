@@ -66,16 +66,20 @@ def test_experiments_open_with_their_command(experiment):
             "reducer",
             "augment",
             "schedule",
+            "optimizer",
+            "lr_scheduler",
             "callbacks",
             "logger",
             "trainer",
         )
         for option in options(group)
-        if option not in ("as_trained", "gpu", "ddp", "fsdp")  # no GPU is needed for the tests
+        if option not in ("as_trained", "gpu", "ddp")  # no GPU is needed for the tests
     ],
 )
 def test_options_of_every_group(composed, tmp_path, group, option):
-    overrides = [o for o in NEEDLE_FAST if not o.startswith(("backbone", "callbacks", "schedule"))]
+    overrides = [
+        o for o in NEEDLE_FAST if not o.startswith(("backbone", "callbacks", "lr_scheduler"))
+    ]
     if group == "callbacks" and option == "none":
         fast = [o for o in FAST if not o.startswith("callbacks")]
     else:
@@ -114,7 +118,8 @@ def test_every_method_with_every_reducer_on_every_backbone(
 
 def test_overfitting_works_with_a_published_recipe(composed):
     cfg = composed("train", "experiment=lf_vit_deit_small", "debug=overfit", "trainer.devices=1")
-    assert check(cfg).selection_epoch == 50
+    check(cfg)
+    assert (cfg.trainer.max_epochs, cfg.schedule.selection_start) == (100, 0.5)
 
 
 @pytest.mark.parametrize("debug", ["overfit", "profiler"])
@@ -146,9 +151,9 @@ def test_debug_options(composed, tmp_path, debug):
         (["init_from=a.pth", "ckpt_path=b.pth"], "pass one of them"),
         (["trainer.precision=int3"], "trainer: .*int3"),
         (["augment=lv_vit"], r"augment.mix_token=1.0 needs a backbone with an auxiliary head"),
-        (["+schedule.aux_weight=0.5"], r"schedule.aux_weight=0.5 needs a backbone with an aux"),
+        (["schedule.aux_weight=0.5"], r"schedule.aux_weight=0.5 needs a backbone with an aux"),
         (["data.label_maps=/maps"], r"data.label_maps=/maps needs a backbone with an aux"),
-        (["backbone=lv_vit_micro", "+schedule.aux_weight=-1"], r"schedule.aux_weight=-1"),
+        (["backbone=lv_vit_micro", "schedule.aux_weight=-1"], r"schedule.aux_weight=-1"),
         (["+method.alhpa=1"], "no setting 'alhpa'; valid"),
         (["reducer=evit", "reducer.keep_rate=0"], "reducer.keep_rate=0 is out of range"),
         (["reducer=evit", "reducer.blocks=[6]"], r"reducer.blocks=\[6\] .* from 1 to 5, such as"),
@@ -167,12 +172,12 @@ def test_wrong_settings_are_refused_before_data_is_read(composed, tmp_path, over
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(composed, tmp_path):
-    settings = [*NEEDLE_FAST, "schedule.warmup_epochs=0", "schedule.epochs=4"]
-    train(composed("train", *settings, "schedule.epochs=1", f"run_dir={tmp_path}"))
+    settings = [*NEEDLE_FAST, "lr_scheduler.warmup_epochs=0", "trainer.max_epochs=4"]
+    train(composed("train", *settings, "trainer.max_epochs=1", f"run_dir={tmp_path}"))
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
     before = checkpoint.read_bytes()
     cfg = composed(
-        "train", *settings, "schedule.lr=1e30", f"init_from={checkpoint}", f"run_dir={tmp_path}"
+        "train", *settings, "optimizer.lr=1e30", f"init_from={checkpoint}", f"run_dir={tmp_path}"
     )
     with pytest.raises(TrainingError, match="the loss is nan"):
         train(cfg)

@@ -32,8 +32,8 @@ TRAIN = (
     "data=shards",
     "image_size=64",
     "method=vit",
-    "schedule.epochs=1",
-    "schedule.warmup_epochs=0",
+    "trainer.max_epochs=1",
+    "lr_scheduler.warmup_epochs=0",
     "trainer.accelerator=cpu",
 )
 

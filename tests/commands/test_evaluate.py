@@ -242,7 +242,7 @@ def test_a_reducer_can_be_put_into_a_trained_model_and_taken_out(run, composed, 
     assert merged["first"] == plain["first"]
     assert merged["second"]["gmacs"] < 0.9 * plain["second"]["gmacs"]
     assert merged["macs_counter"] == "closed form, equal to fvcore"
-    settings = [*NEEDLE_FAST, "method=vit", "reducer=frequency", "schedule.epochs=1"]
+    settings = [*NEEDLE_FAST, "method=vit", "reducer=frequency", "trainer.max_epochs=1"]
     train(composed("train", *settings, f"run_dir={tmp_path / 'frequency'}"))
     checkpoint = tmp_path / "frequency" / "checkpoints" / "last.ckpt"
     own, less = run(checkpoint=checkpoint), run("reducer.removed=0.8", checkpoint=checkpoint)

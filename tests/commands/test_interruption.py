@@ -22,8 +22,8 @@ from lfvit.utils.signals import Stopped
 
 RECIPE = (  # six batches in each of three epochs, the phase changes after the first
     *NEEDLE_FAST,
-    *("data.train_images=48", "schedule.epochs=3", "schedule.selection_start=1"),
-    *("augment=deit", "schedule.drop_path_rate=0.2", "schedule.ema_decay=0.9"),
+    *("data.train_images=48", "trainer.max_epochs=3", "schedule.selection_start=1"),
+    *("augment=deit", "schedule.drop_path_rate=0.2", "callbacks.ema.decay=0.9"),
     *("trainer.log_every_n_steps=1", "callbacks.last.every_n_steps=1"),
 )
 

@@ -18,7 +18,7 @@ LV_VIT = (
     "augment=lv_vit",
     "schedule=cf_vit_lv_vit",
     "schedule.selection_start=1",
-    "schedule.ema_decay=0.9",
+    "callbacks.ema.decay=0.9",
 )
 
 

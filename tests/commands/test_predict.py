@@ -64,7 +64,7 @@ def test_the_method_step_by_step(run, photographs, tmp_path, selector):
 
 
 def test_one_pass_has_no_steps_to_draw(run, composed, photographs, tmp_path):
-    settings = [*NEEDLE_FAST, "method=vit", "schedule.epochs=1", f"run_dir={tmp_path / 'vit'}"]
+    settings = [*NEEDLE_FAST, "method=vit", "trainer.max_epochs=1", f"run_dir={tmp_path / 'vit'}"]
     train(composed("train", *settings))
     checkpoint = tmp_path / "vit" / "checkpoints" / "last.ckpt"
     with pytest.raises(ConfigError, match="steps=true draws two passes"):

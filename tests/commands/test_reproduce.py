@@ -18,7 +18,7 @@ from lfvit.results.comparisons import WAYS
 FAST = [
     *(o for o in NEEDLE_FAST if not o.startswith(("trainer", "schedule", "data.batch"))),
     "data.batch_size=16",
-    "schedule.epochs=1",
+    "trainer.max_epochs=1",
     "trainer.accelerator=cpu",
 ]
 SMALL = (
@@ -189,7 +189,7 @@ def test_runs_side_by_side_give_what_they_give_alone(tmp_path, capsys, everythin
     table = {"title": "t", "question": "q", "kind": "table", "measures": ["top1"], "rows": rows}
     cfg = configured(tmp_path, "jobs=2")
     cfg.scale.remarks, cfg.artifact = {}, {"both": table}
-    broken = ["schedule.lr=1e30", "schedule.warmup_epochs=0"]
+    broken = ["optimizer.lr=1e30", "lr_scheduler.warmup_epochs=0"]
     cfg.runs = {
         "lf_vit": {"recipe": ["lf_vit"], "train": broken},
         "vit": {"recipe": ["vit"]},
@@ -233,7 +233,7 @@ def test_finished_trainings_are_taken(tmp_path, capsys):
     assert f"vit/seed0 is taken from {made / '0'}" in out.replace("\n", "")
     assert out.count("trained in") == 1
     assert "already done" in again("taken", "scale.seeds=[0]")
-    assert "is taken from" not in again("lr", f"reuse=[{made}]", 'overrides=["schedule.lr=0.002"]')
+    assert "is taken from" not in again("lr", f"reuse=[{made}]", 'overrides=["optimizer.lr=0.002"]')
     with pytest.raises(ConfigError, match=r"reuse=.*nowhere: no such folder"):
         again("no", f"reuse=[{tmp_path / 'nowhere'}]")
 
@@ -312,7 +312,7 @@ def test_what_fails_does_not_lose_the_others(tmp_path, monkeypatch):
     words = "artifacts=[lf_vit_table7,lf_vit_figure7,overview,frequency_figure1]"
     cfg = configured(tmp_path, words)
     cfg.runs.lf_vit_ce_ce = cfg.runs.lf_vit
-    cfg.runs.vit.train = ["schedule.lr=1e30", "schedule.warmup_epochs=0"]
+    cfg.runs.vit.train = ["optimizer.lr=1e30", "lr_scheduler.warmup_epochs=0"]
     with pytest.raises(
         TrainingError, match=r"2 failed, the rest is made.*\n  vit: .*error.txt"
     ) as raised:

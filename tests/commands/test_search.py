@@ -12,8 +12,8 @@ from conftest import NEEDLE_FAST, ROOT
 from lfvit.commands import search as command
 from lfvit.errors import ConfigError
 
-FAST = [*NEEDLE_FAST, "data.train_images=16", "data.val_images=8", "schedule.epochs=1"]
-FAST += ["schedule.warmup_epochs=0", "logger=none"]
+FAST = [*NEEDLE_FAST, "data.train_images=16", "data.val_images=8", "trainer.max_epochs=1"]
+FAST += ["lr_scheduler.warmup_epochs=0", "logger=none"]
 
 
 @pytest.fixture
@@ -100,20 +100,20 @@ def test_values_of_every_kind(search, monkeypatch):
 
     def pretend(cfg, settings, out, trial):
         tried.append(dict(settings))
-        return {"top1": settings["schedule.lr"], "gmacs": settings["method.gca_start"]}
+        return {"top1": settings["optimizer.lr"], "gmacs": settings["method.gca_start"]}
 
     monkeypatch.setattr(command, "_try", pretend)
     rows = search(
         "trials=12",
         "space.threshold=null",
-        "+space.schedule.lr={low:1e-5,high:1e-1,log:true}",
+        "+space.optimizer.lr={low:1e-5,high:1e-1,log:true}",
         "+space.method.gca_start={low:0,high:4,step:2}",
         "+space.method.selector=[ngca,random]",
     )
     assert len(tried) == 12
     assert {s["method.gca_start"] for s in tried} <= {0, 2, 4}
     assert {s["method.selector"] for s in tried} == {"ngca", "random"}
-    rates = [s["schedule.lr"] for s in tried]
+    rates = [s["optimizer.lr"] for s in tried]
     assert all(1e-5 <= rate <= 1e-1 for rate in rates)
     assert sum(rate < 1e-3 for rate in rates) > 1  # a linear scale would hardly get there
     assert [row["frontier"] for row in rows] == [not beaten(row, rows) for row in rows]

@@ -24,8 +24,8 @@ FAST = (
     *NEEDLE_FAST,
     "data.train_images=16",
     "data.val_images=8",
-    "schedule.epochs=1",
-    "schedule.warmup_epochs=0",
+    "trainer.max_epochs=1",
+    "lr_scheduler.warmup_epochs=0",
     "logger=none",
 )
 SMALL = ("method.region_size=3", "method.alpha=0.5", "seed=0")
@@ -184,7 +184,7 @@ def test_what_fails_after_its_training_is_not_trained_again(train, monkeypatch):
 def test_a_killed_sweep_goes_on_where_it_was(train, tmp_path):
     """kill -9 in the middle of job 1: job 0 is found, job 1 continued in place, job 2 trained."""
     os.chdir(tmp_path)
-    sweep = ("-m", "seed=0,1,2", *FAST, "schedule.epochs=6")
+    sweep = ("-m", "seed=0,1,2", *FAST, "trainer.max_epochs=6")
     with subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *sweep],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -298,7 +298,7 @@ def test_a_job_on_slurm_that_is_taken_away_once(train, tmp_path, monkeypatch):
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
     monkeypatch.setenv("PYTHONPATH", path)  # where interruptions.py lies
     taken = signal_at(signal.SIGUSR2, 2, tmp_path / "once")
-    epochs = ("schedule.epochs=3", "callbacks.last.every_n_minutes=null")
+    epochs = ("trainer.max_epochs=3", "callbacks.last.every_n_minutes=null")
     status = train(*documented("launcher=slurm"), *FAST, "seed=0", *epochs, *taken)
     log = (tmp_path / "log").read_text()
     assert status == 0, log

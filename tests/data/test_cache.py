@@ -208,7 +208,7 @@ def test_a_run_from_the_cache_and_an_evaluation_without_it(tmp_path, composed, p
     """The command line: the cache is a setting of the run, not of the data it is evaluated on."""
     fast = [option for option in NEEDLE_FAST if not option.startswith("data.")]
     overrides = [*fast, "data=imagefolder", f"data.root={photographs}", "data.cache=device"]
-    options = ["data.batch_size=4", "data.num_workers=0", "schedule.epochs=1"]
+    options = ["data.batch_size=4", "data.num_workers=0", "trainer.max_epochs=1"]
     train(composed("train", *overrides, *options, f"run_dir={tmp_path / 'run'}"))
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     settings = (f"ckpt_path={checkpoint}", "trainer.accelerator=cpu", "calibration_seed=1")

@@ -14,7 +14,7 @@ from lfvit.data import Batch
 from lfvit.models.reduction.patch import unreduced
 from lfvit.models.resample import downsample
 from lfvit.training.module import Classifier
-from lfvit.training.schedule import Schedule
+from lfvit.training.settings import Schedule
 from small_vits import randomise
 
 LV = {"family": "lv_vit", "embed_dim": 24, "depth": 5, "num_heads": 2, "stem_dim": 8}
@@ -46,11 +46,9 @@ def classifier(name: str) -> Any:
     if backbone is TINY:
         randomise(model, seed=3)  # so that images differ in what is kept of them
     distilled = "distilled" in name
-    schedule = Schedule(
-        epochs=2, selection_start=1, warmup_epochs=0, distill_weight=float(distilled)
-    )
+    schedule = Schedule(distill_weight=float(distilled))
     teacher = unreduced(model) if distilled else None
-    module = Classifier(model, schedule, num_classes=4, teacher=teacher)
+    module = Classifier(model, schedule, num_classes=4, selection_epoch=1, teacher=teacher)
     module.trainer = SimpleNamespace(datamodule=SimpleNamespace(image_size=size))
     return module.train()
 

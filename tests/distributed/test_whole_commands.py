@@ -21,9 +21,8 @@ from lfvit.utils.distributed import START_TIME, join_launched
 from wandb_file import read_offline_run
 
 SIZES = (17, 2)  # numbers of validation images
-SAME = (*NEEDLE_FAST, "data.val_images=17", "logger=csv", "schedule.ema_decay=0.9")
+SAME = (*NEEDLE_FAST, "data.val_images=17", "logger=csv", "callbacks.ema.decay=0.9")
 ONE = (*SAME, "data.batch_size=16")
-FSDP = ("trainer=fsdp", "trainer.accelerator=cpu", "trainer.gradient_clip_val=0.5")
 
 
 def composed(name: str, *overrides: str) -> Any:
@@ -61,15 +60,12 @@ def validation(checkpoint: Path, folder: Path, *settings: str) -> dict[int, dict
     for size in SIZES:
         cfg = composed(
             "train",
-            *(*SAME, "logger=none", "schedule.ema_decay=null", f"init_from={checkpoint}"),
+            *(*SAME, "logger=none", "callbacks.ema=null", f"init_from={checkpoint}"),
             *(f"data.val_images={size}", f"run_dir={folder}", *settings),
         )
         data = hydra.utils.instantiate(cfg.data)
-        schedule = check(cfg)
-        module, trainer = (
-            build_module(cfg, schedule, data.classes),
-            build_trainer(cfg, schedule, []),
-        )
+        check(cfg)
+        module, trainer = build_module(cfg, data.classes), build_trainer(cfg, [])
         trainer.validate(module, datamodule=data, verbose=False)
         found[size] = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return found
@@ -121,7 +117,7 @@ def spoilt(folder: Path, *settings: str) -> dict[str, Any]:
             batch.images[0] = torch.nan
 
     Classifier.on_train_batch_start = spoil
-    found = train(folder, *settings, "on_nonfinite=skip")
+    found = train(folder, *settings, "callbacks.nonfinite.action=skip")
     Classifier.on_train_batch_start = original
     return found
 
@@ -138,7 +134,7 @@ def draws(folder: Path, *settings: str) -> list[tuple[float, float]]:
         return original(self, batch, index)
 
     Classifier.training_step = step
-    train(folder, *SAME, *settings, "augment=deit", "logger=none", "schedule.epochs=1")
+    train(folder, *SAME, *settings, "augment=deit", "logger=none", "trainer.max_epochs=1")
     Classifier.training_step = original
     return found
 
@@ -153,14 +149,14 @@ def several(checkpoint: Path, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"started": os.environ[START_TIME], "arguments": sys.argv[1:]}
     tracked = ("logger=many", "logger.wandb.offline=true")
     found["ddp"] = train(folder / "ddp", *SAME, *tracked, *ddp)
-    found["fsdp"] = train(folder / "fsdp", *SAME, *FSDP)
-    found["spoilt"] = spoilt(folder / "spoilt", *SAME, *FSDP, "schedule.epochs=1")
-    pictures = ("logger=tensorboard", "data.cache=device", "schedule.epochs=1")
+    found["clipped"] = train(folder / "clipped", *SAME, *ddp, "trainer.gradient_clip_val=0.5")
+    found["spoilt"] = spoilt(folder / "spoilt", *SAME, *ddp, "trainer.max_epochs=1")
+    pictures = ("logger=tensorboard", "data.cache=device", "trainer.max_epochs=1")
     found["shown"] = train(folder / "shown", *SAME, *ddp, *pictures)
     found["draws"] = [draws(folder / f"draws {i}", *ddp) for i in range(2)]
-    interrupted(folder / "begun", *SAME, *FSDP)
+    interrupted(folder / "begun", *SAME, *ddp)
     last = folder / "begun" / "checkpoints" / "last.ckpt"
-    found["resumed"] = train(folder / "resumed", *SAME, *FSDP, f"ckpt_path={last}")
+    found["resumed"] = train(folder / "resumed", *SAME, *ddp, f"ckpt_path={last}")
     first = {d.image for d in list(TrainSampler(32, seed=0, rank=1, world_size=2))[:8]}
     with unreadable(train=first, val=set(range(8, 17))):
         found["broken"] = train(folder / "broken", *SAME, *ddp, "data.on_error=skip")
@@ -221,7 +217,7 @@ def check_same_weights(ours: Path, theirs: Path, tolerance: float = 1e-5) -> Non
             torch.testing.assert_close(found[kind][name], value, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [("ddp", "plain"), ("fsdp", "clipped")])
+@pytest.mark.parametrize(("ours", "theirs"), [("ddp", "plain"), ("clipped", "clipped")])
 def test_trained_and_averaged_weights_are_those_of_one_process(two, one, folder, ours, theirs):
     check_same_weights(folder / ours, one["folder"] / theirs)
     start = weights(folder / ours)
@@ -231,13 +227,8 @@ def test_trained_and_averaged_weights_are_those_of_one_process(two, one, folder,
     )
 
 
-def test_a_sharded_run_resumes_like_any_other(two, folder):
-    check_same_weights(folder / "resumed", folder / "fsdp", 1e-6)
-
-
-def test_checkpoints_of_sharded_runs_are_evaluated_like_any_other(two, folder, tmp_path):
-    found = evaluations(folder / "fsdp" / "checkpoints" / "last.ckpt", tmp_path)[17]
-    assert found["second"]["top1"] == pytest.approx(two[0]["fsdp"]["val/top1"])
+def test_a_run_of_two_processes_resumes(two, folder):
+    check_same_weights(folder / "resumed", folder / "ddp", 1e-6)
 
 
 def test_metrics_are_those_of_one_process(two, one):
@@ -306,12 +297,8 @@ def test_a_process_without_one_readable_image(two):
         assert right == pytest.approx(round(right), abs=1e-3)
 
 
-def test_a_loss_that_is_not_finite_where_weights_are_sharded(two, folder):
-    """The process that met it writes about gradients of which it has a part."""
+def test_both_processes_skip_a_step_where_one_meets_a_loss_that_is_not_finite(two):
     assert [process["spoilt"]["train/skipped_steps"] for process in two] == [1, 1]
-    (file,) = folder.glob("spoilt/nonfinite/*/*.json")
-    assert file.name == "rank_1_batch_0.json"
-    assert len(json.loads(file.read_text())["gradients_not_finite"]) > 10
 
 
 def test_the_main_process_shows_images_alone(two, folder):

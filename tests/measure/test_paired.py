@@ -153,7 +153,7 @@ def test_photographs_are_named_by_their_place_in_the_folder(composed, tmp_path):
     photos = write_photographs(tmp_path / "photos", per_class=6)
     settings = ["data=imagefolder", f"data.root={photos}", "data.val_fraction=0.5", "method=vit"]
     fast = [o for o in NEEDLE_FAST if not o.startswith(("data.train", "data.val"))]
-    small = ["image_size=32", "backbone.depth=2", "schedule.epochs=1"]
+    small = ["image_size=32", "backbone.depth=2", "trainer.max_epochs=1"]
     run = tmp_path / "run"
     train(composed("train", *fast, *settings, *small, f"run_dir={run}"))
     held = [f"{c}/{i:02d}" for c in ("apple", "pear", "plum") for i in range(6)]

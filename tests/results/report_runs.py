@@ -47,7 +47,7 @@ def _make_runs(composed, root: Path) -> None:
     for name, method in (("lf", "lf_vit"), ("cf", "cf_vit"), ("vit", "vit")):
         for seed in (0, 1) if name == "lf" else (0,):
             run_dir = root / f"{name}_{seed}"
-            settings = (f"method={method}", f"seed={seed}", "schedule.epochs=1")
+            settings = (f"method={method}", f"seed={seed}", "trainer.max_epochs=1")
             train(composed("train", *NEEDLE_FAST, *settings, f"run_dir={run_dir}"))
             evaluate(
                 composed(

@@ -83,15 +83,14 @@ def test_what_decides_the_weights_decides_the_identity(composed):
         "repeat": True,
         "evaluate": True,
         "ckpt_path": "some.ckpt",
-        "on_nonfinite": "skip",
-        "max_skipped": 3,
+        "callbacks.nonfinite.action": "skip",
     }.items():
         assert changed(key, value) == same, key
     others = {
         "seed": 1,
         "method.region_size": 4,
         "method.selector": "random",
-        "schedule.epochs": 4,
+        "trainer.max_epochs": 4,
         "backbone.depth": 3,
         "reducer.name": "evit",
         "augment.mixup": 0.5,

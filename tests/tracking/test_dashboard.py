@@ -45,7 +45,7 @@ def test_lines_tables_and_regions_exist_under_their_names(panels):
 
 
 def test_settings_of_a_sweep_are_columns(panels):
-    found, filters = panels(group="size", columns=["method.region_size", "schedule.lr"])
+    found, filters = panels(group="size", columns=["method.region_size", "optimizer.lr"])
     names = [column["accessor"] for column in found["Parallel Coordinates Plot"][0]["columns"]]
     assert names[:2] == ["config:method.value.region_size", "config:schedule.value.lr"]
     assert "summary:top1" in names

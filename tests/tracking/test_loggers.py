@@ -39,7 +39,7 @@ def run(composed, tmp_path_factory):
     model = build_model(composed("train", *settings), 6)
     randomise(model, seed=0)  # weights whose confidences differ from image to image
     torch.save(model.state_dict(), run_dir / "start.pth")
-    start = (f"init_from={run_dir / 'start.pth'}", "schedule.lr=1e-5", f"threshold={ETA}")
+    start = (f"init_from={run_dir / 'start.pth'}", "optimizer.lr=1e-5", f"threshold={ETA}")
     train(composed("train", *settings, *start))
     return run_dir
 
@@ -229,7 +229,7 @@ def test_wandb_failing_does_not_stop_training(composed, tmp_path, monkeypatch, c
             monkeypatch.setattr(type(self.experiment), name, fail)
 
     monkeypatch.setattr(WandbLogger, "open", open_and_break)
-    settings = (*NEEDLE_FAST, *EVERYWHERE, "callbacks.predictions.images=1", "schedule.epochs=1")
+    settings = (*NEEDLE_FAST, *EVERYWHERE, "callbacks.predictions.images=1", "trainer.max_epochs=1")
     cfg = composed("train", *settings, f"run_dir={tmp_path}")
     with caplog.at_level(logging.WARNING):
         metrics = train(cfg)

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from lfvit.training.losses import two_stage_losses
+from lfvit.training.losses import two_pass_losses
 
 
-def two_stage_loss(*arguments):
-    return sum(two_stage_losses(*arguments))
+def two_pass_loss(*arguments):
+    return sum(two_pass_losses(*arguments))
 
 
 def logits():
@@ -25,12 +25,12 @@ def test_ce_kl_is_the_papers_sum():
         for c in range(6):
             expected = expected - targets[i, c] * p2[i, c].log()
             expected = expected + p2[i, c] * (p2[i, c].log() - p1[i, c].log())
-    torch.testing.assert_close(two_stage_loss(first, second, targets), expected / 4)
+    torch.testing.assert_close(two_pass_loss(first, second, targets), expected / 4)
 
 
 def test_the_first_pass_does_not_teach_the_second():
     first, second, targets = logits()
-    two_stage_loss(first, second, targets).backward()
+    two_pass_loss(first, second, targets).backward()
     alone = second.detach().clone().requires_grad_()
     torch.nn.functional.cross_entropy(alone, targets).backward()
     torch.testing.assert_close(second.grad, alone.grad)
@@ -42,10 +42,10 @@ def test_ce_ce_and_class_indices():
     targets = torch.tensor([0, 1, 2, 3])
     expected = torch.nn.functional.cross_entropy(first, targets)
     expected = expected + torch.nn.functional.cross_entropy(second, targets)
-    torch.testing.assert_close(two_stage_loss(first, second, targets, "ce_ce"), expected)
+    torch.testing.assert_close(two_pass_loss(first, second, targets, "ce_ce"), expected)
 
 
 def test_equal_predictions_cost_nothing_more():
     _, second, targets = logits()
     alone = torch.nn.functional.cross_entropy(second, targets)
-    assert two_stage_loss(second, second, targets).item() == pytest.approx(alone.item())
+    assert two_pass_loss(second, second, targets).item() == pytest.approx(alone.item())

@@ -11,7 +11,7 @@ from lfvit.models.lv_vit import Dense
 from lfvit.models.resample import downsample
 from lfvit.models.token_mix import TokenMix
 from lfvit.training.module import Classifier
-from lfvit.training.schedule import Schedule
+from lfvit.training.settings import Schedule
 from lfvit.training.token_labels import TokenTargets, has_aux_head, token_labelling_loss
 
 SPEC = {"family": "lv_vit", "embed_dim": 24, "depth": 4, "num_heads": 2, "stem_dim": 8}
@@ -24,9 +24,8 @@ def classifier(method, epoch, monkeypatch, **schedule):
     model = lfvit.create_model(method, backbone=SPEC, image_size=96, num_classes=C)
     monkeypatch.setattr(Classifier, "current_epoch", property(lambda self: epoch))
     monkeypatch.setattr(Classifier, "log", lambda *args, **kwargs: None)
-    schedule = Schedule(**{"epochs": 4, "selection_start": 2, "warmup_epochs": 0, **schedule})
     # in evaluation, so that the model can be asked again about the same batch
-    return Classifier(model, schedule, num_classes=C).eval()
+    return Classifier(model, Schedule(**schedule), num_classes=C, selection_epoch=2).eval()
 
 
 def batch(box=None, maps=False):

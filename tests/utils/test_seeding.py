@@ -66,7 +66,7 @@ def test_an_operation_that_cannot_be_repeated_is_named(composed, tmp_path, threa
     monkeypatch.setattr(TwoPassViT, "first_pass", unpooled)
     settings = (
         *NEEDLE_FAST,
-        "schedule.epochs=1",
+        "trainer.max_epochs=1",
         "callbacks.checkpoint=null",
         f"run_dir={tmp_path}",
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import hydra
 import lightning as L
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
@@ -30,16 +30,15 @@ from lfvit.training.checkpoint_io import WholeCheckpointIO
 from lfvit.training.last_checkpoint import LastCheckpoint
 from lfvit.training.learned import refuse_unlearnable
 from lfvit.training.module import Classifier
-from lfvit.training.nonfinite import Averaging, NonFiniteGuard
-from lfvit.training.schedule import Schedule
-from lfvit.training.sharding import ShardedAveraging, ShardedClassifier
+from lfvit.training.optimizers import build_lr_scheduler, build_optimizer
+from lfvit.training.settings import Schedule
 from lfvit.training.token_labels import has_aux_head
 from lfvit.training.unreached import freeze_unreached
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.distributed import from_main_process, is_main_process, launched_together
 from lfvit.utils.seeding import told_of_random_order
 from lfvit.utils.signals import StopSignals
-from lfvit.utils.validation import check_range, check_switch, check_whole, plain
+from lfvit.utils.validation import check_range, check_switch, check_whole, plain, validate
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         log.info("already done: %s", cfg.run_dir)
         return done
     cfg = continued(cfg)
-    schedule = check(cfg)
+    check(cfg)
     resumed = check_resume(cfg)
     record, step = (None, None) if resumed is None else (resumed.record, resumed.step)
     with (
@@ -76,10 +75,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     ):
         run_dir = start_run(cfg)
         L.seed_everything(cfg.seed, verbose=False)
-        trainer = build_trainer(cfg, schedule, loggers, stop)
+        trainer = build_trainer(cfg, loggers, stop)
         data: ImageDataModule = hydra.utils.instantiate(cfg.data)
         layout = check_data(cfg, resumed, data, trainer)
-        module = build_module(cfg, schedule, data.classes)
+        module = build_module(cfg, data.classes)
         module.record |= {TRACKING: tracking_record(loggers, cfg), LAYOUT: layout}
         with told_of_random_order(cfg.deterministic):
             trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
@@ -91,34 +90,21 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 
 def build_trainer(
-    cfg: DictConfig, schedule: Schedule, loggers: list[Logger], stop: StopSignals | None = None
+    cfg: DictConfig, loggers: list[Logger], stop: StopSignals | None = None
 ) -> L.Trainer:
     """Lightning's Trainer with the configured callbacks.
 
     Args:
         cfg: a composed training config.
-        schedule: of the same config.
         loggers: open ones.
         stop: asked after every step whether to save and stop.
 
     Raises:
         ConfigError: a setting Lightning refuses.
     """
-    for name, said in cfg.callbacks.items():
-        if said and not isinstance(said, DictConfig):
-            raise ConfigError(
-                f"callbacks.{name}={said} is no callback; leave it out with ~callbacks.{name}"
-            )
-    callbacks = [
-        hydra.utils.instantiate(c) for c in cfg.callbacks.values() if c and "_target_" in c
-    ]
+    callbacks = build_callbacks(cfg)
     if not loggers:
         callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
-    guard = NonFiniteGuard(cfg.on_nonfinite, cfg.max_skipped)
-    callbacks.append(guard)
-    if schedule.ema_decay is not None:
-        averaging = ShardedAveraging if is_sharded(cfg) else Averaging
-        callbacks.append(averaging(schedule.ema_decay, guard))
     if not any(isinstance(c, LastCheckpoint) for c in callbacks):
         callbacks.append(LastCheckpoint())  # saves nothing, but stops
     for callback in callbacks:
@@ -130,8 +116,7 @@ def build_trainer(
         return L.Trainer(
             **settings,
             plugins=plugins,
-            enable_progress_bar="progress" in cfg.callbacks,
-            max_epochs=schedule.epochs,
+            enable_progress_bar=cfg.callbacks.get("progress") is not None,
             logger=loggers,
             callbacks=callbacks,
             default_root_dir=cfg.run_dir,
@@ -141,8 +126,28 @@ def build_trainer(
         raise ConfigError(f"trainer: {error}") from error
 
 
-def build_module(cfg: DictConfig, schedule: Schedule, classes: list[str]) -> Classifier:
+def build_callbacks(cfg: DictConfig) -> list[L.Callback]:
+    """The callbacks of the config.
+
+    Raises:
+        ConfigError: a value that is no callback.
+    """
+    callbacks = []
+    for name, settings in cfg.callbacks.items():
+        if settings and not isinstance(settings, DictConfig):
+            raise ConfigError(
+                f"callbacks.{name}={settings} is no callback; leave it out with "
+                f"callbacks.{name}=null"
+            )
+        if settings and "_target_" in settings:
+            callbacks.append(hydra.utils.instantiate(settings))
+    # last, since it takes the averaged weights out of the model when a validation ends
+    return sorted(callbacks, key=lambda callback: isinstance(callback, WeightAveraging))
+
+
+def build_module(cfg: DictConfig, classes: list[str]) -> Classifier:
     """The model of the config for these classes, with its initial weights, ready to train."""
+    schedule = validate(Schedule, plain(cfg.schedule), "schedule")
     model = build_model(
         cfg, len(classes), drop_path_rate=schedule.drop_path_rate, pretrained=cfg.pretrained
     )
@@ -150,10 +155,12 @@ def build_module(cfg: DictConfig, schedule: Schedule, classes: list[str]) -> Cla
         load_checkpoint(model, cfg.init_from, new_head=True)
     teacher = unreduced(model) if schedule.distill_weight else None
     freeze_unreached(model, cfg.image_size)
-    kind = ShardedClassifier if is_sharded(cfg) else Classifier
-    return kind(
+    return Classifier(
         model,
         schedule,
+        optimizer=instantiate_partial(cfg.optimizer),
+        lr_scheduler=instantiate_partial(cfg.lr_scheduler),
+        selection_epoch=schedule.selection_epoch(cfg.trainer.max_epochs),
         teacher=teacher,
         num_classes=len(classes),
         threshold=cfg.threshold,
@@ -163,13 +170,13 @@ def build_module(cfg: DictConfig, schedule: Schedule, classes: list[str]) -> Cla
     )
 
 
-def is_sharded(cfg: DictConfig) -> bool:
-    """Whether trainer=fsdp was chosen."""
-    strategy = plain(cfg.trainer).get("strategy")
-    return isinstance(strategy, dict) and strategy.get("_target_", "").endswith("FullySharded")
+def instantiate_partial(cfg: DictConfig) -> Any:
+    """A class with its arguments, those that are null left out; None if no class is named."""
+    settings = {key: value for key, value in plain(cfg).items() if value is not None}
+    return hydra.utils.instantiate(settings) if "_target_" in settings else None
 
 
-def check(cfg: DictConfig, weights_exist: bool = True) -> Schedule:
+def check(cfg: DictConfig, weights_exist: bool = True) -> None:
     """Refuse settings that cannot work, before any data is read.
 
     Args:
@@ -179,8 +186,14 @@ def check(cfg: DictConfig, weights_exist: bool = True) -> Schedule:
     Raises:
         ConfigError: naming the setting, its value and what would be valid.
     """
-    schedule = Schedule.of(plain(cfg.schedule))
+    schedule = validate(Schedule, plain(cfg.schedule), "schedule")
+    epochs = cfg.trainer.max_epochs
+    check_whole("trainer.max_epochs", epochs, 1)
+    check_range("schedule.selection_start", schedule.selection_start, 0, epochs)
     model = build_model(cfg, num_classes=2)  # every check of the model
+    optimizer = build_optimizer(model, instantiate_partial(cfg.optimizer))
+    if (lr_scheduler := instantiate_partial(cfg.lr_scheduler)) is not None:
+        build_lr_scheduler(optimizer, lr_scheduler, epochs, steps=epochs)
     _check_token_labels(cfg, model)
     refuse_unlearnable(model, cfg.compile)
     if cfg.pretrained and "timm" not in cfg.backbone:
@@ -200,10 +213,8 @@ def check(cfg: DictConfig, weights_exist: bool = True) -> Schedule:
     check_range("threshold", cfg.threshold, 0)
     check_switch("deterministic", cfg.deterministic)
     check_switch("compile", cfg.compile)
-    NonFiniteGuard(cfg.on_nonfinite, cfg.max_skipped)
     if in_sweep() and not launched_together():  # of a job, by srun
         check_one_process(cfg)
-    return schedule
 
 
 def _check_token_labels(cfg: DictConfig, model: nn.Module) -> None:

@@ -21,10 +21,9 @@ NOT_WEIGHTS = (
     "repeat",
     "evaluate",
     "ckpt_path",
-    "on_nonfinite",  # of a training that one setting stopped, the other continues
-    "max_skipped",
     "data.num_workers",
     "callbacks.last",
+    "callbacks.nonfinite",  # of a training that one setting stopped, the other continues
     "callbacks.progress",
     "callbacks.lr_monitor",
     "trainer.log_every_n_steps",

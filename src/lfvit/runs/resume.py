@@ -13,11 +13,10 @@ from lfvit.errors import CheckpointError, ConfigError
 from lfvit.models.weight_files import read_file
 from lfvit.results.evaluated import flatten
 from lfvit.runs.identity import identity, settings_of_weights
-from lfvit.runs.setup import record_of
+from lfvit.runs.setup import recipe, record_of
 from lfvit.runs.sweeps import in_sweep
 from lfvit.training.last_checkpoint import LAST
 from lfvit.training.module import RECORD
-from lfvit.training.schedule import Schedule
 from lfvit.utils.atomic_io import read_json
 from lfvit.utils.validation import plain
 
@@ -97,17 +96,10 @@ def check_resume(cfg: DictConfig) -> Resumed | None:
             "init_from= instead of ckpt_path="
         )
     record = record_of(content, cfg.ckpt_path)
-    for key in ("method", "backbone", "reducer", "image_size", "schedule", "seed"):
+    keys = ("method", "backbone", "reducer", "image_size", "seed")
+    for key, now in ({key: plain(cfg[key]) for key in keys} | recipe(cfg)).items():
         then: Any = record.get(key, NOT_RECORDED.get(key))
-        now = plain(cfg[key])
-        try:
-            same = Schedule.of(then) == Schedule.of(now) if key == "schedule" else then == now
-        except (ConfigError, TypeError) as error:
-            raise CheckpointError(
-                f"{cfg.ckpt_path}: the {key} in its record cannot be read ({error}); use an "
-                "earlier checkpoint"
-            ) from error
-        if not same:
+        if then != now:
             raise CheckpointError(
                 f"{cfg.ckpt_path}: was trained with {key}={then}, not {now}; repeat the run's own "
                 "settings to resume it, or pass init_from= to start a new run from its weights"

@@ -68,10 +68,17 @@ def build_model(settings: Mapping[str, Any], num_classes: int, **overrides: Any)
 
 def make_record(cfg: DictConfig, classes: list[str]) -> dict[str, Any]:
     """What a checkpoint needs to be used without its config: plain values only."""
-    keys = ("method", "backbone", "reducer", "image_size", "data", "schedule", "seed", "threshold")
-    record = {key: plain(cfg[key]) for key in keys}
+    keys = ("method", "backbone", "reducer", "image_size", "data", "seed", "threshold")
+    record = {key: plain(cfg[key]) for key in keys} | recipe(cfg)
     _make_absolute(record["data"])
     return {**record, "classes": classes, "commit": commit()}
+
+
+def recipe(cfg: DictConfig) -> dict[str, Any]:
+    """How the weights are trained: what a training that goes on has to repeat."""
+    groups = {key: plain(cfg[key]) for key in ("schedule", "optimizer", "lr_scheduler")}
+    ema = plain(cfg.callbacks.get("ema"))
+    return {**groups, "max_epochs": cfg.trainer.max_epochs, "ema": ema}
 
 
 def model_overrides(cfg: DictConfig) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--entity", help="user or team; by default the account's own")
     parser.add_argument("--group", help="only the runs of one group, such as a sweep")
     parser.add_argument(
-        "--columns", nargs="+", default=COLUMNS, help="settings to compare, such as schedule.lr"
+        "--columns", nargs="+", default=COLUMNS, help="settings to compare, such as optimizer.lr"
     )
     parser.add_argument("--offline", type=Path, metavar="FILE", help="write it here, send nothing")
     arguments = parser.parse_args()

@@ -3,10 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-LOSSES = ("ce_kl", "ce_ce")
 
-
-def two_stage_losses(
+def two_pass_losses(
     first: Tensor,
     second: Tensor,
     targets: Tensor,

@@ -1,18 +1,20 @@
 """The LightningModule: shared-weight model, two-stage loss, phases and metrics."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm.scheduler.scheduler import Scheduler as TimmScheduler
 from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lfvit.data.batches import Batch
-from lfvit.errors import TrainingError
 from lfvit.measure.thresholds import answers_of
 from lfvit.models.lv_vit import ONE_PASS_SHARE
 from lfvit.models.reduction.patch import answer
@@ -22,10 +24,9 @@ from lfvit.models.token_mix import TokenMix
 from lfvit.models.two_pass import TwoPassViT
 from lfvit.models.weight_files import RECORD
 from lfvit.training.learned import refuse_unlearnable
-from lfvit.training.losses import divergence, two_stage_losses
-from lfvit.training.nonfinite import ADVICE, all_finite
-from lfvit.training.optimizer import adamw_and_cosine
-from lfvit.training.schedule import Schedule
+from lfvit.training.losses import divergence, two_pass_losses
+from lfvit.training.optimizers import build_lr_scheduler, build_optimizer
+from lfvit.training.settings import Schedule
 from lfvit.training.token_labels import (
     AUX_WEIGHT,
     TokenTargets,
@@ -54,6 +55,9 @@ class Classifier(L.LightningModule):
     Args:
         model: one-pass ViT or `TwoPassViT`.
         schedule: the recipe.
+        optimizer, lr_scheduler: see `lfvit.training.optimizers`; without them AdamW and a constant
+            learning rate.
+        selection_epoch: first epoch (0-based) of phase two.
         num_classes: C.
         threshold: eta at which validation reports early exit.
         seed: of stochastic depth and random selectors.
@@ -69,6 +73,9 @@ class Classifier(L.LightningModule):
         schedule: Schedule,
         *,
         num_classes: int,
+        optimizer: partial[Optimizer] | None = None,
+        lr_scheduler: partial[Any] | None = None,
+        selection_epoch: int = 0,
         threshold: float = 0.7,
         seed: int = 0,
         teacher: nn.Module | None = None,
@@ -78,6 +85,9 @@ class Classifier(L.LightningModule):
         super().__init__()
         self.model = model
         self.schedule = schedule
+        self.optimizer = optimizer or partial(AdamW)
+        self.lr_scheduler = lr_scheduler
+        self.selection_epoch = selection_epoch
         self.threshold = threshold
         self.seed = seed
         self.record = dict(record or {})
@@ -106,7 +116,7 @@ class Classifier(L.LightningModule):
     @property
     def phase_one(self) -> bool:
         """Whether the second pass still sees the whole image."""
-        return self.two_stage and self.current_epoch < self.schedule.selection_epoch
+        return self.two_stage and self.current_epoch < self.selection_epoch
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         seed_all(self.seed, self.current_epoch, batch_idx, self.global_rank)
@@ -179,7 +189,7 @@ class Classifier(L.LightningModule):
             targets = tokens.images
             labels = second_pass_labels(tokens.patches, out.selection, model.background)
             second = token_labelling_loss(out.dense, targets, labels, self._aux_weight)
-        first, second = two_stage_losses(
+        first, second = two_pass_losses(
             out.first_logits, out.second_logits, targets, self.schedule.loss, second
         )
         self._log("train/first_loss", first, batch)
@@ -246,31 +256,26 @@ class Classifier(L.LightningModule):
                 self.model(*self._blank(batch)[: 1 + self.two_stage])
             self._log_validation()
 
-    def on_validation_start(self) -> None:
-        self._refuse_broken_weights()
-
-    def on_train_epoch_end(self) -> None:
-        self._refuse_broken_weights()  # before the checkpoint of this epoch is written
-
-    def _refuse_broken_weights(self) -> None:
-        """Finite gradients can still take weights out of range, by a step that is too long."""
-        if not all_finite(self.parameters()):
-            broken = [n for n, p in self.named_parameters() if not p.isfinite().all()]
-            raise TrainingError(
-                f"{broken[0]} is not finite any more in epoch {self.current_epoch}. {ADVICE}"
-            )
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW and a cosine, stepped every optimizer step."""
-        return adamw_and_cosine(
-            self.model,
-            self.schedule,
-            steps=self.trainer.estimated_stepping_batches,
-            images_per_step=self._global_batch(),
-        )
+        """The learning rate scales linearly with the images per optimizer step."""
+        trainer: Any = self.trainer
+        processes, batches = trainer.world_size, trainer.accumulate_grad_batches
+        images_per_step = trainer.datamodule.batch_size * processes * batches
+        scale = images_per_step / self.schedule.lr_batch
+        optimizer = build_optimizer(self.model, self.optimizer, scale)
+        if self.lr_scheduler is None:
+            return optimizer
+        steps = trainer.estimated_stepping_batches
+        lr_scheduler = build_lr_scheduler(optimizer, self.lr_scheduler, trainer.max_epochs, steps)
+        return {"optimizer": optimizer, "lr_scheduler": lr_scheduler}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        if isinstance(scheduler, TimmScheduler):
+            scheduler.step_update(self.global_step)
+        else:
+            super().lr_scheduler_step(scheduler, metric)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._refuse_broken_weights()  # within an epoch as well
         checkpoint[RECORD] = self.record
         for teacher in self._teacher:
             checkpoint["teacher"] = teacher.state_dict()
@@ -278,11 +283,6 @@ class Classifier(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for teacher in self._teacher:
             teacher.load_state_dict(checkpoint["teacher"])
-
-    def _global_batch(self) -> int:
-        trainer = self.trainer
-        per_process = trainer.datamodule.batch_size  # type: ignore[attr-defined]
-        return per_process * trainer.world_size * trainer.accumulate_grad_batches
 
     def _log(self, name: str, value: Tensor, batch: Batch, **options: Any) -> None:
         if counted():

@@ -25,7 +25,6 @@ from lfvit.results.zoo.add import LIMIT, add
 from lfvit.results.zoo.cards import markdown
 from lfvit.runs.identity import identity
 from lfvit.runs.setup import load_trained
-from lfvit.training.schedule import Schedule
 
 FIGURES = ("images", "first", "second", "curve", "operating_point", "calibrated", "calibration")
 SMALL = (
@@ -126,7 +125,7 @@ def test_benchmark_and_training_take_it(two, composed, tmp_path):
     (curve,) = (p for p in card_of("zoo:needles")["evaluation"]["curve"] if p["threshold"] == 0.5)
     assert curve["top1"] in [row["top1"] for row in rows]
     cfg = composed("train", *NEEDLE_FAST, "init_from=zoo:needles")
-    module = build_module(cfg, Schedule.of(cfg.schedule), ["a"] * 6)
+    module = build_module(cfg, ["a"] * 6)
     name, value = next(iter(load_trained("zoo:needles").model.state_dict().items()))
     assert torch.equal(module.model.state_dict()[name], value)
     by_path = composed("train", *NEEDLE_FAST, f"init_from={two / 'needles.safetensors'}")

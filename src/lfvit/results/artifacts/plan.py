@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from lfvit.models.resample import downsample
 from lfvit.results.artifacts.runs import Run
 from lfvit.runs.devices import find_device, trainer_settings
 from lfvit.runs.setup import DATA_MODULES
-from lfvit.training.schedule import Schedule
-from lfvit.utils.validation import plain
+from lfvit.training.settings import Schedule
+from lfvit.utils.validation import plain, validate
 
 REPEATS = 3
 CPU_BATCH = 2  # images in a timed step where there is no GPU; times are scaled to the real batch
@@ -38,21 +37,21 @@ class Timer:
             cfg: of a training.
             num_classes: outputs of the head.
         """
-        schedule = Schedule.of(plain(cfg.schedule))
-        one, two = (replace(schedule, selection_start=start) for start in (schedule.epochs, 0))
-        return self._step(cfg, one, num_classes), self._step(cfg, two, num_classes)
+        epochs = cfg.trainer.max_epochs
+        return self._step(cfg, epochs, num_classes), self._step(cfg, 0, num_classes)
 
-    def _step(self, cfg: DictConfig, schedule: Schedule, num_classes: int) -> float:
+    def _step(self, cfg: DictConfig, selection_start: int, num_classes: int) -> float:
         cfg = cfg.copy()
+        cfg.schedule.selection_start = selection_start
         cfg.init_from, cfg.pretrained = None, False
         cfg.compile = cfg.compile and self.device.type == "cuda"  # a CPU would compile for minutes
         batch = int(cfg.data.batch_size)
         timed = batch if self.device.type == "cuda" else min(batch, CPU_BATCH)
-        module: Any = build_module(cfg, schedule, [str(i) for i in range(num_classes)])
+        module: Any = build_module(cfg, [str(i) for i in range(num_classes)])
         module = module.to(self.device).train()
         selects = module.two_stage and not module.phase_one
         size, precision = int(cfg.image_size), str(trainer_settings(cfg)["precision"])
-        learns = schedule.distill_weight, schedule.loss, module.learns_tokens
+        learns = cfg.schedule.distill_weight, cfg.schedule.loss, module.learns_tokens
         same = (count_macs(module.model) if selects or not module.two_stage else "whole",)
         backbone, reducer = str(cfg.backbone), str(cfg.reducer)
         key = (*same, module.two_stage, size, backbone, reducer, batch, precision, *learns)
@@ -114,14 +113,15 @@ def plan(
             "hours": 0.0,
         }
         if run.train is not None and run.state != "done":
-            schedule = Schedule.of(plain(run.train.schedule))
+            schedule = validate(Schedule, plain(run.train.schedule), "schedule")
+            epochs = run.train.trainer.max_epochs
             images, classes = data_size(run.train, scale)
             per_epoch = images // int(run.train.data.batch_size)
             one, two = timer.seconds(run.train, classes)
-            first = schedule.selection_epoch if run.train.method.name != "vit" else 0
-            first = min(first, schedule.epochs)
-            seconds = per_epoch * (one * first + two * (schedule.epochs - first))
-            row["steps"] = per_epoch * schedule.epochs
+            first = schedule.selection_epoch(epochs) if run.train.method.name != "vit" else 0
+            first = min(first, epochs)
+            seconds = per_epoch * (one * first + two * (epochs - first))
+            row["steps"] = per_epoch * epochs
             row["seconds_per_step"] = seconds / row["steps"] if row["steps"] else None
             row["hours"] = seconds / 3600
         rows.append(row)

@@ -13,11 +13,11 @@ from lfvit.models.weight_files import RECORD, read_file
 from lfvit.results.artifacts.runs import Run
 from lfvit.results.evaluated import flatten
 from lfvit.runs.setup import make_record
-from lfvit.training.schedule import Schedule
 from lfvit.utils.atomic_io import read_json
 from lfvit.utils.validation import plain
 
-RECORDED = ("method", "backbone", "reducer", "image_size", "data", "schedule", "seed")
+RECIPE = ("optimizer", "lr_scheduler", "max_epochs", "ema")
+RECORDED = ("method", "backbone", "reducer", "image_size", "data", "schedule", "seed", *RECIPE)
 TRAINER = ("precision", "accumulate_grad_batches", "gradient_clip_val")
 NO_PART = ("data.num_workers", "data.on_error", "data.reduced_decode")
 """Settings of the data that change nothing about trained weights."""
@@ -81,7 +81,6 @@ def _told(folder: Path) -> dict[str, Any]:
 
 def _comparable(record: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     settings = {key: record.get(key) for key in RECORDED}
-    settings["schedule"] = vars(Schedule.of(record["schedule"]))
     settings["trainer"] = {key: config["trainer"].get(key) for key in TRAINER}
     settings |= {key: config.get(key) for key in ("pretrained", "init_from")}
     flat = {key: value for key, value in flatten(settings).items() if key not in NO_PART}

@@ -62,7 +62,7 @@ class Run(NamedTuple):
             return (
                 f"the weights of {self.start} with {' '.join(self.evaluate)}, not trained further"
             )
-        epochs = self.train.schedule.epochs
+        epochs = self.train.trainer.max_epochs
         return f"{epochs} epoch{'s' if epochs > 1 else ''} from the weights of {self.start}"
 
     @property

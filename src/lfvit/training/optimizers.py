@@ -1,0 +1,83 @@
+"""Optimizer and learning-rate scheduler from the config's partial objects."""
+
+import inspect
+from functools import partial
+from typing import Any
+
+from lightning.pytorch.utilities.types import LRSchedulerConfigType
+from timm.optim import param_groups_weight_decay
+from torch import nn
+from torch.optim import Optimizer
+
+from lfvit.errors import ConfigError
+from lfvit.models.reduction.registry import Reducer
+
+
+def build_optimizer(
+    model: nn.Module, optimizer: partial[Optimizer], lr_scale: float = 1.0
+) -> Optimizer:
+    """The optimizer of all trainable weights; only matrices decay.
+
+    Position embeddings, class token, biases and norms have weight decay 0, as in timm, and so have
+    the weights that the model or its reducers name in ``no_weight_decay``.
+
+    Args:
+        model: what is trained.
+        optimizer: class and arguments, such as ``partial(AdamW, lr=5e-4, weight_decay=0.05)``.
+        lr_scale: factor on ``lr``.
+
+    Raises:
+        ConfigError: an argument that the optimizer does not take.
+    """
+    settings = dict(optimizer.keywords)
+    no_decay: set[str] = getattr(model, "no_weight_decay", set)()
+    for name, module in model.named_modules():
+        if isinstance(module, Reducer):
+            no_decay = no_decay | {f"{name}.{weight}" for weight in module.no_weight_decay()}
+    groups = param_groups_weight_decay(
+        model, settings.get("weight_decay", 0.0), no_weight_decay_list=no_decay
+    )
+    try:
+        if "lr" in settings:
+            settings["lr"] *= lr_scale
+        return optimizer.func(groups, **settings)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"optimizer: {error}") from error
+
+
+def build_lr_scheduler(
+    optimizer: Optimizer, lr_scheduler: partial[Any], max_epochs: int, steps: float
+) -> LRSchedulerConfigType:
+    """The scheduler, as Lightning takes it.
+
+    timm's factory is told to step after every optimizer step. A scheduler of PyTorch steps after
+    every epoch, or, if it takes ``total_steps`` (OneCycleLR), after every optimizer step.
+
+    Args:
+        optimizer: built.
+        lr_scheduler: class or factory, and arguments.
+        max_epochs: of the training.
+        steps: optimizer steps of the training.
+
+    Raises:
+        ConfigError: an argument that the scheduler does not take, or a value it refuses.
+    """
+    settings: dict[str, Any] = dict(lr_scheduler.keywords)
+    names = inspect.signature(lr_scheduler.func).parameters
+    interval = "step" if {"updates_per_epoch", "total_steps"} & set(names) else "epoch"
+    if "updates_per_epoch" in names:  # timm.scheduler.create_scheduler_v2
+        warmup = settings.get("warmup_epochs", 0) if settings.get("warmup_prefix") else 0
+        settings["num_epochs"] = max(max_epochs - warmup, 1e-9)
+        settings["updates_per_epoch"] = steps / max_epochs
+        settings["step_on_epochs"] = False
+    if "total_steps" in names:
+        settings.setdefault("total_steps", int(steps))
+    if "max_lr" in names:
+        settings.setdefault("max_lr", [group["lr"] for group in optimizer.param_groups])
+    try:
+        scheduler = lr_scheduler.func(optimizer, **settings)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(f"lr_scheduler: {error}") from error
+    if isinstance(scheduler, tuple):  # with the number of epochs
+        scheduler = scheduler[0]
+    return {"scheduler": scheduler, "interval": interval, "monitor": "val/loss"}

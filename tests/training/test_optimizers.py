@@ -1,0 +1,144 @@
+"""Learning rates of every step, optimizers and schedulers from the command line, phases."""
+
+import math
+
+import pytest
+from torch import nn
+
+from conftest import NEEDLE_FAST
+from lfvit.commands.train import instantiate_partial, train
+from lfvit.errors import ConfigError
+from lfvit.training.optimizers import build_lr_scheduler, build_optimizer
+from lfvit.training.settings import Schedule
+from lfvit.utils.validation import validate
+
+
+def learning_rates(cfg, epochs, steps, images_per_step):
+    """Of all steps of a training."""
+    scale = images_per_step / cfg.schedule.lr_batch
+    optimizer = build_optimizer(nn.Linear(2, 2), instantiate_partial(cfg.optimizer), scale)
+    config = build_lr_scheduler(optimizer, instantiate_partial(cfg.lr_scheduler), epochs, steps)
+    rates = []
+    for step in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        assert all(group["lr"] == rates[-1] for group in optimizer.param_groups)
+        config["scheduler"].step_update(step + 1)
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("recipe", "epochs", "steps_per_epoch", "batch", "lr", "lr_batch", "warmup"),
+    [
+        ("lf_vit", 350, 7, 1024, 5e-4, 512, 5),
+        ("needle", 5, 157, 32, 1e-3, 32, 0.5),
+        ("frequency", 30, 3, 1024, 1e-4, 1024, 0),
+        ("scratch", 400, 4, 256, 1e-3, 512, 20),
+    ],
+)
+def test_warm_up_and_cosine(composed, recipe, epochs, steps_per_epoch, batch, lr, lr_batch, warmup):
+    """DeiT's: linear from 1e-6 to the peak, then half a cosine to 1e-5, in fractions of epochs."""
+    peak, expected = lr * batch / lr_batch, []
+    for step in range(epochs * steps_per_epoch):
+        epoch = step / steps_per_epoch
+        if epoch < warmup:
+            expected.append(1e-6 + (peak - 1e-6) * epoch / warmup)
+        else:
+            share = (epoch - warmup) / (epochs - warmup)
+            expected.append(1e-5 + (peak - 1e-5) * 0.5 * (1 + math.cos(math.pi * share)))
+    cfg = composed("train", f"schedule={recipe}")
+    assert cfg.trainer.max_epochs == epochs
+    rates = learning_rates(cfg, epochs, epochs * steps_per_epoch, batch)
+    assert rates == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_training_shorter_than_its_warm_up(composed):
+    cfg = composed("train", "schedule=lf_vit")
+    assert learning_rates(cfg, 1, 4, 512) == pytest.approx(
+        [1e-6 + i * 2.5e-5 for i in range(4)], rel=0.1
+    )
+
+
+def test_constant_and_step(composed):
+    cfg = composed("train", "schedule=lf_vit", "lr_scheduler=constant")
+    assert learning_rates(cfg, 20, 20, 512)[5:] == [5e-4] * 15
+    cfg = composed("train", "schedule=lf_vit", "lr_scheduler=step", "lr_scheduler.decay_epochs=8")
+    assert learning_rates(cfg, 20, 40, 512)[12::16] == pytest.approx([5e-4, 5e-5])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "optimizer", "scheduler"),
+    [
+        (["optimizer=lion"], "Lion", "CosineLRScheduler"),
+        (["optimizer=sgd", "lr_scheduler=step"], "SGD", "StepLRScheduler"),
+        (["optimizer._target_=torch.optim.NAdam"], "NAdam", "CosineLRScheduler"),
+        (["lr_scheduler=torch"], "AdamW", "OneCycleLR"),
+        (
+            [
+                "lr_scheduler=torch",
+                "lr_scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau",
+            ],
+            "AdamW",
+            "ReduceLROnPlateau",
+        ),
+        (
+            [
+                "lr_scheduler=torch",
+                "lr_scheduler._target_=torch.optim.lr_scheduler.StepLR",
+                "++lr_scheduler.step_size=1",
+            ],
+            "AdamW",
+            "StepLR",
+        ),
+    ],
+)
+def test_any_optimizer_and_scheduler(composed, tmp_path, overrides, optimizer, scheduler):
+    built = []
+    fast = [override for override in NEEDLE_FAST if "warmup" not in override]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "lfvit.training.module.Classifier.on_fit_end",
+            lambda self: built.extend([self.optimizers(), self.lr_schedulers()]),
+        )
+        metrics = train(composed("train", *fast, *overrides, f"run_dir={tmp_path}"))
+    assert metrics["steps"] == 8
+    assert [type(built[0].optimizer).__name__, type(built[1]).__name__] == [optimizer, scheduler]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lr=-1", "optimizer: Invalid learning rate"),
+        ("optimizer.lr=high", "optimizer: "),
+        ("++optimizer.momentun=0.9", "optimizer: .*momentun"),
+        ("++lr_scheduler.decay=0.9", "lr_scheduler: .*'decay'"),
+        ("lr_scheduler.sched=cosin", "lr_scheduler: Unknown scheduler 'cosin'"),
+        ("trainer.max_epochs=0", "trainer.max_epochs=0 must be a whole number"),
+        ("callbacks.ema.decay=1.5", "Invalid decay value 1.5"),
+        ("schedule.selection_start=9", "schedule.selection_start=9"),
+    ],
+)
+def test_wrong_settings_are_refused_before_data_is_read(composed, tmp_path, override, message):
+    data = ("data=imagefolder", "data.root=/no/such/folder", f"run_dir={tmp_path}")
+    with pytest.raises(Exception, match=message):
+        train(composed("train", *data, override))
+
+
+@pytest.mark.parametrize(
+    ("start", "epoch"), [(0, 0), (3, 3), (0.5, 5), (0.66, 7), (10, 10), (1, 1), (1.0, 1)]
+)
+def test_phase_two_starts_at_an_epoch_or_a_fraction(start, epoch):
+    assert Schedule(selection_start=start).selection_epoch(10) == epoch
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"selection_start": 230.5}, "schedule.selection_start=230.5 is not valid: a whole number"),
+        ({"lr_batch": 0}, "schedule.lr_batch=0"),
+        ({"loss": "mse"}, "schedule.loss='mse' is unknown; valid: 'ce_kl' or 'ce_ce'"),
+        ({"leaning_rate": 1}, "schedule.leaning_rate is no setting; valid: aux_weight"),
+    ],
+)
+def test_wrong_schedules(setting, message):
+    with pytest.raises(ConfigError, match=message):
+        validate(Schedule, setting, "schedule")
