@@ -2,7 +2,10 @@
 
 import os
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
+from io import BytesIO
+from itertools import product
 from pathlib import Path
 
 # read when PyTorch is loaded: threads that wait for one another leave the core to other processes
@@ -95,6 +98,21 @@ def write_photographs(root: Path, per_class: int = 8) -> Path:
                 case 7:
                     image.convert("LA").save(path.with_suffix(".png"))
     return root
+
+
+def write_shards(folder: Path, out: Path, count: int = 2) -> None:
+    """Tar shards of a folder of classes, as WebDataset names them: KEY.jpg beside KEY.cls."""
+    out.mkdir(exist_ok=True)
+    classes = sorted(path.name for path in folder.iterdir())
+    paths = sorted(folder.rglob("*.*"))
+    for split, number in product(("train", "val"), range(count)):
+        with tarfile.open(out / f"{split}-{number:03d}.tar", "w") as tar:
+            for i, path in enumerate(paths[number::count]):
+                label = str(classes.index(path.parent.name)).encode()
+                for suffix, data in (("jpg", path.read_bytes()), ("cls", label)):
+                    member = tarfile.TarInfo(f"{i:06d}.{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, BytesIO(data))
 
 
 @pytest.fixture(scope="session")

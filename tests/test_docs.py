@@ -12,9 +12,8 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from conftest import NEEDLE_FAST, ROOT
+from conftest import NEEDLE_FAST, ROOT, write_shards
 from lfvit.commands.evaluate import evaluate
-from lfvit.data.shards import main as write_all
 
 # test_sweeps.py, test_search.py, test_wandb_page.py and test_distributed_page.py
 ELSEWHERE = ("sweeps.md", "wandb.md", "distributed.md")
@@ -89,7 +88,7 @@ def example(tmp_path_factory, composed, trained_run, photographs):
         settings = ["data.num_workers=0", f"run_dir={run / 'evaluation'}"]
         evaluate(composed("evaluate", weights, *settings))
     shards = tmp_path_factory.mktemp("shards")
-    write_all([str(photographs), str(shards)])
+    write_shards(photographs, shards)
     return {
         "FILE_OR_FOLDER": str(photographs / "pear"),
         "DIR_OR_PHOTO": str(photographs / "pear"),

@@ -138,6 +138,8 @@ def forged(trained_run, tmp_path):
 
 CALL = {"_target_": "os.system", "command": "touch exploded", "_args_": ["touch exploded"]}
 
+FOLDER = {"_target_": "lfvit.data.ImageFolder"}
+
 
 @pytest.mark.parametrize(
     "changes",
@@ -150,8 +152,10 @@ CALL = {"_target_": "os.system", "command": "touch exploded", "_args_": ["touch 
         {"backbone": {"timm": "local-dir:/etc"}},
         {"reducer": {"name": "tome", **CALL}},
         {"data": CALL},
-        {"data": {"_target_": "lfvit.data.NeedleDataModule", "val_images": CALL}},
-        {"data": {"_target_": "lfvit.data.FolderDataModule", "root": "x", "augment": CALL}},
+        {"data": {"dataset": CALL}},
+        {"data": {"dataset": {"_target_": "lfvit.data.NeedleSet"}, "val_images": CALL}},
+        {"data": {"dataset": {"_target_": "lfvit.data.NeedleSet", "val_images": CALL}}},
+        {"data": {"dataset": FOLDER, "root": "x", "augment": CALL}},
         {"threshold": CALL},
     ],
 )
@@ -177,7 +181,7 @@ def test_records_are_plain_values(forged, composed, tmp_path):
     assert LEAK.encode() in written  # by the loggers
     assert SECRET.encode() not in written
     record = load_trained(checkpoint).record
-    record["data"] = {"_target_": "lfvit.data.FolderDataModule", "root": LEAK, "batch_size": 8}
+    record["data"] = {"dataset": FOLDER, "root": LEAK, "batch_size": 8}
     with pytest.raises(LFViTError, match=r"oc\.env:LFVIT_TEST_SECRET.*no such folder") as error:
         open_data(cfg, record)
     assert SECRET not in str(error.value)
@@ -256,7 +260,7 @@ def test_a_run_folder_cannot_read_the_environment(foreign, tmp_path):
     found = json.loads(path.read_text())
     write_json(path, {**found, "method": {"name": "lf_vit"}})
     config = foreign / "evaluation" / "config.yaml"
-    data = {"_target_": "lfvit.data.FolderDataModule", "root": f"/nowhere/{LEAK}", "batch_size": 8}
+    data = {"dataset": FOLDER, "root": f"/nowhere/{LEAK}", "batch_size": 8}
     config.write_text(json.dumps({"data": data}))  # JSON is YAML
     write_page([tmp_path / "down"], tmp_path / "page.html", examples=4)
     text = (tmp_path / "page.html").read_text()

@@ -13,10 +13,11 @@ import lfvit
 from conftest import TINY, photograph
 from lfvit import runtime
 from lfvit.commands.export import check_parity, describe
-from lfvit.data.augment import INTERPOLATIONS, Augment
-from lfvit.data.datamodule import normalise
+from lfvit.data.augment import eval_transform
+from lfvit.data.datamodule import normalize
 from lfvit.data.folders import images_of
-from lfvit.data.images import read_image
+from lfvit.data.images import FILTERS, read_image
+from lfvit.data.settings import AugmentSettings
 from lfvit.errors import ConfigError, ExportError
 from lfvit.models.export import Pass, capture, passes_of, write_onnx
 from lfvit.models.indexing import highest
@@ -118,11 +119,11 @@ def test_files_that_answer_differently_are_refused(two_pass):
         check_parity(passes_of(model, SIZE), folder, 1e-12)
 
 
-@pytest.mark.parametrize("interpolation", sorted(set(INTERPOLATIONS) - {"random"}))
+@pytest.mark.parametrize("interpolation", sorted(FILTERS))
 def test_images_are_prepared_as_in_evaluation(interpolation, photographs):
     for size, crop_pct in ((64, 0.875), (48, 0.9), (112, 1.0)):
-        augment = Augment(interpolation=interpolation, crop_pct=crop_pct)
-        transform = augment.eval_transform(size)
+        augment = AugmentSettings(interpolation=interpolation, crop_pct=crop_pct)
+        transform = eval_transform(augment, size)
         card = {
             "classes": [],
             "image_size": size,
@@ -136,7 +137,7 @@ def test_images_are_prepared_as_in_evaluation(interpolation, photographs):
         odd = [photograph(shape, 1, 5) for shape in ((31, 97), (301, 64), (65, 64), (73, 73))]
         for picture in [*images_of(photographs)[:8], *odd]:
             image = picture if isinstance(picture, Image.Image) else read_image(picture)
-            expected = normalise(torch.as_tensor(transform(image))[None])[0]
+            expected = normalize(torch.as_tensor(transform(image))[None])[0]
             difference = np.abs(model.prepare(picture) - expected.numpy()) * grey_levels
             assert difference.max() < 2.01  # two roundings may meet, and hardly ever do
             assert difference.mean() < 0.05

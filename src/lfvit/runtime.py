@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from lfvit.data.images import Decoding, centre_crop, read_image, to_rgb
+from lfvit.data.images import center_crop, read_image, to_rgb
 from lfvit.errors import ConfigError, LFViTError
 from lfvit.utils.validation import check_range
 
@@ -89,8 +89,8 @@ class Runtime:
             (3, S, S) float32
         """
         crop = (self.card[name] for name in ("image_size", "crop_pct", "interpolation"))
-        decoding = Decoding(exif=self.card.get("exif", False))
-        pixels = np.asarray(centre_crop(_open(image, decoding), *crop), np.float32)
+        opened = _open(image, self.card.get("exif", False))
+        pixels = np.asarray(center_crop(opened, *crop), np.float32)
         return (pixels.transpose(2, 0, 1) - self._mean) / self._std
 
     def infer(self, images: np.ndarray, threshold: float | None = None) -> Answer:
@@ -185,9 +185,9 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def _open(image: Picture, decoding: Decoding) -> Image.Image:
+def _open(image: Picture, exif: bool) -> Image.Image:
     if isinstance(image, str | Path):
-        return read_image(Path(image).expanduser(), decoding)
+        return read_image(Path(image).expanduser(), exif=exif)
     return to_rgb(Image.fromarray(image) if isinstance(image, np.ndarray) else image)
 
 

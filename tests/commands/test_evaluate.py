@@ -10,7 +10,7 @@ import lfvit
 from conftest import NEEDLE_FAST
 from lfvit.commands.evaluate import evaluate
 from lfvit.commands.train import train
-from lfvit.data.datamodule import normalise
+from lfvit.data.datamodule import normalize
 from lfvit.errors import CheckpointError, ConfigError, DataError
 from lfvit.measure.evaluation import collect
 from lfvit.runs.setup import load_trained, open_data
@@ -138,7 +138,7 @@ def test_early_exit_gives_the_answers_of_the_evaluation(run, collected, trained_
     model, record = load_trained(trained_run / "checkpoints" / "last.ckpt")
     data = open_data(composed("evaluate", "ckpt_path=x"), record)
     pixels = torch.stack([sample.pixels for sample in data.some_validation_samples(16)])
-    images = normalise(pixels)
+    images = normalize(pixels)
     confidence = expected.first.softmax(1).amax(1)
     threshold = confidence.median().item() + 1e-4  # some exit
     exited = confidence >= threshold

@@ -3,36 +3,37 @@
 import numpy as np
 import pytest
 
-from lfvit.data.needle import NeedleSet
+from lfvit.data import NeedleSet
+from lfvit.errors import ConfigError
 
 
-def test_an_image_depends_on_its_place_alone():
-    first, second = NeedleSet(20, seed=3), NeedleSet(50, seed=3)
-    second.draw(7)
-    a, b = first.draw(11), second.draw(11)
+def test_an_image_depends_on_its_index_alone():
+    first, second = NeedleSet(train_images=20, seed=3), NeedleSet(train_images=50, seed=3)
+    second[7]
+    a, b = first[11], second[11]
     assert np.array_equal(a[0], b[0])
     assert a[1:] == b[1:]
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"split": "val"}])
 def test_seeds_and_splits_share_no_image(change):
-    plain, changed = NeedleSet(4).draw(2), NeedleSet(4, **change).draw(2)
-    assert not np.array_equal(plain[0], changed[0])
+    assert not np.array_equal(NeedleSet()[2][0], NeedleSet(**change)[2][0])
 
 
 def test_classes_are_balanced_and_named():
-    images = NeedleSet(60)
+    images = NeedleSet(train_images=60)
     assert len(images.classes) == len(set(images.classes))
     counts = np.bincount(images.targets)
     assert counts.max() - counts.min() <= 1
-    assert [images.draw(i)[1] for i in range(12)] == images.targets[:12]
+    assert [images[i][1] for i in range(12)] == images.targets[:12]
+    assert images.name(3) == "needle 112 6 0 3"
 
 
 @pytest.mark.parametrize("image_size", [48, 112, 224])
 def test_the_object_fills_its_box(image_size):
-    images = NeedleSet(12, image_size=image_size)
+    images = NeedleSet(image_size=image_size)
     for index in range(12):
-        pixels, _, (x0, y0, x1, y1) = images.draw(index)
+        pixels, _, (x0, y0, x1, y1) = images[index]
         assert pixels.shape == (image_size, image_size, 3)
         assert pixels.dtype == np.uint8
         assert 0 <= x0 < x1 <= image_size
@@ -48,20 +49,21 @@ def test_the_object_fills_its_box(image_size):
 
 
 @pytest.mark.parametrize(
-    ("settings", "name"),
+    "setting",
     [
-        ({"num_images": 0}, "num_images"),
-        ({"num_classes": 1}, "num_classes"),
-        ({"num_classes": 99}, "num_classes"),
-        ({"split": "test"}, "split"),
-        ({"image_size": 16}, "image_size"),
+        {"train_images": 0},
+        {"num_classes": 1},
+        {"num_classes": 99},
+        {"split": "test"},
+        {"image_size": 16},
+        {"seed": -1},
     ],
 )
-def test_wrong_settings(settings, name):
-    with pytest.raises(ValueError, match=name):
-        NeedleSet(**{"num_images": 4, **settings})
+def test_wrong_settings(setting):
+    with pytest.raises(ConfigError, match=next(iter(setting))):
+        NeedleSet(**setting)
 
 
 def test_out_of_range():
     with pytest.raises(IndexError):
-        NeedleSet(4).draw(4)
+        NeedleSet(train_images=4)[4]

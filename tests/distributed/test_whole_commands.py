@@ -73,16 +73,16 @@ def validation(checkpoint: Path, folder: Path, *settings: str) -> dict[int, dict
 
 @contextmanager
 def unreadable(train: set[int], val: set[int]) -> Iterator[None]:
-    original = NeedleSet.draw
+    original = NeedleSet.__getitem__
 
-    def draw(self: Any, index: int) -> Any:
+    def getitem(self: Any, index: int) -> Any:
         if index in (train if self.split == "train" else val):
             raise UnreadableImageError(f"{self.split} image {index}: broken")
         return original(self, index)
 
-    NeedleSet.draw = draw
+    NeedleSet.__getitem__ = getitem
     yield
-    NeedleSet.draw = original
+    NeedleSet.__getitem__ = original
 
 
 class Stop(Exception):

@@ -7,7 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import lfvit
 from lfvit.data.batches import Sample
-from lfvit.data.datamodule import normalise
+from lfvit.data.datamodule import normalize
 from lfvit.tracking.loggers import summarise, tracked
 from lfvit.tracking.media import log_predictions, log_table
 from lfvit.tracking.pictures import predict_images
@@ -37,11 +37,11 @@ def test_predictions_are_those_of_early_exit(tiny, method, tmp_path):
     targets = [sample.target for sample in samples]
     with torch.no_grad():
         if method == "vit":
-            threshold, expected = 0.5, model.eval()(normalise(pixels)).argmax(1)
+            threshold, expected = 0.5, model.eval()(normalize(pixels)).argmax(1)
         else:
-            confidence = model.eval().infer(normalise(pixels), 2).confidence
+            confidence = model.eval().infer(normalize(pixels), 2).confidence
             threshold = confidence.median().item()  # so that some exit and some do not
-            inference = model.infer(normalise(pixels), threshold)
+            inference = model.infer(normalize(pixels), threshold)
             expected = inference.logits.argmax(1)
             assert 0 < inference.exited.sum() < 4
     predictions = predict_images(model.train(), pixels, CLASSES, threshold, targets)

@@ -5,7 +5,7 @@ import torch
 
 import lfvit
 from lfvit.data import Batch
-from lfvit.data.label_maps import LabelMap, LabelMaps
+from lfvit.data.label_maps import LabelMaps
 from lfvit.errors import ConfigError
 from lfvit.models.lv_vit import Dense
 from lfvit.models.resample import downsample
@@ -37,13 +37,10 @@ def batch(box=None, maps=False):
         scores = torch.randn(3, 2, 4, 4, generator=generator)
         classes = torch.stack([torch.randperm(C, generator=generator)[:2] for _ in range(48)])
         classes = classes.reshape(3, 4, 4, 2).permute(0, 3, 1, 2).float()
-        label_maps = LabelMaps.of(
-            [
-                LabelMap(torch.stack([s, c]), (0.1, 0.0, 0.9, 0.7), i == 1)
-                for i, (s, c) in enumerate(zip(scores, classes, strict=True))
-            ]
-        )
-    return Batch(images, downsample(images), targets, None, box, label_maps)
+        crops = torch.tensor([[0.1, 0.0, 0.9, 0.7]] * 3)
+        flipped = torch.tensor([False, True, False])
+        label_maps = LabelMaps(torch.stack([scores, classes], 1), crops, flipped)
+    return Batch(images, downsample(images), targets, token_box=box, label_maps=label_maps)
 
 
 def cross_entropy(logits, label):

@@ -7,7 +7,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig, ListConfig
 
@@ -20,9 +19,7 @@ from lfvit.commands.benchmark_cases import (
     time_parts,
     time_setting,
 )
-from lfvit.data import FolderDataModule
 from lfvit.errors import ConfigError
-from lfvit.measure.loading import time_loading
 from lfvit.models.two_pass import TwoPassViT
 from lfvit.results.speed import print_speed, write_speed
 from lfvit.runs.devices import find_device
@@ -41,8 +38,7 @@ def benchmark(cfg: DictConfig) -> list[dict[str, Any]]:
     depends on neither, because the share of images that exits is stated, not left to the
     confidences. With ``ckpt_path``, a trained two-pass model runs on its own validation images as
     well, at its own threshold. With ``training``, a training step is timed in the same way; with
-    ``parts``, the steps of two passes; with ``loading``, the way from the files of ``data.root`` to
-    batches, on one core.
+    ``parts``, the steps of two passes.
 
     Returns:
         One row per task, model and setting.
@@ -57,20 +53,11 @@ def benchmark(cfg: DictConfig) -> list[dict[str, Any]]:
     trained = None if cfg.ckpt_path is None else _trained(cfg)
     build_all(cfg, trained)  # a wrong setting of the last model is found before the first is timed
     run_dir = start_run(cfg)
-    photographs = _photographs(cfg) if cfg.loading else None
     with tracked(cfg, "benchmark", trained.record if trained else None) as loggers:
         results = Results(run_dir, cfg)
         _time_models(cfg, precisions, compiled, trained, results)
         if cfg.parts:
             results.parts = time_parts(cfg, trained, find_device(cfg.accelerator))
-        if photographs is not None:
-            results.loading = time_loading(
-                photographs,
-                device=find_device(cfg.accelerator),
-                images=cfg.loading_images,
-                warmup=cfg.warmup,
-                repeats=cfg.repeats,
-            )
         results.write()
         log_table(loggers, "benchmark", results.rows)
         summarise(loggers, _speeds(results.rows))
@@ -101,7 +88,6 @@ class Results:
     cfg: DictConfig
     rows: list[dict[str, Any]] = field(default_factory=list)
     parts: list[dict[str, Any]] = field(default_factory=list)
-    loading: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self) -> None:
         settings = {
@@ -110,10 +96,10 @@ class Results:
             "compile_mode": self.cfg.compile_mode,
         }
         about = {"settings": settings, "environment": environment()}
-        write_speed(self.run_dir, about, self.rows, self.parts, self.loading)
+        write_speed(self.run_dir, about, self.rows, self.parts)
 
     def print(self) -> None:
-        print_speed(self.rows, self.parts, self.loading)
+        print_speed(self.rows, self.parts)
 
 
 def _time_models(
@@ -132,14 +118,6 @@ def _time_models(
             results.write()
 
 
-def _photographs(cfg: DictConfig) -> FolderDataModule:
-    data = hydra.utils.instantiate(cfg.data) if "_target_" in cfg.data else None
-    if not isinstance(data, FolderDataModule):
-        raise ConfigError("loading=true needs photographs: pass data=imagefolder data.root=DIR")
-    data.setup()
-    return data
-
-
 def _check(cfg: DictConfig) -> tuple[list[str], list[bool]]:
     """Precisions, and whether compiled: one or several of each."""
     precisions, compiled = (
@@ -152,7 +130,6 @@ def _check(cfg: DictConfig) -> tuple[list[str], list[bool]]:
         check_switch("compile", switch)
     check_choice("compile_mode", cfg.compile_mode, COMPILE_MODES)
     check_whole("repeats", cfg.repeats, 1)
-    check_whole("loading_images", cfg.loading_images, 1)
     check_whole("warmup", cfg.warmup, 0)
     for name in ("exit_fractions", "batch_sizes"):
         if not isinstance(cfg[name], ListConfig) or not len(cfg[name]):

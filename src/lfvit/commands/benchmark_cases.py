@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from lfvit.data.datamodule import normalise
+from lfvit.data.datamodule import normalize
 from lfvit.measure.costs import count_macs, expected_gmacs
 from lfvit.measure.throughput import (
     parts,
@@ -157,7 +157,7 @@ def _early_exit(
 def _trained_case(cfg: DictConfig, trained: Trained, batch_size: int, setting: Setting) -> Case:
     """The trained model on its own validation images, which decide how many exit."""
     samples = open_data(cfg, trained.record).some_validation_samples(batch_size)
-    pixels = normalise(torch.stack([sample.pixels for sample in samples]))
+    pixels = normalize(torch.stack([sample.pixels for sample in samples]))
     threshold = trained.record["threshold"]
     facts = {
         "model": "trained",

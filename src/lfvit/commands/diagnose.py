@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from lfvit.data.batches import ImageSource
+from lfvit.data import ImageDataset
 from lfvit.measure.diagnosis import Diagnosis, summarise
 from lfvit.models.zoo import locate
 from lfvit.results.diagnosis import plot_diagnosis
@@ -50,8 +50,8 @@ def diagnose(cfg: DictConfig) -> dict[str, Any]:
         "method": record["method"],
         "backbone": record["backbone"],
         "image_size": record["image_size"],
-        "images": len(data.val_images) - data.unreadable_images,
-        "unreadable_images": data.unreadable_images,
+        "images": len(data.val_images) - data.num_skipped,
+        "unreadable_images": data.num_skipped,
         "removed": cfg.removed,
         "rows": summarise([batch for batch in batches if batch is not None]),
         "precision": str(trainer.precision),
@@ -75,25 +75,18 @@ class Subset:
         count: how many; None, or more than there are, is all of them.
     """
 
-    def __init__(self, source: ImageSource, count: int | None) -> None:
+    def __init__(self, source: ImageDataset, count: int | None) -> None:
         self.source = source
+        self.classes = source.classes
         count = min(count or len(source), len(source))
         order = np.random.default_rng(0).permutation(len(source))
         self.indices: list[int] = sorted(order[:count].tolist())
 
-    @property
-    def classes(self) -> list[str]:
-        return self.source.classes
-
-    @property
-    def targets(self) -> list[int]:
-        return [self.source.targets[index] for index in self.indices]
-
     def __len__(self) -> int:
         return len(self.indices)
 
-    def draw(self, index: int) -> tuple[Any, int, tuple[int, int, int, int] | None]:
-        return self.source.draw(self.indices[index])
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        return self.source[self.indices[index]]
 
 
 def _print(found: dict[str, Any], run_dir: Path) -> None:

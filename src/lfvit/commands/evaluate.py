@@ -84,7 +84,7 @@ def _evaluate(
             threshold=record["threshold"],
             calibration=calibration,
         ),
-        "unreadable_images": data.unreadable_images,
+        "unreadable_images": data.num_skipped,
         "macs_counter": "closed form" + (", equal to fvcore" if cfg.verify_macs else ""),
         "precision": str(trainer.precision),
         "compared_precisions": compared_precisions(cfg, trained, data, run_dir),

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
-from lfvit.data.augment import Augment
+from lfvit.data.settings import AugmentSettings
 from lfvit.errors import ConfigError, ExportError
 from lfvit.measure.costs import count_macs
 from lfvit.models.export import Pass, passes_of, write_onnx
@@ -20,7 +20,7 @@ from lfvit.runs.provenance import commit
 from lfvit.runs.setup import Trained, load_trained, model_overrides
 from lfvit.runtime import CARD, FORMAT, load, run
 from lfvit.utils.atomic_io import write_json
-from lfvit.utils.validation import check_range
+from lfvit.utils.validation import check_range, validate
 
 BATCHES = (1, 2, 5)  # images in each check; graphs are captured with another number
 
@@ -69,7 +69,7 @@ def check_packages() -> None:
 def describe(trained: Trained) -> dict[str, Any]:
     """What a runtime needs to know about a model, and its user about where it comes from."""
     model, record = trained.model, trained.record
-    augment = Augment.of(record.get("data", {}).get("augment"))
+    augment = validate(AugmentSettings, record.get("data", {}).get("augment") or {}, "augment")
     stages = ("first", "second") if isinstance(model, TwoPassViT) else (None,)
     return {
         "format": FORMAT,

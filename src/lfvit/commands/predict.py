@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, ListConfig
 
-from lfvit.data.augment import Augment
-from lfvit.data.datamodule import ON_ERROR
+from lfvit.data.augment import eval_transform
 from lfvit.data.folders import images_of
-from lfvit.data.images import Decoding, UnreadableImageError, read_image
+from lfvit.data.images import UnreadableImageError, read_image
+from lfvit.data.settings import AugmentSettings
 from lfvit.errors import ConfigError
 from lfvit.measure.costs import pass_macs
 from lfvit.models.passes import num_passes
@@ -19,7 +19,7 @@ from lfvit.runs.directory import start_run
 from lfvit.runs.setup import Trained, load_trained, model_overrides
 from lfvit.tracking.pictures import Prediction, draw_predictions, predict_images
 from lfvit.utils.atomic_io import write_json
-from lfvit.utils.validation import check_choice, check_whole
+from lfvit.utils.validation import check_choice, check_whole, validate
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     Raises:
         LFViTError: anything the user can mend; what was predicted before is kept.
     """
-    check_choice("on_error", cfg.on_error, ON_ERROR)
+    check_choice("on_error", cfg.on_error, ("raise", "skip"))
     check_whole("top", cfg.top, 1)
     sources = list(cfg.image) if isinstance(cfg.image, ListConfig) else [cfg.image]
     paths = [path for source in sources for path in images_of(str(source))]
@@ -44,15 +44,14 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     run_dir = start_run(cfg)
     trained.model.to(find_device(cfg.accelerator))
     about = trained.record.get("data", {})
-    augment = Augment.of(about.get("augment"))
-    decoding = Decoding(exif=about.get("exif", False))
-    transform = augment.eval_transform(trained.record["image_size"])
+    augment = validate(AugmentSettings, about.get("augment") or {}, "augment")
+    transform = eval_transform(augment, trained.record["image_size"])
     found: list[dict[str, Any]] = []
     skipped = 0
     try:
         for number, path in enumerate(paths):
             try:
-                image = read_image(path, decoding)
+                image = read_image(path, exif=about.get("exif", False))
             except UnreadableImageError as error:
                 if cfg.on_error == "raise":
                     raise UnreadableImageError(f"{error}; on_error=skip leaves it out") from error

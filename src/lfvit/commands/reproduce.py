@@ -21,7 +21,7 @@ from lfvit.results.artifacts.write import write_artifact, write_index, written
 from lfvit.results.collect import collect
 from lfvit.results.page import write_page
 from lfvit.runs.provenance import machine
-from lfvit.runs.setup import DATA_MODULES
+from lfvit.runs.setup import make_data
 from lfvit.utils.validation import check_choice, check_names, check_switch, check_whole, plain
 
 FEATURED = ("overview", "methods")
@@ -171,7 +171,7 @@ def _check_data(runs: Mapping[str, Run]) -> None:
     for run in roots.values():
         assert run.train is not None
         settings = plain(run.train.data)
-        DATA_MODULES[settings.pop("_target_")](**settings).setup()
+        make_data(settings).setup()
 
 
 def _findings(

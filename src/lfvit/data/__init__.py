@@ -1,32 +1,36 @@
-"""Images in: photographs and the generated needle set, as Lightning DataModules."""
+"""Images in: photographs and the generated needle set, as one Lightning DataModule."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lfvit.data.batches import Batch
+    from lfvit.data.batches import Batch, ImageDataset
     from lfvit.data.datamodule import ImageDataModule
-    from lfvit.data.generated import NeedleDataModule
-    from lfvit.data.photographs import FolderDataModule, HuggingFaceDataModule, ShardDataModule
+    from lfvit.data.folders import ImageFolder
+    from lfvit.data.huggingface import HuggingFaceDataset
+    from lfvit.data.needle import NeedleSet
+
+_MODULES = {
+    "Batch": "batches",
+    "HuggingFaceDataset": "huggingface",
+    "ImageDataModule": "datamodule",
+    "ImageDataset": "batches",
+    "ImageFolder": "folders",
+    "NeedleSet": "needle",
+}
 
 __all__ = [
     "Batch",
-    "FolderDataModule",
-    "HuggingFaceDataModule",
+    "HuggingFaceDataset",
     "ImageDataModule",
-    "NeedleDataModule",
-    "ShardDataModule",
+    "ImageDataset",
+    "ImageFolder",
+    "NeedleSet",
 ]
-
-_HOMES = {
-    "Batch": "batches",
-    "ImageDataModule": "datamodule",
-    "NeedleDataModule": "generated",
-}
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: reading images needs no PyTorch."""
-    if name in __all__:
-        return getattr(import_module(f"lfvit.data.{_HOMES.get(name, 'photographs')}"), name)
+    """Import on first use: settings and images need no PyTorch."""
+    if name in _MODULES:
+        return getattr(import_module(f"lfvit.data.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'lfvit.data' has no attribute {name!r}")

@@ -1,124 +1,161 @@
-"""How images are varied in training and cut to size in evaluation, with timm's transforms."""
+"""Training and evaluation transforms, and mixing of whole batches, by timm."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+import random
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import create_transform
+from timm.data import Mixup, create_transform
+from timm.data.mixup import mixup_target
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torch.nn.functional import interpolate
+from torchvision.transforms import Compose, RandomHorizontalFlip
+from torchvision.transforms.functional import hflip, resized_crop
 
-from lfvit.data.batches import as_pixels
-from lfvit.data.images import FILTERS, centre_crop, full_size, middle
-from lfvit.utils.validation import check_choice, check_names, check_range, check_whole
+from lfvit.data.images import center_box, center_crop, full_size
+from lfvit.data.settings import AugmentSettings
 
-INTERPOLATIONS = (*FILTERS, "random")
+Crop = tuple[float, float, float, float]
+"""Left, top, right, bottom as shares of the image's width and height."""
+
+WHOLE: Crop = (0.0, 0.0, 1.0, 1.0)
 
 
-@dataclass(frozen=True)
-class Augment:
-    """How training images are varied; timm's and DeiT's names. Evaluation uses crop_pct alone.
+class TrainTransform:
+    """timm's training transform, which also says which part of the image its pixels show.
 
-    crop_scale: share of the area a random crop covers. hflip: probability. color_jitter: strength,
-    without effect beside auto_augment. auto_augment: timm's policy string. erasing: probability of
-    random erasing. mixup, cutmix: alpha of their Beta distribution, 0 is off; mix_prob: share of
-    the batches mixed; mix_switch: share of these that is cut. mix_token: alpha of mix-token, in
-    every batch, for backbones with an auxiliary head. label_smoothing: of the targets. repeats:
-    repeated augmentation. crop_pct: evaluation resizes to S / crop_pct, then crops.
+    Draws the same random numbers as timm's and makes the same pixels. What automatic augmentation
+    may shear or shift by a few pixels after the crop is not part of the answer.
+
+    Args:
+        augment: settings.
+        image_size: S in pixels.
     """
 
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    hflip: float = 0.5
-    color_jitter: float = 0.0
-    auto_augment: str | None = None
-    interpolation: str = "bicubic"
-    erasing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mix_prob: float = 1.0
-    mix_switch: float = 0.5
-    mix_token: float = 0.0
-    label_smoothing: float = 0.0
-    repeats: int = 1
-    crop_pct: float = 0.875
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any] | None) -> "Augment":
-        """From a plain mapping.
-
-        Raises:
-            ConfigError: an unknown name, or a value out of range.
-        """
-        settings = dict(settings or {})
-        names = [field.name for field in fields(cls)]
-        check_names("augment", settings, names)
-        augment = cls(**settings)
-        for name in ("hflip", "erasing", "mix_prob", "mix_switch"):
-            check_range(f"augment.{name}", getattr(augment, name), 0, 1)
-        for name in ("mixup", "cutmix", "mix_token", "color_jitter"):
-            check_range(f"augment.{name}", getattr(augment, name), 0)
-        check_range("augment.label_smoothing", augment.label_smoothing, 0, 1, below=True)
-        check_choice("augment.interpolation", augment.interpolation, INTERPOLATIONS)
-        check_range("augment.crop_pct", augment.crop_pct, 0, 1, above=True)
-        check_whole("augment.repeats", augment.repeats, 1)
-        return augment
-
-    def token_box(self) -> tuple[float, float, float, float] | None:
-        """Where tokens are mixed in this batch: top, left, bottom, right as shares of the side.
-
-        Before it is cut off at the border, the box covers a share of 1 - Beta(alpha, alpha) of the
-        image, around a point anywhere in it. None without mix_token.
-        """
-        if not self.mix_token:
-            return None
-        half = 0.5 * (1 - np.random.beta(self.mix_token, self.mix_token)) ** 0.5
-        row, column = np.random.rand(2)
-        top, left, bottom, right = np.clip(
-            [row - half, column - half, row + half, column + half], 0, 1
-        ).tolist()
-        return top, left, bottom, right
-
-    def train_transform(self, image_size: int) -> Callable[[Any], Any]:
-        """PIL image -> (3, S, S) uint8, randomly varied."""
-        return create_transform(
+    def __init__(self, augment: AugmentSettings, image_size: int) -> None:
+        transform: Any = create_transform(
             image_size,
             is_training=True,
-            scale=(self.crop_scale[0], self.crop_scale[1]),
-            hflip=self.hflip,
-            color_jitter=self.color_jitter or None,  # type: ignore[arg-type]
-            auto_augment=self.auto_augment,
-            interpolation=self.interpolation,
+            scale=augment.crop_scale,
+            hflip=augment.hflip,
+            color_jitter=augment.color_jitter or None,  # type: ignore[arg-type]
+            auto_augment=augment.auto_augment,
+            interpolation=augment.interpolation,
             use_prefetcher=True,  # timm's word for: leave normalising to the device
         )
+        self.crop, *steps = transform.transforms
+        assert isinstance(self.crop, RandomResizedCropAndInterpolation)
+        self.flip = steps.pop(0) if isinstance(steps[0], RandomHorizontalFlip) else None
+        self.rest = Compose(steps)
 
-    @property
-    def eval_interpolation(self) -> str:
-        """Evaluation draws nothing: "random" in training is bicubic there."""
-        return "bicubic" if self.interpolation == "random" else self.interpolation
+    def __call__(self, image: Image.Image) -> tuple[Tensor, Crop, bool]:
+        """Pixels (3, S, S) uint8, the crop, and whether it is flipped."""
+        (top, left, height, width), interpolation = self._draw_crop(image)
+        pixels = resized_crop(image, top, left, height, width, self.crop.size, interpolation)
+        flipped = self._draw_flip()
+        pixels = hflip(pixels) if flipped else pixels
+        crop = _shares(image.size, top, left, height, width)
+        return torch.as_tensor(self.rest(pixels)), crop, flipped
 
-    def eval_transform(self, image_size: int) -> Callable[[Any], Any]:
-        """PIL image -> (3, S, S) uint8: shorter side to S / crop_pct, centre crop."""
-        return partial(
-            _middle,
-            size=image_size,
-            crop_pct=self.crop_pct,
-            interpolation=self.eval_interpolation,
-        )
+    def draw(self, size: tuple[int, int]) -> tuple[Crop, bool]:
+        """The crop and flip that the same random state gives an image of this width and height."""
+        image = torch.empty(3, size[1], size[0], device="meta")
+        (top, left, height, width), _ = self._draw_crop(image)
+        return _shares(size, top, left, height, width), self._draw_flip()
+
+    def _draw_crop(self, image: Any) -> tuple[tuple[int, int, int, int], Any]:
+        box = self.crop.get_params(image, self.crop.scale, self.crop.ratio)
+        interpolation = self.crop.interpolation
+        if isinstance(interpolation, (tuple, list)):
+            interpolation = random.choice(interpolation)
+        return box, interpolation
+
+    def _draw_flip(self) -> bool:
+        return self.flip is not None and bool(torch.rand(1) < self.flip.p)
 
 
-def _middle(image: Image.Image, size: int, crop_pct: float, interpolation: str) -> Tensor:
-    """The centre crop, to one grey level (in one of a million pixels, two) that of timm.
+def _shares(size: tuple[int, int], top: int, left: int, height: int, width: int) -> Crop:
+    W, H = size
+    return left / W, top / H, (left + width) / W, (top + height) / H
+
+
+def eval_transform(augment: AugmentSettings, image_size: int) -> Callable[[Image.Image], Tensor]:
+    """PIL image -> (3, S, S) uint8: shorter side to S / crop_pct, center crop."""
+    return partial(
+        _center,
+        size=image_size,
+        crop_pct=augment.crop_pct,
+        interpolation=augment.eval_interpolation,
+    )
+
+
+def _center(image: Image.Image, size: int, crop_pct: float, interpolation: str) -> Tensor:
+    """The center crop, to one grey level (in one of a million pixels, two) that of timm.
 
     PyTorch's filters for 8 bits are several times faster than Pillow's, but it has only two, and
-    cannot leave out the part of a pixel that a reduced decoding adds.
+    cannot leave out the fraction of a pixel that a reduced decoding adds.
     """
     if interpolation not in ("bilinear", "bicubic") or full_size(image) != image.size:
-        return as_pixels(centre_crop(image, size, crop_pct, interpolation))
-    (width, height), (left, top) = middle(image.size, size, crop_pct)
+        return to_tensor(center_crop(image, size, crop_pct, interpolation))
+    (width, height), (left, top) = center_box(image.size, size, crop_pct)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W), channels last
     resized = interpolate(pixels[None], (height, width), mode=interpolation, antialias=True)[0]
     return resized[:, top : top + size, left : left + size]
+
+
+def to_tensor(image: Image.Image | np.ndarray) -> Tensor:
+    """PIL image or (H, W, 3) uint8 array -> (3, H, W) uint8."""
+    return torch.from_numpy(np.array(image, copy=True)).permute(2, 0, 1).contiguous()
+
+
+def mix_batch(
+    augment: AugmentSettings, images: Tensor, targets: Tensor, num_classes: int
+) -> tuple[Tensor, Tensor]:
+    """Random erasing, then mixup or cutmix, and label smoothing.
+
+    Args:
+        augment: settings.
+        images: (B, 3, S, S), changed in place; B even with mixup or cutmix.
+        targets: (B,) class indices.
+        num_classes: C.
+
+    Returns:
+        The images and (B, C) probabilities.
+    """
+    if augment.erasing:
+        images = RandomErasing(augment.erasing, mode="pixel", device=images.device)(images)
+    if augment.mixup or augment.cutmix:
+        mixup = Mixup(
+            augment.mixup,
+            augment.cutmix,
+            prob=augment.mix_prob,
+            switch_prob=augment.mix_switch,
+            label_smoothing=augment.label_smoothing,
+            num_classes=num_classes,
+        )
+        return mixup(images, targets)
+    return images, mixup_target(targets, num_classes, 1.0, augment.label_smoothing)
+
+
+def draw_token_box(alpha: float) -> Crop:
+    """Where tokens are mixed in a batch (mix-token, LV-ViT).
+
+    Before it is clipped at the border, the box covers a share of 1 - Beta(alpha, alpha) of the
+    image, centered anywhere in it.
+
+    Args:
+        alpha: of the Beta distribution, above 0.
+
+    Returns:
+        Top, left, bottom, right as shares of the side.
+    """
+    half = 0.5 * (1 - np.random.beta(alpha, alpha)) ** 0.5
+    row, column = np.random.rand(2)
+    box = [row - half, column - half, row + half, column + half]
+    top, left, bottom, right = np.clip(box, 0, 1).tolist()
+    return top, left, bottom, right

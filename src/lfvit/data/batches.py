@@ -1,7 +1,7 @@
-"""From drawn images to a batch: what worker processes make, and what the model receives."""
+"""From images to batches: what worker processes load, and what the model receives."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -10,185 +10,213 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lfvit.data.images import NOTES, UnreadableImageError
-from lfvit.data.label_maps import FollowedTransform, LabelMap, LabelMapFolder, LabelMaps
-from lfvit.data.sampling import NOTHING, Draw
-from lfvit.data.workers import Desk
+from lfvit.data.augment import WHOLE, Crop, TrainTransform, to_tensor
+from lfvit.data.images import UnreadableImageError, full_size, read_image, to_rgb
+from lfvit.data.label_maps import LabelMapFolder, LabelMaps
+from lfvit.data.sampling import Draw
+from lfvit.errors import DataError
 from lfvit.utils.seeding import seeded
 
+Box = tuple[int, int, int, int]
 
-class ImageSource(Protocol):
-    """A set of labelled images, such as `ImageFolder` or `NeedleSet`."""
+IGNORED = -1
+"""Target of a sample that is left out of every sum: without image, or unreadable."""
 
-    @property
-    def classes(self) -> list[str]: ...
+MAX_NEIGHBORS = 50  # images in a row that may be unreadable in training, as in timm
 
-    @property
-    def targets(self) -> list[int]: ...
+
+class ImageDataset(Protocol):
+    """Labelled images: the protocol of `data.dataset`.
+
+    The class is called once per split, with ``split="train"`` or ``"val"`` (or ``train=True`` or
+    ``False``). A method ``name(index) -> str`` is optional: it names an image in messages and in
+    predictions, and should not depend on the machine.
+    """
+
+    classes: list[str]
 
     def __len__(self) -> int: ...
 
-    def draw(self, index: int) -> tuple[Any, int, tuple[int, int, int, int] | None]:
-        """A PIL image or (H, W, 3) uint8 array, its class index, and the object's box if known."""
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        """(image, target) or (image, target, box).
+
+        image: a path, the bytes of a file, a PIL image, or an array (S, S, 3) uint8 that is used as
+        it is. target: class index. box: x0, y0, x1, y1 of the object in pixels, if known.
+        """
         ...
 
 
-def image_name(source: ImageSource, index: int) -> str:
-    """What messages call an image; `source.name(index)` where the source names its images."""
-    name = getattr(source, "name", None)
+def image_name(images: ImageDataset, index: int) -> str:
+    """What messages and predictions call an image."""
+    name = getattr(images, "name", None)
     return str(name(index)) if callable(name) else f"image {index}"
 
 
 class Sample(NamedTuple):
-    """pixels: (3, S, S) uint8; target: class index; box: (x0, y0, x1, y1) in pixels or None;
-    label_map: of the whole image, with the place of the pixels in it, or None; notes: of the image
-    with this index, see `Note`."""
+    """One image, loaded.
+
+    pixels: (3, S, S) uint8. target: class index, or `IGNORED`. index: of the image in its dataset.
+    box: of the object in pixels, or None. size: width and height of the image in its file. crop,
+    flipped: the part of the image that is shown. label_map: see `LabelMaps`, or None. errors: of
+    the images that could not be read, each starting with a path or name.
+    """
 
     pixels: Tensor
     target: int
-    box: tuple[int, int, int, int] | None
-    label_map: LabelMap | None = None
-    notes: tuple["Note", ...] = ()
-
-
-class Note(NamedTuple):
-    """That an image was read by a special rule, or not at all; counted in the log.
-
-    image: its index. kind: in a few words, see `lfvit.data.images`.
-    """
-
-    image: int
-    kind: str
-
-
-class Unreadable(NamedTuple):
-    """Instead of a sample: the error's message, which starts with a path, and its note."""
-
-    message: str
-    note: Note
+    index: int
+    box: Box | None = None
+    size: tuple[int, int] = (0, 0)
+    crop: Crop = WHOLE
+    flipped: bool = False
+    label_map: Tensor | None = None
+    errors: tuple[str, ...] = ()
 
 
 class RawBatch(NamedTuple):
-    """A batch as it leaves the workers; without images where none of them could be read.
+    """A batch as it leaves the workers.
 
-    images: (B, 3, S, S) uint8. targets: (B,) long. boxes: (B, 4) long or None.
-    unreadable: messages, each starting with a path, of the images that are missing from the batch.
-    label_maps: of all images, or None.
-    notes: of all images, also those that are missing.
-    split: "train" or "val".
+    images: (B, 3, S, S) uint8. targets, indices: (B,) long. boxes: (B, 4) long or None. sizes:
+    (B, 2) long. label_maps: of all images, or None. errors: see `Sample`.
     """
 
     images: Tensor
     targets: Tensor
+    indices: Tensor
     boxes: Tensor | None
-    unreadable: list[str]
+    sizes: Tensor
     label_maps: LabelMaps | None = None
-    notes: Sequence[Note] = ()
-    split: str = "val"
+    errors: Sequence[str] = ()
 
 
 class Batch(NamedTuple):
     """A batch as the model receives it, on its device.
 
-    images: (B, 3, S, S) float, normalised. coarse_images: (B, 3, S/2, S/2), the same at half
-    resolution.
-    targets: (B,) class indices, or (B, C) probabilities in training.
+    images: (B, 3, S, S) float, normalized. coarse_images: (B, 3, S/2, S/2), the same downsampled.
+    targets: (B,) class indices, `IGNORED` where there is no image; (B, C) probabilities in
+    training.
     boxes: (B, 4) x0, y0, x1, y1 in pixels, or None.
-    token_box: where tokens are to be mixed, see `Augment.token_box`, or None.
+    indices: (B,) of the images in their dataset.
+    token_box: where tokens are mixed, see `draw_token_box`, or None.
     label_maps: dense labels for training, or None.
     """
 
     images: Tensor
     coarse_images: Tensor
     targets: Tensor
-    boxes: Tensor | None
-    token_box: tuple[float, float, float, float] | None = None
+    boxes: Tensor | None = None
+    indices: Tensor | None = None
+    token_box: Crop | None = None
     label_maps: LabelMaps | None = None
 
+    @property
+    def valid(self) -> Tensor:
+        """(B,) bool, False for samples of an evaluation that no sum may count."""
+        return self.targets >= 0
 
-class TransformedImages(Dataset[Sample | Unreadable | None]):
-    """Images with a transform, each made from its own seed.
 
-    An unreadable image comes back as its error message, not as an exception: what to do about it is
-    decided once, in the main process. `NOTHING` comes back as None. `desk` is where workers say
-    which image they are making.
+class LoadedImages(Dataset[Sample]):
+    """Images of a dataset, decoded and transformed, each with its own seed.
+
+    An unreadable image is reported in `Sample.errors`; what to do about it is decided in the main
+    process.
+
+    Args:
+        images: the dataset.
+        transform: PIL image -> (3, S, S) uint8, or a `TrainTransform`.
+        image_size: S in pixels.
+        exif, shorter_side: see `read_image`.
+        neighbors: load the next readable image in place of one that is not.
+        label_maps: of the images, or None.
+
+    Raises:
+        DataError: with `neighbors`, too many images in a row are unreadable.
     """
 
     def __init__(
         self,
-        source: ImageSource,
+        images: ImageDataset,
         transform: Callable[[Any], Any],
+        image_size: int,
+        *,
+        exif: bool = False,
+        shorter_side: int | None = None,
+        neighbors: bool = False,
         label_maps: LabelMapFolder | None = None,
-        desk: Desk | None = None,
     ) -> None:
-        self.source = source
+        self.images = images
         self.transform = transform
+        self.image_size = image_size
+        self.exif = exif
+        self.shorter_side = shorter_side
+        self.neighbors = neighbors
         self.label_maps = label_maps
-        self.desk = desk or Desk(0)
-        self.followed = None if label_maps is None else FollowedTransform(transform)
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.images)
 
-    def __getitem__(self, draw: Draw | int) -> Sample | Unreadable | None:
-        if draw == NOTHING:
-            return None
-        if isinstance(draw, int):  # another sampler than ours, such as Lightning's for overfitting
-            draw = Draw(draw, 0)
+    def __getitem__(self, draw: Draw | int) -> Sample:
+        # plain indices come from other samplers, such as Lightning's for overfitting
+        index, seed = draw if isinstance(draw, Draw) else (draw, 0)
+        errors: list[str] = []
+        for _ in range(MAX_NEIGHBORS if self.neighbors else 1):
+            if index < 0:
+                break
+            try:
+                return self._load(index, seed)._replace(errors=tuple(errors))
+            except UnreadableImageError as error:
+                errors.append(str(error))
+            except Exception as error:
+                error.add_note(f"while loading {image_name(self.images, index)}")
+                raise
+            index = (index + 1) % len(self) if self.neighbors else index
+        if self.neighbors:
+            raise DataError(f"{len(errors)} images in a row are unreadable, the first: {errors[0]}")
+        black = torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)
+        return Sample(black, IGNORED, index, errors=tuple(errors))
+
+    def _load(self, index: int, seed: int | None) -> Sample:
         try:
-            with self.desk.making(draw.image):
-                return self._make(draw)
-        except Exception as error:
-            error.add_note(f"while making {image_name(self.source, draw.image)}")
-            raise
-
-    def _make(self, draw: Draw) -> Sample | Unreadable:
-        label_map = None
-        try:
-            image, target, box = self.source.draw(draw.image)
-            scores = None if self.label_maps is None else self.label_maps.read(draw.image)
-        except UnreadableImageError as error:
-            return Unreadable(str(error), Note(draw.image, error.kind))
-        # seeding takes time, and evaluation draws nothing
-        seeds = nullcontext() if draw.seed is None else seeded(draw.seed, devices=False)
-        with seeds:
-            if scores is None or self.followed is None:
-                pixels = self.transform(image)
-            else:
-                pixels, place, flipped = self.followed(image)
-                label_map = LabelMap(scores, place, flipped)
-        notes = notes_on(image, draw.image)
-        return Sample(torch.as_tensor(pixels), target, box, label_map, notes)
-
-
-def notes_on(image: Any, index: int) -> tuple[Note, ...]:
-    """By which rules a drawn image was read; arrays by none."""
-    kinds = image.info.get(NOTES, ()) if isinstance(image, Image.Image) else ()
-    return tuple(Note(index, kind) for kind in kinds)
+            image, target, *boxes = self.images[index]
+            image = to_rgb(image) if isinstance(image, Image.Image) else image
+        except (OSError, Image.DecompressionBombError) as error:  # of a dataset that decodes
+            name = image_name(self.images, index)
+            raise UnreadableImageError(f"{name}: not readable as an image ({error})") from error
+        box = boxes[0] if boxes else None
+        if isinstance(image, np.ndarray):
+            expected = (self.image_size, self.image_size, 3)
+            if image.shape != expected or image.dtype != np.uint8:
+                raise ValueError(
+                    f"an array of {image.dtype} {image.shape}, not uint8 {expected}; return a PIL "
+                    "image to have it cropped and resized"
+                )
+            return Sample(to_tensor(image), int(target), index, box, image.shape[1::-1])
+        if not isinstance(image, Image.Image):
+            name = None if isinstance(image, (str, Path)) else image_name(self.images, index)
+            image = read_image(image, name=name, exif=self.exif, shorter_side=self.shorter_side)
+        image = image if image.mode == "RGB" else to_rgb(image)
+        label_map = None if self.label_maps is None else self.label_maps.read(index)
+        sample = Sample(torch.empty(0), int(target), index, box, full_size(image))
+        if not isinstance(self.transform, TrainTransform):
+            return sample._replace(pixels=self.transform(image))
+        with seeded(seed or 0, devices=False):
+            pixels, crop, flipped = self.transform(image)
+        return sample._replace(pixels=pixels, crop=crop, flipped=flipped, label_map=label_map)
 
 
-def collate(samples: Sequence[Sample | Unreadable | None], split: str = "val") -> RawBatch:
-    """Stack the readable samples; list what was unreadable. There may be none to stack."""
-    good = [sample for sample in samples if isinstance(sample, Sample)]
-    unreadable = [sample for sample in samples if isinstance(sample, Unreadable)]
-    bad = [sample.message for sample in unreadable]
-    notes = [note for sample in good for note in sample.notes]
-    notes += [sample.note for sample in unreadable]
-    if not good:
-        empty = torch.zeros(0, 3, 2, 2, dtype=torch.uint8)
-        return RawBatch(empty, torch.zeros(0, dtype=torch.long), None, bad, None, notes, split)
-    boxes = [sample.box for sample in good]
-    return RawBatch(
-        torch.stack([sample.pixels for sample in good]),
-        torch.tensor([sample.target for sample in good]),
-        None if boxes[0] is None else torch.tensor(boxes),
-        bad,
-        LabelMaps.of([sample.label_map for sample in good if sample.label_map is not None]),
-        notes,
-        split,
+def collate(samples: Sequence[Sample]) -> RawBatch:
+    """Stack samples."""
+    pixels, targets, indices, boxes, sizes, crops, flipped, label_maps, errors = zip(
+        *samples, strict=True
     )
-
-
-def as_pixels(image: Image.Image | np.ndarray) -> Tensor:
-    """PIL image or (H, W, 3) uint8 array -> (3, H, W) uint8."""
-    return torch.from_numpy(np.array(image, copy=True)).permute(2, 0, 1).contiguous()
+    has_boxes = any(box is not None for box in boxes)
+    return RawBatch(
+        torch.stack(pixels),
+        torch.tensor(targets),
+        torch.tensor(indices),
+        torch.tensor([box or (0, 0, 0, 0) for box in boxes]) if has_boxes else None,
+        torch.tensor(sizes),
+        None
+        if label_maps[0] is None
+        else LabelMaps(torch.stack(label_maps), torch.tensor(crops), torch.tensor(flipped)),
+        [error for messages in errors for error in messages],
+    )

@@ -1,197 +1,161 @@
-"""`data.cache=device`: a set of images, decoded once, on the device that trains on them.
+"""`data.cache=device`: the images of a dataset, decoded once, on the device that trains on them.
 
-Evaluation gets from the cache what it would get from the files. Training images that are cropped
-at random are stored whole, squeezed into a square of S / crop_pct pixels a side. Crops are drawn in
-the photograph's own pixels, and stretched back as they are cut: they show what crops of the file
-would show, with no more detail than the square has. At S = 224, from JPEGs of 500 x 375 pixels, the
-two differ by 1 grey level on average where the photographs are soft, by 3.5 where they have detail
-in every pixel.
-
-The device should be a GPU: a CPU decodes and crops most photographs in less time than it takes to
-cut the crop as matrix products.
+Evaluation gets from the cache what it would get from the files. Training images are stored whole,
+resized to a square of S / crop_pct pixels a side; the crops and flips that the files would get are
+cut from it on the device. They show the same parts, with no more detail than the square has. The
+device should be a GPU: a CPU decodes and crops most photographs in less time.
 
 Every process of a distributed run keeps all training images, since each epoch deals them out anew,
-and its own part of the validation images.
+and its part of the validation images.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from PIL import Image
+import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lfvit.data.batches import (
-    ImageSource,
-    Note,
-    RawBatch,
-    Sample,
-    Unreadable,
-    collate,
-    notes_on,
-)
-from lfvit.data.crops import RandomCrops
-from lfvit.data.images import UnreadableImageError, full_size
-from lfvit.data.sampling import NOTHING, Draw
-from lfvit.data.workers import Desk
-from lfvit.errors import ConfigError, DataError
-
-CACHES = ("device",)
+from lfvit.data.augment import WHOLE, TrainTransform
+from lfvit.data.batches import IGNORED, LoadedImages, RawBatch, collate
+from lfvit.data.sampling import Draw
+from lfvit.errors import ConfigError
+from lfvit.utils.seeding import seeded
 
 
 class CachedBatch(NamedTuple):
-    """Which images of a cache are a batch; a few bytes instead of the pixels.
+    """Which images of a cache make a batch; a few bytes instead of the pixels.
 
-    split: "train" or "val". rows: (B,) long, where they lie in the cache.
-    places, flipped: (B, 4) and (B,), see `RandomCrops.draw`; None for images as they are stored.
+    split: "train" or "val". rows: (B,) long, their rows in the cache. crops: (B, 4) left, top,
+    right, bottom as shares of width and height. flipped: (B,) bool.
     """
 
     split: str
     rows: Tensor
-    places: Tensor | None
-    flipped: Tensor | None
+    crops: Tensor
+    flipped: Tensor
 
 
-class ImageCache(Dataset[Draw | int]):
-    """Images on a device. As a data set it yields the sampler's draws as they are; `collate` turns
-    them into rows, and `fetch` rows into images, once they are on the device.
+class ImageCache(Dataset[Draw]):
+    """Images on a device. As a dataset it yields the sampler's draws as they are; `collate` turns
+    them into rows and crops, and `fetch` these into images, once they are on the device.
 
     Args:
-        split: name of the set.
-        images: (n, 3, H, W) uint8, the readable ones.
-        targets: (n,) long.
-        boxes: (n, 4) long, or None.
-        sizes: (n, 2) long, on the CPU: width and height of each photograph.
-        rows: (N,) long, on the CPU: where each image of the set lies; -1 where it is missing.
-        crops: how images are varied, or None.
+        split: "train" or "val".
+        images: what to load, each image as it is stored.
+        indices: which of them, consecutive; the cache has another row without image.
+        device: where to keep them.
+        num_workers: processes that decode.
+        report: called with the errors of every batch; may raise.
+        transform: the crops and flips of training; None for images that are used as they are.
+        size: S in pixels.
+        verbose: show a progress bar.
+
+    Raises:
+        ConfigError: too little memory.
     """
 
     def __init__(
         self,
         split: str,
-        images: Tensor,
-        targets: Tensor,
-        boxes: Tensor | None,
-        sizes: Tensor,
-        rows: Tensor,
-        crops: RandomCrops | None,
+        images: LoadedImages,
+        indices: range,
+        device: torch.device,
+        *,
+        num_workers: int,
+        report: Callable[[RawBatch], None],
+        transform: TrainTransform | None,
+        size: int,
+        verbose: bool,
     ) -> None:
         self.split = split
-        self.images = images
-        self.targets = targets
-        self.boxes = boxes
-        self.sizes = sizes
-        self.rows = rows
-        self.crops = crops
+        self.first = indices.start
+        self.transform = transform
+        self.size = size
+        self.length = len(images)
+        count, side = len(indices), images.image_size
+        check_memory((count + 1) * 3 * side**2, device)
+        self.images = torch.zeros(count + 1, 3, side, side, dtype=torch.uint8, device=device)
+        parts: list[RawBatch] = []
+        loader = DataLoader(
+            images,
+            batch_size=64,
+            sampler=[*map(Draw, indices), Draw(-1)],
+            num_workers=num_workers,
+            collate_fn=collate,
+        )
+        filled = 0
+        for batch in track(loader, f"decoding {count} {split} images", disable=not verbose):
+            report(batch)
+            self.images[filled : filled + len(batch.images)] = batch.images
+            filled += len(batch.images)
+            parts.append(batch._replace(images=torch.empty(0)))
+        self.targets = torch.cat([part.targets for part in parts]).to(device)
+        self.indices = torch.cat([part.indices for part in parts]).to(device)
+        self.sizes = torch.cat([part.sizes for part in parts]).tolist()
+        self.boxes = None
+        if any(part.boxes is not None for part in parts):
+            none = torch.zeros(1, 4, dtype=torch.long)  # of a batch of the last row alone
+            boxes = [none if part.boxes is None else part.boxes for part in parts]
+            self.boxes = torch.cat(boxes).to(device)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.length
 
-    def __getitem__(self, draw: Draw | int) -> Draw | int:
-        return draw
+    def __getitem__(self, draw: Draw | int) -> Draw:
+        return draw if isinstance(draw, Draw) else Draw(draw, 0)
 
-    def collate(self, draws: Sequence[Draw | int]) -> CachedBatch:
-        """The rows of a batch without its unreadable images, and crops from the first seed."""
-        draws = [draw for draw in draws if draw != NOTHING]
-        indices = [draw if isinstance(draw, int) else draw.image for draw in draws]
-        rows = self.rows[indices]
-        rows = rows[rows >= 0]
-        if self.crops is None:
-            return CachedBatch(self.split, rows, None, None)
-        seed = 0 if isinstance(draws[0], int) else draws[0].seed or 0
-        return CachedBatch(self.split, rows, *self.crops.draw(self.sizes[rows], seed))
+    def collate(self, draws: Sequence[Draw]) -> CachedBatch:
+        """The rows of a batch, and the crops that the files would get from the same seeds."""
+        rows = [IGNORED if draw.index < 0 else draw.index - self.first for draw in draws]
+        shown = [(WHOLE, False)] * len(rows)
+        if self.transform is not None:
+            for number, (row, draw) in enumerate(zip(rows, draws, strict=True)):
+                with seeded(draw.seed or 0, devices=False):
+                    shown[number] = self.transform.draw(self.sizes[row])
+        crops, flipped = zip(*shown, strict=True)
+        return CachedBatch(
+            self.split, torch.tensor(rows), torch.tensor(crops), torch.tensor(flipped)
+        )
 
     def fetch(self, batch: CachedBatch) -> RawBatch:
         """The images of a batch that is on the cache's device."""
-        images = self.images[batch.rows]
-        if self.crops is not None and batch.places is not None and batch.flipped is not None:
-            images = self.crops.cut(images, batch.places, batch.flipped)
-        boxes = None if self.boxes is None else self.boxes[batch.rows]
-        return RawBatch(images, self.targets[batch.rows], boxes, [])
+        images, rows = self.images[batch.rows], batch.rows
+        if self.transform is not None:
+            mode = str(self.transform.crop.interpolation.value)
+            images = crop_and_resize(images.float(), batch.crops, batch.flipped, self.size, mode)
+        boxes = None if self.boxes is None else self.boxes[rows]
+        return RawBatch(images, self.targets[rows], self.indices[rows], boxes, batch.crops)
 
 
-class Content(NamedTuple):
-    """What a cache is to hold.
-
-    split: "train" or "val". source: the set. indices: of its images.
-    transform: an image as drawn -> (3, side, side) uint8, without chance.
-    side: in pixels. crops: how training varies what is stored, or None.
-    """
-
-    split: str
-    source: ImageSource
-    indices: Sequence[int]
-    transform: Callable[[Any], Tensor]
-    side: int
-    crops: RandomCrops | None = None
-
-    @property
-    def bytes(self) -> int:
-        return len(self.indices) * 3 * self.side**2
-
-
-def fill(
-    content: Content,
-    device: torch.device,
-    *,
-    num_workers: int,
-    report: Callable[[RawBatch], None],
-    desk: Desk | None = None,
-    quiet: bool = False,
-) -> ImageCache:
-    """Decode images into the memory of a device.
+def crop_and_resize(
+    images: Tensor, crops: Tensor, flipped: Tensor, size: int, mode: str = "bicubic"
+) -> Tensor:
+    """A crop of every image, resized, and flipped or not.
 
     Args:
-        content: which, and in which form.
-        device: where to keep them.
-        num_workers: processes that decode; 0 decodes in this one.
-        report: what to do about unreadable images and notes, given a batch of them; may raise.
-        desk: where workers say which image they are making.
-        quiet: without a progress line.
+        images: (B, 3, H, W) float, in 0..255.
+        crops: (B, 4) left, top, right, bottom as shares of width and height.
+        flipped: (B,) bool.
+        size: S in pixels.
+        mode: "bilinear" or "bicubic", without antialiasing: crops of a stored image are hardly
+            ever larger than S.
 
-    Raises:
-        ConfigError: too little memory.
-        DataError: not one image can be read, or what `report` raises.
+    Returns:
+        (B, 3, S, S) float, in 0..255.
     """
-    check_memory(content.bytes, device)
-    total, side, source = len(content.indices), content.side, content.source
-    loader = DataLoader(
-        _Numbered(source, content.transform, desk or Desk(num_workers)),
-        batch_size=64,
-        sampler=content.indices,
-        num_workers=num_workers,
-        collate_fn=partial(_collate, split=content.split),
-    )
-    images = torch.empty(total, 3, side, side, dtype=torch.uint8, device=device)
-    rows = torch.full((len(source),), -1)
-    parts = [(collate([]), torch.zeros(0, 2, dtype=torch.long))]
-    count = 0
-    title = f"decoding {total} {content.split} images"
-    for raw, numbers, sizes in track(loader, title, disable=quiet):
-        report(raw)
-        if not len(numbers):
-            continue
-        end = count + len(numbers)
-        images[count:end] = raw.images
-        rows[numbers] = torch.arange(count, end)
-        parts.append((raw._replace(images=numbers), sizes))
-        count = end
-    if not count and total:  # with few images, some processes have none
-        raise DataError(f"not one {content.split} image could be read")
-    boxes = [raw.boxes.to(device) for raw, _ in parts if raw.boxes is not None]
-    return ImageCache(
-        content.split,
-        images[:count],
-        torch.cat([raw.targets for raw, _ in parts]).to(device),
-        torch.cat(boxes) if boxes else None,
-        torch.cat([sizes for _, sizes in parts]),
-        rows,
-        content.crops,
-    )
+    left, top, right, bottom = crops.unbind(1)
+    theta = crops.new_zeros(len(crops), 2, 3)  # of an affine map to coordinates in -1..1
+    theta[:, 0, 0] = torch.where(flipped, left - right, right - left)
+    theta[:, 0, 2] = left + right - 1
+    theta[:, 1, 1] = bottom - top
+    theta[:, 1, 2] = top + bottom - 1
+    grid = F.affine_grid(theta, [len(crops), 3, size, size], align_corners=False)
+    resized = F.grid_sample(images, grid, mode, padding_mode="reflection", align_corners=False)
+    return resized.clamp_(0, 255)
 
 
 def check_memory(needed: int, device: torch.device) -> None:
@@ -200,52 +164,16 @@ def check_memory(needed: int, device: torch.device) -> None:
     Raises:
         ConfigError: `device` has fewer than `needed` bytes free; where that is unknown, none.
     """
-    free = free_memory(device)
-    if free is not None and needed > free:
+    meminfo = Path("/proc/meminfo")
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    elif device.type == "cpu" and meminfo.is_file():
+        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        free = int(lines["MemAvailable"].removesuffix("kB")) * 1024
+    else:
+        return
+    if needed > free:
         raise ConfigError(
             f"data.cache=device needs {needed / 1e9:.3g} GB on {device}, where {free / 1e9:.3g} GB "
             "are free; set data.cache=null, or a smaller image_size"
         )
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that can be allocated on a device; None where nobody tells."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    about = Path("/proc/meminfo")
-    if device.type == "cpu" and about.is_file():
-        lines = dict(line.split(":") for line in about.read_text().splitlines())
-        return int(lines["MemAvailable"].removesuffix("kB")) * 1024
-    return None
-
-
-class _Numbered(Dataset[tuple[int, tuple[int, int], Sample | Unreadable]]):
-    """Each image with its index and the size it has in the file, or why it cannot be read."""
-
-    def __init__(self, source: ImageSource, transform: Callable[[Any], Tensor], desk: Desk) -> None:
-        self.source = source
-        self.transform = transform
-        self.desk = desk
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> tuple[int, tuple[int, int], Sample | Unreadable]:
-        with self.desk.making(index):
-            try:
-                image, target, box = self.source.draw(index)
-            except UnreadableImageError as error:
-                return index, (0, 0), Unreadable(str(error), Note(index, error.kind))
-            size = full_size(image) if isinstance(image, Image.Image) else image.shape[1::-1]
-            notes = notes_on(image, index)
-            return index, size, Sample(self.transform(image), target, box, None, notes)
-
-
-def _collate(
-    samples: Sequence[tuple[int, tuple[int, int], Sample | Unreadable]], split: str
-) -> tuple[RawBatch, Tensor, Tensor]:
-    """A batch, the indices of its readable images (b,), and their sizes (b, 2)."""
-    readable = [(index, size) for index, size, sample in samples if isinstance(sample, Sample)]
-    numbers = torch.tensor([index for index, _ in readable], dtype=torch.long)
-    sizes = torch.tensor([size for _, size in readable], dtype=torch.long)
-    return collate([sample for *_, sample in samples], split), numbers, sizes

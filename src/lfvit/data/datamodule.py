@@ -1,137 +1,110 @@
-"""The DataModules: decoding and augmentation in workers, everything else on the device."""
+"""The DataModule: decoding and augmentation in workers, everything else on the device."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+import inspect
+import logging
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
+from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lfvit.data.augment import Augment
+from lfvit.data.augment import TrainTransform, draw_token_box, eval_transform, mix_batch, to_tensor
 from lfvit.data.batches import (
     Batch,
-    ImageSource,
+    ImageDataset,
+    LoadedImages,
     RawBatch,
     Sample,
-    TransformedImages,
-    Unreadable,
     collate,
     image_name,
 )
-from lfvit.data.cache import CACHES, CachedBatch, Content, ImageCache, check_memory, fill
-from lfvit.data.classes import readable_names
-from lfvit.data.counts import ReadingReport
-from lfvit.data.crops import RandomCrops
-from lfvit.data.loader import BatchLoader
-from lfvit.data.mixing import mix
-from lfvit.data.sampling import EvalSampler, TrainSampler
-from lfvit.data.workers import Desk, name_images
+from lfvit.data.cache import CachedBatch, ImageCache
+from lfvit.data.classes import check_same_classes, readable_names
+from lfvit.data.images import resize
+from lfvit.data.label_maps import LabelMapFolder
+from lfvit.data.sampling import EvalSampler, LazyLoader, TrainSampler
+from lfvit.data.settings import split_settings
 from lfvit.errors import ConfigError, DataError
 from lfvit.models.resample import downsample
+from lfvit.utils.distributed import gather_list
 from lfvit.utils.seeding import seeded
 from lfvit.utils.signals import outlast_stop
-from lfvit.utils.validation import check_choice, check_whole
 
-ON_ERROR = ("raise", "skip")
+log = logging.getLogger(__name__)
+
+REDUCED_MARGIN = 2
+"""How many times the length it is resized to a reduced JPEG's shorter side keeps.
+
+Against decoding in full, at 224 pixels from JPEGs 1024 to 1200 pixels high (40 each, quality 95,
+4:2:0), twice the length differs by 0.8 grey levels on average and 22 at most where the photographs
+have detail in every pixel, by 0.2 and 3 where they are soft; once the length by up to 2.4 and 46.
+"""
 
 
-class ImageDataModule(L.LightningDataModule, ABC):
-    """Batches of normalised images with their half-resolution view.
+class ImageDataModule(L.LightningDataModule):
+    """Batches of normalized images, and of the same images downsampled, from any dataset.
 
-    A subclass says where images come from (`open`) and how one becomes S x S pixels. Decoding and
-    augmentation happen in worker processes; normalisation, erasing, mixup and the view on the
-    device, in `on_after_batch_transfer`.
+    Decoding and augmentation happen in worker processes; normalization, erasing, mixup and
+    downsampling on the device, in `on_after_batch_transfer`.
 
     Args:
-        image_size: S in pixels.
-        batch_size: images per process and step.
-        num_workers: loader processes; 0 loads in the main process.
-        seed: of order, augmentation and held-out split.
-        augment: settings of `Augment`.
-        on_error: "raise" stops at the first unreadable image, "skip" leaves it out, logs its path
-            and counts it in `unreadable_images`.
-        cache: "device" decodes the images once and keeps them on the device that trains, see
-            `lfvit.data.cache`; None decodes them anew in every epoch.
+        dataset: a class of images, or anything that makes them, see `ImageDataset`. Called once per
+            split with those of these arguments that it names: split, train (whether it is the
+            training split), image_size, seed, and what `settings` hold beyond `DataSettings`.
+        **settings: see `DataSettings`; others are arguments of the dataset.
+
+    Attributes:
+        train_images, val_images: the datasets, after `setup`.
+        num_skipped: how many unreadable images were skipped; of all processes, after a run of the
+            Trainer.
     """
 
-    def __init__(
-        self,
-        *,
-        image_size: int,
-        batch_size: int,
-        num_workers: int = 0,
-        seed: int = 0,
-        augment: Mapping[str, Any] | None = None,
-        on_error: str = "raise",
-        cache: str | None = None,
-    ) -> None:
+    def __init__(self, dataset: Callable[..., ImageDataset], **settings: Any) -> None:
         super().__init__()
-        check_choice("data.on_error", on_error, ON_ERROR)
-        if cache is not None:
-            check_choice("data.cache", cache, CACHES)
-        check_whole("data.batch_size", batch_size, 1)
-        check_whole("data.num_workers", num_workers, 0)
-        self.image_size = image_size
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.seed = seed
-        self.augment = Augment.of(augment)
-        self.on_error = on_error
-        self.cache = cache
+        self.dataset = dataset
+        self.settings, self.options = split_settings(settings)
+        self.augment = self.settings.augment
+        self.image_size = self.settings.image_size
+        self.batch_size = self.settings.batch_size
+        self.seed = self.settings.seed
+        self.train_images: ImageDataset
+        self.val_images: ImageDataset
+        self._classes: list[str] = []
         self._caches: dict[tuple[str, torch.device], ImageCache] = {}
-        self.reading = ReadingReport(on_error)
-        self._epoch: int | None = None
-        self._desks = {split: Desk(num_workers) for split in ("train", "val")}
-        self.train_images: ImageSource
-        self.val_images: ImageSource
-        self._opened = False
-
-    @abstractmethod
-    def open(self) -> tuple[ImageSource, ImageSource]:
-        """Training and validation images, with the same classes; reads no pixels."""
-
-    def train_transform(self) -> Callable[[Any], Any]:
-        """An image as drawn -> (3, S, S) uint8, randomly varied."""
-        return self.augment.train_transform(self.image_size)
-
-    def eval_transform(self) -> Callable[[Any], Any]:
-        """An image as drawn -> (3, S, S) uint8."""
-        return self.augment.eval_transform(self.image_size)
-
-    def cached_crops(self) -> RandomCrops | None:
-        """How training varies images from the cache; None for a set that it shows as it is.
-
-        Raises:
-            ConfigError: not in a way that is possible there.
-        """
-        return RandomCrops.of(self.augment, self.image_size)
-
-    def setup(self, stage: str | None = None) -> None:
-        """Find the images; called by Lightning, and before it to learn the classes."""
-        if not self._opened:
-            self.train_images, self.val_images = self.open()
-            self.reading.open(train=len(self.train_images), val=len(self.val_images))
-            self._opened = True
-        if self.cache is not None and self.trainer is not None:
-            splits = ("train", "val") if stage == "fit" else ("val",)
-            missing = [split for split in splits if (split, self._device) not in self._caches]
-            check_memory(sum(self._content(split).bytes for split in missing), self._device)
-            for split in missing:
-                self._cached(split)
-            if missing:  # later the main process may come here alone, to show some images
-                self.reading.log("decoded", self._rank)
+        self._skipped: set[str] = set()  # messages, each starting with a path or name
 
     @property
     def classes(self) -> list[str]:
         """Readable class names, by class index."""
         self.setup()
-        return readable_names(self.train_images.classes)
+        return self._classes
 
-    def train_dataloader(self) -> DataLoader[Sample | Unreadable]:
+    @property
+    def num_skipped(self) -> int:
+        """See the class."""
+        return len(self._skipped)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the datasets; called by Lightning, and before it to learn the classes."""
+        if self._classes:
+            return
+        self.train_images, self.val_images = self._open("train"), self._open("val")
+        places = (f"data.{key}={self.options.get(key)}" for key in ("root", "path"))
+        where = next((place for place in places if "None" not in place), "data.dataset")
+        train, val = (
+            [*map(str, images.classes)] for images in (self.train_images, self.val_images)
+        )
+        check_same_classes(train, val, where)
+        self._classes = readable_names(train)
+
+    def train_dataloader(self) -> DataLoader[Any]:
         sampler = TrainSampler(
             len(self.train_images),
             seed=self.seed,
@@ -145,23 +118,34 @@ class ImageDataModule(L.LightningDataModule, ABC):
                 f"data.batch_size={self.batch_size} is more than the {len(sampler)} training "
                 f"images per process; valid: up to {len(sampler)}"
             )
-        return self._loader("train", sampler, drop_last=True)
+        return self._loader("train", sampler)
 
-    def train_dataset(self) -> TransformedImages:
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._loader("val", self._eval_sampler())
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        return self.val_dataloader()
+
+    def train_dataset(self) -> LoadedImages:
         """The training images, randomly varied."""
-        return TransformedImages(
-            self.train_images, self.train_transform(), desk=self._desks["train"]
-        )
+        maps = None
+        if self.settings.label_maps is not None:
+            images: Any = self.train_images
+            if not hasattr(images, "paths"):
+                raise ConfigError("data.label_maps belongs to photographs in folders")
+            maps = LabelMapFolder(
+                self.settings.label_maps, images.paths, images.folder, len(self._classes)
+            )
+        transform = TrainTransform(self.augment, self.image_size)
+        return self._loaded("train", transform, self.image_size, label_maps=maps)
 
-    def val_dataloader(self) -> DataLoader[Sample | Unreadable]:
-        return self._loader("val", self._eval_sampler(), drop_last=False)
-
-    def val_dataset(self) -> TransformedImages:
-        """The validation images, cut to size."""
-        return TransformedImages(self.val_images, self.eval_transform(), desk=self._desks["val"])
+    def val_dataset(self) -> LoadedImages:
+        """The validation images, cropped to S x S."""
+        transform = eval_transform(self.augment, self.image_size)
+        return self._loaded("val", transform, self.image_size, shorter_side=self._reduced_side)
 
     def some_validation_samples(self, count: int) -> list[Sample]:
-        """At most so many validation images, spread over the classes, as evaluation sees them.
+        """At most `count` validation images, spread over the set, as evaluation sees them.
 
         Raises:
             DataError: none of them can be read.
@@ -169,42 +153,23 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.setup()
         images = self.val_dataset()
         chosen = torch.linspace(0, len(images) - 1, min(count, len(images))).long().tolist()
-        samples = [sample for i in chosen if isinstance(sample := images[i], Sample)]
+        samples = [sample for i in chosen if not (sample := images[i]).errors]
         if not samples:
-            raise DataError("not one validation image could be read")
+            raise DataError("none of the validation images could be read")
         return samples
 
-    def predict_dataloader(self) -> DataLoader[Sample | Unreadable]:
-        return self.val_dataloader()
+    def image_names(self) -> list[str]:
+        """Names of all validation images, in their order; the same on every machine."""
+        self.setup()
+        return [image_name(self.val_images, index) for index in range(len(self.val_images))]
 
-    def on_before_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> RawBatch:
-        """Count, and decide about unreadable images, in the main process."""
-        trainer = self.trainer
-        if trainer is not None and trainer.training and trainer.current_epoch != self._epoch:
-            if self._epoch is not None:
-                self.reading.log(f"by the end of epoch {self._epoch}", self._rank)
-            self._epoch = trainer.current_epoch
+    def on_before_batch_transfer(
+        self, batch: RawBatch | CachedBatch, dataloader_idx: int
+    ) -> RawBatch | CachedBatch:
+        """Decide about unreadable images, in the main process."""
         if isinstance(batch, RawBatch):
-            self.reading.take(batch)
+            self._report(batch)
         return batch
-
-    @property
-    def unreadable_images(self) -> int:
-        """How many images were left out; of all processes, after a run of the Trainer."""
-        return sum(counts.unreadable for counts in self.reading.splits.values())
-
-    def teardown(self, stage: str) -> None:
-        """Called by Lightning when a run has gone through."""
-        self.reading.log("at the end", self._rank)
-
-    def on_exception(self, exception: BaseException) -> None:
-        """Called by Lightning: say which images dead loader processes were making."""
-        sources = {"train": self.train_images, "val": self.val_images} if self._opened else {}
-        left = {self._desks[split]: partial(image_name, sources[split]) for split in sources}
-        named = name_images(exception, left)
-        if named is not None:  # Lightning raises its own exception again, whatever we raise
-            exception.args = (str(named),)
-            exception.__cause__ = named
 
     def on_after_batch_transfer(self, batch: RawBatch | CachedBatch, dataloader_idx: int) -> Batch:
         """Everything that is done to whole batches on the device."""
@@ -212,63 +177,165 @@ class ImageDataModule(L.LightningDataModule, ABC):
             batch = self._cached(batch.split).fetch(batch)
         if not isinstance(batch, RawBatch):
             return batch
-        images, targets, token_box = normalise(batch.images), batch.targets, None
+        images, targets, token_box = normalize(batch.images), batch.targets, None
         trainer = self.trainer
         if trainer is not None:
             images = trainer.precision_plugin.convert_input(images)
-        if trainer is not None and trainer.training and len(images):
-            # its own place for each batch: mixing does not depend on what was drawn before
+        if trainer is not None and trainer.training:
+            # seeded per batch: mixing does not depend on what was drawn before
             with seeded(self.seed, trainer.current_epoch, self._batches_done, self._rank):
-                images, targets = self._mix(images, targets)
-                token_box = self.augment.token_box()
-        coarse_images = downsample(images)
-        return Batch(images, coarse_images, targets, batch.boxes, token_box, batch.label_maps)
+                images, targets = mix_batch(self.augment, images, targets, len(self._classes))
+                if self.augment.mix_token:
+                    token_box = draw_token_box(self.augment.mix_token)
+        return Batch(
+            images,
+            downsample(images),
+            targets,
+            batch.boxes,
+            batch.indices,
+            token_box,
+            batch.label_maps,
+        )
 
-    def _mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        return mix(self.augment, images, targets, len(self.train_images.classes))
+    def teardown(self, stage: str) -> None:
+        """Called by Lightning at the end of a run, in all processes."""
+        self._skipped = set(gather_list(sorted(self._skipped)))
+        if self._skipped and self._rank == 0:
+            log.warning("%d unreadable images were skipped", self.num_skipped)
 
-    def _loader(self, split: str, sampler: Any, drop_last: bool) -> DataLoader[Any]:
-        batches: Any = {"batch_size": self.batch_size, "sampler": sampler, "drop_last": drop_last}
-        if self.cache is not None:
+    def _open(self, role: str) -> ImageDataset:
+        """The dataset of the role "train" or "val"."""
+        split = self.settings.train_split if role == "train" else self.settings.val_split
+        available = {
+            "split": split,
+            "train": role == "train",
+            "image_size": self.image_size,
+            "seed": self.seed,
+            **self.options,
+        }
+        name = getattr(self.dataset, "func", self.dataset).__name__
+        signature = inspect.signature(self.dataset)
+        given = getattr(self.dataset, "keywords", {})  # of a partial: what data.dataset sets
+        arguments = {
+            key: value
+            for key, value in available.items()
+            if key in signature.parameters and key not in given
+        }
+        if not {"split", "train"} & arguments.keys():
+            raise ConfigError(
+                f"data.dataset: {name} takes neither split nor train, so training and validation "
+                "would be the same images; give it an argument split"
+            )
+        try:
+            signature.bind(**arguments)
+        except TypeError as error:
+            raise ConfigError(f"data.dataset: {name}: {error}") from error
+        images = self.dataset(**arguments)
+        if not hasattr(images, "classes"):
+            raise ConfigError(f"data.dataset: {name} has no attribute classes, the class names")
+        return images
+
+    def _loaded(
+        self, split: str, transform: Callable[[Any], Any], image_size: int, **options: Any
+    ) -> LoadedImages:
+        return LoadedImages(
+            self.train_images if split == "train" else self.val_images,
+            transform,
+            image_size,
+            exif=self.settings.exif,
+            neighbors=split == "train" and self.settings.on_error == "skip",
+            **options,
+        )
+
+    def _loader(self, split: str, sampler: TrainSampler | EvalSampler) -> DataLoader[Any]:
+        batches: Any = {
+            "batch_size": self.batch_size,
+            "sampler": sampler,
+            "drop_last": split == "train",
+        }
+        if self.settings.cache is not None:
             cached = self._cached(split)
-            return BatchLoader(cached, collate_fn=cached.collate, **batches)
-        return BatchLoader(
+            return LazyLoader(cached, collate_fn=cached.collate, **batches)
+        return LazyLoader(
             self.train_dataset() if split == "train" else self.val_dataset(),
-            num_workers=self.num_workers,
-            collate_fn=partial(collate, split=split),
+            num_workers=self.settings.num_workers,
+            collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
+            persistent_workers=self.settings.num_workers > 0,
             worker_init_fn=outlast_stop,
             **batches,
         )
 
     def _cached(self, split: str) -> ImageCache:
         """The cache of "train" or "val" on the trainer's device; the first call decodes."""
-        key = split, self._device
-        if key not in self._caches:
-            self._caches[key] = fill(
-                self._content(split),
-                self._device,
-                num_workers=self.num_workers,
-                report=self.reading.take,
-                desk=self._desks[split],
-                quiet=self._rank > 0,
-            )
-        return self._caches[key]
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        if (split, device) in self._caches:
+            return self._caches[split, device]
+        transform, images = None, self.val_dataset()
+        indices = self._eval_sampler().indices
+        if split == "train":
+            indices = range(len(self.train_images))
+            transform, images = self._stored_for_crops()
+        cache = ImageCache(
+            split,
+            images,
+            indices,
+            device,
+            num_workers=self.settings.num_workers,
+            report=self._report,
+            transform=transform,
+            size=self.image_size,
+            verbose=self._rank == 0,
+        )
+        self._caches[split, device] = cache
+        return cache
 
-    def _content(self, split: str) -> Content:
-        """Every rank keeps all training images, and the validation images that it evaluates."""
-        S = self.image_size
-        if split == "val":
-            mine = self._eval_sampler().indices
-            return Content(split, self.val_images, mine, self.eval_transform(), S)
-        every, crops = range(len(self.train_images)), self.cached_crops()
-        if crops is None:
-            return Content(split, self.train_images, every, self.train_transform(), S)
-        return Content(split, self.train_images, every, crops.store, crops.stored_side, crops)
+    def _stored_for_crops(self) -> tuple[TrainTransform | None, LoadedImages]:
+        """How crops are drawn from the cached training images, and the images as they are stored.
+
+        Raises:
+            ConfigError: an augmentation that is not possible on the device.
+        """
+        if isinstance(self.train_images[0][0], np.ndarray):  # used as it is
+            return None, self.train_dataset()
+        for name, off in (("auto_augment", "null"), ("color_jitter", "0")):
+            if value := getattr(self.augment, name):
+                raise ConfigError(
+                    f"data.cache=device with augment.{name}={value}: images from the cache are "
+                    f"cropped and flipped, not recolored; set augment.{name}={off}, or "
+                    "data.cache=null"
+                )
+        if self.augment.interpolation not in ("bilinear", "bicubic"):
+            raise ConfigError(
+                f"data.cache=device with augment.interpolation={self.augment.interpolation}; "
+                "valid: bilinear, bicubic"
+            )
+        side = math.floor(self.image_size / self.augment.crop_pct)
+        store = partial(_squeeze, side=side, interpolation=self.augment.interpolation)
+        images = self._loaded("train", store, side, shorter_side=self._reduced_side)
+        return TrainTransform(self.augment, self.image_size), images
+
+    def _report(self, batch: RawBatch) -> None:
+        """Count unreadable images.
+
+        Raises:
+            DataError: there is one, and on_error is "raise".
+        """
+        if batch.errors and self.settings.on_error == "raise":
+            raise DataError(f"{batch.errors[0]}; replace or remove it, or set data.on_error=skip")
+        for message in batch.errors:
+            if message not in self._skipped:
+                self._skipped.add(message)
+                log.warning("skipped (%d so far): %s", self.num_skipped, message)
 
     def _eval_sampler(self) -> EvalSampler:
         return EvalSampler(len(self.val_images), rank=self._rank, world_size=self._world_size)
+
+    @property
+    def _reduced_side(self) -> int | None:
+        """What a reduced decoding leaves of the shorter side, in pixels."""
+        side = math.floor(self.image_size / self.augment.crop_pct)
+        return REDUCED_MARGIN * side if self.settings.reduced_decode else None
 
     @property
     def _batches_done(self) -> int:
@@ -283,15 +350,14 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def _world_size(self) -> int:
         return self.trainer.world_size if self.trainer is not None else 1
 
-    @property
-    def _device(self) -> torch.device:
-        if self.trainer is None:
-            return torch.device("cpu")
-        return self.trainer.strategy.root_device
+
+def _squeeze(image: Image.Image, side: int, interpolation: str) -> Tensor:
+    """A photograph -> (3, side, side) uint8, all of it, whatever its proportions."""
+    return to_tensor(resize(image, (side, side), interpolation))
 
 
-def normalise(pixels: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8 -> float with ImageNet's mean and standard deviation."""
+def normalize(pixels: Tensor) -> Tensor:
+    """(B, 3, H, W) in 0..255 -> float with ImageNet's mean and standard deviation."""
     mean = torch.tensor(IMAGENET_DEFAULT_MEAN, device=pixels.device).view(3, 1, 1) * 255
     std = torch.tensor(IMAGENET_DEFAULT_STD, device=pixels.device).view(3, 1, 1) * 255
     return (pixels - mean).div_(std)  # in place: one large allocation instead of three

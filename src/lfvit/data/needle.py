@@ -15,6 +15,9 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from lfvit.data.settings import NeedleSettings
+from lfvit.utils.validation import check_choice, validate
+
 Floats = NDArray[np.float32]
 Box = tuple[int, int, int, int]
 
@@ -29,7 +32,6 @@ PATTERNS: dict[str, tuple[float, ...]] = {  # name, and the directions of its wa
     "rays": (),
 }
 SPLITS = ("train", "val")
-MIN_IMAGE_SIZE = 48
 
 BADGE_SIDE = (0.14, 0.36)  # side of the badge, smallest and largest, as a share of the image's side
 PERIOD_PX = (2.2, 4.0)  # period of the pattern on the smallest and on the largest badge, in pixels
@@ -44,7 +46,7 @@ IVORY = np.array([1.0, 0.98, 0.92], dtype=np.float32)
 
 
 class NeedleSet(Dataset[tuple[NDArray[np.uint8], int, Box]]):
-    """Images whose class is the fine pattern of one badge, at any place and scale, in clutter.
+    """Images whose class is the fine pattern of one badge, at any position and scale, in clutter.
 
     Nothing is stored: image `index` is drawn anew each time, from random numbers that depend on
     `seed`, `split`, `index`, `image_size` and `num_classes` alone: any worker draws the same image.
@@ -55,35 +57,30 @@ class NeedleSet(Dataset[tuple[NDArray[np.uint8], int, Box]]):
     about half of the images keep too little of their pattern to be told apart.
 
     Args:
-        num_images: how many images the set has, at least 1.
+        split: "train" or "val"; the two have no image in common.
+        train_images, val_images: how many images the splits have.
         image_size: side of the square images in pixels, at least 48.
         num_classes: how many of the patterns occur, 2 to 8, the first ones of `PATTERNS`.
-        split: "train" or "val"; the two have no image in common.
         seed: a natural number; another one gives another set.
 
     Raises:
-        ValueError: if an argument is outside its range.
+        ConfigError: an argument is outside its range.
     """
 
     def __init__(
         self,
-        num_images: int,
+        split: str = "train",
         *,
+        train_images: int = 5000,
+        val_images: int = 2000,
         image_size: int = 112,
         num_classes: int = 6,
-        split: str = "train",
         seed: int = 0,
     ) -> None:
-        if num_images < 1:
-            raise ValueError(f"num_images is {num_images}, but has to be at least 1")
-        if image_size < MIN_IMAGE_SIZE:
-            raise ValueError(f"image_size is {image_size}, but has to be at least {MIN_IMAGE_SIZE}")
-        if not 2 <= num_classes <= len(PATTERNS):
-            raise ValueError(f"num_classes is {num_classes}, but has to be 2 to {len(PATTERNS)}")
-        if split not in SPLITS:
-            raise ValueError(f"split is {split!r}, but has to be one of {', '.join(SPLITS)}")
-        if seed < 0:
-            raise ValueError(f"seed is {seed}, but has to be at least 0")
+        names = NeedleSettings.model_fields
+        validate(NeedleSettings, {k: v for k, v in locals().items() if k in names}, "data")
+        check_choice("split", split, SPLITS)
+        num_images = train_images if split == "train" else val_images
         self.image_size = image_size
         self.split = split
         self.seed = seed
@@ -93,16 +90,17 @@ class NeedleSet(Dataset[tuple[NDArray[np.uint8], int, Box]]):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int, Box]:
-        return self.draw(index)
+    def name(self, index: int) -> str:
+        """The same for the same image: another size, number of classes or seed is another set."""
+        return f"needle {self.image_size} {len(self.classes)} {self.seed} {index}"
 
-    def draw(self, index: int) -> tuple[NDArray[np.uint8], int, Box]:
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int, Box]:
         """Draw image `index`: RGB pixels (H, W, 3), class, and the badge's box.
 
         The box (x0, y0, x1, y1) is in pixels, without its last column x1 and row y1.
 
         Raises:
-            IndexError: if `index` is not in 0 .. len(self) - 1.
+            IndexError: `index` is not in 0 .. len(self) - 1.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"index is {index}, but has to be 0 to {len(self) - 1}")

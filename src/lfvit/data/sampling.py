@@ -1,26 +1,27 @@
-"""Which image comes when, and with which random draws.
+"""Order of the images, and the seed of each one's augmentation.
 
-Samplers yield `Draw`s, not indices: the seed of a sample's augmentation travels with it, so that it
-does not depend on the worker that happens to make it.
+Samplers yield `Draw`s instead of indices: the seed of an image's augmentation travels with it, so
+it does not depend on the worker that happens to load it.
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from lfvit.utils.seeding import derive
 
 
 class Draw(NamedTuple):
-    """One sample to make: the index of the image, and the seed of its augmentation.
+    """One sample to load.
 
-    seed: None where nothing is drawn.
+    index: of the image; -1 is a sample without image, which pads the last batch of a process.
+    seed: of its augmentation; None where nothing is random.
     """
 
-    image: int
-    seed: int | None
+    index: int
+    seed: int | None = None
 
 
 class TrainSampler(Sampler[Draw]):
@@ -35,8 +36,8 @@ class TrainSampler(Sampler[Draw]):
         seed: of the run.
         repeats: how often an image appears in a row, 1 or more.
         rank, world_size: of this process.
-        done: how many samples of the epoch this process has had, asked when it begins: more than 0
-            where a run is resumed within an epoch. They are left out; the length stays.
+        done: how many samples of the epoch this process has had, called when the epoch begins: more
+            than 0 where a run resumes within an epoch. They are left out; the length stays.
     """
 
     def __init__(
@@ -65,29 +66,21 @@ class TrainSampler(Sampler[Draw]):
         return self.size // self.world_size
 
     def __iter__(self) -> Iterator[Draw]:
-        return self.draws(self.done())
-
-    def draws(self, done: int = 0) -> Iterator[Draw]:
-        """What this process draws in this epoch, after so many samples."""
         generator = torch.Generator().manual_seed(derive(self.seed, self.epoch))
         order = torch.randperm(self.size, generator=generator)
         order = order.repeat_interleave(self.repeats)[: self.size]
         seeds = torch.randint(2**31, (self.size,), generator=generator)
-        first = self.rank + done * self.world_size
+        first = self.rank + self.done() * self.world_size
         mine = slice(first, len(self) * self.world_size, self.world_size)
         return map(Draw, order[mine].tolist(), seeds[mine].tolist())
-
-
-NOTHING = Draw(-1, None)
-"""A draw without an image: it is in no batch."""
 
 
 class EvalSampler(Sampler[Draw]):
     """Every image exactly once, in order, for any number of processes.
 
-    Each process has a contiguous part: put together in the order of ranks, these are the images in
-    their order. A process that has one image less draws `NOTHING` at the end, so that all of them
-    have equally many batches: models whose weights are sharded compute in step.
+    Each process has a contiguous part: concatenated in the order of ranks, these are the images in
+    their order. A process with one image less ends with a sample without image, so that all of them
+    have equally many batches of the same size.
 
     Args:
         size: number of images; may be less than world_size.
@@ -102,6 +95,24 @@ class EvalSampler(Sampler[Draw]):
         return self.length
 
     def __iter__(self) -> Iterator[Draw]:
-        yield from (Draw(index, None) for index in self.indices)
+        yield from map(Draw, self.indices)
         if len(self.indices) < self.length:
-            yield NOTHING
+            yield Draw(-1)
+
+
+class LazyLoader(DataLoader[Any]):
+    """A DataLoader that loads nothing before the first batch is asked for.
+
+    Lightning begins to iterate before it restores a checkpoint, and loader processes would start on
+    the order of another epoch. When it asks for the first batch, epoch and step are known.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Declares to Lightning that the loader can resume; its position follows from the step."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""

@@ -131,21 +131,22 @@ class Diagnosis(L.LightningModule):
         self.removed = removed
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Measures] | None:
-        if not len(batch.images):
+        images, coarse_images = batch.images[batch.valid], batch.coarse_images[batch.valid]
+        if not len(images):
             return None  # not one image of the batch could be read
         model = self.model
         if not isinstance(model, TwoPassViT):
             with trace_blocks(model.blocks) as only:
-                model(batch.images)
+                model(images)
             return {ONE_PASS: measure(only, self.removed, model.num_prefix_tokens)}
         blocks: Any = model.backbone.blocks
         prefix = model.backbone.prefix
         with trace_blocks(blocks) as trace:
-            first = model.first_pass(batch.images, batch.coarse_images)
+            first = model.first_pass(images, coarse_images)
         found = {FIRST: measure(trace, self.removed, prefix)}
         whole = model.select(Scores(first.gca, first.last), "none")
         with trace_blocks(blocks) as trace:
-            model.second_pass(batch.images, first, whole)
+            model.second_pass(images, first, whole)
         return {**found, SECOND: measure(trace, self.removed, prefix)}
 
 

@@ -30,6 +30,7 @@ class Outputs(NamedTuple):
     first: (N, C) logits of the only or first pass. second: (N, C) or None for a one-pass model.
     targets: (N,). boxes: (N, 4) or None. covered: (N,) share of each box looked at, or None.
     cells: (N, k) coarse cells selected for the second pass, or None.
+    images: (N,) indices of the images in the validation set, or None.
     """
 
     first: Tensor
@@ -38,6 +39,7 @@ class Outputs(NamedTuple):
     boxes: Any = None
     covered: Any = None
     cells: Any = None
+    images: Any = None
 
 
 class Collector(L.LightningModule):
@@ -51,9 +53,12 @@ class Collector(L.LightningModule):
         if self.global_rank:  # selectors that draw do not draw the same for other images
             seed_all(torch.initial_seed() % 2**31, self.global_rank)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Outputs | None:
-        if not len(batch.images):
-            return None  # not one image of the batch could be read
+    def predict_step(self, batch: Batch, batch_idx: int) -> Outputs:
+        outputs = self._outputs(batch)._replace(images=batch.indices)
+        valid = batch.valid.cpu()
+        return Outputs(*(None if c is None else c.cpu()[valid] for c in outputs))
+
+    def _outputs(self, batch: Batch) -> Outputs:
         model = self.model
         if not isinstance(model, TwoPassViT):
             return Outputs(model(batch.images).float().cpu(), None, batch.targets.cpu())
@@ -82,8 +87,7 @@ def collect(trainer: L.Trainer, model: nn.Module, data: ImageDataModule, seed: i
     """
     L.seed_everything(seed, verbose=False)
     batches: Any = trainer.predict(Collector(model), datamodule=data)
-    outputs = join(gather_list([batch for batch in batches if batch is not None]))
-    return outputs
+    return join(gather_list(batches))
 
 
 def join(batches: list[Outputs]) -> Outputs:
@@ -92,10 +96,11 @@ def join(batches: list[Outputs]) -> Outputs:
     Raises:
         DataError: there are none.
     """
-    if not batches:
-        raise DataError("not one image could be read")
     columns: Any = [None if c[0] is None else torch.cat(c) for c in zip(*batches, strict=True)]
-    return Outputs(*columns)
+    outputs = Outputs(*columns)
+    if not len(outputs.targets):
+        raise DataError("not one image could be read")
+    return outputs
 
 
 def pass_accuracy(logits: Tensor, targets: Tensor) -> dict[str, float]:

@@ -11,8 +11,6 @@ import pyarrow.parquet as pq
 import torch
 
 from lfvit.data import ImageDataModule
-from lfvit.data.batches import image_name
-from lfvit.data.needle import NeedleSet
 from lfvit.errors import DataError
 from lfvit.measure.evaluation import Outputs
 from lfvit.measure.thresholds import Answers, confidence_of
@@ -29,14 +27,9 @@ def save_predictions(outputs: Outputs, data: ImageDataModule, path: Path) -> Non
     path within the data's folder); target, first and second, class indices; confidence, float32,
     the largest probability of the first pass. A one-pass model has no second.
     """
-    names = image_names(data)
-    if len(names) != len(outputs.targets):
-        log.warning(
-            "%d answers for %d images: %s is not written", len(outputs.targets), len(names), path
-        )
-        return
+    names = data.image_names()
     columns: dict[str, Any] = {
-        "image": names,
+        "image": [names[index] for index in outputs.images],
         "target": outputs.targets.numpy().astype("int32"),
         "first": outputs.first.argmax(dim=1).numpy().astype("int32"),
         "confidence": confidence_of(outputs.first).numpy(),
@@ -44,26 +37,6 @@ def save_predictions(outputs: Outputs, data: ImageDataModule, path: Path) -> Non
     if outputs.second is not None:
         columns["second"] = outputs.second.argmax(dim=1).numpy().astype("int32")
     pd.DataFrame(columns).to_parquet(path, index=False, compression="zstd")
-
-
-def image_names(data: ImageDataModule) -> list[str]:
-    """Names of the readable validation images, in order."""
-    images: Any = data.val_images
-    if isinstance(images, NeedleSet):  # another seed, size or number of classes is another set
-        kind = f"needle {images.image_size} {len(images.classes)} {images.seed}"
-        return [f"{kind} {index}" for index in range(len(images))]
-    unreadable = data.reading.splits["val"].unreadable_images
-    root = Path(getattr(data, "root", "")).expanduser()
-    return [
-        _within(image_name(images, index), root)
-        for index in range(len(images))
-        if index not in unreadable
-    ]
-
-
-def _within(name: str, root: Path) -> str:
-    path = Path(name)
-    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def read_predictions(path: Path) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lfvit.models.token_mix import TokenMix
-from lfvit.utils.distributed import all_reduce_sum, counted_sums, world_size
+from lfvit.utils.distributed import all_reduce_sum, world_size
 
 ONE_PASS_SHARE = 0.5
 """Weight of the auxiliary head in the one-pass model's answer."""
@@ -61,11 +61,11 @@ class BatchNorm(nn.BatchNorm2d):
             return super().forward(input)
         x = input.float()  # (B, C, H, W)
         count = x.new_full((1,), x.numel() / x.shape[1])
-        sums = all_reduce_sum(counted_sums(torch.cat([x.sum((0, 2, 3)), count])))
+        sums = all_reduce_sum(torch.cat([x.sum((0, 2, 3)), count]))
         n = sums[-1]
         mean = sums[:-1] / n  # (C,)
         x = x - mean[:, None, None]
-        variance = all_reduce_sum(counted_sums(x.square().sum((0, 2, 3)))) / n
+        variance = all_reduce_sum(x.square().sum((0, 2, 3))) / n
         self._follow(mean.detach(), variance.detach() * n / (n - 1))
         scale = self.weight * (variance + self.eps).rsqrt()
         return (x * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from lfvit.data import ImageDataModule
-from lfvit.measure.predictions import image_names, right_at
+from lfvit.measure.predictions import right_at
 from lfvit.results.changes import harmed
 from lfvit.results.comparisons import Evaluated
 from lfvit.results.evaluated import Run
@@ -90,7 +90,7 @@ def _spread(rows: pd.DataFrame, count: int) -> list[str]:
 
 
 def _save(trained: Trained, data: ImageDataModule, images: Sequence[str], path: Path) -> None:
-    numbers = {name: number for number, name in enumerate(image_names(data))}
+    numbers = {name: number for number, name in enumerate(data.image_names())}
     pictures = data.val_dataset()
     samples = [pictures[numbers[name]] for name in images]
     pixels = torch.stack([sample.pixels for sample in samples])

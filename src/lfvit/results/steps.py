@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from lfvit.data.datamodule import normalise
+from lfvit.data.datamodule import normalize
 from lfvit.models.selection.windows import window_sums
 from lfvit.tracking.pictures import (
     BLUE,
@@ -33,7 +33,7 @@ def draw_steps(model: Any, prediction: Prediction, path: Path) -> None:
     assert prediction.fine_indices is not None
     pixels = torch.from_numpy(prediction.image).permute(2, 0, 1)[None]  # (1, 3, S, S)
     with torch.inference_mode():
-        first = model.first_pass(normalise(pixels.to(next(model.parameters()).device)))
+        first = model.first_pass(normalize(pixels.to(next(model.parameters()).device)))
     gca, last = prediction.gca.numpy(), first.last[0].cpu().numpy()  # (g, g)
     g, k, S = gca.shape[0], len(prediction.fine_indices) // 4, prediction.image.shape[0]
     heat: Any = {"cmap": "inferno", "interpolation": "nearest"}

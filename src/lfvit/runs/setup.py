@@ -1,20 +1,18 @@
 """From configs and checkpoints to models, data and trainer settings, for every command."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import hydra
 from omegaconf import DictConfig
 from torch import nn
 
-from lfvit.data import (
-    FolderDataModule,
-    HuggingFaceDataModule,
-    ImageDataModule,
-    NeedleDataModule,
-    ShardDataModule,
-)
+import lfvit.data
+from lfvit.data import ImageDataModule
+from lfvit.data.settings import DATASETS
 from lfvit.errors import CheckpointError, ConfigError, DataError
 from lfvit.models import create_model
 from lfvit.models.checkpoints import load_checkpoint
@@ -22,10 +20,6 @@ from lfvit.models.weight_files import RECORD, extract_weights, read_file
 from lfvit.runs.provenance import commit
 from lfvit.utils.validation import check_range, plain
 
-DATA_MODULES: dict[str, type[ImageDataModule]] = {
-    f"lfvit.data.{kind.__name__}": kind
-    for kind in (FolderDataModule, ShardDataModule, HuggingFaceDataModule, NeedleDataModule)
-}
 PLACES = ("root", "path")
 """Settings of data that say where it is."""
 
@@ -167,15 +161,17 @@ def open_data(cfg: DictConfig | SimpleNamespace, record: Mapping[str, Any]) -> I
     """
     own = record.get("data", {})
     settings = _said(plain(cfg.data))
-    if "_target_" not in settings:  # data=as_trained
+    named = "dataset" in settings
+    if not named:  # data=as_trained
         if not own:
             raise ConfigError("the checkpoint names no data; pass data=imagefolder data.root=DIR")
         for place in PLACES:
             if place in settings and place not in own:
+                kind = own.get("dataset", {}).get("_target_", "other data").rpartition(".")[2]
                 raise ConfigError(
-                    f"data.{place} is set, but the checkpoint was trained on "
-                    f"{own['_target_'].rpartition('.')[2]}, which has no such setting; say which "
-                    "kind of data it is as well: data=imagefolder, data=shards or data=huggingface"
+                    f"data.{place} is set, but the checkpoint was trained on {kind}, which has no "
+                    "such setting; say which kind of data it is as well: data=imagefolder, "
+                    "data=shards or data=huggingface"
                 )
         settings = {**own, **settings}
         if settings.get("root", "") is None:
@@ -183,20 +179,14 @@ def open_data(cfg: DictConfig | SimpleNamespace, record: Mapping[str, Any]) -> I
                 f"{cfg.ckpt_path} does not say where its images are; pass data.root=DIR"
             )
     _make_absolute(settings)
-    same = ("_target_", "root")
+    same = ("dataset", "root")
     if "val_fraction" in own and all(settings.get(key) == own.get(key) for key in same):
         settings["val_fraction"] = own["val_fraction"]
     settings["seed"] = own.get("seed", 0)
     settings["augment"] = own.get("augment")
     settings["cache"] = plain(cfg.data).get("cache")  # of this run, not of the data
     settings["image_size"] = record["image_size"]
-    kind = settings.pop("_target_")
-    if kind not in DATA_MODULES:  # the name may come from a file: nothing else is ever called
-        raise ConfigError(f"data._target_={kind!r} is unknown; valid: {', '.join(DATA_MODULES)}")
-    try:
-        data = DATA_MODULES[kind](**settings)
-    except TypeError as error:
-        raise ConfigError(f"data: {error}") from error
+    data = make_data(settings, trusted=named)
     data.setup("validate")
     if data.classes != record["classes"] and own:
         unknown = sorted(set(data.classes) ^ set(record["classes"])) or ["their order"]
@@ -209,6 +199,35 @@ def open_data(cfg: DictConfig | SimpleNamespace, record: Mapping[str, Any]) -> I
             f"the data has {len(data.classes)} classes, the model {len(record['classes'])} outputs"
         )
     return data
+
+
+def make_data(settings: Mapping[str, Any], trusted: bool = True) -> ImageDataModule:
+    """The DataModule of the group data, as plain values.
+
+    Args:
+        settings: of the group.
+        trusted: whether the command line names the dataset's class; else it has to be one of this
+            project, whatever a file says.
+
+    Raises:
+        ConfigError: unknown settings, or a class that is not run.
+    """
+    dataset = settings.get("dataset")
+    target = dataset.get("_target_") if isinstance(dataset, dict) else None
+    if not isinstance(target, str):
+        raise ConfigError("the data settings are of an older version; train again")
+    if target in DATASETS:
+        make: Any = getattr(lfvit.data, target.rpartition(".")[2])
+    elif trusted:
+        make = hydra.utils.get_method(target)
+    else:
+        raise ConfigError(
+            f"data.dataset._target_={target!r} is named by a file, and is only run if the command "
+            f"line names it as well; of this project: {', '.join(DATASETS)}"
+        )
+    arguments = {key: value for key, value in dataset.items() if key[0] != "_"}
+    others = {k: v for k, v in settings.items() if k != "dataset" and k[0] != "_"}
+    return ImageDataModule(partial(make, **arguments), **others)
 
 
 def _said(settings: Any) -> Any:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
-from lfvit.data.datamodule import normalise
+from lfvit.data.datamodule import normalize
 from lfvit.models.passes import forward_passes
 from lfvit.models.resample import downsample
 
@@ -96,7 +96,7 @@ def predict_images(
     """
     parameter = next(model.parameters())
     was_training = model.training
-    images = normalise(pixels.to(parameter.device)).to(parameter.dtype)
+    images = normalize(pixels.to(parameter.device)).to(parameter.dtype)
     output = forward_passes(model.eval(), images)
     model.train(was_training)
     logits = torch.stack([of_pass.float().cpu() for of_pass in output.logits], dim=1)  # (B, P, C)

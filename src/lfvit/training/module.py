@@ -19,7 +19,6 @@ from lfvit.measure.thresholds import answers_of
 from lfvit.models.lv_vit import ONE_PASS_SHARE
 from lfvit.models.reduction.patch import answer
 from lfvit.models.reduction.run import Run
-from lfvit.models.resample import downsample
 from lfvit.models.token_mix import TokenMix
 from lfvit.models.two_pass import TwoPassViT
 from lfvit.models.weight_files import RECORD
@@ -34,7 +33,6 @@ from lfvit.training.token_labels import (
     second_pass_labels,
     token_labelling_loss,
 )
-from lfvit.utils.distributed import absent, counted, share_of_batch, world_size
 from lfvit.utils.seeding import seed_all
 
 
@@ -121,17 +119,10 @@ class Classifier(L.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         seed_all(self.seed, self.current_epoch, batch_idx, self.global_rank)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        share = share_of_batch(len(batch.images), self.device)
-        if len(batch.images):
-            loss = self._batch_loss(batch)
-            self._log("train/loss", loss, batch, prog_bar=True)
-        elif world_size() == 1:
-            return None  # not one image of the batch could be read
-        else:
-            with absent():  # the other processes have images, and wait for this one
-                loss = self._batch_loss(self._blank(batch))
-        return loss * share
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self._batch_loss(batch)
+        self._log("train/loss", loss, batch, prog_bar=True)
+        return loss
 
     def _batch_loss(self, batch: Batch) -> Tensor:
         """The mean over the images of this process."""
@@ -139,13 +130,6 @@ class Classifier(L.LightningModule):
             TokenTargets.of(batch, self.model, self.num_classes) if self.learns_tokens else None
         )
         return self._two_pass_loss(batch, tokens) if self.two_stage else self._loss(batch, tokens)
-
-    def _blank(self, batch: Batch) -> Batch:
-        """One image without content in place of none."""
-        side = self.trainer.datamodule.image_size  # type: ignore[attr-defined]
-        images = batch.images.new_zeros(1, 3, side, side)
-        targets = torch.zeros(1, dtype=torch.long, device=images.device)
-        return Batch(images, downsample(images), targets, None)
 
     def _loss(self, batch: Batch, tokens: TokenTargets | None) -> Tensor:
         """Of a one-pass model."""
@@ -218,43 +202,34 @@ class Classifier(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
         """Returns the fields of `Answers` (lfvit.measure) for callbacks; None for one pass."""
-        if not len(batch.images):
-            self._absent_from_validation(batch)
-            return None
-        found = None
+        found, valid = None, batch.valid
+        targets = batch.targets[valid]
         if self.first_accuracy is not None:
             out = self.model(batch.images, batch.coarse_images)
-            logits = out.second_logits
-            self.first_accuracy.update(out.first_logits, batch.targets)
-            answers = answers_of(out.first_logits, logits, batch.targets)
+            first, logits = out.first_logits[valid], out.second_logits[valid]
+            self.first_accuracy.update(first, targets)
+            answers = answers_of(first, logits, targets)
             found = answers._asdict()
             exited = answers.confidence >= self.threshold
             early = torch.where(exited, answers.first, answers.second)
-            right = 100 * (early == batch.targets).float().mean()
-            self._average("val/early_exit_top1", right, batch)
-            self._average("val/exit_fraction", exited.float().mean(), batch)
+            self._average("val/early_exit_top1", 100 * (early == targets).float())
+            self._average("val/exit_fraction", exited.float())
         else:
-            logits = self.model(batch.images)
-        self.val_accuracy.update(logits, batch.targets)
-        self._average("val/loss", F.cross_entropy(logits, batch.targets), batch)
+            logits = self.model(batch.images)[valid]
+        self.val_accuracy.update(logits, targets)
+        self._average("val/loss", F.cross_entropy(logits, targets, reduction="none"))
         self._log_validation()
         return found
 
-    def _average(self, name: str, mean: Tensor, batch: Batch) -> None:
-        self.val_means[name].update(mean, len(batch.targets))
+    def _average(self, name: str, values: Tensor) -> None:
+        """values: (b,), one per image that counts."""
+        self.val_means[name].update(values)
 
     def _log_validation(self) -> None:
         self.log_dict(self.val_accuracy, on_step=False, on_epoch=True, prog_bar=True)
         if self.first_accuracy is not None:
             self.log_dict(self.first_accuracy, on_step=False, on_epoch=True)
         self.log_dict(self.val_means, on_step=False, on_epoch=True)
-
-    def _absent_from_validation(self, batch: Batch) -> None:
-        """The others need this process in step, for sharded weights and the sums at the end."""
-        if world_size() > 1:
-            with absent():
-                self.model(*self._blank(batch)[: 1 + self.two_stage])
-            self._log_validation()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The learning rate scales linearly with the images per optimizer step."""
@@ -285,5 +260,4 @@ class Classifier(L.LightningModule):
             teacher.load_state_dict(checkpoint["teacher"])
 
     def _log(self, name: str, value: Tensor, batch: Batch, **options: Any) -> None:
-        if counted():
-            self.log(name, value.detach(), batch_size=len(batch.targets), **options)
+        self.log(name, value.detach(), batch_size=len(batch.targets), **options)

@@ -10,8 +10,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cache
 from itertools import count
@@ -21,14 +20,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lfvit.errors import ConfigError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
     from torch.distributed import Store
 
 START_TIME = "LFVIT_START_TIME"  # in the name of the run directory, see conf/hydra/default.yaml
 PATIENCE = timedelta(days=30)  # the main process may wait for another training
 _calls = count()
-_absent = False
 
 
 class Launched(NamedTuple):
@@ -218,47 +215,7 @@ def all_reduce_sum(values: "Tensor") -> "Tensor":
 
 
 def mean_over_images(values: "Tensor") -> "Tensor":
-    """The mean of values (B,), one per image, over the images of all processes: a scalar."""
-    import torch
-
+    """The mean of values (B,), one per image, over all processes, which have equally many."""
     if world_size() == 1:
         return values.mean()
-    sums = torch.stack([values.sum(), values.new_tensor(len(values))])
-    total, images = all_reduce_sum(counted_sums(sums))
-    return total / images.clamp(min=1)
-
-
-@contextmanager
-def absent() -> Iterator[None]:
-    """Go through the motions without being counted: for a process that has no image of a batch,
-    while the others wait for it in every sum over the processes.
-    """
-    global _absent
-    _absent = True
-    try:
-        yield
-    finally:
-        _absent = False
-
-
-def counted() -> bool:
-    """Whether this process has images of the batch, see `absent`."""
-    return not _absent
-
-
-def counted_sums(sums: "Tensor") -> "Tensor":
-    """Zero in an absent process, see `absent`."""
-    return sums * 0 if _absent else sums  # keeps its gradient, which the others sum as well
-
-
-def share_of_batch(images: int, device: "torch.device") -> "Tensor | float":
-    """What to multiply the mean loss of this process's images by before gradients are averaged.
-
-    1 where all processes have equally many, 0 where this one has none.
-    """
-    import torch
-
-    if world_size() == 1:
-        return 1.0
-    own = torch.tensor(float(images), device=device)
-    return own * world_size() / all_reduce_sum(own).clamp(min=1)
+    return all_reduce_sum(values.mean()) / world_size()

@@ -61,7 +61,7 @@ def _first_fault(error: ValidationError, schema: type[BaseModel], where: str) ->
         return f"{path}={value!r} is unknown; valid: {fault['ctx']['expected']}"
     reason = fault["msg"].removeprefix("Value error, ")
     reason = reason[:1].lower() + reason[1:]
-    if not path:  # a rule about several settings, which names them itself
+    if not fault["loc"]:  # a rule about several settings, which names them itself
         return reason
     return f"{path}={value!r} is not valid: {reason}"
 

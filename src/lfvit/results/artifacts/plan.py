@@ -15,7 +15,7 @@ from lfvit.measure.costs import count_macs
 from lfvit.models.resample import downsample
 from lfvit.results.artifacts.runs import Run
 from lfvit.runs.devices import find_device, trainer_settings
-from lfvit.runs.setup import DATA_MODULES
+from lfvit.runs.setup import make_data
 from lfvit.training.settings import Schedule
 from lfvit.utils.validation import plain, validate
 
@@ -135,6 +135,6 @@ def data_size(cfg: DictConfig, scale: DictConfig) -> tuple[int, int]:
         return settings["train_images"], settings["num_classes"]
     if not Path(str(settings["root"])).expanduser().is_dir():
         return scale.train_images, scale.num_classes
-    data = DATA_MODULES[settings.pop("_target_")](**settings)
+    data = make_data(settings)
     data.setup()
     return len(data.train_images), len(data.classes)

@@ -18,7 +18,7 @@ from torch import Tensor
 from lfvit.commands.benchmark_cases import PRECISIONS, compile_model
 from lfvit.commands.diagnose import diagnose
 from lfvit.data.batches import Sample
-from lfvit.data.datamodule import normalise
+from lfvit.data.datamodule import normalize
 from lfvit.measure.evaluation import Outputs, collect
 from lfvit.measure.spectrum import high_frequency_set, received_attention
 from lfvit.measure.throughput import spread, time_interleaved
@@ -110,7 +110,7 @@ def throughput(
                 compile_model(trained.model)
             if size not in batches:
                 pixels = [sample.pixels for sample in some_samples(trained, images)]
-                batches[size] = normalise(torch.stack(pixels)).to(device, dtype)
+                batches[size] = normalize(torch.stack(pixels)).to(device, dtype)
         run, facts = _case(evaluation, point, models[id(evaluation)], batches[size])
         cases[str(number)] = run
         count = len(batches[size])
@@ -172,7 +172,7 @@ class OnePass:
 
     def batches(self) -> Iterator[Tensor]:
         for pixels in self.pixels.split(BATCH):
-            yield normalise(pixels.to(self.device))
+            yield normalize(pixels.to(self.device))
 
     @torch.inference_mode()
     def accuracy(self) -> float:

@@ -1,0 +1,185 @@
+"""Settings of the groups data and augment, checked without PyTorch."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from lfvit.errors import ConfigError
+from lfvit.utils.validation import Settings, validate
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Alpha = Annotated[float, Field(ge=0)]
+
+
+class AugmentSettings(Settings):
+    """How training images vary, in timm's and DeiT's names. Evaluation uses crop_pct and
+    interpolation alone.
+
+    crop_scale: share of the area that a random crop covers. hflip: probability. color_jitter:
+    strength, without effect beside auto_augment. auto_augment: timm's policy string. erasing:
+    probability of random erasing. mixup, cutmix: alpha of their Beta distribution, 0 is off;
+    mix_prob: share of the batches mixed; mix_switch: share of these that is cut. mix_token: alpha
+    of mix-token, in every batch, for backbones with an auxiliary head. label_smoothing: of the
+    targets. repeats: repeated augmentation. crop_pct: evaluation resizes to S / crop_pct, then
+    crops.
+    """
+
+    crop_scale: tuple[Share, Share] = Field((0.08, 1.0), strict=False)
+    hflip: Share = 0.5
+    color_jitter: float = Field(0.0, ge=0)
+    auto_augment: str | None = None
+    interpolation: Literal[
+        "bicubic", "bilinear", "lanczos", "nearest", "box", "hamming", "random"
+    ] = "bicubic"
+    erasing: Share = 0.0
+    mixup: Alpha = 0.0
+    cutmix: Alpha = 0.0
+    mix_prob: Share = 1.0
+    mix_switch: Share = 0.5
+    mix_token: Alpha = 0.0
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    repeats: int = Field(1, ge=1)
+    crop_pct: float = Field(0.875, gt=0, le=1)
+
+    @property
+    def eval_interpolation(self) -> str:
+        """ "random" in training is bicubic in evaluation."""
+        return "bicubic" if self.interpolation == "random" else self.interpolation
+
+
+class DataSettings(Settings):
+    """What `ImageDataModule` does with the images of any dataset.
+
+    image_size: S in pixels. batch_size: images per process and step. num_workers: loader
+    processes, 0 loads in the main process. seed: of order, augmentation and held-out split.
+    on_error: "raise" stops at the first unreadable image; "skip" takes its neighbour in training
+    and leaves it out of evaluation. cache: "device" decodes the images once and keeps them on the
+    training device. train_split, val_split: names of the splits. reduced_decode: let the JPEG
+    decoder shrink large photographs in evaluation and for the cache. exif: rotate photographs as
+    their EXIF orientation says. label_maps: folder with dense labels of the training images.
+    """
+
+    image_size: int = Field(ge=2)
+    batch_size: int = Field(64, ge=1)
+    num_workers: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0)
+    augment: AugmentSettings = AugmentSettings()
+    on_error: Literal["raise", "skip"] = "raise"
+    cache: Literal["device"] | None = None
+    train_split: str = "train"
+    val_split: str = "val"
+    reduced_decode: bool = False
+    exif: bool = False
+    label_maps: str | None = None
+
+    @model_validator(mode="after")
+    def _compatible(self) -> "DataSettings":
+        augment = self.augment
+        mixes = next((name for name in ("mixup", "cutmix") if getattr(augment, name)), None)
+        if mixes and self.batch_size % 2:
+            raise ValueError(
+                f"augment.{mixes} mixes images in pairs; data.batch_size={self.batch_size} must be "
+                "even"
+            )
+        if self.label_maps is None:
+            return self
+        if mixes:
+            raise ValueError(
+                f"augment.{mixes}={getattr(augment, mixes)} mixes images, but not their label "
+                f"maps; with data.label_maps set augment.{mixes}=0, and augment.mix_token=1 to mix "
+                "tokens"
+            )
+        for name, off in (("exif", "false"), ("cache", "null")):
+            if value := getattr(self, name):
+                raise ValueError(
+                    f"data.{name}={value} leaves label maps as they are; with data.label_maps set "
+                    f"data.{name}={off}"
+                )
+        return self
+
+
+def _required(hint: str) -> BeforeValidator:
+    """A value that has no default, with what to pass."""
+
+    def check(value: Any) -> Any:
+        if value is None:
+            raise ValueError(hint)
+        return value
+
+    return BeforeValidator(check)
+
+
+class FolderSettings(Settings):
+    """Of `ImageFolder`."""
+
+    root: Annotated[str, _required("pass data.root=DIR, the folder of photographs")]
+    val_fraction: float = Field(0.1, gt=0, lt=1)
+
+
+class HuggingFaceSettings(Settings):
+    """Of `HuggingFaceDataset`."""
+
+    path: Annotated[str, _required("pass data.path=NAME of a dataset, or data.path=DIR")]
+    root: str | None = None
+    name: str | None = None
+    data_files: dict[str, str | list[str]] | None = None
+    image: str = "image"
+    label: str = "label"
+    classes: str | None = None
+
+
+class NeedleSettings(Settings):
+    """Of `NeedleSet`."""
+
+    train_images: int = Field(5000, ge=1)
+    val_images: int = Field(2000, ge=1)
+    num_classes: int = Field(6, ge=2, le=8)
+    image_size: int = Field(112, ge=48)
+    seed: int = Field(0, ge=0)
+
+
+DATASETS: dict[str, type[Settings]] = {
+    "lfvit.data.ImageFolder": FolderSettings,
+    "lfvit.data.HuggingFaceDataset": HuggingFaceSettings,
+    "lfvit.data.NeedleSet": NeedleSettings,
+}
+"""Settings of the datasets that come with lfvit, by their `_target_`."""
+
+
+def split_settings(settings: Mapping[str, Any]) -> tuple[DataSettings, dict[str, Any]]:
+    """The checked settings of the DataModule, and the rest, which is for its dataset.
+
+    Args:
+        settings: the group data without `dataset` and Hydra's keys.
+
+    Raises:
+        ConfigError: names a setting, its value and what would be valid.
+    """
+    augment = validate(AugmentSettings, settings.get("augment") or {}, "augment")
+    common = {key: settings[key] for key in settings.keys() & DataSettings.model_fields.keys()}
+    checked = validate(DataSettings, {**common, "augment": augment}, "data")
+    return checked, {key: settings[key] for key in settings if key not in common}
+
+
+def check_data(group: Mapping[str, Any]) -> DataSettings:
+    """Check the group data of a composed config, as plain values.
+
+    Raises:
+        ConfigError: names a setting, its value and what would be valid.
+    """
+    dataset = dict(group.get("dataset") or {})
+    target = dataset.get("_target_")
+    if not isinstance(target, str):
+        raise ConfigError(
+            "data.dataset._target_ is not set; pass a class of images, see docs/data.md"
+        )
+    checked, options = split_settings(
+        {key: group[key] for key in group if key[0] != "_" and key != "dataset"}
+    )
+    if target in DATASETS:
+        schema = DATASETS[target]
+        arguments = {key: value for key, value in dataset.items() if key[0] != "_"}
+        shared = {key: group[key] for key in ("image_size", "seed") if key in schema.model_fields}
+        validate(schema, {**shared, **options, **arguments}, "data")
+    return checked
