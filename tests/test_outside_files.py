@@ -172,7 +172,7 @@ def test_records_are_plain_values(forged, composed, tmp_path):
     words = {"id": LEAK, "project": LEAK, "tags": {"method": LEAK}}
     checkpoint = forged(schedule={"epochs": LEAK}, tracking=words, commit=LEAK)
     cfg = composed(
-        *("evaluate", f"ckpt_path={checkpoint}", "verify_macs=false", "data.num_workers=0"),
+        *("evaluate", f"ckpt_path={checkpoint}", "data.num_workers=0"),
         *("logger=many", "~logger.wandb", "logged_images=2", "trainer.accelerator=cpu"),
         f"run_dir={tmp_path / 'run'}",
     )
@@ -196,7 +196,7 @@ NASTY = "</script><img src=x onerror=alert(1)>|`a`[b](javascript:alert(2))\"'$x_
 def evaluated(composed, trained_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluated")
     checkpoint = trained_run / "checkpoints" / "last.ckpt"
-    settings = ("data.num_workers=0", "trainer.accelerator=cpu", "verify_macs=false")
+    settings = ("data.num_workers=0", "trainer.accelerator=cpu")
     evaluate(composed("evaluate", f"ckpt_path={checkpoint}", *settings, f"run_dir={folder}"))
     return folder
 

@@ -135,7 +135,6 @@ def test_compiled(composed, tmp_path, task, monkeypatch):
         ("precision=[fp32,fp8]", "precision='fp8' is unknown"),
         ("compile=max", "compile='max' must be true or false"),
         ("compile_mode=fast", "compile_mode='fast' is unknown"),
-        ("loading=true", "loading=true needs photographs: pass data=imagefolder data.root=DIR"),
         ("batch_sizes=[0]", "batch_sizes=0"),
         ("batch_sizes=8", r"batch_sizes=8 must be a list, such as \[8\]"),
         ("threads=0", "threads=0"),
@@ -152,7 +151,7 @@ def test_several_settings_in_one_run(composed, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode: None)
     overrides = ["precision=[fp32,bf16]", "compile=[false,true]", "exit_fractions=[0]"]
-    overrides += [f"run_dir={tmp_path / 'run'}", f"publish={tmp_path / 'docs'}"]
+    overrides += [f"run_dir={tmp_path}"]
     rows = benchmark(composed("benchmark", *FAST, *overrides))
     settings = [(row["precision"], row["compiled"]) for row in rows]
     assert list(dict.fromkeys(settings)) == [
@@ -171,24 +170,8 @@ def test_several_settings_in_one_run(composed, tmp_path, monkeypatch):
             assert [r["batch_size"] for r in same] == [1, 4]
             (best,) = (r for r in same if r["best_batch"])
             assert best["images_per_second"] == max(r["images_per_second"] for r in same)
-    page = (tmp_path / "docs" / "benchmark.md").read_text()
+    page = (tmp_path / "benchmark.md").read_text()
     assert page.count("## Inference, ") == 4
-    files = {path.name for path in (tmp_path / "docs").iterdir()}
-    assert files == {f"benchmark.{kind}" for kind in ("csv", "json", "md", "png")}
-
-
-def test_loading_beside_torchvision(composed, photographs, tmp_path):
-    settings = ["batch_sizes=[2]", "exit_fractions=[0]", "loading=true", "loading_images=6"]
-    settings += ["data=imagefolder", f"data.root={photographs}", "data.batch_size=4"]
-    rows = benchmark(composed("benchmark", *FAST, *settings, f"run_dir={tmp_path}"))
-    assert {row["task"] for row in rows} == {"inference"}
-    loading = json.loads((tmp_path / "benchmark.json").read_text())["loading"]
-    stages = {row["model"].partition(":")[0] for row in loading}
-    assert stages == {"evaluation", "training"}
-    assert [row["measured_speedup"] for row in loading if "torchvision" in row["model"]] == [1, 1]
-    with (tmp_path / "benchmark.csv").open() as file:
-        assert sum(line["task"] == "loading" for line in csv.DictReader(file)) == len(loading)
-    assert "## From files to batches" in (tmp_path / "benchmark.md").read_text()
 
 
 def test_rows_go_to_the_loggers_as_well(composed, tmp_path):

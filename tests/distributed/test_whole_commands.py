@@ -44,8 +44,8 @@ def evaluations(checkpoint: Path, folder: Path, *settings: str) -> dict[int, Any
     for size in SIZES:
         out = folder / f"{size} images"
         cpu = ("trainer.accelerator=cpu", "data.num_workers=0", *settings, f"run_dir={out}")
-        data = (f"ckpt_path={checkpoint}", f"+data.val_images={size}", "verify_macs=false")
-        found[size] = evaluate(composed("evaluate", *data, *cpu))
+        data = (f"ckpt_path={checkpoint}", f"+data.val_images={size}")
+        found[size] = evaluate(composed("evaluate", *data, *cpu)).model_dump()
         found[size].pop("environment")
     return found
 

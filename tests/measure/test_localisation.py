@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lfvit.measure.localisation import coverage, looked_at, random_windows, summarise
+from lfvit.measure.schemas import Coverage
 from lfvit.models.selection import Scores, select
 
 
@@ -40,9 +41,10 @@ def test_random_windows_are_the_mean_over_all_places():
             mask[:, 2 * row : 2 * row + 10, 2 * column : 2 * column + 10] = True
             shares.append(coverage(mask, boxes, 112))
     expected = summarise(torch.stack(shares).flatten())
-    assert random_windows(boxes, 7, 5, 112) == pytest.approx(expected)
+    found = random_windows(boxes, 7, 5, 112)
+    assert (found.covered, found.whole) == pytest.approx((expected.covered, expected.whole))
 
 
 def test_a_window_as_large_as_the_grid_covers_everything():
     boxes = torch.tensor([[0, 0, 112, 112]])
-    assert random_windows(boxes, 7, 7, 112) == {"covered": 1.0, "whole": 1.0}
+    assert random_windows(boxes, 7, 7, 112) == Coverage(covered=1, whole=1)

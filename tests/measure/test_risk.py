@@ -3,70 +3,50 @@
 from fractions import Fraction
 from math import comb, sqrt
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lfvit.errors import ConfigError
-from lfvit.measure.risk import (
-    LOSSES,
-    binomial_cdf,
-    control_risk,
-    images_needed,
-    mean_loss,
-)
+from lfvit.measure.predictions import Predictions
+from lfvit.measure.risk import certified_threshold, images_needed
 from lfvit.measure.thresholds import (
-    Answers,
-    answers_of,
+    correct_at,
     default_thresholds,
+    predictions_at,
     stratified_split,
     sweep,
 )
 
+LOSSES = ("consistency", "gap")
 DOWNWARD = list(reversed(default_thresholds()))
 
 
-def answers(seed, n, classes=4):
+def predicted(seed, n, classes=4):
     generator = torch.Generator().manual_seed(seed)
     targets = torch.randint(classes, (n,), generator=generator)
     right = torch.nn.functional.one_hot(targets, classes)
     first = 2 * torch.randn(n, classes, generator=generator) + 2 * right
-    return answers_of(first, first + torch.randn(n, classes, generator=generator) + right, targets)
+    second = first + torch.randn(n, classes, generator=generator) + right
+    return Predictions([first, second], targets).table()
+
+
+def table(confidence, first, second, target):
+    """Two passes, from tensors of confidences and classes."""
+    columns = {
+        "target": target,
+        "prediction_1": first,
+        "confidence_1": confidence,
+        "prediction_2": second,
+        "confidence_2": torch.ones(len(target)),
+    }
+    return pd.DataFrame({name: column.numpy() for name, column in columns.items()})
 
 
 def exact_cdf(k, n, p):
     p = Fraction(p)  # the float itself, without rounding
     return sum(comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1))
-
-
-def loss_by_hand(a, i, loss, eta):
-    if not bool(a.confidence[i] >= eta):
-        return 0
-    first, second, target = int(a.first[i]), int(a.second[i]), int(a.targets[i])
-    if loss == "consistency":
-        return int(first != second)
-    return int(first != target) - int(second != target)
-
-
-@pytest.mark.parametrize(("n", "p"), [(1, 0.3), (7, 0.01), (60, 0.5), (120, 0.05), (40, 0.999)])
-def test_binomial_cdf_is_exact(n, p):
-    found = binomial_cdf(n, p)
-    assert found.dtype == torch.float64
-    for k in range(0, n + 1, 1 + n // 20):
-        assert found[k].item() == pytest.approx(float(exact_cdf(k, n, p)), rel=1e-10)
-
-
-def test_binomial_cdf_of_many_images():
-    """Its tail against the sum of neighbouring terms by their exact ratio."""
-    n, p = 50_000, 0.01
-    found = binomial_cdf(n, p)
-    assert bool((found.diff() >= 0).all())
-    assert found[0].item() == pytest.approx((1 - p) ** n, rel=1e-8)
-    assert found[-1].item() == pytest.approx(1, abs=1e-9)
-    pmf = found.diff()[400:600]
-    k = torch.arange(402, 601, dtype=torch.float64)
-    torch.testing.assert_close(pmf[1:] / pmf[:-1], (n - k + 1) / k * p / (1 - p))
 
 
 @given(
@@ -78,28 +58,26 @@ def test_binomial_cdf_of_many_images():
 )
 @settings(max_examples=25, deadline=None)
 def test_testing_in_sequence_by_hand(seed, n, loss, eps, delta):
-    a = answers(seed, n)
+    rows = predicted(seed, n)
+    last = predictions_at(rows)
     expected = None
     for eta in DOWNWARD:
-        failures = sum(max(0, loss_by_hand(a, i, loss, eta)) for i in range(n))
-        p_value = float(exact_cdf(failures, n, eps))
-        if p_value > delta:
+        early = predictions_at(rows, eta)
+        failed = early != last
+        if loss == "gap":
+            failed = (early != rows["target"]) & (last == rows["target"])
+        if float(exact_cdf(int(failed.sum()), n, eps)) > delta:
             break
-        expected = eta, failures / n, p_value
-    found = control_risk(a, loss, eps, delta)
-    if expected is None:
-        assert found["threshold"] is found["guarantee"] is None
-        assert found["outcome"] == f"none: needs at least {images_needed(eps, delta)} images"
-        assert images_needed(eps, delta) > n
-    else:
-        assert found["outcome"] == "found"
-        values = found["threshold"], found["risk"], found["p_value"]
-        assert values == pytest.approx(expected)
-        assert found["risk"] == mean_loss(a, loss, found["threshold"])
-        by_hand = [loss_by_hand(a, i, "gap", found["threshold"]) for i in range(n)]
-        (point,) = sweep(a, 1, 1, [found["threshold"]])
-        assert point["gap"] == pytest.approx(sum(by_hand) / n)
-        assert point["gap"] <= mean_loss(a, "gap", found["threshold"])
+        expected = eta
+    found = certified_threshold(rows, loss, eps, delta)
+    assert found == expected
+    assert (found is None) == (images_needed(eps, delta) > n)
+    if found is not None:
+        risk = (predictions_at(rows, found) != last).mean()
+        lost = correct_at(rows).mean() - correct_at(rows, found).mean()
+        assert (risk if loss == "consistency" else lost) <= eps
+        (point,) = sweep(rows, [1, 1], [found]).to_dict("records")
+        assert point["consistency"] == pytest.approx(risk)
 
 
 def test_how_many_images_it_takes():
@@ -111,15 +89,12 @@ def test_how_many_images_it_takes():
         assert n == 1 or (1 - Fraction(eps)) ** (n - 1) > Fraction(delta)
 
 
-@pytest.mark.parametrize(
-    ("n", "outcome"), [(229, "none: needs at least 230 images"), (230, "found")]
-)
+@pytest.mark.parametrize(("n", "threshold"), [(229, None), (230, 0.0)])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_too_few_images_are_an_outcome(n, outcome, loss):
-    zeros = torch.zeros(n, dtype=torch.long)
-    found = control_risk(Answers(torch.rand(n), zeros, zeros, zeros), loss, 0.01, 0.1)
-    assert found["outcome"] == outcome
-    assert found["threshold"] == (0.0 if n == 230 else None)  # not one failure: everything exits
+def test_too_few_images_certify_nothing(n, threshold, loss):
+    zeros = torch.zeros(n, dtype=torch.long)  # not one failure: with enough images all exit
+    found = certified_threshold(table(torch.rand(n), zeros, zeros, zeros), loss, 0.01, 0.1)
+    assert found == threshold
 
 
 def test_ties_in_confidence_count_together():
@@ -127,22 +102,9 @@ def test_ties_in_confidence_count_together():
     n = 400
     first = torch.zeros(n, dtype=torch.long)
     second = (torch.arange(n) < 50).long()
-    a = Answers(torch.full((n,), 0.75), first, second, second)
-    found = control_risk(a, "consistency", 0.05, 0.1)
-    assert found["threshold"] == 0.76
-    assert found["risk"] == 0
-    assert control_risk(a, "consistency", 0.2, 0.1)["threshold"] == 0
-
-
-@pytest.mark.parametrize("value", [0, 1, -0.1, 2, float("nan"), "small", True, None])
-def test_bounds_that_make_no_sense(value):
-    a = answers(0, 5)
-    with pytest.raises(ConfigError, match=r"risk\.eps="):
-        control_risk(a, "gap", value, 0.1)
-    with pytest.raises(ConfigError, match=r"risk\.delta="):
-        control_risk(a, "gap", 0.1, value)
-    with pytest.raises(ConfigError, match=r"risk\.losses='top1' is unknown; valid: consistency"):
-        control_risk(a, "top1", 0.1, 0.1)
+    rows = table(torch.full((n,), 0.75), first, second, second)
+    assert certified_threshold(rows, "consistency", 0.05, 0.1) == 0.76
+    assert certified_threshold(rows, "consistency", 0.2, 0.1) == 0
 
 
 class Population:
@@ -164,7 +126,7 @@ class Population:
         second = differ.long()
         # classes 0 and 1: the target is what the right pass answers
         target = torch.where(differ & saved, second, first)
-        return Answers(self.confidence[kind], first, second, target), kind
+        return table(self.confidence[kind], first, second, target), kind
 
     def risk(self, loss, eta):
         factor = {"consistency": 1.0, "gap": 2 * self.rescued - 1}[loss]
@@ -188,7 +150,7 @@ def violations(population, loss, draw):
     generator = torch.Generator().manual_seed(0)
     kept = failing = 0
     for _ in range(TRIALS):
-        eta = control_risk(draw(population, generator), loss, EPS, DELTA)["threshold"]
+        eta = certified_threshold(draw(population, generator), loss, EPS, DELTA)
         further = DOWNWARD[min(DOWNWARD.index(eta) + 1, len(DOWNWARD) - 1)]
         kept += population.risk(loss, eta) > EPS
         failing += population.risk(loss, further) > EPS
@@ -202,7 +164,8 @@ def independent(population, generator):
 def half_of_a_split(population, generator):
     """The calibration part of a split by class, where classes are the kinds of images."""
     drawn, kind = population.draw(2 * N, generator)
-    return drawn.take(stratified_split(kind, 0.5, int(drawn.second.sum()))[0])
+    part, _ = stratified_split(kind, 0.5, int(drawn["prediction_2"].sum()))
+    return drawn.iloc[part]
 
 
 @pytest.mark.parametrize("draw", [independent, half_of_a_split])

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from lfvit.measure.predictions import right_at
+from lfvit.measure.thresholds import correct_at
 from lfvit.results.collect import collect
 from lfvit.results.comparisons import (
     BUDGET,
@@ -30,7 +30,7 @@ def test_every_way_of_running_a_model(models, way):
     lf, vit = models["lf_0"], models["vit_0"]
     row = against([lf], [vit], way)
     ours = at(lf, way, at(vit, "both"))
-    theirs = right_at(vit.predictions).loc[ours.right.index]
+    theirs = correct_at(vit.predictions).loc[ours.right.index]
     assert row.comparison.difference == pytest.approx(100 * (ours.right.mean() - theirs.mean()))
     assert row.cost == pytest.approx(100 * ours.gmacs / vit.evaluation["first"]["gmacs"])
     assert (row.way, row.seeds, row.cost_spread) == (WAYS[way], 1, None)

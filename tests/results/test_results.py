@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from lfvit.errors import DataError
-from lfvit.measure.predictions import read_predictions, right_at
+from lfvit.measure.predictions import read_predictions
+from lfvit.measure.thresholds import correct_at
 from lfvit.results.__main__ import main
 from lfvit.results.collect import collect
 from lfvit.results.comparisons import WAYS, Evaluated, against, equal_accuracy
@@ -90,7 +91,7 @@ def test_models_are_compared_image_by_image(runs, tmp_path, nasty_class):
         assert f"- **{model}**: {answer}" in text
     rows = lf.predictions
     second = read_predictions(read["lf_1"].folder / "predictions.parquet")
-    changed = [100 * (~right_at(each, 0.0) & right_at(each)).mean() for each in (rows, second)]
+    changed = [100 * (~correct_at(each, 0.0) & correct_at(each)).mean() for each in (rows, second)]
     assert f"{sum(changed) / 2:.2f} ± " in text
     assert "\n\n## What did not work\n\nA thing. ![Seen](images/page_seen.png)\n\n![Gone]" in text
     assert (tmp_path / "images/page_seen.png").read_bytes() == b"a picture"

@@ -1,7 +1,6 @@
 """`benchmark(cfg)`: throughput and latency of one-pass and two-pass models, in one run."""
 
 import json
-import shutil
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -63,8 +62,6 @@ def benchmark(cfg: DictConfig) -> list[dict[str, Any]]:
         summarise(loggers, _speeds(results.rows))
     results.print()
     print(f"written to {run_dir}")
-    if cfg.publish is not None:
-        _publish(run_dir, Path(cfg.publish))
     return results.rows
 
 
@@ -151,12 +148,3 @@ def _trained(cfg: DictConfig) -> Trained:
             "checkpoint of lf_vit or cf_vit"
         )
     return trained
-
-
-def _publish(run_dir: Path, folder: Path) -> None:
-    """Copy the result files, without the run's log and configuration."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in run_dir.glob("benchmark.*"):
-        if path.suffix in (".csv", ".json", ".md", ".png"):
-            shutil.copy(path, folder / path.name)
-    print(f"copied to {folder}")

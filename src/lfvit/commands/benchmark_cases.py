@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from lfvit.data.datamodule import normalize
 from lfvit.measure.costs import count_macs, expected_gmacs
+from lfvit.measure.schemas import read_evaluation
 from lfvit.measure.throughput import (
     parts,
     peak_memory,
@@ -174,18 +175,19 @@ def _known_top1(source: str, threshold: float) -> float | None:
 
     Of a model in the zoo, what its card says.
     """
-    checkpoint = locate(source)
     if known := card(source):
-        each = [known["evaluation"]]
+        points = [known["evaluation"]["operating_point"], *known["evaluation"]["curve"]]
+        points = [point for point in points if point is not None]
     else:
-        files = sorted(checkpoint.parent.parent.rglob("evaluate.json"))
-        each = [json.loads(path.read_text()) for path in files]
-    for found in each:
-        same = known or Path(found["checkpoint"]).name == checkpoint.name
-        if same and found["second"] is not None:
-            for point in (found["operating_point"], *found["curve"]):
-                if abs(point["threshold"] - threshold) < 1e-9:
-                    return point["top1"]
+        checkpoint, points = locate(source), []
+        for path in sorted(checkpoint.parent.parent.rglob("evaluate.json")):
+            evaluation = read_evaluation(path)
+            if Path(evaluation.checkpoint).name == checkpoint.name:
+                points += [evaluation.configured.model_dump()]
+                points += [point.model_dump() for point in evaluation.curve]
+    for point in points:
+        if point.get("threshold") is not None and abs(point["threshold"] - threshold) < 1e-9:
+            return float(point["top1"])
     return None
 
 

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from lfvit.commands.evaluate import evaluate
 from lfvit.commands.train import train
 from lfvit.errors import ConfigError
+from lfvit.measure.schemas import Evaluation, read_evaluation
 from lfvit.runs.directory import directory_lock
 from lfvit.runs.identity import identity
 from lfvit.runs.resume import AUTO, last_of
@@ -121,7 +122,7 @@ def _what_to_do(cfg: DictConfig, root: Path, key: str, repeat: bool) -> tuple[st
 
 def _evaluate(
     cfg: DictConfig, training: Path, root: Path, key: str
-) -> tuple[dict[str, Any] | None, bool]:
+) -> tuple[Evaluation | None, bool]:
     """Evaluate the weights of a training at the config's threshold, unless that was done.
 
     Into the training's directory, or, where that holds an evaluation already, into the job's.
@@ -136,7 +137,7 @@ def _evaluate(
     if main:
         note(job, evaluation=os.path.relpath(folder / "evaluate.json", job))
     if done:
-        return read_json(folder / "evaluate.json"), False
+        return read_evaluation(folder / "evaluate.json"), False
     evaluation = compose("evaluate")
     evaluation.ckpt_path, evaluation.run_dir = str(last_of(training).absolute()), str(folder)
     evaluation.threshold = cfg.threshold

@@ -19,7 +19,7 @@ from lfvit.measure.costs import count_macs
 from lfvit.models.two_pass import TwoPassViT
 from lfvit.runs.provenance import environment
 from lfvit.runs.setup import build_model
-from lfvit.runs.sweeps import check_one_process, operating_point
+from lfvit.runs.sweeps import check_one_process
 from lfvit.utils.atomic_io import read_json, write_json
 from lfvit.utils.error_messages import error_message
 from lfvit.utils.markdown import code, escape
@@ -132,7 +132,7 @@ def _try(cfg: DictConfig, settings: Mapping[str, Any], out: Path, trial: Any) ->
     done = run_job(run, trials, repeat=False, evaluated=True)
     if done["evaluation"] is None:
         raise ConfigError("left no last.ckpt to evaluate; use callbacks=default")
-    point = operating_point(done["evaluation"])
+    point = done["evaluation"].configured.model_dump()
     if cfg.max_gmacs is not None:
         trial.set_constraint("max_gmacs", point["gmacs"] - cfg.max_gmacs)
     trial.set_user_attr("exit_fraction", point.get("exit_fraction"))

@@ -1,22 +1,10 @@
 """Does the second pass look at the object? For data with boxes."""
 
-from typing import TypedDict
-
 import torch
 from torch import Tensor
 
+from lfvit.measure.schemas import Coverage
 from lfvit.models.selection import Selection
-
-
-class Localisation(TypedDict):
-    """How much of the objects a set of regions covers.
-
-    covered: mean share of the object's area inside the region. whole: share of the images whose
-    object lies inside entirely.
-    """
-
-    covered: float
-    whole: float
 
 
 def looked_at(selection: Selection, region_size: int) -> Tensor:
@@ -43,7 +31,7 @@ def coverage(mask: Tensor, boxes: Tensor, image_size: int) -> Tensor:
     return torch.einsum("bi,bij,bj->b", rows, mask.to(rows), columns) / area
 
 
-def random_windows(boxes: Tensor, grid: int, region_size: int, image_size: int) -> Localisation:
+def random_windows(boxes: Tensor, grid: int, region_size: int, image_size: int) -> Coverage:
     """The yardstick: every place of the window equally likely; exact, nothing is drawn."""
     places = torch.cartesian_prod(*[torch.arange(grid - region_size + 1)] * 2).to(boxes.device)
     mask = _windows(places, region_size, grid)
@@ -52,9 +40,9 @@ def random_windows(boxes: Tensor, grid: int, region_size: int, image_size: int) 
     return summarise(covered.flatten())
 
 
-def summarise(covered: Tensor) -> Localisation:
+def summarise(covered: Tensor) -> Coverage:
     """Shares (N,) -> their mean, and how many are whole."""
-    return Localisation(
+    return Coverage(
         covered=covered.mean().item(), whole=(covered > 1 - 1e-6).double().mean().item()
     )
 

@@ -13,17 +13,15 @@ Three things are told of every comparison, and what each covers:
   one found would be, if both models were right equally often.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
+from scipy.stats import binomtest
 
 from lfvit.errors import DataError
-from lfvit.measure.predictions import answers_in, right_at
-from lfvit.measure.thresholds import OperatingPoint, cheapest_at, stratified_split, sweep
 
 DRAWS = 10_000  # of the bootstrap
 LEVEL = 0.95
@@ -55,7 +53,8 @@ def compare(ours: Sequence["pd.Series[bool]"], theirs: Sequence["pd.Series[bool]
     """Compare two models, seed by seed.
 
     Args:
-        ours: for every seed whether each image is answered right, by image, see `right_at`. Of a
+        ours: for every seed whether each image is answered right, by image, see
+            `lfvit.measure.thresholds.correct_at`. Of a
             model reported on a part of the images, that part; then that part is compared.
         theirs: the same of the other model, for the same seeds.
 
@@ -80,7 +79,7 @@ def compare(ours: Sequence["pd.Series[bool]"], theirs: Sequence["pd.Series[bool]
         per_seed=per_seed,
         only_ours=[mine for mine, _ in counts],
         only_theirs=[other for _, other in counts],
-        p_values=[mcnemar(*each) for each in counts],
+        p_values=[mcnemar(*count) for count in counts],
     )
 
 
@@ -127,85 +126,5 @@ def interval(samples: Sequence[np.ndarray], draws: int = DRAWS) -> tuple[float, 
 
 def mcnemar(only_ours: int, only_theirs: int) -> float:
     """The two-sided p-value of McNemar's exact test, a binomial test of 1/2."""
-    n, fewer = only_ours + only_theirs, min(only_ours, only_theirs)
-    ways = [1]  # n over 0, n over 1, ...
-    for k in range(fewer):
-        ways.append(ways[-1] * (n - k) // (k + 1))
-    return min(1.0, 2 * sum(ways) / 2**n)
-
-
-def reported_part(predictions: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
-    """The rows on which thresholds are reported, see `choose`."""
-    return _parts(predictions, share, seed)[1]
-
-
-def _parts(predictions: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    targets = torch.from_numpy(np.array(predictions["target"]))
-    chosen, rest = stratified_split(targets, share, seed)
-    return predictions.iloc[chosen.numpy()], predictions.iloc[rest.numpy()]
-
-
-class Chosen(NamedTuple):
-    """A threshold chosen on one part of the images, on the other.
-
-    met: whether the calibration part had a threshold that does what was asked for.
-    """
-
-    right: "pd.Series[bool]"
-    threshold: float
-    gmacs: float
-    exit_fraction: float
-    met: bool
-
-
-Rule = Callable[[list[OperatingPoint], "pd.DataFrame"], tuple[OperatingPoint, bool]]
-"""The curve of the calibration part, and its rows -> the point to use, and `Chosen.met`."""
-
-
-def choose(
-    predictions: pd.DataFrame,
-    macs: tuple[float, float],
-    rule: Rule,
-    share: float = 0.5,
-    seed: int = 0,
-) -> Chosen:
-    """Choose a threshold on one part of the images and report it on the other.
-
-    Args:
-        predictions: of a two-pass model, see `read_predictions`.
-        macs: of each pass.
-        rule: what to choose.
-        share, seed: of the calibration part, as evaluate.py has them.
-    """
-    calibration, rest = _parts(predictions, share, seed)
-    point, met = rule(sweep(answers_in(calibration), *macs), calibration)
-    eta = point["threshold"]
-    (reported,) = sweep(answers_in(rest), *macs, [eta])
-    return Chosen(right_at(rest, eta), eta, reported["gmacs"], reported["exit_fraction"], met)
-
-
-def as_accurate_as(other: "pd.Series[bool]") -> Rule:
-    """The cheapest threshold with at least another model's accuracy on the calibration part; where
-    there is none, the most accurate one."""
-
-    def rule(curve: list[OperatingPoint], calibration: pd.DataFrame) -> tuple[OperatingPoint, bool]:
-        wanted = 100 * float(other.loc[calibration.index].mean())
-        # both are counts of the same images: a hair less is the same count
-        found = cheapest_at(curve, wanted - 1e-9)
-        best = max(curve, key=lambda point: (point["top1"], -point["gmacs"]))
-        return (best, False) if found is None else (found, True)
-
-    return rule
-
-
-def within(gmacs: float) -> Rule:
-    """The most accurate threshold of at most so many GMACs per image on the calibration part; where
-    there is none, the cheapest one."""
-
-    def rule(curve: list[OperatingPoint], calibration: pd.DataFrame) -> tuple[OperatingPoint, bool]:
-        good = [point for point in curve if point["gmacs"] <= gmacs]
-        if not good:
-            return min(curve, key=lambda point: point["gmacs"]), False
-        return max(good, key=lambda point: (point["top1"], -point["gmacs"])), True
-
-    return rule
+    discordant = only_ours + only_theirs
+    return float(binomtest(only_ours, discordant).pvalue) if discordant else 1.0

@@ -1,101 +1,181 @@
-"""What a model answered on every image, in a file: what paired comparisons are made from."""
+"""What a model predicts for every image: collected once, and kept in predictions.parquet."""
 
-import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
+import lightning as L
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor, nn
+from torchmetrics.functional.classification import multiclass_accuracy
 
-from lfvit.data import ImageDataModule
+from lfvit.data import Batch, ImageDataModule
 from lfvit.errors import DataError
-from lfvit.measure.evaluation import Outputs
-from lfvit.measure.thresholds import Answers, confidence_of
-
-log = logging.getLogger(__name__)
+from lfvit.measure.localisation import coverage, looked_at
+from lfvit.measure.schemas import PassResult
+from lfvit.measure.thresholds import prediction_columns
+from lfvit.models.passes import forward_passes
+from lfvit.utils.distributed import gather_list
+from lfvit.utils.seeding import seed_all
 
 FILE = "predictions.parquet"
 
 
-def save_predictions(outputs: Outputs, data: ImageDataModule, path: Path) -> None:
-    """Write a row per image, in the order of the validation images.
+class Predictions(NamedTuple):
+    """Outputs of every pass of a model for N images.
 
-    Columns: image, a name that is the same for every model evaluated on it (for photographs the
-    path within the data's folder); target, first and second, class indices; confidence, float32,
-    the largest probability of the first pass. A one-pass model has no second.
+    Attributes:
+        logits: (N, C) float32 of each pass.
+        targets: (N,) class indices.
+        images: names, the same for every model evaluated on the data (paths within its folder).
+        boxes: (N, 4) of the objects in pixels, where the data has them.
+        covered: (N,) share of each box inside the region of the second pass.
+        cells: (N, k) coarse cells chosen for the second pass.
     """
-    names = data.image_names()
-    columns: dict[str, Any] = {
-        "image": [names[index] for index in outputs.images],
-        "target": outputs.targets.numpy().astype("int32"),
-        "first": outputs.first.argmax(dim=1).numpy().astype("int32"),
-        "confidence": confidence_of(outputs.first).numpy(),
-    }
-    if outputs.second is not None:
-        columns["second"] = outputs.second.argmax(dim=1).numpy().astype("int32")
-    pd.DataFrame(columns).to_parquet(path, index=False, compression="zstd")
+
+    logits: list[Tensor]
+    targets: Tensor
+    images: list[str] | None = None
+    boxes: Tensor | None = None
+    covered: Tensor | None = None
+    cells: Tensor | None = None
+
+    def table(self) -> pd.DataFrame:
+        """The table of `lfvit.measure.thresholds`, indexed by image."""
+        columns = {
+            name: column.numpy() if column.is_floating_point() else column.int().numpy()
+            for name, column in prediction_columns(self.logits, self.targets).items()
+        }
+        names = pd.Index(self.images or range(len(self.targets)), name="image")
+        return pd.DataFrame(columns, index=names)
+
+
+class _Collector(L.LightningModule):
+    """Runs every image through every pass in ``trainer.predict``."""
+
+    def __init__(self, model: nn.Module, image_names: list[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.image_names = image_names
+
+    def on_predict_start(self) -> None:
+        if self.global_rank:  # random selectors draw differently for other images
+            seed_all(torch.initial_seed() % 2**31, self.global_rank)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Predictions:
+        model: Any = self.model
+        output = forward_passes(model, batch.images, batch.coarse_images)
+        covered = cells = None
+        if output.selection is not None:
+            cells = output.selection.cells
+            if batch.boxes is not None:
+                mask = looked_at(output.selection, model.region_size)
+                covered = coverage(mask, batch.boxes, model.image_size)
+        valid = batch.valid.cpu()
+        columns = [None if c is None else c.cpu()[valid] for c in (batch.boxes, covered, cells)]
+        return Predictions(
+            [logits.float().cpu()[valid] for logits in output.logits],
+            batch.targets.cpu()[valid],
+            [self.image_names[index] for index in batch.indices[batch.valid].tolist()],
+            *columns,
+        )
+
+
+def predict_all(
+    trainer: L.Trainer, model: nn.Module, data: ImageDataModule, seed: int
+) -> Predictions:
+    """Run a model on the validation images, in their order.
+
+    Every image counts once, however many processes share them, and every process returns all of
+    them. Random selectors draw the same every time.
+
+    Raises:
+        DataError: no image can be read.
+    """
+    L.seed_everything(seed, verbose=False)
+    batches: Any = trainer.predict(_Collector(model, data.image_names()), datamodule=data)
+    return join(gather_list(batches))
+
+
+def join(batches: list[Predictions]) -> Predictions:
+    """Predictions of several batches as one.
+
+    Raises:
+        DataError: there are no images.
+    """
+    passes, targets, images, *others = zip(*batches, strict=True)
+    joined = Predictions(
+        [torch.cat(logits) for logits in zip(*passes, strict=True)],
+        torch.cat(targets),
+        None if images[0] is None else [name for names in images for name in names],
+        *(None if column[0] is None else torch.cat(column) for column in others),
+    )
+    if not len(joined.targets):
+        raise DataError("no image could be read")
+    return joined
+
+
+def pass_results(predictions: Predictions, macs: list[float]) -> list[PassResult]:
+    """Accuracy of each pass on every image; with fewer than five classes, top-5 is all of them.
+
+    Args:
+        macs: multiply-accumulates per image of each pass by itself.
+    """
+    results = []
+    for i, logits in enumerate(predictions.logits):
+        classes = logits.shape[1]
+        top1, top5 = (
+            100
+            * multiclass_accuracy(
+                logits, predictions.targets, classes, average="micro", top_k=min(k, classes)
+            ).item()
+            for k in (1, 5)
+        )
+        results.append(PassResult(top1=top1, top5=top5, gmacs=sum(macs[: i + 1]) / 1e9))
+    return results
+
+
+def save_predictions(predictions: Predictions, path: Path) -> None:
+    """Write the table of predictions, a row per image."""
+    table = predictions.table().reset_index()
+    table.to_parquet(path, index=False, compression="zstd")
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
-    """The rows of `save_predictions`, by image.
+    """The table that `save_predictions` wrote, indexed by image.
 
     Raises:
         DataError: there is no such file, or it holds something else.
     """
     if not path.is_file():
-        raise DataError(
-            f"{path}: no such file; evaluate.py writes it since comparisons image by image exist: "
-            "evaluate again"
-        )
+        raise DataError(f"{path}: no such file; run evaluate.py again")
     try:
         rows = pq.ParquetFile(path).read().to_pandas(ignore_metadata=True)
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: cannot be read ({reason}); evaluate again") from error
-    fault = _fault(rows)
-    if fault:
-        raise DataError(f"{path}: {fault}, as evaluate.py never writes it; evaluate again")
+        raise DataError(f"{path}: cannot be read ({reason}); run evaluate.py again") from error
+    if fault := _fault(rows):
+        raise DataError(f"{path}: {fault}; run evaluate.py again")
     return rows.set_index("image")
 
 
 def _fault(rows: pd.DataFrame) -> str | None:
     """What is wrong with the rows of a file."""
-    columns = {"image", "target", "first", "confidence", "second"}
-    if set(rows) not in (columns, columns - {"second"}) or len(rows.columns) > len(columns):
+    passes = (len(rows.columns) - 2) // 2
+    names = [f"{name}_{i}" for i in range(1, passes + 1) for name in ("prediction", "confidence")]
+    if not passes or list(map(str, rows)) != ["image", "target", *names]:
         return f"holds the columns {', '.join(map(str, rows))}"[:200]
-    for name in columns & {"target", "first", "second"} & set(rows):
-        if rows[name].dtype.kind != "i" or (rows[name] < 0).any():
-            return f"{name} is no class index everywhere"
-    sure = rows["confidence"]
-    if sure.dtype.kind != "f" or not sure.between(0, 1 + 1e-5).all():
-        return "confidence is no probability everywhere"
+    for name in ["target", *names]:
+        kind, values = rows[name].dtype.kind, rows[name]
+        if name.startswith("confidence"):
+            if kind != "f" or not values.between(0, 1 + 1e-5).all():
+                return f"{name} holds values that are not probabilities"
+        elif kind != "i" or (values < 0).any():
+            return f"{name} holds values that are not class indices"
     if not rows["image"].map(lambda name: isinstance(name, str)).all():
-        return "image is no name everywhere"
+        return "image holds values that are not names"
     if rows.empty or rows["image"].duplicated().any():
         return "holds no image" if rows.empty else "holds an image twice"
     return None
-
-
-def answers_in(predictions: pd.DataFrame) -> Answers:
-    """Answers of a two-pass model, in the order of the rows."""
-    columns = (predictions[key].to_numpy() for key in Answers._fields if key != "targets")
-    targets = predictions["target"].to_numpy()
-    confidence, first, second = (torch.from_numpy(np.array(column)) for column in columns)
-    return Answers(confidence, first, second, torch.from_numpy(np.array(targets)))
-
-
-def right_at(predictions: pd.DataFrame, threshold: float | None = None) -> pd.Series:
-    """Whether the answer to each image is right.
-
-    Args:
-        predictions: see `read_predictions`.
-        threshold: eta; None is the last pass there is, 0 the first.
-    """
-    answer = predictions["second" if "second" in predictions else "first"]
-    if threshold is not None and "second" in predictions:
-        early = predictions["confidence"] >= np.float32(threshold)
-        answer = predictions["first"].where(early, answer)
-    return answer == predictions["target"]

@@ -1,25 +1,23 @@
-"""Temperature scaling: one number that makes confidences mean what they say.
+"""Temperature scaling: logits divided by T before the softmax; predictions stay as they are.
 
-Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2. Logits are divided
-by T before the softmax; predictions stay as they are.
+Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2.
 """
 
-import torch
 import torch.nn.functional as F
+from scipy.optimize import brentq
 from torch import Tensor
+from torchmetrics.functional.classification import multiclass_calibration_error
 
-from lfvit.measure.thresholds import confidence_of
+from lfvit.measure.schemas import CalibrationError
 
 COLDEST, HOTTEST = 0.01, 100.0
 BINS = 15
-ROWS = 256  # images at a time
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float | None:
     """The temperature with the smallest negative log-likelihood.
 
-    The likelihood is convex in 1 / T, so its slope has one root; found by Newton's steps, kept
-    inside an interval that halves whenever a step leaves it.
+    The likelihood is convex in 1 / T, so its slope has one root at most.
 
     Args:
         logits: (N, C).
@@ -27,63 +25,31 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float | None:
 
     Returns:
         T, or None where no temperature from 0.01 to 100 is best: every image right with room to
-        spare (the colder the better), answers worse than chance (the hotter the better), or logits
-        that are all equal.
+        spare (the colder the better), predictions worse than chance (the hotter the better), or
+        logits that are all equal.
     """
-    logits = logits.float()
-    logits = logits - logits.amax(dim=1, keepdim=True)  # keeps every product below finite
-    low, high = 1 / HOTTEST, 1 / COLDEST  # of 1 / T
-    if not _slope(logits, targets, low)[0] < 0 < _slope(logits, targets, high)[0]:
+    logits = logits.float() - logits.float().amax(dim=1, keepdim=True)
+    target = logits.gather(1, targets[:, None])[:, 0]
+
+    def slope(inverse: float) -> float:
+        """Derivative of the mean negative log-likelihood by 1 / T."""
+        expected = (logits * inverse).softmax(dim=1).mul_(logits).sum(dim=1)
+        return (expected - target).double().mean().item()
+
+    coldest, hottest = 1 / COLDEST, 1 / HOTTEST
+    if not slope(hottest) < 0 < slope(coldest):
         return None
-    inverse = 1.0
-    for _ in range(100):
-        slope, curvature = _slope(logits, targets, inverse)
-        low, high = (inverse, high) if slope < 0 else (low, inverse)
-        step = inverse - slope / curvature if curvature > 0 else 0.0
-        found = step if low < step < high else (low * high) ** 0.5
-        if abs(found - inverse) <= 1e-6 * inverse:
-            break
-        inverse = found
-    return 1 / inverse
+    return 1 / float(brentq(slope, hottest, coldest, rtol=1e-6))
 
 
-def _slope(logits: Tensor, targets: Tensor, inverse: float) -> tuple[float, float]:
-    """First and second derivative of the mean negative log-likelihood by 1 / T.
+def calibration_error(logits: Tensor, targets: Tensor, temperature: float) -> CalibrationError:
+    """How far the confidences of logits (N, C) are from the accuracy, and their likelihood.
 
-    They are the mean of E[logit] - logit of the target, and of the variance of the logit, under the
-    scaled softmax. In pieces that fit a processor's cache.
+    The expected calibration error is over 15 bins of equal width (Guo et al., Eq. 3).
     """
-    slope = curvature = 0.0
-    for part, target in zip(logits.split(ROWS), targets.split(ROWS), strict=True):
-        weights = (part * inverse).exp_()  # at most 1, since the largest logit is 0
-        total = weights.sum(dim=1)
-        mean = weights.mul_(part).sum(dim=1) / total
-        square = weights.mul_(part).sum(dim=1) / total
-        own = part.gather(1, target[:, None])[:, 0]
-        slope += (mean - own).double().sum().item()
-        curvature += (square - mean.square()).double().sum().item()
-    return slope / len(logits), curvature / len(logits)
-
-
-def negative_log_likelihood(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> float:
-    """Mean over images, in nats."""
-    return F.cross_entropy(logits.float() / temperature, targets).item()
-
-
-def expected_calibration_error(
-    logits: Tensor, targets: Tensor, temperature: float = 1.0, bins: int = BINS
-) -> float:
-    """Mean distance between confidence and accuracy, over bins of equal width (Guo et al., Eq. 3).
-
-    Args:
-        logits: (N, C).
-        targets: (N,) class indices.
-
-    Returns:
-        In percentage points.
-    """
-    confidence = confidence_of(logits, temperature).double()
-    surplus = confidence - (logits.argmax(dim=1) == targets).double()
-    bin_of = (confidence * bins).ceil().long().sub(1).clamp(0, bins - 1)
-    per_bin = torch.zeros(bins, dtype=torch.float64, device=logits.device)
-    return 100 * per_bin.index_add(0, bin_of, surplus).abs().sum().item() / len(targets)
+    scaled = logits.float() / temperature
+    ece = multiclass_calibration_error(
+        scaled.softmax(dim=1), targets, logits.shape[1], n_bins=BINS, norm="l1"
+    )
+    nll = F.cross_entropy(scaled, targets)
+    return CalibrationError(ece=100 * ece.item(), nll=nll.item())

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from lfvit.measure.predictions import right_at
+from lfvit.measure.thresholds import correct_at
 from lfvit.results.comparisons import Evaluated
 from lfvit.utils.markdown import escape
 
@@ -20,12 +20,12 @@ def classes_table(
         classes: names by class index.
     """
     lead = [each.predictions for each in models[two_pass]]
-    first, both = ([right_at(rows, eta) for rows in lead] for eta in (0.0, None))
+    first, both = ([correct_at(rows, eta) for rows in lead] for eta in (0.0, None))
     pairs = list(zip(first, both, strict=True))
     columns = {f"{two_pass}, first pass": first, f"{two_pass}, both passes": both}
     for name, each in models.items():
         if name != two_pass:
-            columns[name] = [right_at(one.predictions) for one in each]
+            columns[name] = [correct_at(one.predictions) for one in each]
     columns["put right by the second look"] = [~a & b for a, b in pairs]
     columns["put wrong by the second look"] = [a & ~b for a, b in pairs]
     targets = pd.concat([one.predictions["target"] for each in models.values() for one in each])
@@ -50,7 +50,7 @@ def classes_table(
 def harmed(predictions: Sequence[pd.DataFrame]) -> "pd.Series[int]":
     """Images that the first pass gets right and the second wrong -> in how many seeds."""
     counts = pd.concat(
-        [(right_at(rows, 0.0) & ~right_at(rows)).astype(int) for rows in predictions], axis=1
+        [(correct_at(rows, 0.0) & ~correct_at(rows)).astype(int) for rows in predictions], axis=1
     ).sum(axis=1)
     return counts[counts > 0].sort_values(ascending=False, kind="stable")
 
@@ -63,8 +63,8 @@ def changes_text(name: str, predictions: Sequence[pd.DataFrame]) -> str:
         "changed from one wrong class to another": [],
     }
     for rows in predictions:
-        first, both = right_at(rows, 0.0), right_at(rows)
-        other = ~first & ~both & (rows["first"] != rows["second"])
+        first, both = correct_at(rows, 0.0), correct_at(rows)
+        other = ~first & ~both & (rows["prediction_1"] != rows["prediction_2"])
         for kind, flags in zip(kinds, (~first & both, first & ~both, other), strict=True):
             kinds[kind].append(100 * flags.mean())
     told = ", ".join(f"{_mean(values)} % {kind}" for kind, values in kinds.items())

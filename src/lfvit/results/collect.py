@@ -216,7 +216,7 @@ class _Reader:
             self.skipped.append(
                 Skipped(place, running or "not finished: holds no metrics.json of train.py")
             )
-        elif "verify_macs" in config and not (folder / "evaluate.json").exists():
+        elif "calibration_seed" in config and not (folder / "evaluate.json").exists():
             self.skipped.append(Skipped(place, "not finished: holds no evaluate.json"))
 
     def _speeds(self, folder: Path) -> Iterator[Speeds]:

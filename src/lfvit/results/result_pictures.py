@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from lfvit.data import ImageDataModule
-from lfvit.measure.predictions import right_at
+from lfvit.measure.thresholds import correct_at
 from lfvit.results.changes import harmed
 from lfvit.results.comparisons import Evaluated
 from lfvit.results.evaluated import Run
@@ -42,8 +42,8 @@ def choose(seeds: Sequence[Evaluated], count: int) -> list[Kind]:
     """
     rows = seeds[0].predictions
     eta = seeds[0].evaluation["calibrated"]["threshold"]
-    early = rows["confidence"] >= eta
-    right = right_at(rows, eta)
+    early = rows["confidence_1"] >= eta
+    right = correct_at(rows, eta)
     found = []
     for title, exits, good, text in KINDS:
         chosen = rows[(early == exits) & (right == good)]

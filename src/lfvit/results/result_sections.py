@@ -170,9 +170,9 @@ def _named(run: Run, seed: Evaluated, kinds: Sequence[Kind]) -> Iterator[str]:
         for image in kind.images:
             row = seed.predictions.loc[image]
             target, first, second = (
-                escape(classes[int(row[key])]) for key in ("target", "first", "second")
+                escape(classes[int(row[key])]) for key in ("target", "prediction_1", "prediction_2")
             )
             lines.append(
-                f"| {escape(image)} | {target} | {first} | {row['confidence']:.2f} | {second} |"
+                f"| {escape(image)} | {target} | {first} | {row['confidence_1']:.2f} | {second} |"
             )
         yield f"{kind.caption}.\n\n" + "\n".join(lines)

@@ -11,6 +11,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from lfvit.errors import DataError
+from lfvit.measure.schemas import parse_evaluation
+from lfvit.results.legacy import legacy
+
 DEEPEST = 40  # levels of nesting; the files that commands write have fewer than ten
 
 
@@ -48,74 +52,12 @@ COUNT = _between(1, 2**53, "a whole number from 1", int)
 NOTHING = Value("empty", lambda value: value == [])
 PAIRS = Value("JSON of pairs", _pairs)
 
-PASS: dict[str, Any] = {"top1": PERCENT, "top5?": PERCENT, "gmacs": ABOVE_ZERO}
-POINT: dict[str, Any] = {
-    "threshold": NUMBER,
-    "top1": PERCENT,
-    "exit_fraction": SHARE,
-    "gmacs": ABOVE_ZERO,
-    "consistency?": SHARE,
-    "gap?": NUMBER,
-}
-CALIBRATION: dict[str, Any] = {
-    "share": SHARE,
-    "seed": WHOLE,
-    "calibration_images": COUNT,
-    "reported_images": COUNT,
-    "both_passes": {"reported": {"top1": PERCENT}},
-    "rules": [
-        {
-            "name": TEXT,
-            "value": NUMBER,
-            "rule": TEXT,
-            "outcome": TEXT,
-            "threshold": (None, NUMBER),
-            "reported": (None, POINT),
-        }
-    ],
-    "risk?": {
-        "delta": SHARE,
-        "certificates": [
-            {
-                "loss": TEXT,
-                "eps": SHARE,
-                "outcome": TEXT,
-                "threshold": (None, NUMBER),
-                "reported": (None, {**POINT, "risk": SHARE}),
-            }
-        ],
-    },
-    "temperature?": {
-        "temperature?": NUMBER,
-        "reported?": {"before": {"ece": NUMBER}, "after?": {"ece": NUMBER}},
-    },
-}
 ENVIRONMENT: dict[str, Any] = {
     "command?": TEXT,
     "commit?": TEXT,
     "machine?": TEXT,
     "threads?": WHOLE,
     "packages?": {},
-}
-MODEL: dict[str, Any] = {
-    "checkpoint": TEXT,
-    "method": {"name": TEXT},
-    "reducer?": {"name": TEXT},
-    "data?": TEXT,
-    "images": COUNT,
-    "precision": TEXT,
-    "macs_counter": TEXT,
-    "environment?": ENVIRONMENT,
-    "first": PASS,
-}
-TWO_PASSES: dict[str, Any] = {
-    **MODEL,
-    "second": PASS,
-    "curve": [POINT],
-    "operating_point?": POINT,
-    "calibration?": CALIBRATION,
-    "calibrated?": {**POINT, "threshold": (None, NUMBER), "reported_images?": COUNT},
-    "localisation?": {"region": {"whole": SHARE}, "random_windows": {"whole": SHARE}},
 }
 ROW: dict[str, Any] = {
     "images_per_second": ABOVE_ZERO,
@@ -128,7 +70,6 @@ ROW: dict[str, Any] = {
     "exits?": TEXT,
 }
 SHAPES: dict[str, tuple[str, Any]] = {
-    "evaluate.json": ("evaluate.py", None),  # see `_evaluation`
     "benchmark.json": ("benchmark.py", {"rows": [ROW], "environment?": {"machine?": TEXT}}),
     "metrics.json": (
         "train.py",
@@ -180,8 +121,13 @@ def load(path: Path) -> dict[str, Any]:
     content = json.loads(plain)
     if not isinstance(content, dict):
         raise ValueError("not a mapping")
+    if path.name == "evaluate.json":
+        try:
+            return legacy(parse_evaluation(content, "the file"))
+        except DataError as error:
+            raise ValueError(str(error)) from error
     writer, shape = SHAPES[path.name]
-    if content and (found := _fault(content, shape or _evaluation(content))):
+    if content and (found := _fault(content, shape)):
         raise ValueError(f"not as {writer} writes it ({found})")
     return content
 
@@ -204,13 +150,6 @@ def _levels(content: Any) -> int:
 
 def _all(values: Any) -> list[Any]:
     return [] if not hasattr(values, "__iter__") else list(values)
-
-
-def _evaluation(content: dict[str, Any]) -> Any:
-    """A one-pass model has neither a second pass nor thresholds."""
-    if content.get("second", ...) is None:
-        return {**MODEL, "second": None, "curve?": NOTHING, "calibration?": None}
-    return TWO_PASSES
 
 
 def _fault(value: Any, shape: Any, place: str = "") -> str | None:

@@ -6,7 +6,6 @@ Two small files in every job's directory carry this, so that it works with any l
 - job.json says what became of the job: it may have found its training done elsewhere.
 """
 
-import json
 import logging
 import os
 import sys
@@ -24,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lfvit.errors import ConfigError
+from lfvit.measure.schemas import read_evaluation
 from lfvit.runs.directory import inside, now
 from lfvit.runs.provenance import environment
 from lfvit.utils.atomic_io import read_json, write_atomic, write_json
@@ -181,18 +181,13 @@ def collect(folder: Path) -> list[dict[str, Any]]:
     return [_row(job, noted[job]) for job in sorted(noted, key=lambda job: noted[job]["job"])]
 
 
-def operating_point(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Accuracy and cost of a model at its own threshold, or of its one pass: from evaluate.json."""
-    return found["first"] if found["second"] is None else found["operating_point"]
-
-
 def _row(job: Path, noted: dict[str, Any]) -> dict[str, Any]:
     training = inside(job, noted.get("directory", ".")) or job
     # of a training, of evaluate.py -m
     evaluation = inside(job, noted.get("evaluation", "evaluate.json")) or job / "evaluate.json"
     point: Mapping[str, Any] = {}
     if evaluation.exists():
-        point = operating_point(json.loads(evaluation.read_text()))
+        point = read_evaluation(evaluation).configured.model_dump()
     elif noted["status"] in WELL:
         metrics = read_json(training / "metrics.json")
         point = {"top1": metrics.get("val/top1"), "gmacs": metrics.get("gmacs")}

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from lfvit.measure.costs import pass_macs
+from lfvit.measure.schemas import Evaluation
 
 
 def training_summary(metrics: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
@@ -32,18 +33,18 @@ def training_summary(metrics: Mapping[str, Any], model: nn.Module) -> dict[str, 
     return summary
 
 
-def evaluation_summary(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Of an evaluation: the contents of evaluate.json under the names above.
+def evaluation_summary(evaluation: Evaluation) -> dict[str, Any]:
+    """Of an evaluation, under the names above.
 
-    What the calibrated threshold reaches on the images it was not chosen on is calibrated_*.
+    What the threshold of the rule ``max_loss`` reaches on the images it was not chosen on is
+    calibrated_*.
     """
-    summary = {key: found[key] for key in ("images", "unreadable_images", "checkpoint")}
-    first, second = found["first"], found["second"]
-    for i, one in enumerate(one for one in (first, second) if one is not None):
-        summary |= {f"pass_{i + 1}/{name}": value for name, value in one.items()}
-    point = first if second is None else found["operating_point"]
     names = ("threshold", "top1", "exit_fraction", "gmacs")
-    summary |= {name: point.get(name) for name in names}
-    if second is not None:
-        summary |= {f"max_loss/{name}": found["calibrated"][name] for name in names}
+    summary = {key: getattr(evaluation, key) for key in ("images", "skipped_images", "checkpoint")}
+    for i, result in enumerate(evaluation.passes, 1):
+        summary |= {f"pass_{i}/{name}": value for name, value in result.model_dump().items()}
+    summary |= {name: getattr(evaluation.configured, name) for name in names}
+    for point in evaluation.operating_points:
+        if point.rule.startswith("max_loss"):
+            summary |= {f"max_loss/{name}": getattr(point, name) for name in names}
     return summary

@@ -15,7 +15,6 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lfvit.data.batches import Batch
-from lfvit.measure.thresholds import answers_of
 from lfvit.models.lv_vit import ONE_PASS_SHARE
 from lfvit.models.reduction.patch import answer
 from lfvit.models.reduction.run import Run
@@ -200,18 +199,16 @@ class Classifier(L.LightningModule):
         for teacher in self._teacher:
             teacher.to(self.device, next(self.model.parameters()).dtype)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
-        """Returns the fields of `Answers` (lfvit.measure) for callbacks; None for one pass."""
-        found, valid = None, batch.valid
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        valid = batch.valid
         targets = batch.targets[valid]
         if self.first_accuracy is not None:
             out = self.model(batch.images, batch.coarse_images)
             first, logits = out.first_logits[valid], out.second_logits[valid]
             self.first_accuracy.update(first, targets)
-            answers = answers_of(first, logits, targets)
-            found = answers._asdict()
-            exited = answers.confidence >= self.threshold
-            early = torch.where(exited, answers.first, answers.second)
+            confidence, answer = first.float().softmax(dim=1).max(dim=1)
+            exited = confidence >= self.threshold
+            early = torch.where(exited, answer, logits.argmax(dim=1))
             self._average("val/early_exit_top1", 100 * (early == targets).float())
             self._average("val/exit_fraction", exited.float())
         else:
@@ -219,7 +216,6 @@ class Classifier(L.LightningModule):
         self.val_accuracy.update(logits, targets)
         self._average("val/loss", F.cross_entropy(logits, targets, reduction="none"))
         self._log_validation()
-        return found
 
     def _average(self, name: str, values: Tensor) -> None:
         """values: (b,), one per image that counts."""

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from lfvit.measure.evaluation import Outputs
-from lfvit.measure.thresholds import answers_of, count_exited, sweep
+from lfvit.measure.predictions import Predictions
+from lfvit.measure.thresholds import count_answered, pass_columns, sweep
 from lfvit.results.artifacts.content import (
     SOURCE,
     Content,
@@ -39,22 +39,23 @@ def passes(artifact: Artifact, found: Findings) -> Content:
     if evaluation is None:
         return Content(columns, [])
     out = all_outputs(evaluation, found.folder)
-    answers = answers_of(out.first, out.second, out.targets)
-    flags = torch.stack([answers.first == answers.targets, answers.second == answers.targets])
-    early, late = count_exited(answers.confidence, flags, ETAS)
-    total, share = int(flags[1].sum()), 100 / len(answers.targets)
+    table = out.table()
+    answers, _ = pass_columns(table)
+    right = answers == table["target"].to_numpy()[:, None]
+    counts = count_answered(table, [right], ETAS)[:, :, 0]  # by pass
+    share = 100 / len(table)
     first, both = (1e9 * evaluation[key]["gmacs"] for key in ("first", "second"))
     rows: Rows = [
         {
             "eta": point["threshold"],
-            "right_first": share * int(right),
-            "right_second": share * (total - int(gone)),
+            "right_first": share * int(early),
+            "right_second": share * int(late),
             "top1": point["top1"],
             "gmacs": point["gmacs"],
             "exits": 100 * point["exit_fraction"],
         }
-        for point, right, gone in zip(
-            sweep(answers, first, both - first, ETAS), early, late, strict=True
+        for point, (early, late) in zip(
+            sweep(table, [first, both - first], ETAS).to_dict("records"), counts, strict=True
         )
     ]
     return Content(columns, rows, plot=partial(labelled, plot_passes, found, rows))
@@ -196,7 +197,7 @@ def by_object_size(artifact: Artifact, found: Findings) -> Content:
     return Content(columns, rows, plot=partial(labelled, plot_groups, found, known, *axes))
 
 
-def _object_sizes(outputs: Sequence[Outputs]) -> Rows:
+def _object_sizes(outputs: Sequence[Predictions]) -> Rows:
     """Of one set of outputs, or none: all images, then thirds by the area of the box."""
     rows: Rows = []
     for out in outputs:
@@ -208,7 +209,7 @@ def _object_sizes(outputs: Sequence[Outputs]) -> Rows:
             groups |= {name: third == i for i, name in enumerate(SIZES)}
         for name, chosen in groups.items():
             row: dict[str, Any] = {"object": name, "images": int(chosen.sum())}
-            for key, logits in (("first", out.first), ("second", out.second)):
+            for key, logits in zip(("first", "second"), out.logits, strict=False):
                 right = logits[chosen].argmax(dim=1) == out.targets[chosen]
                 row[key] = 100 * right.double().mean().item()
             if out.covered is not None:

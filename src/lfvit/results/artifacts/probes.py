@@ -19,7 +19,7 @@ from lfvit.commands.benchmark_cases import PRECISIONS, compile_model
 from lfvit.commands.diagnose import diagnose
 from lfvit.data.batches import Sample
 from lfvit.data.datamodule import normalize
-from lfvit.measure.evaluation import Outputs, collect
+from lfvit.measure.predictions import Predictions, predict_all
 from lfvit.measure.spectrum import high_frequency_set, received_attention
 from lfvit.measure.throughput import spread, time_interleaved
 from lfvit.models import reduce, restore
@@ -44,12 +44,12 @@ def some_samples(trained: Trained, count: int) -> list[Sample]:
     return open_data(compose("evaluate"), trained.record).some_validation_samples(count)
 
 
-def all_outputs(evaluation: Evaluation, folder: Path) -> Outputs:
-    """What both passes said about every validation image."""
+def all_outputs(evaluation: Evaluation, folder: Path) -> Predictions:
+    """Outputs of every pass for every validation image."""
     model, record = reload(evaluation)
     cfg = compose("evaluate")
     data = open_data(cfg, record)
-    return collect(prediction_trainer(cfg, folder), model, data, record.get("seed", 0))
+    return predict_all(prediction_trainer(cfg, folder), model, data, record.get("seed", 0))
 
 
 def diagnosis(evaluation: Evaluation, folder: Path, images: int) -> dict[str, Any]:

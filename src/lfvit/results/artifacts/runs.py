@@ -17,7 +17,9 @@ from lfvit.cli import quote_path
 from lfvit.commands.evaluate import evaluate
 from lfvit.commands.train import check, train
 from lfvit.errors import ConfigError, LFViTError, TrainingError
+from lfvit.measure.schemas import read_evaluation
 from lfvit.models.weight_files import weights_digest
+from lfvit.results.legacy import legacy
 from lfvit.runs.provenance import PROJECT_ROOT
 from lfvit.runs.setup import build_model, make_record, model_overrides, overridden
 from lfvit.utils.signals import call
@@ -249,7 +251,7 @@ def finish(run: Run, runs: Mapping[str, Run], fresh: bool, console: Console) -> 
         origin.write_text(weights)
     if run.result.exists():
         console.print(f"already done: {run.result}")
-        return dict(json.loads(run.result.read_text()))
+        return legacy(read_evaluation(run.result))
     if run.train is not None and not (folder / "metrics.json").exists():
         started = time.monotonic()
         _train(run)
@@ -259,7 +261,7 @@ def finish(run: Run, runs: Mapping[str, Run], fresh: bool, console: Console) -> 
         (run if start is None or run.train is not None else start).checkpoint
     )
     evaluation.run_dir = str(run.result.parent)
-    return evaluate(evaluation)
+    return legacy(evaluate(evaluation))
 
 
 def _train(run: Run) -> None:

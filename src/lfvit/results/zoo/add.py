@@ -22,6 +22,7 @@ from lfvit.errors import CheckpointError, ConfigError, DataError
 from lfvit.models import zoo
 from lfvit.models.weight_files import RECORD
 from lfvit.results import shapes
+from lfvit.results.legacy import legacy
 from lfvit.results.origins import start_of
 from lfvit.results.zoo.cards import make_card, markdown, portable
 from lfvit.runs.provenance import PROJECT_ROOT
@@ -134,4 +135,4 @@ def _evaluate(file: Path, root: str | None, run_dir: Path) -> dict[str, Any]:
     with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
         cfg = compose("evaluate", overrides)
         cfg.ckpt_path, cfg.run_dir = str(file), str(run_dir)
-        return evaluate(cfg)
+        return legacy(evaluate(cfg))

@@ -1,0 +1,169 @@
+"""Schemas of result files, shared by the command that writes a file and everything that reads it.
+
+This module imports no PyTorch.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lfvit.errors import DataError
+
+FORMAT = 2
+"""Version of the files. A reader refuses any other."""
+
+Percent = Annotated[float, Field(ge=0, le=100)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Gmacs = Annotated[float, Field(gt=0)]
+
+
+class Schema(BaseModel):
+    """A part of a result file: names and types are exact, and numbers are finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class PassResult(Schema):
+    """One pass on every image. gmacs: of a forward through this pass and all before it."""
+
+    top1: Percent
+    top5: Percent
+    gmacs: Gmacs
+
+
+class CurvePoint(Schema):
+    """Early exit at one threshold. exit_fraction: images answered before the last pass."""
+
+    threshold: float
+    top1: Percent
+    exit_fraction: Share
+    gmacs: Gmacs
+
+
+class OperatingPoint(Schema):
+    """One way to run the model: a row of `lfvit.measure.operating_points.operating_points`.
+
+    rule: "pass 1", "pass 2", "threshold" (the configured eta), or a rule that chooses eta on the
+        calibration images, such as "max_loss=0.5" or "consistency<=0.01".
+    threshold, top1 (percent), exit_fraction, gmacs: None where the rule found no threshold.
+    consistency: share of the images whose prediction is not the last pass's.
+    images: the images measured on. chosen_on: the calibration images, 0 if nothing was chosen.
+    reason: why there is no threshold.
+    reference_top1: of the last pass on the same images.
+    """
+
+    rule: str
+    threshold: float | None
+    top1: Percent | None
+    exit_fraction: Share | None
+    gmacs: Gmacs | None
+    consistency: Share | None
+    images: Count
+    chosen_on: Count
+    reason: str | None
+    reference_top1: Percent
+
+
+class CalibrationError(Schema):
+    """ece: expected calibration error in percentage points. nll: in nats."""
+
+    ece: float
+    nll: float
+
+
+class Temperature(Schema):
+    """Temperature scaling of the first pass, measured on the images it was not fitted on.
+
+    temperature: None where no temperature is best; after is then None too.
+    """
+
+    temperature: float | None
+    chosen_on: Count
+    images: Count
+    before: CalibrationError
+    after: CalibrationError | None
+
+
+class Coverage(Schema):
+    """covered: mean share of the object's box inside the region. whole: images with all of it."""
+
+    covered: Share
+    whole: Share
+
+
+class Localisation(Schema):
+    """Where the second pass looks, beside windows placed at random."""
+
+    region: Coverage
+    random_windows: Coverage
+
+
+class Evaluation(Schema):
+    """The contents of evaluate.json.
+
+    data: name of the data set. images: that were evaluated. skipped_images: that could not be read.
+    curve, temperature: empty and None for a model with one pass. localisation: None without boxes.
+    settings: of `lfvit.measure.settings.EvaluationSettings`.
+    environment: command, commit, machine, threads and versions of packages.
+    """
+
+    format: Literal[2] = FORMAT
+    checkpoint: str
+    method: dict[str, Any]
+    backbone: dict[str, Any] | str
+    reducer: dict[str, Any]
+    image_size: int
+    seed: int
+    data: str
+    precision: str
+    images: Annotated[int, Field(ge=1)]
+    skipped_images: Count
+    passes: Annotated[list[PassResult], Field(min_length=1)]
+    curve: list[CurvePoint]
+    operating_points: Annotated[list[OperatingPoint], Field(min_length=1)]
+    temperature: Temperature | None
+    localisation: Localisation | None
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+
+    def point(self, rule: str) -> OperatingPoint | None:
+        """The operating point of a rule, None if it was not asked for."""
+        return next((point for point in self.operating_points if point.rule == rule), None)
+
+    @property
+    def configured(self) -> OperatingPoint:
+        """The model as it is configured: at its threshold, or its only pass."""
+        return self.point("threshold") or self.operating_points[0]
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Read and check evaluate.json.
+
+    Raises:
+        DataError: unreadable, written by another version, or not what evaluate.py writes.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    return parse_evaluation(content, str(path))
+
+
+def parse_evaluation(content: Any, where: str) -> Evaluation:
+    """The evaluation in plain JSON values. Args and errors as `read_evaluation`."""
+    if not isinstance(content, dict):
+        raise DataError(f"{where}: not an evaluation, but a {type(content).__name__}")
+    if content.get("format") != FORMAT:
+        raise DataError(f"{where}: written by another version of lfvit; run evaluate.py again")
+    try:
+        return Evaluation(**content)
+    except (ValidationError, TypeError, RecursionError) as error:
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            fault = error.errors(include_url=False)[0]
+            place = ".".join(map(str, fault["loc"]))
+            reason = f"{place}={str(fault['input'])[:80]!r}: {fault['msg']}"
+        raise DataError(f"{where}: {reason}; run evaluate.py again") from error

@@ -1,0 +1,144 @@
+"""evaluate.json and predictions.parquet: what is written is read, and nothing else is."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+from lfvit.errors import DataError
+from lfvit.measure.predictions import (
+    Predictions,
+    join,
+    pass_results,
+    read_predictions,
+    save_predictions,
+)
+from lfvit.measure.schemas import Evaluation, read_evaluation
+
+POINT = {"rule": "pass 1", "threshold": None, "top1": 50.0, "exit_fraction": 0.0, "gmacs": 1.0}
+EVALUATION = {
+    "checkpoint": "last.ckpt",
+    "method": {"name": "vit"},
+    "backbone": {"timm": "deit_small_patch16_224"},
+    "reducer": {"name": "none"},
+    "image_size": 224,
+    "seed": 0,
+    "data": "needle",
+    "precision": "32-true",
+    "images": 16,
+    "skipped_images": 0,
+    "passes": [{"top1": 50.0, "top5": 100.0, "gmacs": 1.0}],
+    "curve": [],
+    "operating_points": [
+        POINT
+        | {"consistency": 0.0, "images": 16, "chosen_on": 0, "reason": None, "reference_top1": 50.0}
+    ],
+    "temperature": None,
+    "localisation": None,
+    "settings": {},
+    "environment": {"command": "python evaluate.py"},
+}
+
+
+def test_what_is_written_is_read(tmp_path):
+    evaluation = Evaluation(**EVALUATION)
+    path = tmp_path / "evaluate.json"
+    path.write_text(evaluation.model_dump_json())
+    assert read_evaluation(path) == evaluation
+    assert evaluation.configured == evaluation.point("pass 1") == evaluation.operating_points[0]
+    assert evaluation.point("threshold") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 1}, "written by another version of lfvit; run evaluate.py again"),
+        ({"images": 0}, "images='0': .*greater than or equal to 1"),
+        ({"images": "many"}, "images='many'"),
+        ({"passes": []}, "passes='.*at least 1 item"),
+        ({"passes": [{"top1": 101, "top5": 100, "gmacs": 1}]}, r"passes\.0\.top1='101'"),
+        ({"curve": [{"threshold": float("nan")}]}, r"curve\.0\.threshold='nan'"),
+        ({"second": None}, "second='None': Extra inputs"),
+    ],
+)
+def test_anything_else_is_refused(tmp_path, change, message):
+    path = tmp_path / "evaluate.json"
+    path.write_text(json.dumps({"format": 2} | EVALUATION | change))
+    with pytest.raises(DataError, match=rf"evaluate\.json: {message}"):
+        read_evaluation(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "[" * 100_000])
+def test_no_evaluation_at_all(tmp_path, text):
+    (tmp_path / "evaluate.json").write_text(text)
+    with pytest.raises(DataError, match=r"evaluate\.json: "):
+        read_evaluation(tmp_path / "evaluate.json")
+
+
+def predictions(passes=2, n=4, classes=6):
+    generator = torch.Generator().manual_seed(0)
+    logits = [torch.randn(n, classes, generator=generator) for _ in range(passes)]
+    return Predictions(logits, torch.arange(n), [f"dog/{i}.jpg" for i in range(n)])
+
+
+@pytest.mark.parametrize("passes", [1, 2, 3])
+def test_predictions_survive_the_file(tmp_path, passes):
+    save_predictions(predictions(passes), tmp_path / "p.parquet")
+    rows = read_predictions(tmp_path / "p.parquet")
+    pd.testing.assert_frame_equal(rows, predictions(passes).table())
+    names = [f"{n}_{i + 1}" for i in range(passes) for n in ("prediction", "confidence")]
+    assert list(rows) == ["target", *names]
+    assert rows["confidence_1"].dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"confidence_1": 1.5}, "confidence_1 holds values that are not probabilities"),
+        ({"prediction_2": -1}, "prediction_2 holds values that are not class indices"),
+        ({"target": 0.5}, "target holds values that are not class indices"),
+        ({"image": "same"}, "holds an image twice"),
+        ({"second": 1}, "holds the columns image, target, prediction_1"),
+    ],
+)
+def test_files_with_other_predictions(tmp_path, change, message):
+    path = tmp_path / "p.parquet"
+    predictions().table().reset_index().assign(**change).to_parquet(path, index=False)
+    with pytest.raises(DataError, match=message):
+        read_predictions(path)
+
+
+def test_files_without_predictions(tmp_path):
+    with pytest.raises(DataError, match="no such file; run evaluate.py again"):
+        read_predictions(tmp_path / "p.parquet")
+    (tmp_path / "p.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_predictions(tmp_path / "p.parquet")
+
+
+def test_batches_are_joined_in_order():
+    whole = predictions(n=6)
+    parts = [
+        Predictions(
+            [logits[rows] for logits in whole.logits], whole.targets[rows], whole.images[rows]
+        )
+        for rows in (slice(0, 4), slice(4, 4), slice(4, 6))
+    ]
+    joined = join(parts)
+    assert torch.equal(joined.targets, whole.targets)
+    assert joined.images == whole.images
+    assert all(map(torch.equal, joined.logits, whole.logits))
+    assert joined.boxes is joined.cells is None
+    with pytest.raises(DataError, match="no image could be read"):
+        join(parts[1:2])
+
+
+def test_accuracy_of_each_pass():
+    logits = torch.eye(6)[[0, 1, 2, 3]]
+    first, second = pass_results(
+        Predictions([logits, logits.flip(1)], torch.tensor([0, 1, 2, 5])), [1e9, 3e9]
+    )
+    assert (first.top1, first.gmacs, second.top1, second.gmacs) == (75, 1, 0, 4)
+    (few,) = pass_results(Predictions([torch.eye(3)[:2]], torch.tensor([0, 2])), [1e9])
+    assert (few.top1, few.top5) == (50, 100)
