@@ -1,0 +1,377 @@
+"""Batches: what is in them, in which order, and what happens to images that cannot be read."""
+
+import numpy as np
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from PIL import Image
+from torchvision.transforms.functional import normalize as torchvision_normalize
+
+from conftest import write_photographs
+from lfvit.data import ImageDataModule, ImageFolder, NeedleSet
+from lfvit.data.augment import draw_token_box
+from lfvit.data.batches import RawBatch
+from lfvit.data.datamodule import normalize
+from lfvit.data.sampling import Draw, EvalSampler, TrainSampler
+from lfvit.errors import ConfigError, DataError
+from lfvit.models.resample import downsample
+from lfvit.utils.seeding import seeded
+
+DEIT = {
+    "auto_augment": "rand-m9-mstd0.5-inc1",
+    "color_jitter": 0.3,
+    "erasing": 0.25,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "label_smoothing": 0.1,
+    "repeats": 3,
+}
+
+
+def folder(root, **settings):
+    settings = {"image_size": 32, "batch_size": 6, "val_fraction": 0.25, **settings}
+    data = ImageDataModule(ImageFolder, root=str(root), **settings)
+    data.setup()
+    return data
+
+
+class Sink(LightningModule):
+    """Collects what the DataModule hands to a model."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.batches = []
+
+    def training_step(self, batch, batch_idx):
+        self.batches.append(batch)
+        return self.weight.sum()
+
+    def predict_step(self, batch, batch_idx):
+        return batch
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def trainer(**settings):
+    return Trainer(
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+        **settings,
+    )
+
+
+def fit(data, epochs=1):
+    sink = Sink()
+    trainer(max_epochs=epochs).fit(sink, datamodule=data)
+    return sink.batches
+
+
+def evaluate(data):
+    return trainer().predict(Sink(), datamodule=data)
+
+
+def broken(tmp_path, count=2):
+    root = write_photographs(tmp_path / "broken")
+    files = sorted((root / "pear").iterdir())[:count]
+    for file in files:
+        file.write_bytes(file.read_bytes()[:30])
+    return root, files
+
+
+def test_awkward_photographs_become_batches(photographs):
+    data = folder(photographs)
+    assert data.classes == ["apple", "pear", "plum"]
+    raw = next(iter(data.val_dataloader()))
+    assert raw.images.shape == (6, 3, 32, 32)
+    assert raw.images.dtype == torch.uint8
+    batch = data.on_after_batch_transfer(raw, 0)
+    torch.testing.assert_close(batch.images, normalize(raw.images))
+    torch.testing.assert_close(batch.coarse_images, downsample(batch.images))
+    assert batch.boxes is None
+    assert batch.indices.tolist() == list(range(6))
+    assert batch.valid.all()
+    assert data.image_names()[0].startswith("apple/0")
+
+
+def test_normalize_is_imagenets():
+    pixels = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    expected = torchvision_normalize(pixels / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    torch.testing.assert_close(normalize(pixels), expected)
+
+
+# --- order and randomness -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_augmentation_follows_seed_and_epoch_not_workers(photographs, workers):
+    def epoch(number, seed=0):
+        data = folder(photographs, augment=DEIT, seed=seed, num_workers=workers)
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(number)
+        return torch.cat([batch.images for batch in loader])
+
+    same = folder(photographs, augment=DEIT).train_dataloader()
+    assert torch.equal(epoch(0), torch.cat([batch.images for batch in same]))
+    assert not torch.equal(epoch(0), epoch(1))
+    assert not torch.equal(epoch(0), epoch(0, seed=1))
+
+
+def test_loading_an_image_leaves_the_global_generators_alone(photographs):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    folder(photographs, augment=DEIT).train_dataset()[Draw(0, 1)]
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_training_targets_are_mixed_and_validation_targets_are_not(photographs):
+    mixed = fit(folder(photographs, augment=DEIT))[0]
+    assert mixed.targets.shape == (6, 3)
+    torch.testing.assert_close(mixed.targets.sum(1), torch.ones(6))
+    plain = fit(folder(photographs, augment={"label_smoothing": 0.3}))[0]
+    assert {round(value, 3) for value in plain.targets.flatten().tolist()} == {0.1, 0.8}
+    assert evaluate(folder(photographs, augment=DEIT))[0].targets.ndim == 1
+
+
+def test_mixing_is_the_same_in_a_second_run(photographs):
+    torch.manual_seed(1)
+    first = fit(folder(photographs, augment=DEIT), epochs=2)
+    torch.manual_seed(2)
+    second = fit(folder(photographs, augment=DEIT), epochs=2)
+    assert len(first) == len(second) == 6
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.targets, b.targets)
+    assert not torch.equal(first[0].images, first[3].images)
+
+
+def test_mix_token_draws_a_box_for_every_training_batch(photographs):
+    settings = {"augment": {"mix_token": 1.0}}
+    batches = fit(folder(photographs, **settings), epochs=2)
+    boxes = [batch.token_box for batch in batches]
+    assert boxes == [batch.token_box for batch in fit(folder(photographs, **settings), epochs=2)]
+    assert len(set(boxes)) == len(boxes) == 6
+    plain = fit(folder(photographs), epochs=2)
+    assert [batch.token_box for batch in plain] == [None] * 6
+    for with_box, without in zip(batches, plain, strict=True):  # nothing else is drawn differently
+        assert torch.equal(with_box.images, without.images)
+
+
+def test_token_boxes_are_as_large_as_their_beta_distribution_says():
+    with seeded(0):
+        boxes = torch.tensor([draw_token_box(1.0) for _ in range(4000)])
+    top, left, bottom, right = boxes.unbind(1)
+    assert 0 <= boxes.min() <= boxes.max() <= 1
+    inside = (top > 0) & (left > 0) & (bottom < 1) & (right < 1)
+    torch.testing.assert_close((bottom - top)[inside], (right - left)[inside])
+    torch.testing.assert_close((top + bottom).mean() / 2, torch.tensor(0.5), atol=0.02, rtol=0)
+    # a side s in 0..1 of density 2s, cut off at the border: E = int 2s (s - s^2/4) ds = 13/24
+    assert (bottom - top).mean() == pytest.approx(13 / 24, abs=0.02)
+
+
+def test_repeated_augmentation_repeats_images_not_pixels():
+    draws = list(TrainSampler(12, seed=0, repeats=3))
+    images = [draw.index for draw in draws]
+    assert len(draws) == 12
+    assert images[0:3] == [images[0]] * 3
+    assert len(set(images)) == 4
+    assert len({draw.seed for draw in draws}) == 12
+
+
+def test_ranks_share_an_epoch_without_overlap():
+    whole = list(TrainSampler(11, seed=4))
+    parts = [list(TrainSampler(11, seed=4, rank=r, world_size=2)) for r in range(2)]
+    assert [len(part) for part in parts] == [5, 5]
+    assert set(parts[0]) | set(parts[1]) == set(whole[:10])
+    resumed = TrainSampler(11, seed=4, rank=1, world_size=2, done=lambda: 3)
+    assert list(resumed) == parts[1][3:]
+
+
+@pytest.mark.parametrize("size", [10, 2, 1])
+def test_ranks_evaluate_every_image_once_in_equally_many_batches(size):
+    parts = [list(EvalSampler(size, rank=r, world_size=3)) for r in range(3)]
+    assert {len(part) for part in parts} == {-(-size // 3)}
+    assert [d.index for part in parts for d in part if d.index >= 0] == list(range(size))
+
+
+def test_padding_is_left_out(photographs, monkeypatch):
+    monkeypatch.setattr(ImageDataModule, "_rank", 0)
+    monkeypatch.setattr(ImageDataModule, "_world_size", 4)
+    data = folder(photographs)  # 6 images: the first process has one of two
+    (batch,) = (data.on_after_batch_transfer(raw, 0) for raw in data.val_dataloader())
+    assert batch.targets.tolist() == [0, -1]
+    assert batch.valid.tolist() == [True, False]
+
+
+def test_evaluation_does_not_depend_on_batch_size(photographs):
+    def pixels(batch_size):
+        loader = folder(photographs, batch_size=batch_size).val_dataloader()
+        return torch.cat([batch.images for batch in loader])
+
+    assert torch.equal(pixels(1), pixels(6))
+
+
+# --- unreadable images --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_images_stop_the_run_by_path(tmp_path, workers):
+    root, _ = broken(tmp_path)
+    with pytest.raises(DataError, match=r"pear.*not readable.*data\.on_error=skip"):
+        fit(folder(root, num_workers=workers, batch_size=16))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_takes_a_neighbor_and_reports_at_the_end(tmp_path, workers, caplog):
+    root, files = broken(tmp_path)
+    data = folder(root, num_workers=workers, batch_size=16, on_error="skip", val_fraction=0.13)
+    batches = fit(data, epochs=3)
+    bad = [i for i, path in enumerate(data.train_images.paths) if path in files]
+    assert bad
+    assert 1 <= data.num_skipped <= len(bad)
+    assert f"{data.num_skipped} unreadable images were skipped" in caplog.text
+    assert "skipped (1 so far)" in caplog.text
+    for batch in batches:
+        assert len(batch.images) == 16
+        assert not set(batch.indices.tolist()) & set(bad)
+        assert batch.targets.sum() == pytest.approx(16)
+        assert batch.images.flatten(1).std(1).min() > 0.01
+
+
+def test_evaluation_leaves_unreadable_images_out(tmp_path):
+    root, files = broken(tmp_path)
+    data = folder(root, on_error="skip", val_fraction=0.9, batch_size=4)
+    bad = [i for i, path in enumerate(data.val_images.paths) if path in files]
+    batches = evaluate(data)
+    indices = torch.cat([batch.indices for batch in batches])
+    valid = torch.cat([batch.valid for batch in batches])
+    assert indices.tolist() == list(range(len(data.val_images)))
+    assert indices[~valid].tolist() == bad
+    assert data.num_skipped == len(bad) == 2
+    assert len(data.some_validation_samples(100)) == len(indices) - 2
+
+
+def test_a_set_without_a_readable_image_is_an_error(tmp_path):
+    root = write_photographs(tmp_path / "dead", per_class=2)
+    for file in root.rglob("*.*"):
+        file.write_bytes(b"no image")
+    data = folder(root, on_error="skip", batch_size=1)
+    with pytest.raises(
+        DataError, match="images in a row are unreadable, the first: .*not readable"
+    ):
+        fit(data)
+    with pytest.raises(DataError, match="none of the validation images"):
+        data.some_validation_samples(3)
+
+
+# --- datasets -----------------------------------------------------------------------------------
+
+
+class Squares:
+    """The smallest dataset: PIL images of one color."""
+
+    classes = ("dark", "bright")
+
+    def __init__(self, split, side=40):
+        self.split, self.side = split, side
+
+    def __len__(self):
+        return 8 if self.split == "train" else 4
+
+    def __getitem__(self, index):
+        if index == 99:
+            raise KeyError(index)
+        return Image.new("L", (self.side, 30), 255 * (index % 2)), index % 2
+
+
+def test_a_dataset_of_somebody_else():
+    data = ImageDataModule(Squares, image_size=16, batch_size=4, side=50)
+    assert data.classes == ["dark", "bright"]
+    assert data.train_images.side == 50
+    assert fit(data)[0].images.shape == (4, 3, 16, 16)
+    assert evaluate(data)[0].targets.tolist() == [0, 1, 0, 1]
+    assert data.image_names()[1] == "image 1"
+    with pytest.raises(KeyError) as error:
+        data.val_dataset()[99]
+    assert error.value.__notes__ == ["while loading image 99"]
+
+
+class ByFlag(Squares):
+    """As torchvision's CIFAR10, and with arrays."""
+
+    def __init__(self, root, train=True):
+        super().__init__("train" if train else "val")
+
+    def __getitem__(self, index):
+        image, target = super().__getitem__(index)
+        return np.asarray(image.convert("RGB").resize((16, 16 if index else 17))), target
+
+
+def test_a_dataset_with_a_flag_for_training_and_arrays():
+    data = ImageDataModule(ByFlag, image_size=16, batch_size=2, root="x")
+    data.setup()
+    assert (len(data.train_images), len(data.val_images)) == (8, 4)
+    assert data.val_dataset()[1].pixels.float().mean() == 255
+    with pytest.raises(ValueError, match=r"array of uint8 \(17, 16, 3\), not uint8 \(16, 16, 3\)"):
+        data.val_dataset()[0]
+
+
+class NoSplit(Squares):
+    def __init__(self, root):
+        super().__init__("train")
+
+
+class NoClasses:
+    def __init__(self, split):
+        pass
+
+
+class Other(Squares):
+    def __init__(self, split):
+        super().__init__(split)
+        self.classes = ["dark", "light"] if split == "val" else Squares.classes
+
+
+@pytest.mark.parametrize(
+    ("dataset", "settings", "error"),
+    [
+        (NoSplit, {"root": "x"}, "NoSplit takes neither split nor train"),
+        (ByFlag, {}, "ByFlag: missing a required argument: 'root'"),
+        (NoClasses, {}, "NoClasses has no attribute classes"),
+        (Other, {}, "'bright' is only in train and 'light' is only in val"),
+    ],
+)
+def test_datasets_that_cannot_work_are_told_why(dataset, settings, error):
+    with pytest.raises((ConfigError, DataError), match=error):
+        ImageDataModule(dataset, image_size=16, batch_size=2, **settings).setup()
+
+
+def test_needle_batches_carry_boxes():
+    data = ImageDataModule(NeedleSet, image_size=64, batch_size=4, train_images=8, val_images=6)
+    data.setup()
+    raw = next(iter(data.val_dataloader()))
+    assert isinstance(raw, RawBatch)
+    assert raw.boxes.shape == (4, 4)
+    assert data.on_after_batch_transfer(raw, 0).boxes is raw.boxes
+
+
+def test_a_batch_larger_than_the_data_is_refused(photographs):
+    with pytest.raises(ConfigError, match="data.batch_size=64 is more than the 18 training images"):
+        folder(photographs, batch_size=64).train_dataloader()
+
+
+def test_random_interpolation_is_for_training_only(photographs):
+    kinds = ("random", "bicubic")
+    random, bicubic = (
+        folder(photographs, augment={"interpolation": kind}).some_validation_samples(3)
+        for kind in kinds
+    )
+    for one, other in zip(random, bicubic, strict=True):
+        assert torch.equal(one.pixels, other.pixels)

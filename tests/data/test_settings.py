@@ -1,0 +1,65 @@
+"""A wrong setting is answered with its name, its value and what would be valid; without PyTorch."""
+
+import subprocess
+import sys
+
+import pytest
+
+from lfvit.data.settings import check_data, split_settings
+from lfvit.errors import ConfigError
+
+WRONG = [
+    ({"on_error": "ignore"}, "data.on_error='ignore' is unknown; valid: 'raise' or 'skip'"),
+    ({"batch_size": 0}, "data.batch_size=0 is not valid"),
+    ({"num_workers": -1}, "data.num_workers=-1 is not valid"),
+    ({"cache": "disk"}, "data.cache='disk' is unknown; valid: 'device'"),
+    ({"reduced_decode": "yes"}, "data.reduced_decode='yes' is not valid"),
+    ({"augment": {"mixpu": 1}}, "augment.mixpu is no setting; did you mean mixup"),
+    ({"augment": {"hflip": 2}}, "augment.hflip=2 is not valid"),
+    ({"augment": {"mix_token": -1}}, "augment.mix_token=-1 is not valid"),
+    ({"augment": {"repeats": 0}}, "augment.repeats=0 is not valid"),
+    ({"augment": {"crop_pct": 0}}, "augment.crop_pct=0 is not valid"),
+    ({"augment": {"interpolation": "cubic"}}, "augment.interpolation='cubic' is unknown"),
+    ({"augment": {"mixup": 1.0}, "batch_size": 5}, r"augment\.mixup .*batch_size=5 must be even"),
+    ({"label_maps": "x", "augment": {"cutmix": 0.8}}, r"augment\.cutmix=0\.8 .*mix_token=1"),
+    ({"label_maps": "x", "exif": True}, r"data\.exif=True .* set data\.exif=false"),
+    ({"label_maps": "x", "cache": "device"}, r"data\.cache=device .* set data\.cache=null"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), WRONG)
+def test_settings_of_the_data_module(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        split_settings({"image_size": 32, "batch_size": 4, **settings})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data=imagefolder"], "data.root=None is not valid: pass data.root=DIR"),
+        (["data=imagefolder", "data.root=x", "data.val_fraction=1"], "data.val_fraction=1 is not"),
+        (["data=huggingface"], "data.path=None is not valid: pass data.path=NAME"),
+        (["data.num_classes=9"], "data.num_classes=9 is not valid"),
+        (["+data.dataset.trian_images=3"], "data.trian_images is no setting; did you mean train"),
+        (["image_size=32"], "data.image_size=32 is not valid"),
+    ],
+)
+def test_settings_of_the_datasets(composed, overrides, message):
+    from omegaconf import OmegaConf
+
+    group = OmegaConf.to_container(composed("train", *overrides).data, resolve=True)
+    with pytest.raises(ConfigError, match=message):
+        check_data(group)
+
+
+def test_every_option_is_valid_as_it_is(composed):
+    from omegaconf import OmegaConf
+
+    for option in ("needle", "imagenet", "imagenette", "shards data.root=x"):
+        group = composed("train", *f"data={option}".split()).data
+        check_data(OmegaConf.to_container(group, resolve=True))
+
+
+def test_no_pytorch_is_needed():
+    code = "import sys, lfvit.data.settings; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
