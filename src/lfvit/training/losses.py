@@ -1,39 +1,43 @@
-"""The two-pass losses."""
+"""Losses of models with several passes."""
+
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def two_pass_losses(
-    first: Tensor,
-    second: Tensor,
+def pass_losses(
+    logits: Sequence[Tensor],
     targets: Tensor,
     kind: str = "ce_kl",
-    second_loss: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """What trains both passes at once; their sum is the loss.
+    last_loss: Tensor | None = None,
+) -> list[Tensor]:
+    """The loss of each pass; their sum trains all passes at once.
 
-    "ce_kl": CE(second, y) + KL(second || first), the second distribution detached: the second pass
-    learns from the label, the first from the second (LF-ViT Eq. 12, CF-ViT Eq. 14).
-    "ce_ce": CE(second, y) + CE(first, y) (LF-ViT Table 7).
+    The last pass learns from the labels. What the others learn from depends on `kind`:
+
+    "ce_kl": the distribution of the last pass, detached: KL(last || pass) (LF-ViT Eq. 12, CF-ViT
+    Eq. 14).
+    "ce_ce": the labels as well (LF-ViT Table 7).
 
     Args:
-        first, second: logits (B, C).
+        logits: one (B, C) per pass.
         targets: class indices (B,) or probabilities (B, C).
-        second_loss: what the second pass learns from the labels where that is more than
-            CE(second, y), see `lfvit.training.token_labels`.
+        last_loss: loss of the last pass in place of CE(last, targets), such as
+            `lfvit.training.token_labels.token_labelling_loss`.
 
     Returns:
-        The terms that train the first and the second pass: scalars, mean over the batch, in nats.
+        One scalar per pass, mean over the batch, in nats.
     """
-    if second_loss is None:
-        second_loss = F.cross_entropy(second, targets)
+    *earlier, last = logits
+    if last_loss is None:
+        last_loss = F.cross_entropy(last, targets)
     if kind == "ce_ce":
-        return F.cross_entropy(first, targets), second_loss
-    return divergence(first, second), second_loss
+        return [*(F.cross_entropy(one, targets) for one in earlier), last_loss]
+    return [*(kl_divergence(one, last) for one in earlier), last_loss]
 
 
-def divergence(student: Tensor, teacher: Tensor) -> Tensor:
+def kl_divergence(student: Tensor, teacher: Tensor) -> Tensor:
     """KL(teacher || student) of logits (B, C): mean over the batch, in nats, teacher detached."""
     return F.kl_div(
         student.log_softmax(dim=1),

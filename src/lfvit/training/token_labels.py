@@ -8,27 +8,26 @@ from torch import Tensor, nn
 
 from lfvit.data.batches import Batch
 from lfvit.errors import ConfigError
+from lfvit.models import num_passes
 from lfvit.models.indexing import take
 from lfvit.models.lv_vit import Dense
 from lfvit.models.selection import Selection, remaining_cells
 from lfvit.models.token_mix import TokenMix
-from lfvit.models.two_pass import TwoPassViT
 
 AUX_WEIGHT = 0.5
-"""Of the tokens' loss beside the image's, in the paper."""
+"""Weight of the patch tokens' loss in the paper."""
 
 
 def has_aux_head(model: nn.Module) -> bool:
-    """Whether the model's patch tokens classify as well."""
-    core = model.backbone if isinstance(model, TwoPassViT) else model
-    return getattr(core, "aux_head", None) is not None
+    """Whether the model has an auxiliary head, which classifies patch tokens."""
+    return getattr(getattr(model, "backbone", model), "aux_head", None) is not None
 
 
 class TokenTargets(NamedTuple):
-    """What a batch is to learn, token by token.
+    """Labels of a batch, token by token.
 
-    mix: cells that come from another image of the batch, to be passed to the model.
-    images: (B, C) probabilities, mixed. patches: (B, G*G, C), of each patch's own image.
+    mix: cells that come from another image of the batch, for the model's forward; None for none.
+    images: (B, C) probabilities, mixed. patches: (B, G*G, C) probabilities of the patches.
     """
 
     mix: TokenMix | None
@@ -37,12 +36,12 @@ class TokenTargets(NamedTuple):
 
     @classmethod
     def of(cls, batch: Batch, model: Any, num_classes: int) -> "TokenTargets":
-        """Every patch has its image's label, unless the batch brings label maps.
+        """Every patch has its image's label, unless the batch has label maps.
 
         Args:
-            model: LV-ViT in one pass, or two passes on it; cells are mixed on its coarsest grid.
+            model: LV-ViT, with one pass or two; cells are mixed on its coarsest grid.
         """
-        if isinstance(model, TwoPassViT):
+        if num_passes(model) > 1:
             cells, grid = model.grid, 2 * model.grid
         else:
             cells = grid = model.patch_embed.grid_size[0]
@@ -59,46 +58,48 @@ class TokenTargets(NamedTuple):
         maps = patches.transpose(1, 2).unflatten(2, (grid, grid))  # (B, C, G, G)
         return cls(mix, mix.targets(images), mix.maps(maps).flatten(2).transpose(1, 2))
 
+    def select(self, selection: Selection | None, background: bool = True) -> Tensor:
+        """Labels of the last pass's tokens, in their order.
 
-def second_pass_labels(patches: Tensor, selection: Selection, background: bool) -> Tensor:
-    """The labels of the second pass's tokens, in their order.
+        A fine token has its patch's label, a coarse one the mean of its four patches.
 
-    A fine token has its patch's label, a coarse one the mean of its four patches.
+        Args:
+            selection: of the second pass; None in a one-pass model, whose tokens are the patches.
+            background: whether coarse tokens are there.
 
-    Args:
-        patches: (B, G*G, C).
-        background: whether coarse tokens are there.
-
-    Returns:
-        (B, 4k + g*g - k, C), or (B, 4k, C) without coarse tokens.
-    """
-    fine = take(patches, selection.fine_indices)
-    if not background:
-        return fine
-    g = selection.gca.shape[-1]
-    cells = patches.unflatten(1, (g, 2, g, 2)).mean(dim=(2, 4)).flatten(1, 2)  # (B, g*g, C)
-    return torch.cat([fine, take(cells, remaining_cells(selection.cells, g))], dim=1)
+        Returns:
+            (B, 4k + g*g - k, C), or (B, 4k, C) without coarse tokens; (B, G*G, C) in one pass.
+        """
+        if selection is None:
+            return self.patches
+        fine = take(self.patches, selection.fine_indices)
+        if not background:
+            return fine
+        g = selection.gca.shape[-1]
+        cells = self.patches.unflatten(1, (g, 2, g, 2)).mean(dim=(2, 4)).flatten(1, 2)  # (B, g*g, C)
+        return torch.cat([fine, take(cells, remaining_cells(selection.cells, g))], dim=1)
 
 
 def token_labelling_loss(dense: Dense, images: Tensor, tokens: Tensor, weight: float) -> Tensor:
     """CE(class token, image label) + weight * mean over tokens of CE(token, its label).
 
     Args:
-        dense: what both heads say.
-        images: (B, C) probabilities. tokens: (B, N, C), one label for each token of `dense`.
+        dense: logits of both heads.
+        images: (B, C) probabilities.
+        tokens: (B, N, C) probabilities, one label for each token of `dense`.
 
     Returns:
         A scalar, in nats.
 
     Raises:
-        ConfigError: the model ends with another number of tokens than were labelled.
+        ConfigError: the model ends with another number of tokens than there are labels.
     """
-    found, expected = dense.token_logits.shape[1], tokens.shape[1]
-    if found != expected:
+    reached, labelled = dense.token_logits.shape[1], tokens.shape[1]
+    if reached != labelled:
         raise ConfigError(
-            f"{found} of {expected} tokens reach the auxiliary head: a model that drops or merges "
-            "tokens inside its blocks cannot learn token labels; reduce it after training, or use "
-            "a backbone without auxiliary head, such as deit_small"
+            f"{reached} of {labelled} tokens reach the auxiliary head: a model that drops or "
+            "merges tokens inside its blocks cannot learn token labels; reduce it after training, "
+            "or use a backbone without auxiliary head, such as deit_small"
         )
     loss = F.cross_entropy(dense.token_logits.flatten(0, 1), tokens.flatten(0, 1))
     return F.cross_entropy(dense.class_logits, images) + weight * loss

@@ -1,0 +1,186 @@
+"""Checkpoints: written whole, and one to go on from however a training ended."""
+
+import io
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+from lfvit.errors import StorageError
+from lfvit.utils.atomic_io import PARTIAL, rename, write_whole
+from lfvit.utils.signals import Stopped, StopSignals
+from lfvit.utils.validation import check_range, check_whole
+
+LAST = "last.ckpt"
+PROGRESS = "progress"
+"""Entry of a checkpoint: metrics and seconds so far, which a resumed run could not compute."""
+RECENT = 60.0  # seconds: how old a checkpoint may be when a validation starts
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's, with a sync before the rename and one message where writing fails.
+
+    Raises:
+        StorageError: the file cannot be written; the one it would have replaced is still there.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        if "://" in str(path):  # not a file of this machine
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        buffer = io.BytesIO()  # torch's own writer hides why a disk refuses
+        torch.save(checkpoint, buffer)
+        path = Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{path.parent} cannot be made: {error.strerror}") from error
+        write_whole(path, buffer.getbuffer())
+
+
+class LastCheckpoint(Checkpoint):
+    """Saves last.ckpt after every epoch and within it, and stops the training at a signal.
+
+    A checkpoint is written at the end of a step, and renamed to last.ckpt when the step's rows of
+    the log are written too: neither is ever ahead of the other.
+
+    Lightning would go on from a checkpoint between the last step of an epoch and the end of its
+    validation without that validation. So none is written there, but one before that step.
+
+    Args:
+        dirpath: folder of last.ckpt; None saves nothing, and still stops.
+        every_n_minutes: age at which it is replaced, at the end of a step; None: not by time.
+        every_n_steps: optimizer steps after which it is replaced; None: not by steps.
+
+    Raises:
+        ConfigError: an interval out of range.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | None = None,
+        every_n_minutes: float | None = 10,
+        every_n_steps: int | None = None,
+    ) -> None:
+        if every_n_minutes is not None:
+            check_range("callbacks.last.every_n_minutes", every_n_minutes, 0)
+        if every_n_steps is not None:
+            check_whole("callbacks.last.every_n_steps", every_n_steps, 1)
+        self.path = None if dirpath is None else Path(dirpath) / LAST
+        self.every_n_minutes = every_n_minutes
+        self.every_n_steps = every_n_steps
+        self.stop = StopSignals()  # receives nothing until `build_trainer` sets another
+        self.progress: dict[str, Any] = {"metrics": {}, "seconds": 0.0, "ended_early": False}
+        self._started = self._saved = time.monotonic()
+        self._pending = False  # whether a written checkpoint waits for its rename
+        self._signal = 0  # for which all processes have agreed to stop
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the training, including what was trained before it was resumed."""
+        return float(self.progress["seconds"]) + time.monotonic() - self._started
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        checkpoint[PROGRESS] = {
+            "metrics": {**self.progress["metrics"], **metrics},
+            "seconds": self.seconds,
+            "ended_early": trainer.should_stop,
+        }
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.progress |= checkpoint.get(PROGRESS, {})
+        trainer.should_stop = self.progress["ended_early"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._started = self._saved = time.monotonic()
+        self.stop.waiting = True
+        self.stop.install()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._publish(trainer)
+        self._stop_if_requested(trainer)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self._publish(trainer)
+        if self._signal:
+            raise self._stopped(trainer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        done, total = index + 1, trainer.num_training_batches
+        if done % trainer.accumulate_grad_batches and done != total:
+            return  # gradients are not saved
+        wishes = (self.stop.requested or 0, self._is_due(trainer, done))
+        if trainer.world_size > 1:  # all processes stop and save at the same step
+            tensor = torch.tensor(wishes, device=trainer.strategy.root_device)
+            wishes = tuple(trainer.strategy.reduce(tensor, reduce_op="max").tolist())
+        self._signal, due = wishes
+        validates = done == total or done % (trainer.val_check_batch or total) == 0
+        if (self._signal or due) and not validates:
+            self._save(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._publish(trainer)
+        self._stop_if_requested(trainer)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self._stop_if_requested(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._publish(trainer)
+        self.stop.waiting = False
+
+    def on_exception(self, trainer: L.Trainer, *_: Any) -> None:
+        self.stop.waiting = False
+        # Lightning does so for the active loop only: loader processes would outlast a validation
+        trainer.fit_loop.teardown()
+
+    def _is_due(self, trainer: L.Trainer, done: int) -> bool:
+        """Whether it is time for a checkpoint, after `done` batches of an epoch."""
+        age = time.monotonic() - self._saved
+        by_steps = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
+        by_time = self.every_n_minutes is not None and age >= 60 * self.every_n_minutes
+        left = trainer.num_training_batches - done
+        last_chance = 0 < left <= trainer.accumulate_grad_batches and age > RECENT
+        return by_steps or by_time or last_chance
+
+    def _save(self, trainer: L.Trainer) -> None:
+        dry = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self.path is not None and not dry:
+            trainer.save_checkpoint(self.path.with_name(LAST + PARTIAL), weights_only=False)
+            self._saved, self._pending = time.monotonic(), True
+
+    def _publish(self, trainer: L.Trainer) -> None:
+        """Rename the checkpoint that was written to last.ckpt."""
+        if self.path is not None and self._pending and trainer.is_global_zero:
+            rename(self.path.with_name(LAST + PARTIAL), self.path)
+        self._pending = False
+
+    def _stop_if_requested(self, trainer: L.Trainer) -> None:
+        """Between steps: if all processes have agreed, or there is only one."""
+        if self._signal or (self.stop.requested is not None and trainer.world_size == 1):
+            raise self._stopped(trainer)
+
+    def _stopped(self, trainer: L.Trainer) -> Stopped:
+        exists = self.path is not None and self.path.exists()
+        hint = f"; to continue, repeat the command with ckpt_path={self.path}" if exists else ""
+        environment = getattr(trainer.strategy, "cluster_environment", None)
+        child = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
+        return Stopped(self._signal or self.stop.requested or signal.SIGTERM, hint, quiet=child)
