@@ -83,7 +83,7 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def _comparable(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in checkpoint.items() if key not in ("callbacks", "so_far")}
+    kept = {key: value for key, value in checkpoint.items() if key not in ("callbacks", "progress")}
     kept["lfvit"] = {k: v for k, v in kept["lfvit"].items() if k not in ("tracking", "commit")}
     best = next(v for k, v in checkpoint["callbacks"].items() if k.startswith("ModelCheckpoint"))
     return {**kept, "best": best["best_model_score"]}

@@ -13,9 +13,9 @@ from lfvit.errors import CheckpointError, ConfigError, TrainingError
 from lfvit.models.reduction import REDUCERS
 from lfvit.models.reduction.patch import answer, unreduced
 from lfvit.runs.setup import build_model, load_trained
-from lfvit.training.learned import refuse_unlearnable
-from lfvit.training.losses import divergence
+from lfvit.training.losses import kl_divergence
 from lfvit.training.module import Classifier
+from lfvit.training.reducers import learned_reducer
 from lfvit.training.settings import Schedule
 
 
@@ -275,7 +275,7 @@ def test_the_teacher_is_the_model_without_its_reducer(tiny, at_epoch, method):
         if method != "vit":
             taught, wanted = taught.second_logits, wanted.second_logits
     assert not torch.allclose(taught, wanted)
-    torch.testing.assert_close(losses[1] - losses[0], 2 * divergence(taught, wanted))
+    torch.testing.assert_close(losses[1] - losses[0], 2 * kl_divergence(taught, wanted))
     losses[1].backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert not any("teacher" in name for name in module.state_dict())
@@ -286,7 +286,7 @@ def test_divergence_is_what_it_is_called():
     student, teacher = torch.randn(5, 7), torch.randn(5, 7)
     p, q = teacher.softmax(1), student.softmax(1)
     expected = sum((p[i] * (p[i] / q[i]).log()).sum() for i in range(5)) / 5
-    torch.testing.assert_close(divergence(student, teacher), expected)
+    torch.testing.assert_close(kl_divergence(student, teacher), expected)
 
 
 def test_a_learned_reducer_learns_its_share_from_the_training_step(tiny, at_epoch):
@@ -303,7 +303,7 @@ def test_a_learned_reducer_learns_its_share_from_the_training_step(tiny, at_epoc
     logits, tokens, run = answer(model, data.images)
     wanted, theirs, _ = answer(teacher, data.images)
     expected = torch.nn.functional.cross_entropy(logits, data.targets)
-    expected = expected + divergence(logits, wanted)
+    expected = expected + kl_divergence(logits, wanted)
     expected = expected + model.blocks.reducer.loss(run.carried, tokens, theirs)
     torch.testing.assert_close(loss, expected)
     loss.backward()
@@ -328,7 +328,7 @@ def test_a_loss_that_training_would_not_reach_is_refused(tiny, method, monkeypat
     backbone = {**tiny, "family": "lv_vit", "stem_dim": 8} if method == "vit" else tiny
     model = lfvit.create_model(method, backbone=backbone, image_size=112, reducer="evit")
     with pytest.raises(ConfigError, match="EViT learns from a loss of its own"):
-        refuse_unlearnable(model, False)
+        learned_reducer(model)
 
 
 def test_what_cannot_be_learned_is_refused_before_any_data_is_read(composed):

@@ -28,7 +28,7 @@ from lfvit.models.two_pass import TwoPassViT
 from lfvit.models.zoo import locate
 from lfvit.results.zoo import card
 from lfvit.runs.setup import Trained, build_model, open_data
-from lfvit.training.losses import two_pass_losses
+from lfvit.training.losses import pass_losses
 from lfvit.utils.validation import plain
 
 log = logging.getLogger(__name__)
@@ -199,7 +199,7 @@ def _training_case(cfg: DictConfig, name: str, model: nn.Module, images: torch.T
     def step() -> None:
         out = model(images)
         if isinstance(model, TwoPassViT):
-            loss = sum(two_pass_losses(out.first_logits, out.second_logits, targets))
+            loss = sum(pass_losses(out.logits, targets))
         else:
             loss = cross_entropy(out, targets)
         loss.backward()  # type: ignore[union-attr]

@@ -26,14 +26,12 @@ from lfvit.runs.setup import build_model, make_record
 from lfvit.runs.sweeps import check_one_process, in_sweep
 from lfvit.tracking.loggers import TRACKING, summarise, tracked, tracking_record
 from lfvit.tracking.summaries import training_summary
-from lfvit.training.checkpoint_io import WholeCheckpointIO
-from lfvit.training.last_checkpoint import LastCheckpoint
-from lfvit.training.learned import refuse_unlearnable
+from lfvit.training.checkpointing import AtomicCheckpointIO, LastCheckpoint
 from lfvit.training.module import Classifier
 from lfvit.training.optimizers import build_lr_scheduler, build_optimizer
+from lfvit.training.reducers import freeze_unused_weights, learned_reducer
 from lfvit.training.settings import Schedule
 from lfvit.training.token_labels import has_aux_head
-from lfvit.training.unreached import freeze_unreached
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.distributed import from_main_process, is_main_process, launched_together
 from lfvit.utils.seeding import told_of_random_order
@@ -111,7 +109,7 @@ def build_trainer(
         if stop is not None and isinstance(callback, LastCheckpoint):
             callback.stop = stop
     settings = trainer_settings(cfg)
-    plugins = [*(settings.pop("plugins", None) or []), WholeCheckpointIO()]
+    plugins = [*(settings.pop("plugins", None) or []), AtomicCheckpointIO()]
     try:
         return L.Trainer(
             **settings,
@@ -154,7 +152,7 @@ def build_module(cfg: DictConfig, classes: list[str]) -> Classifier:
     if cfg.init_from is not None:
         load_checkpoint(model, cfg.init_from, new_head=True)
     teacher = unreduced(model) if schedule.distill_weight else None
-    freeze_unreached(model, cfg.image_size)
+    freeze_unused_weights(model, cfg.image_size)
     return Classifier(
         model,
         schedule,
@@ -195,7 +193,7 @@ def check(cfg: DictConfig, weights_exist: bool = True) -> None:
     if (lr_scheduler := instantiate_partial(cfg.lr_scheduler)) is not None:
         build_lr_scheduler(optimizer, lr_scheduler, epochs, steps=epochs)
     _check_token_labels(cfg, model)
-    refuse_unlearnable(model, cfg.compile)
+    learned_reducer(model, cfg.compile)
     if cfg.pretrained and "timm" not in cfg.backbone:
         build_model(cfg, num_classes=2, pretrained=True)
     if schedule.distill_weight and not (cfg.pretrained or cfg.init_from or cfg.ckpt_path):
@@ -235,7 +233,7 @@ def _check_token_labels(cfg: DictConfig, model: nn.Module) -> None:
 def _metrics(trainer: L.Trainer, module: Classifier, data: ImageDataModule) -> dict[str, Any]:
     (last,) = (c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint))
     found = {name: value.item() for name, value in trainer.callback_metrics.items()}
-    metrics: dict[str, Any] = dict(sorted({**last.so_far["metrics"], **found}.items()))
+    metrics: dict[str, Any] = dict(sorted({**last.progress["metrics"], **found}.items()))
     checkpoint = trainer.checkpoint_callback
     if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_score is not None:
         metrics[f"best_{checkpoint.monitor}"] = checkpoint.best_model_score.item()

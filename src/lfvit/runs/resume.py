@@ -15,7 +15,7 @@ from lfvit.results.evaluated import flatten
 from lfvit.runs.identity import identity, settings_of_weights
 from lfvit.runs.setup import recipe, record_of
 from lfvit.runs.sweeps import in_sweep
-from lfvit.training.last_checkpoint import LAST
+from lfvit.training.checkpointing import LAST
 from lfvit.training.module import RECORD
 from lfvit.utils.atomic_io import read_json
 from lfvit.utils.validation import plain

@@ -13,7 +13,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from lfvit.errors import StorageError
-from lfvit.utils.atomic_io import PARTIAL, rename, write_whole
+from lfvit.utils.atomic_io import PARTIAL, rename, write_atomic
 from lfvit.utils.signals import Stopped, StopSignals
 from lfvit.utils.validation import check_range, check_whole
 
@@ -43,7 +43,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"{path.parent} cannot be made: {error.strerror}") from error
-        write_whole(path, buffer.getbuffer())
+        write_atomic(path, buffer.getbuffer())
 
 
 class LastCheckpoint(Checkpoint):

@@ -76,7 +76,9 @@ class TokenTargets(NamedTuple):
         if not background:
             return fine
         g = selection.gca.shape[-1]
-        cells = self.patches.unflatten(1, (g, 2, g, 2)).mean(dim=(2, 4)).flatten(1, 2)  # (B, g*g, C)
+        cells = (
+            self.patches.unflatten(1, (g, 2, g, 2)).mean(dim=(2, 4)).flatten(1, 2)
+        )  # (B, g*g, C)
         return torch.cat([fine, take(cells, remaining_cells(selection.cells, g))], dim=1)
 
 

@@ -49,15 +49,15 @@ class Timer:
         timed = batch if self.device.type == "cuda" else min(batch, CPU_BATCH)
         module: Any = build_module(cfg, [str(i) for i in range(num_classes)])
         module = module.to(self.device).train()
-        selects = module.two_stage and not module.phase_one
+        selects = module.num_passes > 1 and not module.phase_one
         size, precision = int(cfg.image_size), str(trainer_settings(cfg)["precision"])
         learns = cfg.schedule.distill_weight, cfg.schedule.loss, module.learns_tokens
-        same = (count_macs(module.model) if selects or not module.two_stage else "whole",)
+        same = (count_macs(module.model) if selects or module.num_passes == 1 else "whole",)
         backbone, reducer = str(cfg.backbone), str(cfg.reducer)
-        key = (*same, module.two_stage, size, backbone, reducer, batch, precision, *learns)
+        key = (*same, module.num_passes, size, backbone, reducer, batch, precision, *learns)
         if key not in self.known:
-            for teacher in module._teacher:
-                teacher.to(self.device)
+            if module.teacher is not None:
+                module.teacher.to(self.device)
             self.known[key] = self._time(module, timed, size, "bf16" in precision) * batch / timed
         return self.known[key]
 

@@ -8,7 +8,7 @@ from conftest import TINY
 from lfvit.errors import ConfigError
 from lfvit.models import METHODS
 from lfvit.models.reduction import REDUCERS
-from lfvit.training.unreached import freeze_unreached
+from lfvit.training.reducers import freeze_unused_weights
 
 
 def model(method, reducer, **options):
@@ -25,7 +25,7 @@ def test_every_weight_learns_in_every_phase(method, reducer):
             model(method, reducer)
         return
     found = model(method, reducer)
-    freeze_unreached(found, 112)
+    freeze_unused_weights(found, 112)
     assert all(weight.requires_grad for weight in found.parameters())
     images = torch.randn(2, 3, 112, 112)
     for phase in [{}] if method == "vit" else [{"selector": "none"}, {}]:
@@ -50,7 +50,7 @@ def test_what_no_answer_depends_on_is_frozen(method, reducer, options):
     options = {"windows": 1, **options} if reducer == "frequency" else options
     found = model(method, reducer, **options)
     before = torch.get_rng_state()
-    unreached = freeze_unreached(found, 112)
+    unreached = freeze_unused_weights(found, 112)
     assert torch.equal(torch.get_rng_state(), before)
     assert found.training
     own = {name for name, _ in found.named_parameters() if "reducer" in name}
