@@ -163,7 +163,7 @@ class Classifier(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Means over the images of all processes; samples that are no image do not count."""
-        valid = batch.targets >= 0
+        valid = batch.valid
         targets = batch.targets[valid]
         out = forward_passes(self.model, batch.images, batch.coarse_images)
         logits = [one[valid] for one in out.logits]  # (b, C) each
