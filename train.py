@@ -8,7 +8,7 @@ from lfvit.commands.jobs import run
 @entry_point
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
-    return run(cfg).get("val/top1")  # what a sweeper that searches maximises
+    return run(cfg).metrics.get("val/top1")  # what a sweeper that searches maximises
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hypothesis import settings
 from omegaconf import DictConfig
 from PIL import Image
+
+from lfvit.runs.overrides import compose_config
 
 os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(1)  # the suite runs in several processes
@@ -57,11 +58,10 @@ def tiny() -> dict:
 def composed() -> Callable[..., DictConfig]:
     """Compose a config as the command line does."""
 
-    def compose_config(name: str, *overrides: str) -> DictConfig:
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            return compose(name, list(overrides))
+    def compose(name: str, *overrides: str) -> DictConfig:
+        return compose_config(name, overrides)
 
-    return compose_config
+    return compose
 
 
 def photograph(size: tuple[int, int], hue: int, seed: int) -> Image.Image:

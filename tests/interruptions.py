@@ -50,12 +50,12 @@ class SignalAt(L.Callback):
 def signal_at(signum: int, batch: int, once: Path, hook: str = "train", rank: int = 0) -> list[str]:
     """The overrides that add a `SignalAt` to a training."""
     return [
-        "+callbacks.signal._target_=interruptions.SignalAt",
-        f"+callbacks.signal.signum={int(signum)}",
-        f"+callbacks.signal.batch={batch}",
-        f"+callbacks.signal.once={once}",
-        f"+callbacks.signal.hook={hook}",
-        f"+callbacks.signal.rank={rank}",
+        "callbacks.signal._target_=interruptions.SignalAt",
+        f"callbacks.signal.signum={int(signum)}",
+        f"callbacks.signal.batch={batch}",
+        f"callbacks.signal.once={once}",
+        f"callbacks.signal.hook={hook}",
+        f"callbacks.signal.rank={rank}",
     ]
 
 

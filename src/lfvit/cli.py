@@ -1,7 +1,6 @@
 """How a command ends: with a result, or with one message that names the fix."""
 
 import os
-import re
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lfvit.runs import sweeps
+from lfvit.runs.overrides import open_groups, quote_path
 from lfvit.utils.distributed import all_ended, is_main_process, join_launched, launched_together
 from lfvit.utils.error_messages import error_message
 from lfvit.utils.signals import Stopped
@@ -28,7 +28,8 @@ def entry_point(main: Callable[[], Any]) -> Callable[[], Any]:
     def run() -> Any:
         # Hydra would print and swallow every exception itself
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-        sys.argv[1:] = [quote_path(argument) for argument in sys.argv[1:]]
+        quoted = [quote_path(argument) for argument in sys.argv[1:]]
+        sys.argv[1:] = open_groups(quoted, Path(sys.argv[0]).stem)
         try:
             try:
                 join_launched()
@@ -56,16 +57,6 @@ def entry_point(main: Callable[[], Any]) -> Callable[[], Any]:
         return result
 
     return run
-
-
-def quote_path(argument: str) -> str:
-    """Quote an override whose value is an existing path that Hydra's grammar would not read."""
-    key, equals, value = argument.partition("=")
-    plain = value[:1] in ("'", '"', "[", "{") or not re.search(r"[=,()\[\]{}\s:]", value)
-    if not equals or plain or not Path(value).expanduser().exists():
-        return argument
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{escaped}'"
 
 
 def _stop(message: str) -> None:

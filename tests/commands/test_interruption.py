@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from conftest import NEEDLE_FAST, ROOT
 from interruptions import differences, signal_at
+from lfvit.commands.jobs import run_job
 from lfvit.commands.train import train
 from lfvit.errors import CheckpointError, ConfigError, StorageError
 from lfvit.utils.signals import Stopped
@@ -39,7 +40,8 @@ def runs(composed, tmp_path_factory):
 
     def run(name, *more, **when):
         settings, run_dir = overrides(name, *more, **when)
-        return train(composed("train", *settings, f"run_dir={run_dir}", "ckpt_path=auto"))
+        cfg = composed("train", *settings, f"run_dir={run_dir}", "ckpt_path=auto")
+        return run_job(cfg, folder, evaluation=None).metrics
 
     def whole(*more):
         name = named("whole", *more)
@@ -67,7 +69,7 @@ MOMENTS = [
     *(pytest.param((), moment, "train", marks=LONGER) for moment in (0, 6, 9, 16, 17)),
     *(pytest.param(("method=vit",), moment, "train", marks=LONGER) for moment in (4, 13)),
     pytest.param(("data.cache=device",), 13, "train", marks=LONGER),
-    pytest.param(("+trainer.val_check_interval=2",), 8, "train", marks=LONGER),
+    pytest.param(("trainer.val_check_interval=2",), 8, "train", marks=LONGER),
 ]
 
 
@@ -150,7 +152,7 @@ def test_auto_does_not_mix_two_trainings(runs, composed, tmp_path):
     start = (*RECIPE, *signal_at(15, 0, runs.folder / "whole.once"))
     cfg = composed("train", *start, "data.batch_size=6", f"run_dir={folder}", "ckpt_path=auto")
     with pytest.raises(ConfigError, match=r"other settings \(data.batch_size=8 there, 6 here\)"):
-        train(cfg)
+        run_job(cfg, tmp_path)
 
 
 def test_auto_needs_a_directory_that_stays(tmp_path, monkeypatch, capfd):
@@ -190,7 +192,7 @@ def test_a_damaged_checkpoint_is_never_passed_over(runs, stopped, tmp_path):
     record = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**record, "identity": None}))
     with pytest.raises(CheckpointError, match=r"last\.ckpt.*Nothing was started.*best\.ckpt"):
-        train(cfg)
+        run_job(cfg, tmp_path)
 
 
 @pytest.mark.parametrize(

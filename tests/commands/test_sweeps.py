@@ -229,16 +229,35 @@ def test_other_commands_can_be_swept_too(train, trained_run):
     assert "nowhere.ckpt" in found[1]["error"]
 
 
-def test_distributed_training_is_refused(train, monkeypatch, capfd):
-    assert train("-m", "trainer.devices=1,2", "seed=0", *FAST) == 1
-    assert [job["status"] for job in newest_sweep()] == ["trained", "failed"]
-    assert "trainer.devices=2 in a multirun" in capfd.readouterr().err
-    assert train("-m", "+trainer.num_nodes=2", *FAST) == 2
+def test_a_job_on_several_devices_is_a_command_of_its_own(train, monkeypatch):
+    """Whose processes start that command again, not the sweep."""
+    commands = []
+
+    def call(command):
+        commands.append(command)
+        arguments = [a for a in command[2:] if "devices" not in a]
+        return subprocess.run([*command[:2], *arguments], check=False).returncode
+
+    monkeypatch.setattr(jobs, "call", call)
+    assert train("-m", "trainer.devices=1,2", "seed=0", *FAST) == 0
+    assert [job["status"] for job in newest_sweep()] == ["trained", "trained"]
+    ((_, script, *overrides),) = commands
+    assert Path(script).name == "train.py"
+    assert {"trainer.devices=2", "seed=0", "repeat=true", "evaluate=false"} < set(overrides)
+    assert Path(newest_sweep()[1]["evaluation"]).exists()
+
+
+def test_sweeps_in_several_processes_are_refused(train, monkeypatch, capfd):
+    assert train("-m", "trainer.num_nodes=2", *FAST) == 2
     assert "error: trainer.num_nodes=2 in a multirun" in capfd.readouterr().err
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setattr("lfvit.cli.join_launched", lambda: None)
+    monkeypatch.setattr("lfvit.cli.all_ended", lambda: None)
     assert train("-m", *FAST) == 2
-    assert "a multirun in 4 processes (WORLD_SIZE)" in capfd.readouterr().err
-    assert len(trainings()) == 1
+    assert "a multirun in 4 processes" in capfd.readouterr().err
+    assert trainings() == []
 
 
 def test_jobs_side_by_side_take_turns_on_the_same_training(train, capfd):

@@ -81,7 +81,6 @@ def test_several_nodes_need_a_launcher(composed):
         (["trainer.devices=8", "+trainer.num_nodes=2"], None),
         ([], "trainer.devices=auto in a multirun: SLURM is asked for"),
         (["trainer.devices=8", "hydra.launcher.tasks_per_node=1"], "needs as many processes"),
-        (["trainer.devices=8", "hydra/launcher=basic"], "trainer.devices=8 in a multirun"),
     ],
 )
 def test_a_sweep_on_slurm_starts_the_processes_of_its_jobs(settings, message):

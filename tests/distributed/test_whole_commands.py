@@ -162,8 +162,8 @@ def several(checkpoint: Path, folder: Path) -> dict[str, Any]:
         found["broken"] = train(folder / "broken", *SAME, *ddp, "data.on_error=skip")
     cfg = composed("train", *SAME, *ddp, "seed=1", f"run_dir={folder / 'jobs' / '0'}")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        jobs = [run_job(cfg, folder / "jobs", repeat=False, evaluated=True) for _ in range(2)]
-    found["jobs"] = [job["status"] for job in jobs]
+        jobs = [run_job(cfg, folder / "jobs") for _ in range(2)]
+    found["jobs"] = [job.status for job in jobs]
     return found | only_counting(checkpoint, folder)
 
 

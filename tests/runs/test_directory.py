@@ -7,11 +7,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lfvit.commands.jobs import _what_to_do
+from lfvit.commands.jobs import _decide
 from lfvit.errors import ConfigError
 from lfvit.runs import directory as runs
 from lfvit.runs import provenance
-from lfvit.runs.resume import continued
+from lfvit.runs.resume import check_own_directory
 
 
 @pytest.fixture
@@ -131,11 +131,11 @@ def test_processes_count_by_their_number(composed, tmp_path, monkeypatch):
     assert runs.read_json(tmp_path / "runs" / "one" / "run.json")["processes"] == 4
     for gpus, becomes in ((4, "already done"), (8, "trained")):
         other = config(f"run_dir={tmp_path / 'runs' / 'two'}")
-        found = _what_to_do(other, tmp_path, on(gpus), False)
+        found = _decide(other, [tmp_path], on(gpus), False)
         assert found[0] == becomes
     OmegaConf.save(config(), tmp_path / "runs" / "one" / "config.yaml", resolve=True)
     with pytest.raises(ConfigError, match=r"trainer\.devices=4 there, 8 here"):
-        continued(config("ckpt_path=auto"))
+        check_own_directory(config("ckpt_path=auto"))
     torchrun = {"TORCHELASTIC_RUN_ID": 1, "RANK": 0, "WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 2}
     for name, value in torchrun.items():
         monkeypatch.setenv(name, str(value))

@@ -1,212 +1,284 @@
-"""One call of train.py: what is done already is found, what was interrupted is continued."""
+"""One job: a training that is made once, continued or found done, and its evaluation."""
 
 import logging
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
-from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lfvit.commands.evaluate import evaluate
 from lfvit.commands.train import train
-from lfvit.errors import ConfigError
-from lfvit.measure.schemas import Evaluation, read_evaluation
+from lfvit.errors import ConfigError, TrainingError
 from lfvit.runs.directory import directory_lock
 from lfvit.runs.identity import identity
-from lfvit.runs.resume import AUTO, last_of
-from lfvit.runs.sweeps import check_one_process, in_sweep, note
+from lfvit.runs.overrides import compose_config
+from lfvit.runs.provenance import PROJECT_ROOT
+from lfvit.runs.resume import AUTO, check_own_directory, last_of
+from lfvit.runs.sweeps import in_sweep, note
 from lfvit.utils.atomic_io import read_json, write_json
-from lfvit.utils.distributed import from_main_process, is_main_process, launched_together
-from lfvit.utils.validation import check_switch
+from lfvit.utils.distributed import (
+    count_processes,
+    from_main_process,
+    is_main_process,
+    launched,
+    launched_together,
+)
+from lfvit.utils.signals import call
+from lfvit.utils.validation import check_switch, plain
 
 log = logging.getLogger(__name__)
 
+REQUEST = "request.json"  # beside evaluate.json: the overrides it was made with
+NOT_RESULTS = (
+    "data.num_workers=",
+    "trainer.accelerator=",
+    "trainer.devices=",
+    "trainer.num_nodes=",
+)
+"""Overrides of an evaluation that change nothing about its results."""
 
-def run(cfg: DictConfig) -> dict[str, Any]:
+
+class Job(NamedTuple):
+    """What became of a job.
+
+    status: "trained", "continued", "already done", or "evaluated" if only the evaluation was
+    missing. directory: of the training. metrics: contents of its metrics.json. evaluation: path of
+    its evaluate.json, if asked for.
+    """
+
+    status: str
+    directory: Path
+    metrics: dict[str, Any]
+    evaluation: Path | None
+
+
+def run(cfg: DictConfig) -> Job:
     """Train as the command line says.
 
-    A single run trains. A job of a sweep looks for a training of the same identity first, among
-    the runs beside its sweep, and evaluates the weights afterwards. ``repeat`` and ``evaluate``
-    choose otherwise.
-
-    Returns:
-        The contents of metrics.json, and what `run_job` adds.
+    A single run trains. A job of a sweep first looks for a training of the same identity in the
+    runs beside its sweep, and evaluates the weights afterwards. ``repeat`` and ``evaluate`` choose
+    otherwise.
 
     Raises:
         LFViTError: anything the user can mend.
     """
-    hydra_cfg = HydraConfig.get()
-    sweep = in_sweep()
+    hydra_cfg, sweep = HydraConfig.get(), in_sweep()
     repeat = not sweep if cfg.repeat is None else cfg.repeat
     evaluated = sweep if cfg.evaluate is None else cfg.evaluate
     check_switch("repeat", repeat)
     check_switch("evaluate", evaluated)
-    if not sweep and repeat and not evaluated:
-        return train(cfg)
-    if not launched_together():  # those of torchrun and srun decide together
-        where = "a multirun" if sweep else "a run with repeat=false or evaluate=true"
-        check_one_process(cfg, where)
-    root = Path(hydra_cfg.sweep.dir if sweep else hydra_cfg.run.dir).parent
-    return run_job(cfg, root, repeat=repeat, evaluated=evaluated)
+    apart = sweep or evaluated or not repeat  # Lightning's processes would start all that again
+    return run_job(
+        cfg,
+        Path(hydra_cfg.sweep.dir if sweep else hydra_cfg.run.dir).parent,
+        repeat=repeat,
+        evaluation=() if evaluated else None,
+        overrides=list(hydra_cfg.overrides.task) if apart else None,
+    )
 
 
-def run_job(cfg: DictConfig, root: Path, *, repeat: bool, evaluated: bool) -> dict[str, Any]:
-    """Train and evaluate as far as that is not done already below ``root``.
+def run_job(
+    cfg: DictConfig,
+    root: Path,
+    *,
+    reuse: Sequence[Path] = (),
+    repeat: bool = False,
+    evaluation: Sequence[str] | None = (),
+    overrides: Sequence[str] | None = None,
+) -> Job:
+    """Train and evaluate, as far as that is not done already.
 
     Of trainings with the same identity (see `lfvit.runs.identity.identity`) one runs at a time, in
     whatever process; the others wait for it and find it done. One that was interrupted is
     continued from its last checkpoint, in its own directory.
 
     Args:
-        cfg: a composed training config; ``run_dir`` is the job's own directory.
-        root: where to look: run directories lie one or two levels below it.
+        cfg: a composed training config; ``run_dir`` is the job's own directory, ``init_from`` names
+            the weights to start from, ``ckpt_path=auto`` continues what is in ``run_dir``.
+        root: folder of the run directories, one or two levels below it, to look in.
+        reuse: more such folders, in which finished trainings count.
         repeat: train in any case.
-        evaluated: whether evaluate.json has to be there as well, for the config's threshold.
-
-    Returns:
-        The contents of metrics.json, with ``status`` (see `lfvit.runs.sweeps.WELL`), ``directory``
-        of the training, and ``evaluation``, the contents of evaluate.json or None.
+        evaluation: overrides of evaluate.yaml, beside the config's threshold; None: none is made.
+        overrides: those that `cfg` was composed from. With them, a training on several devices runs
+            as a command of its own, which Lightning's processes start again instead of the caller.
 
     Raises:
         LFViTError: anything the user can mend.
     """
-    job, key = Path(cfg.run_dir), identity(cfg)
+    job, key, main = Path(cfg.run_dir), identity(cfg), is_main_process()
     job.mkdir(parents=True, exist_ok=True)
-    root = root.absolute()
-    main = is_main_process()
-    with _held(_lock(root, key)) if main else nullcontext():
-        status, place = from_main_process(lambda: _what_to_do(cfg, root, key, repeat))
-        folder = Path(place)
+    with _held(_identity_lock(root, key)) if main else nullcontext():
+        status, name = from_main_process(lambda: _decide(cfg, [root, *reuse], key, repeat))
+        folder = Path(name)
         if status == "already done":
             metrics = read_json(folder / "metrics.json")
-        elif status == "continued":
-            training = cfg.copy()
-            training.run_dir, training.ckpt_path = str(folder), str(last_of(folder))
-            training.init_from = None
-            metrics = train(training)
         else:
-            metrics = train(cfg)
-        if main:
-            note(job, directory=os.path.relpath(folder, job))
-        found = None
-        if evaluated:
-            found, anew = _evaluate(cfg, folder, root, key)
+            training = cfg.copy()
+            training.run_dir = str(folder)
+            if status == "continued":
+                training.ckpt_path, training.init_from = str(last_of(folder)), None
+            elif cfg.ckpt_path == AUTO:
+                training.ckpt_path = None
+            metrics = _train(training, overrides)
+        _note(job, folder, directory=folder)
+        path = None
+        if evaluation is not None:
+            chosen = [*_evaluation_settings(cfg), *evaluation]
+            path, anew = evaluate_once(folder, job, [root, *reuse], chosen)
             if anew and status == "already done":
                 status = "evaluated"
-    if main:
-        note(job, status=status)
-    return {**metrics, "status": status, "directory": str(folder), "evaluation": found}
+    _note(job, folder, status=status)
+    return Job(status, folder, metrics, path)
 
 
-def _what_to_do(cfg: DictConfig, root: Path, key: str, repeat: bool) -> tuple[str, str]:
-    """What becomes of a job, see `lfvit.runs.sweeps.WELL`, and the directory of its training."""
-    known = [] if repeat or cfg.ckpt_path not in (None, AUTO) else _runs(root, key)
-    done, begun = _sort(known)
+def _train(cfg: DictConfig, overrides: Sequence[str] | None) -> dict[str, Any]:
+    """Train in this process; on several devices as a command of its own, see `run_job`."""
+    if overrides is None or launched() or count_processes(plain(cfg.trainer)) == 1:
+        return train(cfg)
+    paths = {"hydra.run.dir": cfg.run_dir, "ckpt_path": cfg.ckpt_path, "init_from": cfg.init_from}
+    command = [sys.executable, str(PROJECT_ROOT / "train.py"), *overrides, f"name={cfg.name}"]
+    command += ["repeat=true", "evaluate=false"]
+    command += [f"{key}={'null' if path is None else path}" for key, path in paths.items()]
+    if status := call(command):
+        raise TrainingError(f"{' '.join(command)} ended with status {status}, see its messages")
+    return read_json(Path(cfg.run_dir) / "metrics.json")
+
+
+def _evaluation_settings(cfg: DictConfig) -> list[str]:
+    """What an evaluation takes from the config of its training."""
+    names = ["accelerator", "precision", *(("devices", "num_nodes") if launched_together() else ())]
+    trainer = [f"trainer.{name}={cfg.trainer[name]}" for name in names if name in cfg.trainer]
+    return [f"threshold={cfg.threshold}", f"data.num_workers={cfg.data.num_workers}", *trainer]
+
+
+def _decide(cfg: DictConfig, roots: Sequence[Path], key: str, repeat: bool) -> tuple[str, str]:
+    """What becomes of a job (trained, continued or already done), and its training's directory."""
+    job = Path(cfg.run_dir)
+    if cfg.ckpt_path == AUTO:
+        check_own_directory(cfg)
+        known = [job] if last_of(job).exists() else []
+    elif repeat or cfg.ckpt_path is not None:
+        known = []
+    else:
+        known = [path.parent for path in _files(roots, "run.json") if _has_identity(path, key)]
+    if is_main_process():  # a process that Lightning started follows the one it would wait for
+        for run in known:
+            if not _is_done(run):
+                with _held(directory_lock(run)):
+                    pass
+    done = [run for run in known if _is_done(run)]
     if done:
         commit = read_json(done[0] / "metrics.json").get("commit")
         log.info("already done: %s (%s)", done[0], f"commit {commit}" if commit else "no commit")
         return "already done", str(done[0])
-    if begun:
-        folder = max(begun, key=lambda run: last_of(run).stat().st_mtime)
+    own = [run for run in known if last_of(run).exists() and _is_below(run, roots[0])]
+    if own:
+        folder = max(own, key=lambda run: last_of(run).stat().st_mtime)
         log.info("continues %s", folder)
         return "continued", str(folder)
-    if cfg.ckpt_path != AUTO:
-        _check_free(Path(cfg.run_dir), key)
-    return "trained", cfg.run_dir
+    if cfg.ckpt_path is None and is_main_process():
+        check_free(job, key)
+    return "trained", str(job)
 
 
-def _evaluate(
-    cfg: DictConfig, training: Path, root: Path, key: str
-) -> tuple[Evaluation | None, bool]:
-    """Evaluate the weights of a training at the config's threshold, unless that was done.
+def check_free(folder: Path, key: str) -> None:
+    """A training must not write over another one.
 
-    Into the training's directory, or, where that holds an evaluation already, into the job's.
+    Args:
+        folder: where it is going to train.
+        key: its identity.
+
+    Raises:
+        ConfigError: another training is there, or this one, finished.
     """
-    job, main = Path(cfg.run_dir), is_main_process()
-    if not from_main_process(last_of(training).exists):  # trained without checkpoints
+    there = read_json(folder / "run.json")
+    if there and (there["identity"] != key or _is_done(folder)):
+        raise ConfigError(
+            f"{folder} holds another run; leave hydra.sweep.dir and hydra.run.dir out, or pass "
+            "other ones"
+        )
+
+
+def evaluate_once(
+    training: Path, job: Path, roots: Sequence[Path], overrides: Sequence[str]
+) -> tuple[Path | None, bool]:
+    """Evaluate the last weights of a training, unless that was done with the same overrides.
+
+    Into the training's directory or, where that holds another evaluation, into the job's.
+
+    Args:
+        training: its directory.
+        job: directory of the job.
+        roots: folders of run directories to look for the evaluation in.
+        overrides: of evaluate.yaml.
+
+    Returns:
+        The path of evaluate.json, None without a checkpoint; and whether it was made now.
+    """
+    weights = last_of(training).absolute()
+    if not from_main_process(weights.exists):
         log.warning("%s holds no last.ckpt, so nothing is evaluated", training)
         return None, False
-    asked = {"identity": key, "threshold": cfg.threshold}
-    place, done = from_main_process(lambda: _evaluation(training, job, root, asked))
+    request = {"overrides": [o for o in overrides if not o.startswith(NOT_RESULTS)]}
+    place, done = from_main_process(lambda: _find_evaluation(training, job, roots, request))
     folder = Path(place)
-    if main:
-        note(job, evaluation=os.path.relpath(folder / "evaluate.json", job))
-    if done:
-        return read_evaluation(folder / "evaluate.json"), False
-    evaluation = compose("evaluate")
-    evaluation.ckpt_path, evaluation.run_dir = str(last_of(training).absolute()), str(folder)
-    evaluation.threshold = cfg.threshold
-    names = ("accelerator", "precision", *(("devices", "num_nodes") if launched_together() else ()))
-    for name in names:
-        if name in cfg.trainer:
-            OmegaConf.update(evaluation, f"trainer.{name}", cfg.trainer[name], force_add=True)
-    evaluation.data.num_workers = cfg.data.num_workers
-    found = evaluate(evaluation)
-    if main:
-        write_json(folder / "asked.json", asked)
-    return found, True
+    _note(job, training, evaluation=folder / "evaluate.json")
+    if not done:
+        paths = [f"ckpt_path={weights}", f"run_dir={folder}"]
+        evaluate(compose_config("evaluate", [*overrides, *paths]))
+        if is_main_process():
+            write_json(folder / REQUEST, request)
+    return folder / "evaluate.json", not done
 
 
-def _evaluation(training: Path, job: Path, root: Path, asked: Any) -> tuple[str, bool]:
+def _find_evaluation(
+    training: Path, job: Path, roots: Sequence[Path], request: dict[str, Any]
+) -> tuple[str, bool]:
     """The directory of the evaluation that is asked for, and whether it is there already."""
-    for path in _files(root, "evaluation/asked.json"):
+    weights = last_of(training)
+    for path in _files(roots, f"evaluation/{REQUEST}"):
         file = path.with_name("evaluate.json")
-        if read_json(path) == asked and file.exists() and _is_of(file, training):
-            return str(path.parent), True
+        if read_json(path) == request and file.exists():
+            same = read_json(file)["checkpoint"] == str(weights.absolute())
+            if same and file.stat().st_mtime >= weights.stat().st_mtime:
+                return str(path.parent), True
     free = not (training / "evaluation" / "evaluate.json").exists()
     return str((training if free else job) / "evaluation"), False
 
 
-def _is_of(evaluation: Path, training: Path) -> bool:
-    """Whether an evaluate.json is about the weights that are there now."""
-    weights = last_of(training)
-    same = read_json(evaluation)["checkpoint"] == str(weights.absolute())
-    return same and evaluation.stat().st_mtime >= weights.stat().st_mtime
+def _note(job: Path, training: Path, **what: Any) -> None:
+    """Add to job.json, of a sweep's job or one whose training is elsewhere; paths are relative."""
+    if is_main_process() and (training != job or (job / "job.json").exists()):
+        paths = {k: os.path.relpath(v, job) if isinstance(v, Path) else v for k, v in what.items()}
+        note(job, **paths)
 
 
-def _check_free(job: Path, key: str) -> None:
-    """A sweep into the directory of an earlier one must not write over its runs."""
-    there = read_json(job / "run.json")
-    if there and (there["identity"] != key or _finished(job)):
-        raise ConfigError(
-            f"{job} holds another run; leave hydra.sweep.dir and hydra.run.dir out, or pass other "
-            "ones"
-        )
+def _files(roots: Sequence[Path], name: str) -> list[Path]:
+    """In run directories below these folders, in order."""
+    found = [[*root.glob(f"*/{name}"), *root.glob(f"*/*/{name}")] for root in roots]
+    return [path for paths in found for path in sorted(paths)]
 
 
-def _runs(root: Path, key: str) -> list[Path]:
-    """Directories of the trainings with this identity, oldest names first."""
-    return [p.parent for p in _files(root, "run.json") if read_json(p).get("identity") == key]
+def _has_identity(record: Path, key: str) -> bool:
+    return read_json(record).get("identity") == key
 
 
-def _sort(runs: list[Path]) -> tuple[list[Path], list[Path]]:
-    """Those that are finished, and those with a checkpoint to continue.
-
-    Waits for those that are being trained, by a single run in another process.
-    """
-    for run in runs:
-        if not _finished(run):
-            with _held(directory_lock(run)):
-                pass
-    done = [run for run in runs if _finished(run)]
-    return done, [run for run in runs if run not in done and last_of(run).exists()]
-
-
-def _files(root: Path, name: str) -> list[Path]:
-    return sorted([*root.glob(f"*/{name}"), *root.glob(f"*/*/{name}")])
-
-
-def _finished(folder: Path) -> bool:
+def _is_done(folder: Path) -> bool:
     return read_json(folder / "run.json").get("status") == "done"
 
 
-def _lock(root: Path, key: str) -> FileLock:
-    """On all trainings of one identity, so that equal jobs take turns."""
+def _is_below(folder: Path, root: Path) -> bool:
+    return folder.absolute().is_relative_to(root.absolute())
+
+
+def _identity_lock(root: Path, key: str) -> FileLock:
+    """On all trainings of one identity below a root, so that equal jobs take turns."""
     (root / ".locks").mkdir(parents=True, exist_ok=True)
     return FileLock(root / ".locks" / f"{key}.lock")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from hydra import compose
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markdown import Markdown
@@ -16,10 +15,12 @@ from lfvit.commands.jobs import run_job
 from lfvit.commands.train import check
 from lfvit.errors import ConfigError
 from lfvit.measure.costs import count_macs
+from lfvit.measure.schemas import read_evaluation
 from lfvit.models.two_pass import TwoPassViT
+from lfvit.runs.overrides import compose_config
 from lfvit.runs.provenance import environment
 from lfvit.runs.setup import build_model
-from lfvit.runs.sweeps import check_one_process
+from lfvit.runs.sweeps import refuse_launched
 from lfvit.utils.atomic_io import read_json, write_json
 from lfvit.utils.error_messages import error_message
 from lfvit.utils.markdown import code, escape
@@ -95,7 +96,8 @@ def _checked_space(cfg: DictConfig) -> dict[str, Any]:
     for key, values in space.items():
         _check_values(key, values)
     first = {key: _first(values) for key, values in space.items()}
-    check_one_process(_compose(cfg, first), "a search")
+    compose_config("train", _overrides(cfg, first))
+    refuse_launched("a search")
     return space
 
 
@@ -119,7 +121,7 @@ def _open(out: Path) -> Any:
 
 def _try(cfg: DictConfig, settings: Mapping[str, Any], out: Path, trial: Any) -> dict[str, Any]:
     """Train and evaluate one proposal; its accuracy and cost."""
-    run = _compose(cfg, settings)
+    run = compose_config("train", _overrides(cfg, settings))
     trials = out / "trials"
     run.run_dir = str(trials / f"{trial.number:04d}")
     check(run)
@@ -129,14 +131,14 @@ def _try(cfg: DictConfig, settings: Mapping[str, Any], out: Path, trial: Any) ->
             f"costs {least:.4g} GMACs or more, whatever the threshold, and max_gmacs="
             f"{cfg.max_gmacs:g}; not trained"
         )
-    done = run_job(run, trials, repeat=False, evaluated=True)
-    if done["evaluation"] is None:
+    done = run_job(run, trials, overrides=_overrides(cfg, settings))
+    if done.evaluation is None:
         raise ConfigError("left no last.ckpt to evaluate; use callbacks=default")
-    point = done["evaluation"].configured.model_dump()
+    point = read_evaluation(done.evaluation).configured.model_dump()
     if cfg.max_gmacs is not None:
         trial.set_constraint("max_gmacs", point["gmacs"] - cfg.max_gmacs)
     trial.set_user_attr("exit_fraction", point.get("exit_fraction"))
-    trial.set_user_attr("directory", str(done["directory"]))
+    trial.set_user_attr("directory", str(done.directory))
     return point
 
 
@@ -146,9 +148,9 @@ def _least_gmacs(run: DictConfig) -> float:
     return count_macs(model, "first" if isinstance(model, TwoPassViT) else None) / 1e9
 
 
-def _compose(cfg: DictConfig, settings: Mapping[str, Any]) -> DictConfig:
-    own = [f"experiment={cfg.experiment}", *cfg.overrides]
-    return compose("train", [*own, *(f"{key}={value}" for key, value in settings.items())])
+def _overrides(cfg: DictConfig, settings: Mapping[str, Any]) -> list[str]:
+    chosen = [f"{key}={value}" for key, value in settings.items()]
+    return [f"experiment={cfg.experiment}", *cfg.overrides, *chosen]
 
 
 def _check_same(cfg: DictConfig, out: Path) -> None:

@@ -19,11 +19,10 @@ from lfvit.models.checkpoints import load_checkpoint
 from lfvit.models.reduction.patch import unreduced
 from lfvit.models.weight_files import read_file
 from lfvit.runs.devices import trainer_settings
-from lfvit.runs.directory import start_run, training_record, wait_until_left
+from lfvit.runs.directory import start_run, training_record
 from lfvit.runs.provenance import commit, machine
-from lfvit.runs.resume import LAYOUT, check_data, check_resume, continued, finished
+from lfvit.runs.resume import LAYOUT, check_data, check_resume
 from lfvit.runs.setup import build_model, make_record
-from lfvit.runs.sweeps import check_one_process, in_sweep
 from lfvit.tracking.loggers import TRACKING, summarise, tracked, tracking_record
 from lfvit.tracking.summaries import training_summary
 from lfvit.training.checkpointing import AtomicCheckpointIO, LastCheckpoint
@@ -33,15 +32,12 @@ from lfvit.training.reducers import freeze_unused_weights, learned_reducer
 from lfvit.training.settings import Schedule
 from lfvit.training.token_labels import has_aux_head
 from lfvit.utils.atomic_io import write_json
-from lfvit.utils.distributed import from_main_process, is_main_process, launched_together
+from lfvit.utils.distributed import is_main_process
 from lfvit.utils.seeding import told_of_random_order
 from lfvit.utils.signals import StopSignals
 from lfvit.utils.validation import check_range, check_switch, check_whole, plain, validate
 
 log = logging.getLogger(__name__)
-
-LEAVING = 30.0
-"""Seconds in which a killed process and its loader processes have left their directory."""
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -56,13 +52,6 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         LFViTError: anything the user can mend.
     """
-    if cfg.ckpt_path is not None:
-        # all wait: a process that looked too early would start anew while the others go on
-        from_main_process(lambda: wait_until_left(Path(cfg.run_dir), LEAVING))
-    if (done := finished(cfg)) is not None:
-        log.info("already done: %s", cfg.run_dir)
-        return done
-    cfg = continued(cfg)
     check(cfg)
     resumed = check_resume(cfg)
     record, step = (None, None) if resumed is None else (resumed.record, resumed.step)
@@ -211,8 +200,6 @@ def check(cfg: DictConfig, weights_exist: bool = True) -> None:
     check_range("threshold", cfg.threshold, 0)
     check_switch("deterministic", cfg.deterministic)
     check_switch("compile", cfg.compile)
-    if in_sweep() and not launched_together():  # of a job, by srun
-        check_one_process(cfg)
 
 
 def _check_token_labels(cfg: DictConfig, model: nn.Module) -> None:

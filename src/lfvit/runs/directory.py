@@ -19,6 +19,9 @@ from lfvit.utils.distributed import count_processes, is_main_process
 from lfvit.utils.signals import Stopped
 from lfvit.utils.validation import plain
 
+LEAVING = 30.0
+"""Seconds in which a killed process and its loader processes have left their directory."""
+
 
 def start_run(cfg: DictConfig) -> Path:
     """Create the run directory, with config, commit, uncommitted changes and environment in it."""
@@ -69,7 +72,7 @@ def training_record(cfg: DictConfig) -> Iterator[None]:
         return
     path = Path(cfg.run_dir) / "run.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = _acquired(path.parent)
+    lock = _acquired(path.parent, 0 if cfg.ckpt_path is None else LEAVING)
     for folder in (path.parent, path.parent / "checkpoints"):
         remove_partial(folder)
     begun = read_json(path).get("identity")
@@ -97,17 +100,7 @@ def training_record(cfg: DictConfig) -> Iterator[None]:
         lock.release()
 
 
-def wait_until_left(folder: Path, seconds: float) -> None:
-    """Wait for a process that trains there: a killed one leaves with its last loader process.
-
-    Raises:
-        ConfigError: it goes on.
-    """
-    if is_main_process() and (folder / "run.json").exists():
-        _acquired(folder, seconds).release()
-
-
-def _acquired(folder: Path, seconds: float = 0) -> FileLock:
+def _acquired(folder: Path, seconds: float) -> FileLock:
     """The lock on a directory, held."""
     lock = directory_lock(folder)
     try:

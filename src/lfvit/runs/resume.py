@@ -43,36 +43,6 @@ def last_of(run_dir: str | Path) -> Path:
     return Path(run_dir) / "checkpoints" / LAST
 
 
-def finished(cfg: DictConfig) -> dict[str, Any] | None:
-    """metrics.json where ``ckpt_path=auto`` finds a training that is done; None elsewhere.
-
-    Raises:
-        ConfigError: see `continued`.
-    """
-    if cfg.ckpt_path != AUTO:
-        return None
-    _check_place(cfg)
-    done = read_json(Path(cfg.run_dir) / "run.json").get("status") == "done"
-    return read_json(Path(cfg.run_dir) / "metrics.json") or None if done else None
-
-
-def continued(cfg: DictConfig) -> DictConfig:
-    """The config with a checkpoint or null in the place of ``ckpt_path=auto``.
-
-    Raises:
-        ConfigError: the run directory is a new one for every start, or holds another training.
-    """
-    if cfg.ckpt_path != AUTO:
-        return cfg
-    _check_place(cfg)
-    last = last_of(cfg.run_dir)
-    cfg = cfg.copy()
-    cfg.ckpt_path = str(last) if last.exists() else None
-    if last.exists():
-        cfg.init_from = None
-    return cfg
-
-
 def check_resume(cfg: DictConfig) -> Resumed | None:
     """A run can only be continued as it was started; None for one that starts.
 
@@ -171,8 +141,12 @@ def _words(layout: Mapping[str, int]) -> str:
     )
 
 
-def _check_place(cfg: DictConfig) -> None:
-    """The directory that is continued has to be stated, and to hold nothing else."""
+def check_own_directory(cfg: DictConfig) -> None:
+    """``ckpt_path=auto`` needs a run directory that is stated, and holds no other training.
+
+    Raises:
+        ConfigError: the run directory is a new one for every start, or holds another training.
+    """
     if _new_every_time(cfg):
         fix = "state it with hydra.run.dir=DIR"
         if in_sweep():

@@ -101,52 +101,48 @@ def note(folder: Path, **what: Any) -> None:
 
 
 def check_sweep(cfg: DictConfig) -> None:
-    """Refuse a sweep whose jobs would need processes that nothing starts.
+    """Refuse a sweep whose jobs would get other processes than they need.
+
+    A job on several devices starts its processes itself, see `lfvit.commands.jobs.run_job`; on
+    SLURM (``hydra/launcher=slurm``) SLURM starts them.
 
     Raises:
-        ConfigError: this is one of several processes, or a job needs several. SLURM can start these
-            (``hydra/launcher=slurm``); other launchers start one for each job.
+        ConfigError: naming the settings.
     """
-    if cfg.hydra.launcher._target_ != SLURM or launched_together():
-        check_one_process(cfg)
-        return
     trainer, launcher = cfg.get("trainer") or {}, cfg.hydra.launcher
-    devices, nodes = plain(trainer.get("devices", 1)), trainer.get("num_nodes", 1)
+    devices, nodes = plain(trainer.get("devices", 1)), trainer.get("num_nodes") or 1
+    if launcher._target_ != SLURM or launched_together():
+        refuse_launched("a multirun")
+        if nodes != 1:
+            raise ConfigError(
+                f"trainer.num_nodes={nodes} in a multirun: a job starts the processes of one "
+                "machine; use hydra/launcher=slurm, or plain runs one by one"
+            )
+        return
     if devices in ("auto", -1, "-1"):
         raise ConfigError(
             f"trainer.devices={devices} in a multirun: SLURM is asked for the devices of a node "
             "before a job sees one; pass their number, such as trainer.devices=8"
         )
-    wanted = (number_of_devices(devices), nodes)
-    started = (launcher.tasks_per_node, launcher.nodes)
-    if wanted != started:
+    if (number_of_devices(devices), nodes) != (launcher.tasks_per_node, launcher.nodes):
         raise ConfigError(
             f"trainer.devices={devices} on {nodes} node(s) needs as many processes, but "
-            f"hydra.launcher.tasks_per_node={started[0]} and nodes={started[1]} start others"
+            f"hydra.launcher.tasks_per_node={launcher.tasks_per_node} and nodes={launcher.nodes} "
+            "start others"
         )
 
 
-def check_one_process(cfg: Mapping[str, Any], where: str = "a multirun") -> None:
-    """Refuse distributed training where every process would go through all that a command does.
+def refuse_launched(what: str) -> None:
+    """Refuse to do what every one of several processes would do again.
 
     Raises:
-        ConfigError: a job would start processes of its own, or this is one of several.
+        ConfigError: torchrun or srun started this process with others.
     """
-    trainer = cfg.get("trainer") or {}
-    devices, nodes = plain(trainer.get("devices", 1)), trainer.get("num_nodes", 1)
-    one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
-    fix = "use trainer.devices=1, or plain runs one by one, without -m"
-    if not one or nodes != 1:
-        wrong = f"trainer.num_nodes={nodes}" if one else f"trainer.devices={devices}"
-        raise ConfigError(
-            f"{wrong} in {where}: every process of a job would start the whole command again; {fix}"
-        )
     here = launched()
-    processes = here.processes if here is not None else int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1:
+    if here is not None and here.processes > 1:
         raise ConfigError(
-            f"{where} in {processes} processes (WORLD_SIZE), each of which would start the whole "
-            f"command; {fix}"
+            f"{what} in {here.processes} processes, each of which would start all of it; start it "
+            "in one: trainings on several devices start their own processes"
         )
 
 

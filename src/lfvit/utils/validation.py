@@ -5,9 +5,13 @@ so that a mistake on the command line is answered at once.
 """
 
 import difflib
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, get_args
 
+from hydra.errors import InstantiationException
+from hydra.utils import get_method
+from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -75,6 +79,39 @@ def _names_at(schema: Any, path: Iterable[str | int]) -> list[str]:
         candidates = (field.annotation, *get_args(field.annotation))
         schema = next((t for t in candidates if hasattr(t, "model_fields")), None)
     return sorted(getattr(schema, "model_fields", {}))
+
+
+def instantiate(where: str, settings: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """`hydra.utils.instantiate` with one message for an argument that the class does not have.
+
+    Args:
+        where: the group's name, put before the names in messages, such as "optimizer".
+        settings: with ``_target_``; interpolations resolved.
+        args, kwargs: further arguments.
+
+    Raises:
+        ConfigError: no such class, an unknown argument or one that is missing.
+    """
+    target = settings.get("_target_")
+    if not isinstance(target, str):
+        raise ConfigError(f"{where} names no class; set {where}._target_")
+    try:
+        parameters = inspect.signature(get_method(target)).parameters.values()
+    except ImportError as error:
+        raise ConfigError(f"{where}._target_={target}: {error}") from error
+    except ValueError:  # no Python signature
+        parameters = ()
+    if parameters and all(p.kind != p.VAR_KEYWORD for p in parameters):
+        names = [p.name for p in parameters]
+        reserved = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+        check_names(where, settings.keys() - set(reserved), names)
+    try:
+        return hydra_instantiate(settings, *args, **{"_convert_": "all", **kwargs})
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, TypeError):  # such as a missing argument
+            raise ConfigError(f"{where}: {cause}") from error
+        raise
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:

@@ -13,13 +13,13 @@ from hydra import compose
 from omegaconf import DictConfig
 from rich.console import Console
 
-from lfvit.cli import quote_path
 from lfvit.commands.evaluate import evaluate
 from lfvit.commands.train import check, train
 from lfvit.errors import ConfigError, LFViTError, TrainingError
 from lfvit.measure.schemas import read_evaluation
 from lfvit.models.weight_files import weights_digest
 from lfvit.results.legacy import legacy
+from lfvit.runs.overrides import quote_path
 from lfvit.runs.provenance import PROJECT_ROOT
 from lfvit.runs.setup import build_model, make_record, model_overrides, overridden
 from lfvit.utils.signals import call

@@ -16,7 +16,6 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lfvit.cli import quote_path
 from lfvit.commands.evaluate import evaluate
 from lfvit.errors import CheckpointError, ConfigError, DataError
 from lfvit.models import zoo
@@ -25,6 +24,7 @@ from lfvit.results import shapes
 from lfvit.results.legacy import legacy
 from lfvit.results.origins import start_of
 from lfvit.results.zoo.cards import make_card, markdown, portable
+from lfvit.runs.overrides import quote_path
 from lfvit.runs.provenance import PROJECT_ROOT
 from lfvit.runs.setup import load_trained
 from lfvit.utils.atomic_io import read_json, write_json

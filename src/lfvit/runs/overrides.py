@@ -1,0 +1,52 @@
+"""Overrides as users write them, and configs composed from them."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from lfvit.runs.provenance import PROJECT_ROOT
+
+ON_CHECKPOINTS = ("evaluate", "predict", "diagnose", "benchmark", "export")
+"""Commands whose groups replace what a checkpoint says, and hold nothing by themselves."""
+
+
+def open_groups(overrides: Sequence[str], command: str = "train") -> list[str]:
+    """Overrides in which arguments of the classes that conf names need no ``+``.
+
+    ``trainer.max_steps=5`` becomes ``++trainer.max_steps=5``; likewise arguments of a callback or
+    logger by its name, of the optimizer and of lr_scheduler, and in commands on checkpoints what
+    replaces a setting of the method, backbone, reducer or data. The class itself refuses unknown
+    names, see `lfvit.utils.validation.instantiate`.
+
+    Args:
+        overrides: as on the command line.
+        command: name of the primary config.
+    """
+    groups = [r"trainer\.", r"optimizer\.", r"lr_scheduler\.", r"(callbacks|logger)\.\w+\."]
+    if command in ON_CHECKPOINTS:
+        groups += [r"method\.", r"backbone\.", r"reducer\.", r"data\."]
+    opened = re.compile(f"({'|'.join(groups)})[^=]*=")
+    return [f"++{override}" if opened.match(override) else override for override in overrides]
+
+
+def quote_path(override: str) -> str:
+    """Quote an override whose value is an existing path that Hydra's grammar would not read."""
+    key, equals, value = override.partition("=")
+    plain = value[:1] in ("'", '"', "[", "{") or not re.search(r"[=,()\[\]{}\s:]", value)
+    if not equals or plain or not Path(value).expanduser().exists():
+        return override
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
+
+
+def compose_config(command: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The config of a command, as its script would compose it from these overrides."""
+    prepared = open_groups([quote_path(override) for override in overrides], command)
+    if GlobalHydra.instance().is_initialized():
+        return compose(command, prepared)
+    with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
+        return compose(command, prepared)
