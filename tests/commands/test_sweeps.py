@@ -235,7 +235,7 @@ def test_a_job_on_several_devices_is_a_command_of_its_own(train, monkeypatch):
 
     def call(command):
         commands.append(command)
-        arguments = [a for a in command[2:] if "devices" not in a]
+        arguments = [a for a in command[2:] if "trainer.devices" not in a]
         return subprocess.run([*command[:2], *arguments], check=False).returncode
 
     monkeypatch.setattr(jobs, "call", call)
@@ -243,7 +243,7 @@ def test_a_job_on_several_devices_is_a_command_of_its_own(train, monkeypatch):
     assert [job["status"] for job in newest_sweep()] == ["trained", "trained"]
     ((_, script, *overrides),) = commands
     assert Path(script).name == "train.py"
-    assert {"trainer.devices=2", "seed=0", "repeat=true", "evaluate=false"} < set(overrides)
+    assert {"++trainer.devices=2", "seed=0", "repeat=true", "evaluate=false"} < set(overrides)
     assert Path(newest_sweep()[1]["evaluation"]).exists()
 
 

@@ -72,7 +72,7 @@ class SweepCallback(Callback):
                 return
             job = _directory(config)
             (job / "job.json").unlink(missing_ok=True)  # of an earlier sweep
-            overrides = plain(config.hydra.overrides.task)
+            overrides = [o.lstrip("+") for o in config.hydra.overrides.task]
             note(job, job=config.hydra.job.num, overrides=overrides, status="unfinished")
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
