@@ -68,7 +68,7 @@ def test_a_search_ends_with_a_frontier_and_goes_on(search, monkeypatch, capsys):
     for row in rows:
         assert row["settings"].keys() == {"method.region_size", "method.alpha", "threshold"}
         evaluation = json.loads(Path(row["directory"], "evaluation/evaluate.json").read_text())
-        point = evaluation["operating_point"]
+        (point,) = [p for p in evaluation["operating_points"] if p["rule"] == "threshold"]
         assert point["threshold"] == pytest.approx(row["settings"]["threshold"])
         assert (point["top1"], point["gmacs"]) == (row["top1"], row["gmacs"])
         assert evaluation["method"]["region_size"] == row["settings"]["method.region_size"]
