@@ -88,7 +88,7 @@ def evaluate(cfg: DictConfig) -> Evaluation:
             if early_exit:
                 plot_evaluation(legacy(evaluation), run_dir / "evaluate.png")
                 rows = [point.model_dump() for point in evaluation.curve]
-                log_table(loggers, "threshold_curve", rows, plot=("gmacs", "top1"))
+                log_table(loggers, "threshold_curve", rows)
                 log_image(loggers, "evaluation", run_dir / "evaluate.png")
             log_predictions(loggers, model, data, record["threshold"], cfg.logged_images)
             _print(evaluation)

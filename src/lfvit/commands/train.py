@@ -66,7 +66,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         data: ImageDataModule = hydra.utils.instantiate(cfg.data)
         layout = check_data(cfg, resumed, data, trainer)
         module = build_module(cfg, data.classes)
-        module.record |= {TRACKING: tracking_record(loggers, cfg), LAYOUT: layout}
+        module.record |= {TRACKING: tracking_record(loggers), LAYOUT: layout}
         with told_of_random_order(cfg.deterministic):
             trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
         metrics = _metrics(trainer, module, data)

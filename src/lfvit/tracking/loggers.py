@@ -27,6 +27,8 @@ from lfvit.utils.validation import plain
 log = logging.getLogger(__name__)
 
 TRACKING = "tracking"  # entry of a checkpoint's record, see `tracking_record`
+DESCRIPTION = ("method", "backbone", "reducer", "image_size", "threshold", "seed", "schedule")
+"""Entries of a checkpoint's record that are hyperparameters of its evaluations."""
 TAGGED = ("method", "backbone", "reducer", "data", "schedule")
 """Groups whose options become tags, such as "method=lf_vit"."""
 
@@ -84,6 +86,12 @@ class WandbLogger(lightning_loggers.WandbLogger):
 
     def log_hyperparams(self, params: Any) -> None:
         self.attempt(super().log_hyperparams, params)
+
+    def log_table(self, *args: Any, **kwargs: Any) -> None:
+        self.attempt(super().log_table, *args, **kwargs)
+
+    def log_image(self, *args: Any, **kwargs: Any) -> None:
+        self.attempt(super().log_image, *args, **kwargs)
 
     def open(self) -> None:
         """Start the W&B run. Files of tables wait for their upload in the run's folder.
@@ -147,6 +155,7 @@ def tracked(
     loggers: list[Logger] = []
     record = record or {}
     known = record.get(TRACKING) or {}
+    described = {key: record[key] for key in DESCRIPTION if key in record}
     exit_code = 1
     try:
         for settings in plain(cfg.logger).values():
@@ -159,7 +168,7 @@ def tracked(
                 settings = {**settings, "purge_step": purge_step}
             logger: Logger = hydra.utils.instantiate(settings)
             loggers.append(logger)
-            params = _hyperparameters(cfg, job_type, record)
+            params = {**plain(cfg), **({} if job_type == "train" else described)}
             if isinstance(logger, WandbLogger):
                 logger.open()
                 train_run = logger.version if job_type == "train" else known.get("id")
@@ -173,7 +182,7 @@ def tracked(
                 logger.finish(exit_code)
 
 
-def tracking_record(loggers: Sequence[Logger], cfg: DictConfig) -> dict[str, Any]:
+def tracking_record(loggers: Sequence[Logger]) -> dict[str, Any]:
     """What a checkpoint keeps so that later jobs join the W&B run that wrote it.
 
     Returns:
@@ -183,7 +192,7 @@ def tracking_record(loggers: Sequence[Logger], cfg: DictConfig) -> dict[str, Any
     for logger in loggers:
         if isinstance(logger, WandbLogger) and is_main_process():
             known = {key: getattr(logger.experiment, key) or None for key in known}
-    return {**known, "tags": _options(cfg)}
+    return {**known, "tags": _options()}
 
 
 def summarise(loggers: Sequence[Logger], summary: Mapping[str, Any], step: int = 0) -> None:
@@ -213,47 +222,30 @@ def summarise(loggers: Sequence[Logger], summary: Mapping[str, Any], step: int =
 
 def sweep_group() -> str | None:
     """The group of a sweep's runs: the id of W&B's sweep, or the name of Hydra's directory."""
-    if os.environ.get("WANDB_SWEEP_ID"):
-        return os.environ["WANDB_SWEEP_ID"]
-    return Path(HydraConfig.get().sweep.dir).name if in_sweep() else None
+    hydras = Path(HydraConfig.get().sweep.dir).name if in_sweep() else None
+    return os.environ.get("WANDB_SWEEP_ID") or hydras
 
 
 def _wandb_settings(
     settings: dict[str, Any], cfg: DictConfig, job_type: str, known: Mapping[str, Any]
 ) -> dict[str, Any]:
     """``logger.wandb`` with everything that it leaves open filled in."""
-    tags = {**known.get("tags", {}), **_options(cfg)}
+    options = {**known.get("tags", {}), **_options()}
     if known.get("project") != settings["project"]:
         known = {}  # runs of two projects have nothing to join
-    job = f"/{HydraConfig.get().job.num}" if in_sweep() else ""
     defaults = {
         "id": known.get("id") if job_type == "train" else None,
         "entity": known.get("entity"),
         "group": known.get("group") or sweep_group(),
-        "name": f"{cfg.name}{job}",
+        "name": f"{cfg.name}/{HydraConfig.get().job.num}" if in_sweep() else cfg.name,
         "job_type": job_type,
     }
     given = {key: value for key, value in settings.items() if value is not None}
-    more = [*given.pop("tags", []), *(f"{group}={name}"[:64] for group, name in tags.items())]
-    return {**defaults, **given, "tags": more}
+    tags = [f"{group}={option}"[:64] for group, option in options.items()]
+    return {**defaults, **given, "tags": [*settings.get("tags", []), *tags]}
 
 
-def _options(cfg: DictConfig) -> dict[str, str]:
-    """The chosen option of each group in `TAGGED`, as far as there is one."""
-    chosen = {group: plain(cfg.get(group)) or {} for group in TAGGED}
-    names = {group: of.get("name") or of.get("timm") for group, of in chosen.items()}
-    if HydraConfig.initialized():
-        choices = HydraConfig.get().runtime.choices  # reproduce.py, which trains, has none of them
-        names |= {group: choices[group] for group in TAGGED if group in choices}
-    return {g: name for g, name in names.items() if name not in (None, "none", "as_trained")}
-
-
-def _hyperparameters(cfg: DictConfig, job_type: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The config; of a job on a checkpoint, with the model and data of its record."""
-    params = {
-        str(key): plain(value) for key, value in cfg.items() if key not in ("hydra", "logger")
-    }
-    if job_type != "train":
-        keys = ("method", "backbone", "reducer", "image_size", "threshold", "seed", "schedule")
-        params |= {key: record[key] for key in keys if key in record}
-    return params
+def _options() -> dict[str, str]:
+    """The option that was chosen in each group of `TAGGED`, as far as there is one."""
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    return {g: choices[g] for g in TAGGED if choices.get(g) not in (None, "none", "as_trained")}

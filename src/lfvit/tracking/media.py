@@ -50,59 +50,42 @@ def log_predictions(
     predictions = predict_images(model, pixels, data.classes, threshold, targets, boxes)
     for logger in media:
         if isinstance(logger, WandbLogger):
-            logger.attempt(_log_wandb_predictions, logger, predictions, step)
+            logger.attempt(_log_wandb, logger, predictions, step)
         else:
             picture = np.asarray(_picture(predictions))
             logger.experiment.add_image("regions", picture, step, dataformats="HWC")
             logger.experiment.flush()
 
 
-def _log_wandb_predictions(
-    logger: WandbLogger, predictions: Sequence[Prediction], step: int | None
-) -> None:
+def _log_wandb(logger: WandbLogger, predictions: Sequence[Prediction], step: int | None) -> None:
     import wandb
 
-    passes = range(1, len(predictions[0].logits) + 1)
-    names = ("target", "prediction", "correct", "exit_pass", "confidence")
-    table = wandb.Table(["image", *names, *(f"pass_{i}" for i in passes)])
+    names = ["image", "target", "prediction", "correct", "exit_pass", "confidence"]
+    rows: list[list[Any]] = []
     for one in predictions:
-        classes = [one.classes[int(logits.argmax())] for logits in one.logits]
         target = None if one.target is None else one.classes[one.target]
-        row = [target, one.label, one.correct, one.exit_pass + 1, one.confidence, *classes]
-        table.add_data(wandb.Image(one.image), *row)
-    pictures = [wandb.Image(_picture([one]), caption=one.caption) for one in predictions]
-    logger.log_metrics({"predictions": table, "regions": pictures}, step)
+        passes = [one.classes[int(logits.argmax())] for logits in one.logits]
+        row = [target, one.label, one.correct, one.exit_pass + 1, one.confidence, *passes]
+        rows.append([wandb.Image(one.image), *row])
+    names += [f"pass_{i + 1}" for i in range(len(predictions[0].logits))]
+    logger.log_table("predictions", names, rows, step=step)
+    captions = [one.caption for one in predictions]
+    logger.log_image("regions", [_picture([one]) for one in predictions], step, caption=captions)
 
 
-def log_table(
-    loggers: Sequence[Logger],
-    name: str,
-    rows: Sequence[Mapping[str, Any]],
-    plot: tuple[str, str] | None = None,
-) -> None:
-    """Log rows with the same keys as a table, and two of its columns as a line plot (W&B only)."""
+def log_table(loggers: Sequence[Logger], name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Log rows with the same keys as a table (W&B only)."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger) and rows and is_main_process():
-            logger.attempt(_log_wandb_table, logger, name, rows, plot)
-
-
-def _log_wandb_table(
-    logger: WandbLogger, name: str, rows: Sequence[Mapping[str, Any]], plot: Any
-) -> None:
-    import wandb
-
-    table = wandb.Table(list(rows[0]), [list(row.values()) for row in rows])
-    logger.log_metrics({name: table})
-    if plot is not None:
-        logger.log_metrics({f"{plot[1]}_vs_{plot[0]}": wandb.plot.line(table, *plot, title=name)})
+        if isinstance(logger, WandbLogger) and rows:
+            logger.log_table(name, list(rows[0]), [list(row.values()) for row in rows])
 
 
 def log_image(loggers: Sequence[Logger], name: str, path: Path) -> None:
     """Log a picture file (W&B and TensorBoard)."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger) and is_main_process():
-            logger.attempt(logger.log_image, name, [str(path)])
-        elif isinstance(logger, TensorBoardLogger) and is_main_process():
+        if isinstance(logger, WandbLogger):
+            logger.log_image(name, [str(path)])
+        elif isinstance(logger, TensorBoardLogger):
             picture = np.asarray(Image.open(path).convert("RGB"))
             logger.experiment.add_image(name, picture, dataformats="HWC")
             logger.experiment.flush()

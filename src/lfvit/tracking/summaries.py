@@ -34,17 +34,11 @@ def training_summary(metrics: Mapping[str, Any], model: nn.Module) -> dict[str, 
 
 
 def evaluation_summary(evaluation: Evaluation) -> dict[str, Any]:
-    """Of an evaluation, under the names above.
-
-    What the threshold of the rule ``max_loss`` reaches on the images it was not chosen on is
-    calibrated_*.
-    """
+    """The names above, and those of each operating point, such as "max_loss=0.5/top1"."""
     names = ("threshold", "top1", "exit_fraction", "gmacs")
     summary = {key: getattr(evaluation, key) for key in ("images", "skipped_images", "checkpoint")}
-    for i, result in enumerate(evaluation.passes, 1):
-        summary |= {f"pass_{i}/{name}": value for name, value in result.model_dump().items()}
     summary |= {name: getattr(evaluation.configured, name) for name in names}
     for point in evaluation.operating_points:
-        if point.rule.startswith("max_loss"):
-            summary |= {f"max_loss/{name}": getattr(point, name) for name in names}
+        rule = point.rule.replace(" ", "_")
+        summary |= {f"{rule}/{name}": getattr(point, name) for name in names}
     return summary
