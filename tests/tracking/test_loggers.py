@@ -1,7 +1,6 @@
-"""What W&B, TensorBoard and CSV files hold after a run, read back from their files."""
+"""W&B, TensorBoard and CSV files after a run, read back from their files."""
 
 import csv
-import json
 import logging
 import runpy
 import sys
@@ -18,24 +17,26 @@ from lfvit.commands.evaluate import evaluate
 from lfvit.commands.train import train
 from lfvit.errors import ConfigError
 from lfvit.runs.setup import build_model
-from lfvit.tracking.loggers import WandbLogger, sweep_group, tracked
+from lfvit.tracking.loggers import CSVLogger, WandbLogger, sweep_group, tracked
 from lfvit.training.module import Classifier
+from lfvit.utils.atomic_io import read_json
 from small_vits import randomise
 from wandb_file import read_offline_run
 
 OFFLINE = ("logger=wandb", "logger.wandb.offline=true")
 EVERYWHERE = ("logger=many", "logger.wandb.offline=true")
-SHOWN = ("callbacks.predictions.images=3", "callbacks.predictions.every_n_epochs=1")
 ETA = 0.5
 NUMBERS = ("top1", "pass_1/top1", "pass_2/top1", "exit_fraction", "gmacs", "pass_1/gmacs")
+EPOCH_METRICS = ("val/first_top1", "val/top1", "val/early_exit_top1", "val/exit_fraction")
 
 
 @pytest.fixture(scope="module")
 def run(composed, tmp_path_factory):
-    """A training that told all three, in a group and with a tag of the user's."""
+    """A training with all three loggers, in a group and with a tag of the user's."""
     run_dir = tmp_path_factory.mktemp("tracked")
-    own = ("logger.wandb.group=mine", "logger.wandb.tags=[paper]")
-    settings = (*NEEDLE_FAST, *EVERYWHERE, *SHOWN, *own, f"run_dir={run_dir}")
+    shown = ("callbacks.predictions.images=3", "callbacks.predictions.every_n_epochs=1")
+    given = ("logger.wandb.group=mine", "logger.wandb.tags=[paper]")
+    settings = (*NEEDLE_FAST, *EVERYWHERE, *shown, *given, f"run_dir={run_dir}")
     model = build_model(composed("train", *settings), 6)
     randomise(model, seed=0)  # weights whose confidences differ from image to image
     torch.save(model.state_dict(), run_dir / "start.pth")
@@ -45,28 +46,22 @@ def run(composed, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(run):
+def offline(run):
     return read_offline_run(run)
 
 
-@pytest.fixture(scope="module")
-def metrics(run):
-    return json.loads((run / "metrics.json").read_text())
-
-
-def test_a_run_is_described_and_closed(run, found):
+def test_a_run_is_described_and_closed(offline):
     assert wandb.run is None
-    assert (found.run.run_group, found.run.job_type) == ("mine", "train")
-    assert found.run.display_name == "train"
-    assert list(found.run.tags) == ["paper"]
-    assert found.exit_code == 0
-    assert found.config["method"]["name"] == "lf_vit"
-    assert found.config["schedule"]["epochs"] == 2
-    assert found.config["train_run"] == found.run.run_id
+    assert (offline.run.run_group, offline.run.job_type) == ("mine", "train")
+    assert offline.run.display_name == "train"
+    assert list(offline.run.tags) == ["paper"]
+    assert offline.exit_code == 0
+    assert offline.config["method"]["name"] == "lf_vit"
+    assert offline.config["train_run"] == offline.run.run_id
 
 
-def test_the_summary_is_the_operating_point_and_its_cost(found, metrics):
-    summary = found.summary
+def test_the_summary_is_the_operating_point_and_its_cost(run, offline):
+    summary, metrics = offline.summary, read_json(run / "metrics.json")
     assert summary["top1"] == pytest.approx(metrics["val/early_exit_top1"])
     assert summary["pass_1/top1"] == pytest.approx(metrics["val/first_top1"])
     assert summary["pass_2/top1"] == pytest.approx(metrics["val/top1"])
@@ -76,34 +71,27 @@ def test_the_summary_is_the_operating_point_and_its_cost(found, metrics):
     assert summary["gmacs"] == pytest.approx(exits * first + (1 - exits) * both)
     assert both == pytest.approx(metrics["gmacs"])
     assert summary["images_per_second"] == metrics["train/images_per_second"] > 0
-    assert summary["commit"] == metrics["commit"]
 
 
-def test_every_epoch_has_each_pass(found):
-    for name in ("val/first_top1", "val/top1", "val/early_exit_top1", "val/exit_fraction"):
-        assert len(found.values(name)) == 2, name
-    assert found.values("train/images_per_second")
-
-
-def test_tables_and_pictures(run, found, metrics):
-    rows = found.table("predictions")
-    assert len(found.values("predictions")) == len(found.values("regions")) == 2  # each epoch once
+def test_predictions_are_logged_each_epoch_once(run, offline):
+    rows = offline.table("predictions")
+    assert len(offline.values("predictions")) == len(offline.values("regions")) == 2
     for row in rows["data"]:
         one = dict(zip(rows["columns"], row, strict=True))
         assert one["prediction"] == one[f"pass_{one['exit_pass']}"]
         assert one["correct"] == (one["prediction"] == one["target"])
         assert one["confidence"] >= ETA or one["exit_pass"] == 2
-        picture = found.staged["predictions"][one["image"]["path"]]
-        assert picture.is_relative_to(run)  # a run's directory holds all of it
+        picture = offline.staged["predictions"][one["image"]["path"]]
+        assert picture.is_relative_to(run)  # a run's folder holds all of it
         with Image.open(picture) as image:
             assert image.size == (112, 112)
-    assert len(rows["data"]) == found.summary["regions"]["count"] == 3
-    for name in found.summary["regions"]["filenames"]:
-        with Image.open(found.media / name) as image:
+    assert len(rows["data"]) == offline.summary["regions"]["count"] == 3
+    for name in offline.summary["regions"]["filenames"]:
+        with Image.open(offline.media / name) as image:
             assert image.width > 2 * image.height  # three panels
 
 
-def test_tensorboard_and_csv_have_the_same_scalars(run, found):
+def test_tensorboard_and_csv_have_the_same_scalars(run, offline):
     with (run / "metrics.csv").open() as file:
         written = defaultdict(list)
         for row in csv.DictReader(file):
@@ -111,95 +99,78 @@ def test_tensorboard_and_csv_have_the_same_scalars(run, found):
                 if value:
                     written[key].append(float(value))
     board = EventAccumulator(str(run / "tensorboard")).Reload()
-    names = set(board.Tags()["scalars"])
-    for name in (*NUMBERS, "images_per_second", "val/top1", "val/first_top1", "val/exit_fraction"):
-        expected = pytest.approx(found.summary[name])
+    for name in (*NUMBERS, *EPOCH_METRICS, "images_per_second"):
+        expected = pytest.approx(offline.summary[name])
         assert written[name][-1] == expected, name
         assert board.Scalars(name)[-1].value == expected, name
-    logged = {key for row in found.history for key in row if key.startswith(("val/", "train/"))}
-    assert logged <= names
+    assert all(len(offline.values(name)) == 2 for name in EPOCH_METRICS)
+    logged = {key for row in offline.history for key in row if key.startswith(("val/", "train/"))}
+    assert logged <= set(board.Tags()["scalars"])
     assert logged <= set(written)
     assert board.Tags()["images"] == ["regions"]
     assert "_hparams_/session_start_info" in board.summary_metadata
 
 
-def test_an_evaluation_joins_the_run_it_evaluates(composed, run, found, tmp_path):
+def test_an_evaluation_joins_the_run_it_evaluates(composed, run, offline, tmp_path):
     checkpoint = run / "checkpoints" / "last.ckpt"
     overrides = (f"ckpt_path={checkpoint}", "data.num_workers=0", "trainer.accelerator=cpu")
     cfg = composed("evaluate", *overrides, *EVERYWHERE, "logged_images=2", f"run_dir={tmp_path}")
-    numbers = evaluate(cfg)
-    evaluation = read_offline_run(tmp_path)
-    assert (evaluation.run.run_group, evaluation.run.job_type) == ("mine", "evaluate")
-    assert evaluation.run.run_id != found.run.run_id
-    assert evaluation.config["train_run"] == found.run.run_id
-    assert evaluation.config["method"] == found.config["method"]  # one colour in one plot
-    summary = evaluation.summary
-    assert summary["top1"] == numbers.configured.top1
-    assert summary["gmacs"] == numbers.configured.gmacs
-    assert summary["max_loss=0.5/top1"] == numbers.point("max_loss=0.5").top1
+    evaluation = evaluate(cfg)
+    found = read_offline_run(tmp_path)
+    assert (found.run.run_group, found.run.job_type) == ("mine", "evaluate")
+    assert found.run.run_id != offline.run.run_id
+    assert found.config["train_run"] == offline.run.run_id
+    assert found.config["method"] == offline.config["method"]  # one colour in one plot
+    assert found.summary["top1"] == evaluation.configured.top1
+    assert found.summary["max_loss=0.5/top1"] == evaluation.point("max_loss=0.5").top1
     for name in NUMBERS:  # the same weights on the same images, under the same names
-        assert summary[name] == pytest.approx(found.summary[name]), name
-    assert len(evaluation.table("threshold_curve")["data"]) == len(numbers.curve)
-    assert len(evaluation.table("predictions")["data"]) == 2
+        assert found.summary[name] == pytest.approx(offline.summary[name]), name
+    assert len(found.table("threshold_curve")["data"]) == len(evaluation.curve)
+    assert len(found.table("predictions")["data"]) == 2
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert board.Scalars("top1")[0].value == pytest.approx(summary["top1"])
+    assert board.Scalars("top1")[0].value == pytest.approx(found.summary["top1"])
     assert set(board.Tags()["images"]) == {"evaluation", "regions"}
 
 
-def test_one_pass_has_one_accuracy_and_one_cost(composed, tmp_path):
-    only_at_the_end = (SHOWN[0], "callbacks.predictions.every_n_epochs=null")
-    settings = (*NEEDLE_FAST, "method=vit", *OFFLINE, *only_at_the_end)
-    train(composed("train", *settings, f"run_dir={tmp_path}"))
-    found = read_offline_run(tmp_path)
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert found.summary["top1"] == pytest.approx(metrics["val/top1"])
-    assert found.summary["gmacs"] == metrics["gmacs"]
-    assert "pass_2/gmacs" not in found.summary
-    assert "pass_2" not in found.table("predictions")["columns"]
-    assert len(found.values("regions")) == 1
-
-
-def test_a_failed_run_says_so_and_is_continued_when_resumed(composed, tmp_path, monkeypatch):
-    class Stop(Exception):
-        pass
-
-    original = Classifier.on_train_batch_start
+def test_a_failed_run_has_exit_code_1_and_is_continued(composed, tmp_path, monkeypatch):
+    """A model of one pass, which has one accuracy and one cost."""
 
     def stop_in_the_second_epoch(self, batch, batch_idx):
         if self.current_epoch == 1:
-            raise Stop
+            raise InterruptedError
         original(self, batch, batch_idx)
 
+    original = Classifier.on_train_batch_start
+    settings = (*NEEDLE_FAST, *OFFLINE, "method=vit")
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "on_train_batch_start", stop_in_the_second_epoch)
-        cfg = composed("train", *NEEDLE_FAST, *OFFLINE, f"run_dir={tmp_path / 'a'}")
-        with pytest.raises(Stop):
-            train(cfg)
+        with pytest.raises(InterruptedError):
+            train(composed("train", *settings, f"run_dir={tmp_path / 'a'}"))
     failed = read_offline_run(tmp_path / "a")
     assert failed.exit_code == 1
     assert wandb.run is None
     assert "top1" not in failed.summary
     checkpoint = tmp_path / "a" / "checkpoints" / "last.ckpt"
-    record = torch.load(checkpoint, weights_only=True)["lfvit"]
-    assert record["tracking"]["id"] == failed.run.run_id
-    start = (*NEEDLE_FAST, *OFFLINE, f"ckpt_path={checkpoint}")
-    train(composed("train", *start, f"run_dir={tmp_path / 'b'}"))
+    resume = (*settings, f"ckpt_path={checkpoint}")
+    train(composed("train", *resume, f"run_dir={tmp_path / 'b'}"))
     resumed = read_offline_run(tmp_path / "b")
-    assert resumed.run.run_id == failed.run.run_id
-    assert resumed.exit_code == 0
+    assert (resumed.run.run_id, resumed.exit_code) == (failed.run.run_id, 0)
     assert failed.values("epoch")[-1] == 0
     assert set(resumed.values("epoch")) == {1}
+    metrics = read_json(tmp_path / "b" / "metrics.json")
+    assert resumed.summary["top1"] == pytest.approx(metrics["val/top1"])
+    assert resumed.summary["gmacs"] == metrics["gmacs"]
+    assert "pass_2/gmacs" not in resumed.summary
+    assert "pass_2" not in resumed.table("predictions")["columns"]
     # in another project there is nothing to continue
-    with tracked(
-        composed("train", *start, "logger.wandb.project=other", f"run_dir={tmp_path / 'c'}"),
-        "train",
-        record,
-    ):
+    record = torch.load(checkpoint, weights_only=True)["lfvit"]
+    other = ("logger.wandb.project=other", f"run_dir={tmp_path / 'c'}")
+    with tracked(composed("train", *resume, *other), "train", record):
         assert wandb.run.id != failed.run.run_id
 
 
 def test_a_sweep_is_one_group(tmp_path, monkeypatch):
-    """Through train.py itself: only Hydra's own main knows that it is sweeping."""
+    """Through train.py itself: only Hydra's main knows that it sweeps."""
     fast = [o for o in NEEDLE_FAST if o.startswith(("data", "backbone", "callbacks", "trainer"))]
     arguments = ["-m", "method.region_size=3,4", "debug=fast", *fast, *OFFLINE]
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments, "hydra.sweep.dir=sweeps/one"])
@@ -219,29 +190,25 @@ def test_wandb_failing_does_not_stop_training(composed, tmp_path, monkeypatch, c
     def fail(*args, **kwargs):
         raise OSError("no space left on device")
 
-    original = WandbLogger.open
-
     def open_and_break(self):
         original(self)
         for name in ("log", "finish"):
             monkeypatch.setattr(type(self.experiment), name, fail)
 
+    original = WandbLogger.open
     monkeypatch.setattr(WandbLogger, "open", open_and_break)
-    settings = (*NEEDLE_FAST, *EVERYWHERE, "callbacks.predictions.images=1", "trainer.max_epochs=1")
-    cfg = composed("train", *settings, f"run_dir={tmp_path}")
+    settings = (*NEEDLE_FAST, *EVERYWHERE, "trainer.max_epochs=1")
     with caplog.at_level(logging.WARNING):
-        metrics = train(cfg)
+        metrics = train(composed("train", *settings, f"run_dir={tmp_path}"))
     monkeypatch.undo()
     assert wandb.run is None
     assert metrics["epochs"] == 1
-    text = (tmp_path / "metrics.csv").read_text()
-    assert "pass_2/top1" in text.partition("\n")[0]
-    warnings = [r.message for r in caplog.records if "W&B failed" in r.message]
-    assert len(warnings) == 1
-    assert "no space left on device" in warnings[0]
+    assert "pass_2/top1" in (tmp_path / "metrics.csv").read_text().partition("\n")[0]
+    (warning,) = [r.message for r in caplog.records if "W&B failed" in r.message]
+    assert "no space left on device" in warning
 
 
-def test_wandb_that_does_not_start_is_found_before_training(composed, tmp_path, monkeypatch):
+def test_wandb_that_does_not_start_stops_the_run_before_training(composed, tmp_path, monkeypatch):
     def refuse(**settings):
         raise wandb.errors.AuthenticationError("no API key")
 
@@ -250,3 +217,29 @@ def test_wandb_that_does_not_start_is_found_before_training(composed, tmp_path, 
     with pytest.raises(ConfigError, match=r"no API key.*logger.wandb.offline=true"):
         train(cfg)
     assert not (tmp_path / "checkpoints").exists()
+
+
+def log_steps(folder, steps, purge_step=None, **more):
+    logger = CSVLogger(str(folder), name="", version="", purge_step=purge_step)
+    for step in steps:
+        logger.log_metrics({"loss": step / 10, **more}, step)
+        logger.save()
+
+
+def csv_rows(folder):
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [(int(row["step"]), row["loss"]) for row in csv.DictReader(file)]
+
+
+def test_csv_of_a_resumed_run_has_every_step_once(tmp_path):
+    log_steps(tmp_path, range(6))
+    log_steps(tmp_path, [4, 5], purge_step=4, another=1.0)
+    assert csv_rows(tmp_path) == [(step, str(step / 10)) for step in range(6)]
+    path = tmp_path / "metrics.csv"  # a power cut leaves a row incomplete
+    path.write_text(path.read_text().rstrip().rpartition(",")[0])
+    log_steps(tmp_path, [5], purge_step=5)
+    assert csv_rows(tmp_path) == [(step, str(step / 10)) for step in range(6)]
+    log_steps(tmp_path, [0])  # a run that starts
+    assert csv_rows(tmp_path) == [(0, "0.0")]
+    log_steps(tmp_path / "elsewhere", [4], purge_step=4)
+    assert csv_rows(tmp_path / "elsewhere") == [(4, "0.4")]
