@@ -169,7 +169,7 @@ class LoadedImages(Dataset[Sample]):
                 error.add_note(f"while loading {image_name(self.images, index)}")
                 raise
             index = (index + 1) % len(self) if self.neighbors else index
-        if self.neighbors:
+        if self.neighbors and errors:
             raise DataError(f"{len(errors)} images in a row are unreadable, the first: {errors[0]}")
         black = torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)
         return Sample(black, IGNORED, index, errors=tuple(errors))
@@ -216,7 +216,7 @@ def collate(samples: Sequence[Sample]) -> RawBatch:
         torch.tensor([box or (0, 0, 0, 0) for box in boxes]) if has_boxes else None,
         torch.tensor(sizes),
         None
-        if label_maps[0] is None
+        if any(label_map is None for label_map in label_maps)
         else LabelMaps(torch.stack(label_maps), torch.tensor(crops), torch.tensor(flipped)),
         [error for messages in errors for error in messages],
     )

@@ -164,16 +164,20 @@ def check_memory(needed: int, device: torch.device) -> None:
     Raises:
         ConfigError: `device` has fewer than `needed` bytes free; where that is unknown, none.
     """
-    meminfo = Path("/proc/meminfo")
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    elif device.type == "cpu" and meminfo.is_file():
-        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        free = int(lines["MemAvailable"].removesuffix("kB")) * 1024
-    else:
-        return
-    if needed > free:
+    free = free_memory(device)
+    if free is not None and needed > free:
         raise ConfigError(
             f"data.cache=device needs {needed / 1e9:.3g} GB on {device}, where {free / 1e9:.3g} GB "
             "are free; set data.cache=null, or a smaller image_size"
         )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can be allocated on a device; None where that is unknown."""
+    meminfo = Path("/proc/meminfo")
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cpu" and meminfo.is_file():
+        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        return int(lines["MemAvailable"].removesuffix("kB")) * 1024
+    return None

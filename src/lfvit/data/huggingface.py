@@ -111,7 +111,11 @@ def _load(split: str, settings: HuggingFaceSettings) -> Any:
     except ImportError as error:
         raise ConfigError("this needs the datasets library: pip install -e '.[data]'") from error
     path, folder = settings.path, Path(settings.path).expanduser()
-    root = None if settings.root is None else str(Path(settings.root).expanduser())
+    root = None if settings.root is None else Path(settings.root).expanduser()
+    for key, patterns in (settings.data_files or {}).items():
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            if root is not None and not any(root.glob(pattern)):
+                raise DataError(f"data.data_files.{key}={pattern}: no such files in {root}")
     try:
         if (folder / "dataset_dict.json").is_file():
             saved = datasets.load_from_disk(str(folder))
@@ -124,7 +128,7 @@ def _load(split: str, settings: HuggingFaceSettings) -> Any:
         return datasets.load_dataset(
             str(folder) if folder.exists() else path,
             settings.name,
-            data_dir=root,
+            data_dir=None if root is None else str(root),
             data_files=settings.data_files,
             split=split,
         )
