@@ -22,7 +22,9 @@ from lfvit.models.weight_files import extract_weights, read_file
 from lfvit.results.artifacts.write import markdown
 from lfvit.results.collect import collect
 from lfvit.results.page import read_artifacts, write_page
-from lfvit.results.results import PageText, without_paths, write_results
+from lfvit.results.provenance import without_paths
+from lfvit.results.report import write_report
+from lfvit.results.table import write_table
 from lfvit.runs import sweeps
 from lfvit.runs.directory import inside
 from lfvit.runs.setup import load_trained, open_data
@@ -176,7 +178,7 @@ def test_records_are_plain_values(forged, composed, tmp_path):
         *("logger=many", "~logger.wandb", "logged_images=2", "trainer.accelerator=cpu"),
         f"run_dir={tmp_path / 'run'}",
     )
-    assert evaluate(cfg)["images"] == 16
+    assert evaluate(cfg).images == 16
     written = everything_below(tmp_path / "run")
     assert LEAK.encode() in written  # by the loggers
     assert SECRET.encode() not in written
@@ -229,10 +231,10 @@ def test_a_page_shows_words_as_words(foreign, tmp_path):
 
 
 def test_a_page_of_markdown_shows_words_as_words(foreign, tmp_path):
-    write_results(collect([tmp_path / "down"]), PageText("Results"), tmp_path / "results.md")
+    write_report(collect([tmp_path / "down"]), tmp_path / "results.md")
     text = (tmp_path / "results.md").read_text()
     tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert set(Counter(line.replace("\\|", "").count("|") for line in tables)) <= {6, 7, 8, 9}
+    assert set(Counter(line.replace("\\|", "").count("|") for line in tables)) <= {5, 7, 8, 9, 10}
     assert "<img" not in text.replace("`", "\0").split("\0", 1)[0]
     assert not re.search(r"(?<!\\)\]\(javascript", text.split("## How")[0])
     told = {"title": "t", "question": "q", "paper": None, "label": "l", "kind": "table"}
@@ -321,8 +323,6 @@ def test_csv_files_are_data(foreign, tmp_path):
     path = foreign / "evaluation" / "evaluate.json"
     found = json.loads(path.read_text())
     write_json(path, {**found, "method": {"name": "=1+1"}})
-    from lfvit.results.collect import write_table
-
     write_table(collect([tmp_path / "down"]), tmp_path / "table.csv")
     with (tmp_path / "table.csv").open(newline="") as file:
         assert {row["model"] for row in csv.DictReader(file)} == {"=1+1"}

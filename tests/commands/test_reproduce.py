@@ -13,7 +13,7 @@ from conftest import NEEDLE_FAST, ROOT
 from lfvit.commands.reproduce import reproduce
 from lfvit.commands.train import train
 from lfvit.errors import ConfigError, TrainingError
-from lfvit.results.comparisons import WAYS
+from lfvit.results.old.comparisons import WAYS
 
 FAST = [
     *(o for o in NEEDLE_FAST if not o.startswith(("trainer", "schedule", "data.batch"))),

@@ -14,16 +14,17 @@ import yaml
 from fuzzing import edited, edits, fuzz, places_of, replaced, values
 from hypothesis import strategies as st
 
-from lfvit.results.collect import Collection, collect, write_table
+from lfvit.results.collect import collect
 from lfvit.results.page import write_page
-from lfvit.results.results import PageText, write_results
+from lfvit.results.report import write_report
+from lfvit.results.table import write_table
 from lfvit.utils.atomic_io import write_json
 
 FILES = (
     *("run.json", "metrics.json", "environment.json", "config.yaml", "job.json", "benchmark.json"),
     *("evaluation/evaluate.json", "evaluation/config.yaml", "evaluation/predictions.parquet"),
 )
-COLUMNS = ("image", "target", "first", "confidence", "second")
+COLUMNS = ("image", "target", "prediction_1", "confidence_1", "prediction_2")
 CHANGES = {
     "drop": lambda column: None,
     "words": lambda column: column.astype(str),
@@ -49,18 +50,18 @@ def folders(trained_run, composed, tmp_path_factory) -> tuple[Path, dict[str, by
     for name in ("damaged", "seed_1"):
         ignored = shutil.ignore_patterns("checkpoints")
         shutil.copytree(trained_run, root / name, ignore=ignored)
-    found = evaluate(
+    evaluation = evaluate(
         composed(
             "evaluate",
             f"ckpt_path={trained_run / 'checkpoints' / 'last.ckpt'}",
-            *("data.num_workers=0", "trainer.accelerator=cpu", "verify_macs=false"),
+            *("data.num_workers=0", "trainer.accelerator=cpu"),
             f"run_dir={root / 'damaged' / 'evaluation'}",
         )
     )
     write_json(root / "damaged" / "job.json", {"status": "trained", "evaluation": "evaluation"})
-    row = {"images_per_second": 9.5, "settings": json.dumps([["name", "lf_vit"]]), "batch_size": 4}
-    rows = [{**row, "gmacs": found["second"]["gmacs"], "exit_fraction": 0.0}]
-    write_json(root / "damaged" / "benchmark.json", {"rows": rows})
+    row = {"model": "lf_vit", "settings": json.dumps([["name", "lf_vit"]]), "batch_size": 4}
+    row |= {"images_per_second": 9.5, "gmacs": evaluation.passes[-1].gmacs, "exit_fraction": 0.0}
+    write_json(root / "damaged" / "benchmark.json", {"rows": [row]})
     for name in ("seed_1", "vit"):
         shutil.copytree(root / "damaged" / "evaluation", root / name / "evaluation")
     config = root / "seed_1" / "config.yaml"
@@ -70,14 +71,15 @@ def folders(trained_run, composed, tmp_path_factory) -> tuple[Path, dict[str, by
 
 
 def _as_one_pass(folder: Path) -> None:
-    """What evaluate.py would write of a model with one pass that answers like both."""
+    """What evaluate.py would write of a model with one pass that predicts like the last."""
     found = json.loads((folder / "evaluate.json").read_text())
-    found |= {"method": {"name": "vit"}, "first": found["second"], "second": None, "curve": []}
-    found |= dict.fromkeys(("operating_point", "calibrated", "calibration"))
-    del found["localisation"]
+    last = {**found["operating_points"][1], "rule": "pass 1"}
+    found |= {"method": {"name": "vit"}, "passes": found["passes"][1:], "curve": []}
+    found |= {"operating_points": [last], "localisation": None, "temperature": None}
     write_json(folder / "evaluate.json", found)
     rows = pd.read_parquet(folder / "predictions.parquet")
-    rows["first"] = rows.pop("second")
+    rows = rows.drop(columns=["prediction_1", "confidence_1"])
+    rows.columns = ["image", "target", "prediction_1", "confidence_1"]
     rows.to_parquet(folder / "predictions.parquet")
 
 
@@ -123,22 +125,23 @@ def test_a_damaged_folder_is_listed_or_shown(folders, tmp_path_factory, damages,
             content = changed(name, whole[name], place, value, change)
             (root / "damaged" / name).write_bytes(edited(content, bytes_too))
         found = collect([root])
-        _write(writer, found, tmp_path_factory.getbasetemp() / "fuzzed")
+        _write(writer, root, tmp_path_factory.getbasetemp() / "fuzzed")
     finally:
         for name in FILES:
             (root / "damaged" / name).write_bytes(whole[name])
-    shown = {run.place.removeprefix(f"{root.name}/") for run in found.runs}
+    shown = {run.path.removeprefix(f"{root.name}/") for run in found.runs}
     assert {"seed_1/evaluation", "vit/evaluation"} <= shown
     if "damaged/evaluation" not in shown:
-        assert any(place == f"{root.name}/damaged/evaluation" for place, _ in found.skipped)
+        assert any(path == f"{root.name}/damaged/evaluation" for path, _ in found.skipped)
     assert all(reason.strip() and len(reason) < 1000 for _, reason in found.skipped)
 
 
-def _write(writer: str, found: Collection, folder: Path) -> None:
+def _write(writer: str, root: Path, folder: Path) -> None:
+    found = collect([root])
     if writer == "page":
-        write_page(found, folder / "page.html", examples=0)
+        write_page([root], folder / "page.html", examples=0)
     elif writer == "results":
-        write_results(found, PageText("Results"), folder / "page.md")
+        write_report(found, folder / "page.md")
     else:
         for name, mean in (("runs.csv", False), ("runs.parquet", False), ("mean.csv", True)):
             write_table(found, folder / name, mean=mean)

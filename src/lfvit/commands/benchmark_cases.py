@@ -26,7 +26,7 @@ from lfvit.measure.throughput import (
 )
 from lfvit.models.two_pass import TwoPassViT
 from lfvit.models.zoo import locate
-from lfvit.results.zoo import card
+from lfvit.results.zoo import read_card
 from lfvit.runs.setup import Trained, build_model, open_data
 from lfvit.training.losses import pass_losses
 from lfvit.utils.validation import plain
@@ -175,16 +175,15 @@ def _known_top1(source: str, threshold: float) -> float | None:
 
     Of a model in the zoo, what its card says.
     """
-    if known := card(source):
-        points = [known["evaluation"]["operating_point"], *known["evaluation"]["curve"]]
-        points = [point for point in points if point is not None]
+    if known := read_card(source):
+        evaluation = known["evaluation"]
+        points = [*evaluation.get("operating_points", []), *evaluation["curve"]]
     else:
         checkpoint, points = locate(source), []
         for path in sorted(checkpoint.parent.parent.rglob("evaluate.json")):
-            evaluation = read_evaluation(path)
-            if Path(evaluation.checkpoint).name == checkpoint.name:
-                points += [evaluation.configured.model_dump()]
-                points += [point.model_dump() for point in evaluation.curve]
+            found = read_evaluation(path)
+            if Path(found.checkpoint).name == checkpoint.name:
+                points += [point.model_dump() for point in (found.configured, *found.curve)]
     for point in points:
         if point.get("threshold") is not None and abs(point["threshold"] - threshold) < 1e-9:
             return float(point["top1"])

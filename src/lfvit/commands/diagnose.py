@@ -13,7 +13,7 @@ from rich.table import Table
 from lfvit.data import ImageDataset
 from lfvit.measure.diagnosis import Diagnosis, summarise
 from lfvit.models.zoo import locate
-from lfvit.results.diagnosis import plot_diagnosis
+from lfvit.results.plots import plot_diagnosis
 from lfvit.runs.devices import check_one_device, prediction_trainer
 from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import environment

@@ -20,7 +20,6 @@ from lfvit.measure.settings import EvaluationSettings
 from lfvit.measure.temperature import calibration_error, fit_temperature
 from lfvit.measure.thresholds import stratified_split, sweep
 from lfvit.models.passes import num_passes
-from lfvit.results.legacy import legacy
 from lfvit.results.plots import plot_evaluation
 from lfvit.runs.devices import prediction_trainer
 from lfvit.runs.directory import start_run
@@ -86,7 +85,7 @@ def evaluate(cfg: DictConfig) -> Evaluation:
             save_predictions(predictions, run_dir / FILE)
             write_json(run_dir / "evaluate.json", evaluation.model_dump())
             if early_exit:
-                plot_evaluation(legacy(evaluation), run_dir / "evaluate.png")
+                plot_evaluation(evaluation, run_dir / "evaluate.png")
                 rows = [point.model_dump() for point in evaluation.curve]
                 log_table(loggers, "threshold_curve", rows)
                 log_image(loggers, "evaluation", run_dir / "evaluate.png")

@@ -1,7 +1,7 @@
 """Collect runs into one table or page: python -m lfvit.results DIR [DIR ...] --output FILE.
 
-DIR is a run directory, a sweep directory, or any folder above them. The suffix of FILE decides:
-.html is the report page, .md a page of Markdown, .csv and .parquet the tidy table.
+DIR is a run folder, a sweep folder, or any folder above them. The suffix of FILE decides: .html is
+the page with charts, .md a page of Markdown, .csv and .parquet the table.
 """
 
 import argparse
@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 from lfvit.errors import DataError, LFViTError
-from lfvit.results.collect import Collection, collect, write_table
+from lfvit.results.collect import collect
 from lfvit.results.page import write_page
-from lfvit.results.results import PageText, without_paths, write_results
+from lfvit.results.provenance import without_paths
+from lfvit.results.report import write_report
+from lfvit.results.table import write_table
 from lfvit.utils.warning_filters import filter_warnings
 
 SUFFIXES = (".html", ".md", ".csv", ".parquet")
@@ -20,105 +22,55 @@ SUFFIXES = (".html", ".md", ".csv", ".parquet")
 
 def main() -> None:
     filter_warnings()
-    arguments = _parse()
-    try:
-        for output in arguments.output:
-            if output.suffix not in SUFFIXES:
-                raise DataError(
-                    f"--output {output}: unknown suffix {output.suffix!r}; valid: "
-                    f"{', '.join(SUFFIXES)}"
-                )
-        for notes in arguments.notes:
-            if not notes.is_file():
-                raise DataError(f"--notes {notes}: no such file")
-        found = collect(arguments.runs)
-        for output in arguments.output:
-            _write(found, output, arguments)
-    except LFViTError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    for place, reason in found.skipped:
-        print(f"left out: {place}: {reason}", file=sys.stderr)
-    models = len({run.group for run in found.runs})
-    print(f"{len(found.runs)} evaluations of {models} models, {len(found.skipped)} left out")
-    print(f"written to {', '.join(map(str, arguments.output))}")
-
-
-def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m lfvit.results",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="DIR")
-    parser.add_argument(
-        "--output", type=Path, action="append", metavar="FILE", help="may be repeated"
-    )
-    parser.add_argument("--title", default="Results")
-    parser.add_argument("--intro", default="", help="a paragraph under the title")
-    parser.add_argument(
-        "--mean",
-        action="store_true",
-        help="of .csv and .parquet: one row per model and operating point, over all seeds",
-    )
-    parser.add_argument(
-        "--artifacts", type=Path, metavar="DIR", help="of .html: the folder of index.json"
-    )
-    parser.add_argument(
-        "--examples", type=int, default=8, help="of .html: images to show; 0 for none"
-    )
-    parser.add_argument(
-        "--pictures",
-        type=int,
-        default=0,
-        metavar="N",
-        help="of .md: images of each kind to show, in images/ beside the page",
-    )
-    parser.add_argument(
-        "--names",
-        type=int,
-        default=0,
-        metavar="N",
-        help="of .md: images of each kind to list by name, where they are not yours to show",
-    )
-    parser.add_argument(
-        "--notes",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="of .md: a page of Markdown to take in with its pictures, such as that of an "
-        "artifact; may be repeated",
-    )
-    arguments = parser.parse_args()
-    arguments.output = arguments.output or [Path("results.md")]
-    return arguments
+    add = parser.add_argument
+    add("folders", nargs="+", type=Path, metavar="DIR")
+    add("--output", type=Path, action="append", metavar="FILE", help="may be repeated")
+    add("--title", default="Results")
+    add("--intro", default="", help="a paragraph under the title")
+    add("--mean", action="store_true", help="of .csv, .parquet: one row per model, over its seeds")
+    add("--artifacts", type=Path, metavar="DIR", help="of .html: the folder of index.json")
+    add("--examples", type=int, default=8, metavar="N", help="of .html: images to show")
+    note = "of .md: a page of Markdown to include with its pictures; may be repeated"
+    add("--notes", type=Path, action="append", default=[], metavar="FILE", help=note)
+    options = parser.parse_args()
+    try:
+        _write(options)
+    except LFViTError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
-def _write(found: Collection, output: Path, arguments: argparse.Namespace) -> None:
-    if output.suffix == ".html":
-        write_page(
-            found,
-            output,
-            artifacts=arguments.artifacts,
-            title=arguments.title,
-            intro=arguments.intro,
-            examples=arguments.examples,
-        )
-    elif output.suffix == ".md":
-        words = ["TEXT" if word == arguments.intro else word for word in sys.argv[1:]]
-        command = without_paths(shlex.join(["python", "-m", "lfvit.results", *words]))
-        text = PageText(
-            arguments.title,
-            arguments.intro,
-            arguments.notes,
-            arguments.pictures,
-            arguments.names,
-            command,
-        )
-        write_results(found, text, output)
-    else:
-        write_table(found, output, mean=arguments.mean)
+def _write(options: argparse.Namespace) -> None:
+    outputs: list[Path] = options.output or [Path("results.md")]
+    for output in outputs:
+        if output.suffix not in SUFFIXES:
+            valid = ", ".join(SUFFIXES)
+            raise DataError(f"--output {output}: unknown suffix {output.suffix!r}; valid: {valid}")
+    for notes in options.notes:
+        if not notes.is_file():
+            raise DataError(f"--notes {notes}: no such file")
+    collection = collect(options.folders)
+    text = {"title": options.title, "intro": options.intro}
+    for output in outputs:
+        if output.suffix == ".html":
+            media = {"artifacts": options.artifacts, "examples": options.examples}
+            write_page(options.folders, output, **media, **text)
+        elif output.suffix == ".md":
+            words = ["TEXT" if word == options.intro else word for word in sys.argv[1:]]
+            command = without_paths(shlex.join(["python", "-m", "lfvit.results", *words]))
+            write_report(collection, output, notes=options.notes, command=command, **text)
+        else:
+            write_table(collection, output, mean=options.mean)
+    for path, reason in collection.skipped:
+        print(f"left out: {path}: {reason}", file=sys.stderr)
+    runs, models = len(collection.runs), len({run.group for run in collection.runs})
+    print(f"{runs} evaluations of {models} models, {len(collection.skipped)} left out")
+    print(f"written to {', '.join(map(str, outputs))}")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from lfvit.results.diagnosis import PANELS, draw_measure
-from lfvit.results.plots import BLUE, ENDS, GREEN, GREY, ORANGE, PALETTE, STYLE
+from lfvit.results.old.diagnosis import PANELS, draw_measure
+from lfvit.results.old.plots import BLUE, ENDS, GREEN, GREY, ORANGE, PALETTE, STYLE
 from lfvit.tracking.pictures import TITLE, Prediction, draw_frames, second_pass_image
 
 Rows = Sequence[Mapping[str, Any]]
@@ -176,7 +176,7 @@ def plot_depth(rows: Rows, panels: Iterable[str], noise: Rows, paths: Paths, foo
 
     Args:
         rows: of one pass of diagnose.json.
-        panels: titles in `lfvit.results.diagnosis.PANELS`.
+        panels: titles in `lfvit.results.old.diagnosis.PANELS`.
         noise: with strength, high and low (top-1 in percent); empty for no such panel.
     """
     titles = list(panels)

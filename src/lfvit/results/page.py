@@ -17,9 +17,12 @@ from typing import Any
 import jinja2
 
 from lfvit.errors import DataError
-from lfvit.results.collect import Collection, collect, nothing_found
-from lfvit.results.evaluated import Run
-from lfvit.results.frame import over_seeds
+from lfvit.results.old.collect import Collection, collect, nothing_found
+from lfvit.results.old.evaluated import Run
+from lfvit.results.old.frame import over_seeds
+from lfvit.results.old.plots import plot_comparison
+from lfvit.results.old.speeds import INTERPOLATED
+from lfvit.results.old.tables import RISKS
 from lfvit.results.page_data import (
     IMAGENET_IMAGES,
     curves,
@@ -29,10 +32,7 @@ from lfvit.results.page_data import (
     series,
 )
 from lfvit.results.page_examples import choose_models, make_examples
-from lfvit.results.plots import plot_comparison
-from lfvit.results.results import without_paths
-from lfvit.results.speeds import INTERPOLATED
-from lfvit.results.tables import RISKS
+from lfvit.results.provenance import without_paths
 from lfvit.runs.directory import is_name
 from lfvit.runs.provenance import commit
 

@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from lfvit.results.collect import Collection
-from lfvit.results.evaluated import Run, kind_of
-from lfvit.results.frame import over_seeds
-from lfvit.results.speeds import Speeds
-from lfvit.results.tables import is_plain
+from lfvit.results.old.collect import Collection
+from lfvit.results.old.evaluated import Run, kind_of
+from lfvit.results.old.frame import over_seeds
+from lfvit.results.old.speeds import Speeds
+from lfvit.results.old.tables import is_plain
 
 IMAGENET_IMAGES = 50_000
 CURVE = ("threshold", "top1", "exit_fraction", "gmacs", "consistency", "gap")

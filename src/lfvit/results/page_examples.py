@@ -14,7 +14,7 @@ from PIL import Image
 from lfvit.data import ImageDataModule
 from lfvit.data.batches import Sample
 from lfvit.errors import LFViTError
-from lfvit.results.evaluated import Run
+from lfvit.results.old.evaluated import Run
 from lfvit.runs.setup import Trained, load_trained, open_data
 from lfvit.tracking.pictures import (
     Prediction,

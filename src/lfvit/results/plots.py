@@ -1,184 +1,215 @@
-"""Figures, drawn from the contents of result files."""
+"""Plots of results with matplotlib: accuracy against cost, paired differences, speed, diagnosis."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lfvit.measure.schemas import Evaluation
+
+if TYPE_CHECKING:
+    from lfvit.results.paired import PairedRow
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"  # safe for colour blindness
 PALETTE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#B8A400", "#000000", GREY)
-ENDS = {"first": ("o", "first pass alone"), "second": ("s", "both passes")}
-SIZES = "o^sDv<>"  # of batches, in order
+MARKERS = "os^Dv<>"  # of passes and of batch sizes, in order
 STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.25,
+    "legend.frameon": False,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a model may be called "$5"
 }
+COST = "GMACs per image (multiply-accumulates)"
+HF, LF = ("HF tokens", ORANGE), ("LF tokens", BLUE)
+PANELS: dict[str, dict[str, tuple[str, str]]] = {
+    "High frequencies": {"log_amplitude": ("log amplitude relative to DC", GREEN)},
+    "Similarity of tokens": {
+        "last_similarity": ("to the last block", GREEN),
+        "dc_similarity": ("to the DC signal", GREY),
+    },
+    "Two sets: similarity to DC": {"hf_dc_similarity": HF, "lf_dc_similarity": LF},
+    "Two sets: amplitude without DC": {"hf_amplitude": HF, "lf_amplitude": LF},
+}
+"""Panels of `plot_diagnosis`: title, and for each measure in it legend and colour."""
 
 
-def plot_evaluation(found: Mapping[str, Any], path: Path) -> None:
-    """evaluate.json of a two-pass model as a picture: accuracy against cost, and against eta."""
+@contextmanager
+def new_figure(
+    paths: Sequence[Path], width: float, height: float, footnote: str = ""
+) -> Iterator[Figure]:
+    """A figure of so many inches that is saved to every path at the end."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9, 3.8), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        draw_curve(left, found, "early exit", BLUE)
-        draw_operating_points(left, found["calibration"])
-        finish_cost_axes(left)
-        draw_thresholds(right, found["curve"])
-        figure.savefig(path, dpi=150)
-
-
-def literal(name: str) -> str:
-    """A name as it is: matplotlib reads what stands between two dollars as a formula."""
-    return name.replace("$", r"\$")
-
-
-def plot_comparison(models: Mapping[str, Mapping[str, Any]], paths: Iterable[Path]) -> None:
-    """Several evaluate.json in one plot of accuracy against GMACs."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
-        axes = figure.subplots()
-        colours = cycle(PALETTE)
-        two_pass = sum(bool(found["curve"]) for found in models.values())
-        for (name, found), colour in zip(models.items(), colours, strict=False):
-            if found["curve"]:
-                draw_curve(axes, found, name, colour, name_ends=two_pass == 1)
-            else:
-                point = found["first"]
-                axes.plot(
-                    point["gmacs"], point["top1"], "D", color=colour, label=literal(name), zorder=4
-                )
-        if two_pass > 1:  # once for all of them
-            for marker, text in ENDS.values():
-                axes.plot([], [], marker, color=GREY, label=text)
-        finish_cost_axes(axes)
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        if footnote:
+            figure.supxlabel(fill(footnote, int(16 * width)), fontsize=7, color=GREY)
         for path in paths:
             figure.savefig(path, dpi=150)
 
 
-def draw_curve(
-    axes: Axes, found: Mapping[str, Any], name: str, colour: str, name_ends: bool = True
+def plot_evaluation(evaluation: Evaluation, path: Path) -> None:
+    """Accuracy against cost with the chosen operating points, and both against the threshold."""
+    points = pd.DataFrame([dict(point) for point in evaluation.operating_points])
+    points = points[(points["chosen_on"] > 0) & points["top1"].notna()]
+    certified = points["rule"].str.contains("<=")
+    curve = pd.DataFrame([dict(point) for point in evaluation.curve])
+    with new_figure([path], 9, 4.2) as figure:
+        left, right = figure.subplots(1, 2)
+        draw_model(left, "early exit", [evaluation], BLUE)
+        for chosen, marker, colour, text in (
+            (points[~certified], "D", ORANGE, "threshold chosen on other images"),
+            (points[certified], "^", GREEN, "threshold with bounded risk"),
+        ):
+            style: Any = {"color": colour, "ms": 5, "ls": "none", "label": text, "zorder": 4}
+            if len(chosen):
+                left.plot(chosen["gmacs"], chosen["top1"], marker, **style)
+        draw_pass_markers(left, len(evaluation.passes))
+        left.set(xlabel=COST, ylabel="top-1 (%)")
+        figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+        right.plot(curve["threshold"], curve["top1"], color=BLUE)
+        right.set(xlabel="threshold η", ylabel="top-1 (%)", xlim=(0, 1.01))
+        right.yaxis.label.set_color(BLUE)
+        exits = right.twinx()
+        exits.plot(curve["threshold"], 100 * curve["exit_fraction"], color=ORANGE, ls="--")
+        exits.set(ylabel="early exits (%)", ylim=(0, 100))
+        exits.yaxis.label.set_color(ORANGE)
+        exits.grid(False)
+        exits.spines["right"].set_visible(True)
+
+
+def plot_accuracy_cost(models: Mapping[str, Sequence[Evaluation]], paths: Sequence[Path]) -> None:
+    """Top-1 against GMACs of several models: name -> one evaluation per seed."""
+    with new_figure(paths, 7.5, 4.8) as figure:
+        axes = figure.subplots()
+        for (name, seeds), colour in zip(models.items(), cycle(PALETTE), strict=False):
+            draw_model(axes, name, seeds, colour)
+        draw_pass_markers(axes, max(len(seeds[0].passes) for seeds in models.values()))
+        axes.set(xlabel=COST, ylabel="top-1 (%)")
+        axes.margins(0.06, 0.1)
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+
+
+def draw_model(axes: Axes, name: str, seeds: Sequence[Evaluation], colour: str) -> None:
+    """Mean over seeds of the early-exit curve and of every pass; bands and bars: one sample std."""
+    if seeds[0].curve:
+        rows = pd.DataFrame([dict(point) for seed in seeds for point in seed.curve])
+        groups = rows.groupby("threshold")[["top1", "gmacs"]]
+        mean = groups.mean()[groups.size() == len(seeds)]
+        std = groups.std()["top1"].reindex(mean.index).fillna(0)
+        axes.plot(mean["gmacs"], mean["top1"], color=colour, label=name)
+        low, high = mean["top1"] - std, mean["top1"] + std
+        axes.fill_between(mean["gmacs"], low, high, color=colour, alpha=0.2, lw=0)
+    for number, marker in zip(range(len(seeds[0].passes)), MARKERS, strict=False):
+        measured = pd.DataFrame([dict(seed.passes[number]) for seed in seeds])
+        place, error = measured[["gmacs", "top1"]].mean(), measured["top1"].std()
+        label = None if seeds[0].curve or number else name
+        style: Any = {"color": colour, "capsize": 3, "zorder": 3, "label": label}
+        yerr = None if pd.isna(error) or seeds[0].curve else error
+        axes.errorbar(place["gmacs"], place["top1"], yerr=yerr, fmt=marker, **style)
+
+
+def draw_pass_markers(axes: Axes, passes: int) -> None:
+    """Entries of the legend: which marker is which pass."""
+    for number, marker in zip(range(passes if passes > 1 else 0), MARKERS, strict=False):
+        axes.errorbar([], [], fmt=marker, color=GREY, label=f"pass {number + 1}")
+
+
+def plot_differences(
+    rows: Sequence[tuple[str, "PairedRow"]], paths: Sequence[Path], footnote: str = ""
 ) -> None:
-    """The early-exit curve of a two-pass model, with its two ends marked."""
-    curve = sorted(found["curve"], key=lambda point: point["gmacs"])
-    costs, accuracy = ([point[key] for point in curve] for key in ("gmacs", "top1"))
-    axes.plot(costs, accuracy, color=colour, label=literal(name))
-    for end, (marker, text) in ENDS.items():
-        point = found[end]
-        axes.plot(point["gmacs"], point["top1"], marker, color=colour, zorder=3)
-        if not name_ends:
-            continue
-        axes.annotate(
-            text,
-            (point["gmacs"], point["top1"]),
-            xytext=(0, -14),
-            textcoords="offset points",
-            fontsize=8,
-            ha="left" if marker == "o" else "right",
-            color=colour,
-        )
+    """A line per named comparison: the difference in top-1 with its interval over images."""
+    with new_figure(paths, 8, 1.2 + 0.36 * len(rows), footnote) as figure:
+        axes = figure.subplots()
+        for y, (_, row) in enumerate(rows):
+            found = row.comparison
+            axes.plot([found.low, found.high], [y, y], color=BLUE, lw=2.5, solid_capstyle="butt")
+            if row.seeds > 1:
+                axes.plot(found.per_seed, [y] * row.seeds, "|", color=ORANGE, ms=9, mew=1.5)
+            axes.plot(found.difference, y, "o", color=BLUE, ms=6)
+        axes.axvline(0, color=GREY, lw=1, ls=":")
+        names = [f"{name}, {row.way}\n{row.cost:.0f} % of the cost" for name, row in rows]
+        axes.set_yticks(range(len(rows)), names, fontsize=8)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(False, axis="y")
+        orange = "; orange: single seeds" if any(row.seeds > 1 for _, row in rows) else ""
+        axes.set_xlabel(f"difference in top-1, points\n(line: 95 % interval over images{orange})")
 
 
-def draw_operating_points(axes: Axes, calibration: Mapping[str, Any]) -> None:
-    """The thresholds chosen on one part of the images, as they do on the other."""
-    certificates = calibration["risk"]["certificates"] if calibration["risk"] else []
-    groups = (
-        (calibration["rules"], "D", ORANGE, "chosen on other images"),
-        (certificates, "^", GREEN, "chosen, with bounded risk"),
-    )
-    for choices, marker, colour, text in groups:
-        points = [choice["reported"] for choice in choices if choice["reported"] is not None]
-        if points:
-            axes.plot(
-                [p["gmacs"] for p in points],
-                [p["top1"] for p in points],
-                marker,
-                color=colour,
-                ms=5,
-                ls="none",
-                label=text,
-                zorder=4,
-            )
+def plot_speed(rows: pd.DataFrame, path: Path) -> None:
+    """Measured speed-up against the ratio of MACs: one panel per task, precision and compilation.
 
-
-def draw_thresholds(axes: Axes, curve: list[dict[str, float]]) -> None:
-    """Accuracy and the share of images that exit, against the threshold eta."""
-    etas = [p["threshold"] for p in curve]
-    axes.plot(etas, [p["top1"] for p in curve], color=BLUE)
-    axes.set(xlabel="threshold η", ylabel="top-1 (%)", xlim=(0, 1.01))
-    axes.yaxis.label.set_color(BLUE)
-    exits = axes.twinx()
-    exits.plot(etas, [100 * p["exit_fraction"] for p in curve], color=ORANGE, ls="--")
-    exits.set(ylabel="answered by the first pass (%)", ylim=(0, 100))
-    exits.yaxis.label.set_color(ORANGE)
-    exits.grid(False)
-    exits.spines["right"].set_visible(True)
-
-
-def comparisons(
-    rows: Sequence[Mapping[str, Any]],
-) -> list[tuple[str, list[Mapping[str, Any]]]]:
-    """Rows of benchmark.py that are compared with each other, under a title."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        compiled = "compiled" if row["compiled"] else "not compiled"
-        title = f"{row['task'].capitalize()}, {row['precision']}, {compiled}"
-        groups.setdefault(title, []).append(row)
-    return list(groups.items())
-
-
-def plot_speed(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Rows of benchmark.py: measured speed-up against the ratio of MACs, a picture per setting."""
-    groups = comparisons(rows)
-    columns = min(len(groups), 2)
-    lines = -(-len(groups) // columns)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6 * columns, 4.5 * lines), layout="constrained")
-        pictures = figure.subplots(lines, columns, squeeze=False).flatten()
-        for axes, (title, group) in zip(pictures, groups, strict=False):
-            _draw_speed(axes, title, group)
-        for axes in pictures[len(groups) :]:
+    Args:
+        rows: of benchmark.py, with a column "title" for the panel.
+        path: the file to write.
+    """
+    panels = list(rows.groupby("title", sort=False))
+    columns = min(len(panels), 2)
+    lines = -(-len(panels) // columns)
+    with new_figure([path], 6 * columns, 5 * lines) as figure:
+        grid = figure.subplots(lines, columns, squeeze=False).flatten()
+        for axes, (title, panel) in zip(grid, panels, strict=False):
+            sizes = sorted(panel["batch_size"].unique())
+            names = list(panel["model"].unique())
+            for (name, size), group in panel.groupby(["model", "batch_size"], sort=False):
+                marker = MARKERS[sizes.index(size) % len(MARKERS)]
+                colour = PALETTE[names.index(name) % len(PALETTE)]
+                x, y = group["ideal_speedup"], group["measured_speedup"]
+                label = f"{name}, batch {size}"
+                axes.plot(x, y, marker, color=colour, ls="none", label=label)
+            end = 1.05 * panel[["ideal_speedup", "measured_speedup"]].max(axis=None)
+            axes.plot([0, end], [0, end], color=GREY, ls=":", lw=1, zorder=0)
+            base = panel["compared_with"].iloc[0]
+            axes.set(title=title, xlim=(0, end), ylim=(0, end))
+            axes.set(xlabel=f"MACs of {base} / MACs", ylabel=f"speed-up over {base}")
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, fontsize=7)
+        for axes in grid[len(panels) :]:
             axes.set_axis_off()
-        figure.savefig(path, dpi=110)
 
 
-def _draw_speed(axes: Axes, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    names = list(dict.fromkeys(row["model"] for row in rows))
-    sizes = sorted({row["batch_size"] for row in rows})
-    for row in rows:
-        axes.plot(
-            row["ideal_speedup"],
-            row["measured_speedup"],
-            SIZES[sizes.index(row["batch_size"]) % len(SIZES)],
-            color=PALETTE[names.index(row["model"]) % len(PALETTE)],
-        )
-    for name, colour in zip(names, cycle(PALETTE), strict=False):
-        axes.plot([], [], "-", color=colour, label=literal(name))
-    for size, marker in zip(sizes, cycle(SIZES), strict=False):
-        axes.plot([], [], marker, color=GREY, ls="", label=f"batch of {size}")
-    end = max(max(row["ideal_speedup"], row["measured_speedup"]) for row in rows) * 1.05
-    axes.plot([0, end], [0, end], color=GREY, ls=":", lw=1, zorder=0)
-    base = rows[0]["compared_with"]
-    axes.set(
-        title=title,
-        xlabel=f"ideal speed-up: MACs of {base} / MACs",
-        ylabel=f"measured speed-up over {base}",
-        xlim=(0, end),
-        ylim=(0, end),
+def plot_diagnosis(diagnosis: Mapping[str, Any], paths: Sequence[Path]) -> None:
+    """The content of diagnose.json: four panels over block depth, one row of them per pass."""
+    rows = pd.DataFrame(diagnosis["rows"])
+    passes = list(rows["pass"].unique())
+    footnote = (
+        f"{diagnosis['method']['name']}, {diagnosis['images']} images. Bands: one standard "
+        "deviation over images. Block 0: the input of the first block. LF: the "
+        f"{100 * diagnosis['removed']:g} % of tokens that receive least attention, HF: the others."
     )
-    axes.legend(frameon=False, loc="upper left", fontsize=8)
+    with new_figure(paths, 14, 0.9 + 2.7 * len(passes), footnote) as figure:
+        grid = figure.subplots(len(passes), len(PANELS), sharex=True, squeeze=False)
+        for name, line in zip(passes, grid, strict=True):
+            for axes, curves in zip(line, PANELS.values(), strict=True):
+                for measure, (_, colour) in curves.items():
+                    draw_measure(axes, rows[rows["pass"] == name], measure, colour)
+            line[0].set_ylabel(name.replace(", ", "\n"), fontweight="bold")
+            for axes, above in zip(line[1:], grid[0, 1:], strict=True):
+                if axes is not above:  # log amplitudes of different grids are not comparable
+                    axes.sharey(above)
+        for axes, (title, curves) in zip(grid[0], PANELS.items(), strict=True):
+            axes.set_title(title, fontsize=11, loc="left", fontweight="bold", pad=24)
+            names = [legend for legend, _ in curves.values()]
+            above: Any = {"loc": "lower left", "bbox_to_anchor": (-0.02, 0.98), "ncols": 2}
+            axes.legend(axes.lines, names, fontsize=9, handlelength=1.5, **above)
+        for axes in grid[-1]:
+            axes.set_xlabel("block")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def finish_cost_axes(axes: Axes) -> None:
-    """Names, limits and legend of a plot of accuracy against cost."""
-    axes.margins(0.08, 0.15)
-    axes.set_ylim(top=min(axes.get_ylim()[1], 101))
-    axes.set(xlabel="GMACs per image (multiply-accumulates)", ylabel="top-1 (%)")
-    axes.legend(frameon=False, loc="lower right")
+def draw_measure(axes: Axes, rows: pd.DataFrame, measure: str, colour: str) -> None:
+    """One measure of a pass over its blocks, with its spread, where the blocks have a value."""
+    rows = rows.dropna(subset=[measure])
+    mean, std = rows[measure].astype(float), rows[f"{measure}_std"].astype(float)
+    axes.plot(rows["block"], mean, color=colour, marker="o", ms=3.5)
+    axes.fill_between(rows["block"], mean - std, mean + std, color=colour, alpha=0.15, lw=0)

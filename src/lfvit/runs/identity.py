@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, open_dict
 
 from lfvit.models.weight_files import weights_digest
-from lfvit.results.zoo import locate
+from lfvit.models.zoo import locate
 from lfvit.utils.distributed import count_processes
 from lfvit.utils.validation import plain
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from lfvit.data import ImageDataModule
 from lfvit.errors import CheckpointError, ConfigError
 from lfvit.models.weight_files import read_file
-from lfvit.results.evaluated import flatten
+from lfvit.results.old.evaluated import flatten
 from lfvit.runs.identity import identity, settings_of_weights
 from lfvit.runs.setup import recipe, record_of
 from lfvit.runs.sweeps import in_sweep

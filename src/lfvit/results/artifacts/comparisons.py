@@ -9,8 +9,8 @@ from typing import Any
 from lfvit.results.artifacts.content import SOURCE, Content, Findings, Rows, column
 from lfvit.results.artifacts.measures import LABELS, labels_of
 from lfvit.results.artifacts.spec import Artifact
-from lfvit.results.comparisons import Evaluated, Row, against, equal_accuracy, verdict
-from lfvit.results.intervals import plot_differences
+from lfvit.results.old.comparisons import Evaluated, Row, against, equal_accuracy, verdict
+from lfvit.results.old.intervals import plot_differences
 
 COLUMNS = (
     column("way", "run"),

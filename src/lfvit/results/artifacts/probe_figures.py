@@ -20,8 +20,8 @@ from lfvit.results.artifacts.content import (
 from lfvit.results.artifacts.measures import ETAS, labels_of
 from lfvit.results.artifacts.probes import OnePass, all_outputs, diagnosis, image_predictions
 from lfvit.results.artifacts.spec import Artifact
-from lfvit.results.diagnosis import PANELS
 from lfvit.results.figures import plot_depth, plot_groups, plot_one_block, plot_passes, plot_regions
+from lfvit.results.old.diagnosis import PANELS
 
 SIZES = ("small", "medium", "large")
 

@@ -11,7 +11,7 @@ import yaml
 from lfvit.errors import ConfigError, LFViTError
 from lfvit.models.weight_files import RECORD, read_file
 from lfvit.results.artifacts.runs import Run
-from lfvit.results.evaluated import flatten
+from lfvit.results.old.evaluated import flatten
 from lfvit.runs.setup import make_record
 from lfvit.utils.atomic_io import read_json
 from lfvit.utils.validation import plain

@@ -13,8 +13,8 @@ from lfvit import results
 from lfvit.errors import ConfigError
 from lfvit.measure.thresholds import default_thresholds
 from lfvit.results.artifacts.measures import LABELS, MEASURES
-from lfvit.results.comparisons import WAYS
-from lfvit.results.diagnosis import PANELS
+from lfvit.results.old.comparisons import WAYS
+from lfvit.results.old.diagnosis import PANELS
 from lfvit.utils.validation import check_choice, check_names, check_whole, plain
 
 KINDS = ("table", "figure")
@@ -40,7 +40,7 @@ class Artifact:
     name, title, question: in words. paper: "LF-ViT, Table 2", or None. kind: "table" or "figure".
     rows: each a mapping of labels with ``run``, the name of a run, and optionally ``eta`` (the
     operating point at this threshold) or ``at`` (first, both, calibrated; of "paired" any of
-    `lfvit.results.comparisons.WAYS`). measures: columns that
+    `lfvit.results.old.comparisons.WAYS`). measures: columns that
     are computed, see `MEASURES`. published: where the published rows are in papers.yaml, such as
     "lf_vit.table2_vs_backbone"; a figure may name several. draw: how a figure is drawn, see `DRAW`.
     x, left, right: of "sweep". panels, noise: of "depth". removed: of "one_block". examples:

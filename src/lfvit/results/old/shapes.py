@@ -13,7 +13,7 @@ import yaml
 
 from lfvit.errors import DataError
 from lfvit.measure.schemas import parse_evaluation
-from lfvit.results.legacy import legacy
+from lfvit.results.old.legacy import legacy
 
 DEEPEST = 40  # levels of nesting; the files that commands write have fewer than ten
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lfvit.results.plots import BLUE, GREEN, GREY, ORANGE, STYLE
+from lfvit.results.old.plots import BLUE, GREEN, GREY, ORANGE, STYLE
 
 SETS = (("HF tokens", ORANGE), ("LF tokens", BLUE))
 PANELS: dict[str, dict[str, tuple[str, str]]] = {

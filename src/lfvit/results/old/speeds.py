@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lfvit.results.evaluated import Run
+from lfvit.results.old.evaluated import Run
 
 INTERPOLATED = ", interpolated between measured shares of exits"
 

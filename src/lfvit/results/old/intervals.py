@@ -7,8 +7,8 @@ from textwrap import fill
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from lfvit.results.comparisons import Row
-from lfvit.results.plots import BLUE, GREY, ORANGE, STYLE
+from lfvit.results.old.comparisons import Row
+from lfvit.results.old.plots import BLUE, GREY, ORANGE, STYLE
 
 
 def plot_differences(

@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from lfvit.results.evaluated import Run, flatten
-from lfvit.results.speeds import Speeds
-from lfvit.results.tables import operating_points
+from lfvit.results.old.evaluated import Run, flatten
+from lfvit.results.old.speeds import Speeds
+from lfvit.results.old.tables import operating_points
 
 MEANS = ("top1", "top5", "gmacs", "exit_fraction", "consistency", "gap", "images_per_second")
 

@@ -9,9 +9,9 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from lfvit.results.evaluated import Run
-from lfvit.results.plots import ENDS, GREY, PALETTE, STYLE, finish_cost_axes, literal
-from lfvit.results.tables import is_plain
+from lfvit.results.old.evaluated import Run
+from lfvit.results.old.plots import ENDS, GREY, PALETTE, STYLE, finish_cost_axes, literal
+from lfvit.results.old.tables import is_plain
 
 
 def by_model(runs: Sequence[Run]) -> dict[str, list[Run]]:

@@ -1,0 +1,202 @@
+"""Trained models against each other, image by image and seed by seed, from their files."""
+
+from collections.abc import Sequence
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from lfvit.errors import DataError
+from lfvit.measure.paired import Comparison, compare
+from lfvit.measure.schemas import Evaluation, OperatingPoint
+from lfvit.measure.thresholds import NO_EXIT, correct_at, stratified_split, sweep
+
+if TYPE_CHECKING:
+    from lfvit.results.collect import Run
+
+BUDGET = 0.37
+"""Of the one-pass model's cost: LF-ViT's paper reports DeiT-S's accuracy at 63 % fewer FLOPs."""
+
+MARGIN = 1.0
+"""Points of top-1: accuracies count as equal where a larger loss is outside the interval."""
+
+WAYS = {
+    "first": "pass 1",
+    "both": "last pass",
+    "calibrated": "early exit, max_loss",
+    "equal": "early exit, for equal accuracy",
+    "budget": f"early exit, within {100 * BUDGET:.0f} % of the cost",
+}
+"""Ways to run a model of several passes. The last three choose a threshold on the calibration
+images and are compared on the others; the last two choose it for the model compared with."""
+
+
+class Point(NamedTuple):
+    """One seed of a model run in one way.
+
+    correct: by image. gmacs: per image. met: whether a threshold did what it was chosen for.
+    """
+
+    correct: "pd.Series[bool]"
+    gmacs: float
+    threshold: float | None = None
+    exit_fraction: float | None = None
+    met: bool = True
+
+
+class PairedRow(NamedTuple):
+    """A model run in one way against another model on the same images, over their seeds.
+
+    gmacs, other_gmacs: means over seeds. cost: percent of the other's, with its spread. thresholds:
+    of every seed. exits: percent. unmet: seeds without a threshold that reached on the calibration
+    images what was asked for.
+    """
+
+    way: str
+    seeds: int
+    comparison: Comparison
+    gmacs: float
+    other_gmacs: float
+    cost: float
+    cost_spread: float | None
+    thresholds: list[float] | None
+    exits: float | None
+    unmet: int
+
+
+def compare_models(
+    ours: Sequence["Run"], theirs: Sequence["Run"], way: str = "both", their_way: str = "both"
+) -> PairedRow:
+    """Compare two models over their seeds.
+
+    Args:
+        ours, theirs: one run per seed, the same seeds in the same order.
+        way: see `WAYS`; a model with one pass has one.
+        their_way: of the other model: first, both or calibrated.
+
+    Raises:
+        DataError: no predictions.parquet, other images, or another number of seeds.
+    """
+    other = [point_at(run, their_way) for run in theirs]
+    points = [point_at(run, way, than) for run, than in zip(ours, other, strict=False)]
+    comparison = compare([p.correct for p in points], [p.correct for p in other])
+    costs = [100 * p.gmacs / than.gmacs for p, than in zip(points, other, strict=True)]
+    exits = [100 * p.exit_fraction for p in points if p.exit_fraction is not None]
+    return PairedRow(
+        way=WAYS[way] if ours[0].num_passes > 1 else WAYS["first"],
+        seeds=len(points),
+        comparison=comparison,
+        gmacs=fmean(p.gmacs for p in points),
+        other_gmacs=fmean(p.gmacs for p in other),
+        cost=fmean(costs),
+        cost_spread=stdev(costs) if len(costs) > 1 else None,
+        thresholds=[p.threshold for p in points if p.threshold is not None] or None,
+        exits=fmean(exits) if exits else None,
+        unmet=sum(not p.met for p in points),
+    )
+
+
+def calibrated(evaluation: Evaluation) -> OperatingPoint | None:
+    """The operating point of the rule max_loss, if it has a threshold."""
+    points = evaluation.operating_points
+    return next((p for p in points if p.rule.startswith("max_loss") and p.top1 is not None), None)
+
+
+def ways_of(runs: Sequence["Run"]) -> list[str]:
+    """The ways to run a model that all of its evaluations know."""
+    if runs[0].num_passes == 1:
+        return ["both"]
+    return list(WAYS) if all(calibrated(run.evaluation) for run in runs) else ["first", "both"]
+
+
+def point_at(run: "Run", way: str, other: Point | None = None) -> Point:
+    """One seed of a model, run in one way, see `WAYS`; `other` is what it is compared with."""
+    evaluation, predictions = run.evaluation, run.predictions
+    if run.num_passes == 1 or way == "both":
+        return Point(correct_at(predictions, NO_EXIT), evaluation.passes[-1].gmacs)
+    if way == "first":
+        return Point(correct_at(predictions, 0.0), evaluation.passes[0].gmacs)
+    share, seed = (evaluation.settings[k] for k in ("calibration", "calibration_seed"))
+    calibration, rest = (
+        predictions.iloc[part] for part in stratified_split(predictions["target"], share, seed)
+    )
+    macs = 1e9 * np.diff([0.0, *(found.gmacs for found in evaluation.passes)])
+    if way == "calibrated":
+        point = calibrated(evaluation)
+        if point is None or point.threshold is None:
+            raise DataError("no threshold was chosen; evaluate with max_loss=0.5")
+        threshold, met = point.threshold, True
+    else:
+        assert other is not None
+        threshold, met = _choose(calibration, macs, way, other)
+    measured = sweep(rest, macs, [threshold]).iloc[0]
+    exits = float(measured["exit_fraction"])
+    return Point(correct_at(rest, threshold), float(measured["gmacs"]), threshold, exits, met)
+
+
+def _choose(
+    calibration: pd.DataFrame, macs: np.ndarray, way: str, other: Point
+) -> tuple[float, bool]:
+    """The threshold for equal accuracy or for the budget, and whether one met it.
+
+    Equal: the cheapest threshold as accurate as the other model on the calibration images, else the
+    most accurate. Budget: the most accurate threshold within `BUDGET`, else the cheapest.
+    """
+    curve = sweep(calibration, macs)
+    by_accuracy = curve.sort_values(["top1", "gmacs"], ascending=[False, True], kind="stable")
+    by_cost = curve.sort_values("gmacs", kind="stable")
+    if way == "equal":
+        # both are counts of the same images: a hair less is the same count
+        wanted = 100 * float(other.correct.loc[calibration.index].mean()) - 1e-9
+        good, best = by_cost[by_cost["top1"] >= wanted], by_accuracy
+    else:
+        good, best = by_accuracy[by_accuracy["gmacs"] <= BUDGET * other.gmacs], by_cost
+    return float((best if good.empty else good)["threshold"].iloc[0]), not good.empty
+
+
+def verdict(row: PairedRow) -> str:
+    """The interval over images in words."""
+    if row.comparison.low > 0:
+        return "more accurate"
+    return "less accurate" if row.comparison.high < 0 else "no difference shown"
+
+
+def equal_accuracy(equal: PairedRow, budget: PairedRow) -> str:
+    """Whether equal accuracy costs at most `BUDGET`, in sentences, from two rows of one model."""
+    share = f"{100 * BUDGET:.0f} %"
+    cost = f"{equal.cost:.0f} %"
+    if equal.cost_spread is not None:
+        cost += f" (± {equal.cost_spread:.0f} over seeds)"
+    lacking = (
+        f" In {equal.unmet} of {equal.seeds} seeds no threshold reached the other model's accuracy "
+        "on the calibration images; there the most accurate one was taken."
+        if equal.unmet
+        else ""
+    )
+    if equal.comparison.high < 0 or equal.unmet == equal.seeds:
+        answer = f"Equal accuracy is not reached at any threshold, so not at {share} either."
+    elif equal.cost <= 100 * BUDGET and equal.comparison.low >= -MARGIN:
+        answer = f"Yes: equal accuracy, within {MARGIN:g} point, costs {share} or less here."
+    elif equal.cost <= 100 * BUDGET:
+        answer = (
+            f"Probably: equal accuracy was reached at {share} or less, but too few images to "
+            f"exclude a loss of more than {MARGIN:g} point."
+        )
+    elif budget.comparison.high < 0:
+        answer = f"No: equal accuracy costs more than {share} here."
+    else:
+        answer = f"Not decided: equal accuracy costs more, but at {share} no loss is shown either."
+    return (
+        f"{answer} The threshold chosen for equal accuracy costs {cost} of the one-pass model's "
+        f"GMACs and differs by {difference(equal)}.{lacking} Within {share} of the cost (met: "
+        f"{budget.cost:.0f} %), it differs by {difference(budget)}."
+    )
+
+
+def difference(row: PairedRow) -> str:
+    """Points of top-1 with their interval and spread."""
+    found = row.comparison
+    spread = "" if found.spread is None else f", ± {found.spread:.2f} over {row.seeds} seeds"
+    interval = f"95 % over images: {found.low:+.2f} to {found.high:+.2f}{spread}"
+    return f"{found.difference:+.2f} points ({interval})"

@@ -1,0 +1,139 @@
+"""The one table of results: a row per run and operating point."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from lfvit.measure.schemas import Evaluation
+
+if TYPE_CHECKING:
+    from lfvit.results.collect import Collection, Run
+    from lfvit.results.throughput import Throughput
+
+MEASURES = ("top1", "top5", "gmacs", "exit_fraction", "consistency", "images_per_second")
+TRAINING = ("epochs", "parameters", "train_images", "train_seconds", "machine")
+
+
+def make_table(runs: Sequence["Run"], throughput: Sequence["Throughput"]) -> pd.DataFrame:
+    """One row per run and operating point: tidy, ready for CSV or parquet.
+
+    Columns: model (readable), group (equal where only the seed differs), seed, path, data; those of
+    `lfvit.measure.schemas.OperatingPoint`; top5, percent, of single passes; images_per_second with
+    throughput_from; pareto, see `pareto`; seeds and, over them, mean and standard deviation, such
+    as top1_mean and top1_std; facts of training and evaluation; the training's settings as
+    config.*.
+    """
+    if not runs:
+        return pd.DataFrame()
+    table = pd.concat([_points(run, throughput) for run in runs], ignore_index=True)
+    numbers = ["threshold", "reference_top1", *MEASURES]
+    table[numbers] = table[numbers].astype("float64")
+    table["pareto"] = pareto(table)
+    keys = ["group", "rule"]
+    spread = [f"{name}_{part}" for name in MEASURES for part in ("mean", "std")]
+    means = over_seeds(table)[[*keys, "seeds", *spread]]
+    facts = pd.DataFrame([_facts(run) for run in runs])
+    settings = pd.json_normalize([run.config for run in runs]).add_prefix("config.")
+    table = table.merge(means, on=keys, how="left", validate="many_to_one")
+    table = table.merge(pd.concat([facts, settings], axis=1), on="path", validate="many_to_one")
+    return _one_type_per_column(table)
+
+
+def points_frame(evaluation: Evaluation) -> pd.DataFrame:
+    """The operating points of an evaluation, with top5 of single passes, percent."""
+    top5 = {f"pass {i + 1}": found.top5 for i, found in enumerate(evaluation.passes)}
+    points = pd.DataFrame([dict(point) for point in evaluation.operating_points])
+    points.insert(points.columns.get_loc("top1") + 1, "top5", points["rule"].map(top5))
+    return points
+
+
+def _points(run: "Run", throughput: Sequence["Throughput"]) -> pd.DataFrame:
+    known = {"model": run.model, "group": run.group, "seed": run.seed, "path": run.path}
+    speeds = [
+        next(
+            (speed for timed in throughput if (speed := timed.of(run, point.exit_fraction))),
+            (None, None),
+        )
+        for point in run.evaluation.operating_points
+    ]
+    points = points_frame(run.evaluation)
+    points[["images_per_second", "throughput_from"]] = speeds
+    return pd.concat([pd.DataFrame({**known, "data": run.data}, points.index), points], axis=1)
+
+
+def _facts(run: "Run") -> dict[str, Any]:
+    evaluation, environment = run.evaluation, run.evaluation.environment
+    return {
+        "path": run.path,
+        "method": evaluation.method["name"],
+        "reducer": evaluation.reducer.get("name", "none"),
+        "image_size": evaluation.image_size,
+        "checkpoint": Path(evaluation.checkpoint).name,
+        "precision": evaluation.precision,
+        "status": run.status,
+        **{key: run.metrics.get(key) for key in TRAINING},
+        "command": run.environment.get("command"),
+        "commit": run.environment.get("commit"),
+        **{f"evaluation_{key}": environment.get(key) for key in ("command", "commit", "machine")},
+    }
+
+
+def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean and spread over seeds: one row per group and operating point, in their order.
+
+    Several runs of one seed count as one. The spread is the sample standard deviation, empty for a
+    single seed. ``pareto`` is that of the means.
+    """
+    keys = ["group", "rule"]
+    numbers = ["threshold", *MEASURES]
+    per_seed = table.groupby([*keys, "seed"], sort=False, dropna=False)[numbers].mean()
+    seeds = per_seed.groupby(level=keys, sort=False)
+    first = table.drop_duplicates(keys).set_index(keys)
+    means = first[["model", "data", "images", "chosen_on", "reason"]].assign(seeds=seeds.size())
+    means = means.join(seeds.mean().add_suffix("_mean")).join(seeds.std().add_suffix("_std"))
+    named = means.rename(columns={"top1_mean": "top1", "gmacs_mean": "gmacs"}).reset_index()
+    return means.reset_index().assign(pareto=pareto(named))
+
+
+def pareto(table: pd.DataFrame) -> "pd.Series[bool]":
+    """Whether no row on the same data has more top-1 at no more GMACs, or as much at fewer."""
+    best = pd.Series(False, index=table.index)
+    for _, rows in table.dropna(subset=["top1", "gmacs"]).groupby("data", dropna=False):
+        ordered = rows.sort_values(["gmacs", "top1"], ascending=[True, False])
+        least_cost = ordered.groupby("top1")["gmacs"].transform("min")
+        leads = (ordered["top1"] >= ordered["top1"].cummax()) & (ordered["gmacs"] == least_cost)
+        best[ordered.index[leads]] = True
+    return best
+
+
+def _one_type_per_column(table: pd.DataFrame) -> pd.DataFrame:
+    """Columns of lists or of values of several types as JSON text, which parquet can store."""
+    for name in [name for name in table if table[name].dtype.kind == "O"]:
+        types = {type(value) for value in table[name].dropna()}
+        if len(types) > 1 or types & {list, dict}:
+            table[name] = table[name].map(json.dumps, na_action="ignore")
+        table[name] = table[name].convert_dtypes()
+    return table
+
+
+def write_table(collection: "Collection", output: Path, *, mean: bool = False) -> None:
+    """Write the table as .csv or .parquet.
+
+    Args:
+        collection: see `lfvit.results.collect.collect`.
+        output: its suffix decides.
+        mean: one row per group and operating point instead of one per run, see `over_seeds`.
+
+    Raises:
+        DataError: there is no run.
+    """
+    collection.require_runs()
+    table = over_seeds(collection.table) if mean else collection.table
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.suffix == ".parquet":
+        table.to_parquet(output, index=False)
+    else:
+        table.to_csv(output, index=False)

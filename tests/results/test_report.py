@@ -1,0 +1,219 @@
+"""Models beside each other image by image, and the Markdown page about them."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from synthetic import CLASSES, edit, make_evaluation, make_runs
+
+from lfvit.errors import DataError
+from lfvit.measure.thresholds import NO_EXIT, correct_at
+from lfvit.results.__main__ import main
+from lfvit.results.collect import Run, collect
+from lfvit.results.paired import (
+    BUDGET,
+    WAYS,
+    compare_models,
+    difference,
+    equal_accuracy,
+    point_at,
+    verdict,
+)
+from lfvit.results.report import change_shares, classes_table, write_report
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return make_runs(tmp_path_factory.mktemp("runs") / "runs")
+
+
+@pytest.fixture(scope="module")
+def collected(runs):
+    return {run.folder.parent.name: run for run in collect([runs]).runs}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_run_a_model(collected, way):
+    lf, vit = collected["lf_0"], collected["vit_0"]
+    row = compare_models([lf], [vit], way)
+    ours = point_at(lf, way, point_at(vit, "both"))
+    theirs = correct_at(vit.predictions, NO_EXIT).loc[ours.correct.index]
+    assert row.comparison.difference == pytest.approx(100 * (ours.correct.mean() - theirs.mean()))
+    assert row.cost == pytest.approx(100 * ours.gmacs / 4)
+    assert (row.way, row.seeds, row.cost_spread) == (WAYS[way], 1, None)
+    chosen = way in ("calibrated", "equal", "budget")
+    assert row.comparison.images == (30 if chosen else 60)
+    assert (row.thresholds is not None) == chosen
+    if chosen:
+        assert ours.gmacs == pytest.approx(3 - 2 * ours.exit_fraction)
+
+
+def test_calibrated_is_the_evaluations_own_point(collected):
+    point = collected["lf_0"].evaluation.point("max_loss=0.5")
+    ours = point_at(collected["lf_0"], "calibrated")
+    assert 100 * ours.correct.mean() == pytest.approx(point.top1)
+    assert (ours.gmacs, ours.threshold) == (pytest.approx(point.gmacs), point.threshold)
+
+
+def test_two_early_exits_are_compared_on_the_images_nothing_was_chosen_on(collected):
+    row = compare_models([collected["lf_0"]], [collected["cf_0"]], "calibrated", "calibrated")
+    assert row.comparison.images == 30
+
+
+def model(first, last=None, confidence=None, tmp="x"):
+    """A run whose predictions are given as right (1) or wrong, image by image."""
+    columns = {"target": [0] * len(first), "prediction_1": [1 - int(bit) for bit in first]}
+    columns["confidence_1"] = pd.Series(confidence or [0.5] * len(first), dtype="float32")
+    if last is not None:
+        columns |= {"prediction_2": [1 - int(bit) for bit in last]}
+        columns |= {"confidence_2": columns["confidence_1"]}
+    index = pd.Index([f"image {i}" for i in range(len(first))], name="image")
+    predictions = pd.DataFrame(columns).set_index(index)
+    evaluation = make_evaluation(predictions, {"name": "lf_vit" if last else "vit"}, "x")
+    run = Run(tmp, "x", evaluation)
+    run.__dict__["predictions"] = predictions  # instead of the file's
+    return run
+
+
+def asked(ours, theirs):
+    return [compare_models(ours, theirs, way) for way in ("equal", "budget")]
+
+
+def test_equal_accuracy_for_less():
+    bits = "1" * 60 + "0" * 40
+    equal, budget = asked([model(bits, "1" * 100, [0.9] * 60 + [0.2] * 40)], [model(bits)])
+    assert equal.cost == pytest.approx(25)
+    assert equal.unmet == 0
+    text = equal_accuracy(equal, budget)
+    assert text.startswith("Yes: equal accuracy, within 1 point, costs 37 % or less here.")
+    assert budget.cost <= 100 * BUDGET + 5
+
+
+def test_equal_accuracy_for_more():
+    confidence = [0.2 + 0.007 * i for i in range(100)]
+    equal, budget = asked([model("0" * 100, "1" * 100, confidence)], [model("1" * 100)])
+    text = equal_accuracy(equal, budget)
+    assert text.startswith("No: equal accuracy costs more than 37 % here.")
+    assert equal.cost > 70
+    assert (verdict(equal), verdict(budget)) == ("no difference shown", "less accurate")
+    assert difference(budget) in text
+
+
+def test_equal_accuracy_on_few_images_is_not_claimed():
+    bits, other = "10" * 50, "01" * 50  # right half the time, never on the same images
+    equal, budget = asked([model(bits, bits, [0.9] * 100)], [model(other)])
+    assert equal.cost == pytest.approx(25)
+    assert equal_accuracy(equal, budget).startswith("Probably: equal accuracy was reached at 37 %")
+
+
+def test_equal_accuracy_never():
+    ours = model("0" * 100, "1" * 50 + "0" * 50)
+    equal, budget = asked([ours, ours], [model("1" * 100)] * 2)
+    assert equal.unmet == 2
+    text = equal_accuracy(equal, budget)
+    assert text.startswith("Equal accuracy is not reached at any threshold")
+    assert "In 2 of 2 seeds no threshold reached" in text
+    assert "over 2 seeds" in text
+    better = compare_models([model("1" * 100)], [model("0" * 100)])
+    assert (verdict(better), better.way, better.cost) == ("more accurate", "pass 1", 100)
+
+
+def test_changes_by_class():
+    run = model("1100", "1010", [0.9, 0.4, 0.4, 0.4])
+    assert change_shares(run.predictions) == {
+        "corrected": 25.0,
+        "made wrong": 25.0,
+        "from one wrong class to another": 0.0,
+    }
+    table = classes_table({"a": [run], "b": [model("1111")]}, "a", CLASSES[2:])
+    assert table.splitlines() == [
+        "| class | images | a, pass 1 (%) | a, last pass (%) | corrected (%) | made wrong (%) | "
+        "b, last pass (%) |",
+        "| --- | --: | --: | --: | --: | --: | --: |",
+        "| salt & pepper \\| &lt;mix> | 4 | 50.0 | 50.0 | 25.0 | 25.0 | 100.0 |",
+    ]
+
+
+def test_every_figure_on_the_page_comes_from_the_files(runs, collected, tmp_path):
+    page = tmp_path / "page.md"
+    notes = tmp_path / "artifact" / "page.md"
+    notes.parent.mkdir()
+    notes.write_text("# An artifact\n\nA thing. ![Seen](seen.png)\n\n![Gone](gone.png)\n")
+    (notes.parent / "seen.png").write_bytes(b"a picture")
+    collection = collect([runs])
+    command = "python -m lfvit.results runs"
+    write_report(
+        collection, page, title="A title", intro="An introduction.", notes=[notes], command=command
+    )
+    text = page.read_text()
+    assert text.startswith(
+        "# A title\n\nAn introduction.\n\nTop-1 on 60 validation images of fruit"
+    )
+    tops = pd.Series([collected[name].evaluation.passes[1].top1 for name in ("lf_0", "lf_1")])
+    assert f"| LF-ViT | pass 2 | 2 | {tops.mean():.2f} ± {tops.std():.2f} |" in text
+    for point in collected["cf_0"].evaluation.operating_points[3:]:
+        rule = point.rule.replace("<=", " ≤ ")
+        if point.threshold is None:
+            assert f"| {rule}: {point.reason} |" in text
+        else:
+            assert f"| {rule} | {point.threshold:.4g} | {point.top1:.2f} |" in text
+    for name, label in (("lf_0", "LF-ViT"), ("cf_0", "CF-ViT")):
+        rows = [compare_models([collected[name]], [collected["vit_0"]], way) for way in WAYS]
+        for row in rows:
+            found = row.comparison
+            assert f"| {label} | {row.way} | 1 | {found.images} | {found.difference:+.2f} |" in text
+        assert f"- **{label}**: {equal_accuracy(*rows[3:])}" in text
+    shares = pd.DataFrame(change_shares(collected[n].predictions) for n in ("lf_0", "lf_1"))
+    assert f"{shares['corrected'].mean():.2f} ± {shares['corrected'].std():.2f} % corrected" in text
+    assert "\n\n## An artifact\n\nA thing. ![Seen](images/page_seen.png)\n\n![Gone]" in text
+    assert (tmp_path / "images" / "page_seen.png").read_bytes() == b"a picture"
+    assert "**LF-ViT**, seeds 0, 1: `python train.py`, commit abc, a machine, 1 threads" in text
+    assert "*Written by `python -m lfvit.results runs`, commit " in text
+    assert "nan" not in text
+    for plot in ("page_accuracy_vs_gmacs.png", "page_differences.png"):
+        assert (tmp_path / plot).stat().st_size > 5000
+
+
+def test_models_that_cannot_be_compared_are_listed(runs, tmp_path):
+    copy = shutil.copytree(runs, tmp_path / "runs")
+    (copy / "lf_0" / "evaluation" / "predictions.parquet").unlink()
+    file = copy / "cf_0" / "evaluation" / "predictions.parquet"
+    rows = pd.read_parquet(file)
+    rows.assign(image="other " + rows["image"]).to_parquet(file)
+    shutil.rmtree(copy / "lf_1" / "evaluation")
+    write_report(collect([copy]), tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    listed = text.split("## Not compared image by image\n\n")[1].split("\n\n## ")[0]
+    assert "runs/lf_0/evaluation: " in listed
+    assert "no such file" in listed
+    assert "CF-ViT beside ViT: models were evaluated on different images" in listed
+    assert "## Left out\n\n- runs/lf_1: not evaluated: python evaluate.py" in text
+    edit(copy / "vit_0" / "evaluation" / "evaluate.json", passes=None)
+    shutil.rmtree(copy / "cf_0")
+    shutil.rmtree(copy / "lf_0")
+    with pytest.raises(DataError, match=r"no evaluated run.*\n.*lf_1: not evaluated: python eval"):
+        write_report(collect([copy]), tmp_path / "page.md")
+
+
+def test_the_command_line(runs, tmp_path, monkeypatch, capsys):
+    outputs = [tmp_path / f"out.{suffix}" for suffix in ("md", "csv", "parquet")]
+    options = [text for path in outputs for text in ("--output", str(path))]
+    monkeypatch.setattr(sys, "argv", ["x", str(runs / "lf_0"), str(runs / "vit_0"), *options])
+    main()
+    assert "2 evaluations of 2 models, 0 left out" in capsys.readouterr().out
+    assert all(path.exists() for path in outputs)
+    monkeypatch.setattr(sys, "argv", ["x", str(runs), "--output", "page.pdf"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    error = capsys.readouterr().err
+    assert re.search(r"unknown suffix '\.pdf'; valid: \.html, \.md, \.csv", error)
+
+
+def test_nothing_to_report(tmp_path):
+    command = [sys.executable, "-m", "lfvit.results", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "no evaluated run: evaluate.py writes what is collected here" in done.stderr
