@@ -292,7 +292,7 @@ def test_processes_draw_differently_and_again_the_same(two):
 def test_a_process_without_one_readable_image(two):
     for metrics in (process["broken"] for process in two):
         assert metrics["steps"] == 4
-        assert metrics["unreadable_images"] == 8 + 9
+        assert metrics["skipped_images"] == 8 + 9
         right = metrics["val/top5"] / 100 * 8  # of the images that the other process could read
         assert right == pytest.approx(round(right), abs=1e-3)
 

@@ -51,7 +51,7 @@ def diagnose(cfg: DictConfig) -> dict[str, Any]:
         "backbone": record["backbone"],
         "image_size": record["image_size"],
         "images": len(data.val_images) - data.num_skipped,
-        "unreadable_images": data.num_skipped,
+        "skipped_images": data.num_skipped,
         "removed": cfg.removed,
         "rows": summarise([batch for batch in batches if batch is not None]),
         "precision": str(trainer.precision),

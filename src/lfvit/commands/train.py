@@ -232,7 +232,7 @@ def _metrics(trainer: L.Trainer, module: Classifier, data: ImageDataModule) -> d
         "steps": trainer.global_step,
         "train_images": len(data.train_images),
         "val_images": len(data.val_images),
-        "unreadable_images": data.num_skipped,
+        "skipped_images": data.num_skipped,
         "train_seconds": round(last.seconds, 1),
         "commit": commit(),
         "machine": machine(),

@@ -161,8 +161,8 @@ def open_data(cfg: DictConfig | SimpleNamespace, record: Mapping[str, Any]) -> I
     """
     own = record.get("data", {})
     settings = _said(plain(cfg.data))
-    named = "dataset" in settings
-    if not named:  # data=as_trained
+    dataset = settings.get("dataset", {})
+    if "_target_" not in settings:  # data=as_trained
         if not own:
             raise ConfigError("the checkpoint names no data; pass data=imagefolder data.root=DIR")
         for place in PLACES:
@@ -174,6 +174,8 @@ def open_data(cfg: DictConfig | SimpleNamespace, record: Mapping[str, Any]) -> I
                     "data=shards or data=huggingface"
                 )
         settings = {**own, **settings}
+        if "_target_" not in dataset or dataset["_target_"] == own["dataset"]["_target_"]:
+            settings["dataset"] = {**own.get("dataset", {}), **dataset}
         if settings.get("root", "") is None:
             raise ConfigError(
                 f"{cfg.ckpt_path} does not say where its images are; pass data.root=DIR"
@@ -186,7 +188,7 @@ def open_data(cfg: DictConfig | SimpleNamespace, record: Mapping[str, Any]) -> I
     settings["augment"] = own.get("augment")
     settings["cache"] = plain(cfg.data).get("cache")  # of this run, not of the data
     settings["image_size"] = record["image_size"]
-    data = make_data(settings, trusted=named)
+    data = make_data(settings, trusted="_target_" in dataset)
     data.setup("validate")
     if data.classes != record["classes"] and own:
         unknown = sorted(set(data.classes) ^ set(record["classes"])) or ["their order"]
