@@ -5,16 +5,12 @@ import torch
 from timm.models.vision_transformer import Block, ParallelScalingBlock, VisionTransformer
 
 import lfvit
-from lfvit.data import Batch
-from lfvit.errors import ConfigError, DataError
-from lfvit.measure.diagnosis import FIRST, ONE_PASS, SECOND, Diagnosis, summarise, trace_blocks
-from lfvit.models.resample import downsample
-from lfvit.models.selection import Scores
+from lfvit.errors import ConfigError
+from lfvit.measure.diagnosis import diagnose_batch, summarize, trace_blocks
 
 
-def batch_of(count, size=112):
-    images = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
-    return Batch(images, downsample(images), torch.zeros(count, dtype=torch.long), None)
+def images_of(count, size=112):
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def slow_attention(block, tokens):
@@ -44,13 +40,14 @@ def test_one_pass_models_of_timm(tiny, parts):
     vit = VisionTransformer(img_size=56, **tiny, **parts).eval()
     entered = []
     vit.blocks[0].register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
-    images = batch_of(2, 56).images
-    with trace_blocks(vit.blocks) as trace:
+    images = images_of(2, 56)
+    with trace_blocks(vit.blocks) as traces:
         logits = vit(images)
+    (trace,) = traces
     assert_follows(trace, vit.blocks, entered[0])
     normed = vit.norm(trace.tokens[-1])
     torch.testing.assert_close(vit.forward_head(normed), logits)
-    measured = Diagnosis(vit, 0.3).predict_step(batch_of(2, 56), 0)[ONE_PASS]
+    (measured,) = diagnose_batch(vit, images, 0.3)
     assert {values.shape for values in measured.values()} == {(2, 6)}
 
 
@@ -59,31 +56,26 @@ def test_one_pass_models_of_timm(tiny, parts):
 def test_both_passes_of_a_two_pass_model(tiny, method):
     torch.manual_seed(0)
     model = lfvit.create_model(method, backbone=tiny, image_size=112, num_classes=4).eval()
-    batch, blocks = batch_of(2), model.backbone.blocks
-    with trace_blocks(blocks) as trace:
-        first = model.first_pass(batch.images, batch.coarse_images)
-    assert trace.tokens[0].shape == (2, 50, 24)
-    torch.testing.assert_close(trace.tokens[0][:, 1:], first.inputs)
-    assert_follows(trace, blocks, trace.tokens[0])
-    torch.testing.assert_close(model.backbone.norm(trace.tokens[-1]), first.outputs)
-    whole = model.select(Scores(first.gca, first.last), "none")
-    assert whole.fine_indices.tolist() == [list(range(14 * 14))] * 2  # the grid, in its own order
-    with trace_blocks(blocks) as trace:
-        second = model.second_pass(batch.images, first, whole)
-    assert trace.tokens[0].shape == (2, 197, 24)
-    assert_follows(trace, blocks, trace.tokens[0])
-    normed = model.backbone.norm(trace.tokens[-1])
-    torch.testing.assert_close(model.backbone.classify(normed)[0], second.logits)
-    assert list(Diagnosis(model, 0.3).predict_step(batch, 0)) == [FIRST, SECOND]
+    images, backbone = images_of(2), model.backbone
+    with trace_blocks(backbone.blocks) as traces:
+        output = model(images, selector="none")
+    whole = [list(range(14 * 14))] * 2
+    assert output.selection.fine_indices.tolist() == whole  # the grid, in its own order
+    for trace, logits, tokens in zip(traces, output.logits, (50, 197), strict=True):
+        assert trace.tokens[0].shape == (2, tokens, 24)
+        assert_follows(trace, backbone.blocks, trace.tokens[0])
+        normed = backbone.norm(trace.tokens[-1])
+        torch.testing.assert_close(backbone.classify(normed)[0], logits)
+    assert len(diagnose_batch(model, images, 0.3)) == 2
 
 
 @torch.no_grad()
 def test_measures_of_one_block_equal_their_definition(tiny):
     vit = lfvit.create_model("vit", backbone=tiny, image_size=56, num_classes=4).eval()
-    batch = batch_of(3, 56)
-    with trace_blocks(vit.blocks) as trace:
-        vit(batch.images)
-    found = Diagnosis(vit, 0.3).predict_step(batch, 0)[ONE_PASS]
+    images = images_of(3, 56)
+    with trace_blocks(vit.blocks) as traces:
+        vit(images)
+    (trace,), (found,) = traces, diagnose_batch(vit, images, 0.3)
     tokens, last, scores = trace.tokens[2][1, 1:], trace.tokens[-1][1, 1:], trace.received[1][1, 1:]
     dc = tokens.mean(dim=0)
     order = scores.argsort(descending=True)
@@ -105,7 +97,7 @@ def test_measures_of_one_block_equal_their_definition(tiny):
 
 def test_the_model_is_left_as_it_was(tiny):
     vit = lfvit.create_model("vit", backbone=tiny, image_size=56, num_classes=4)
-    Diagnosis(vit, 0.3).predict_step(batch_of(1, 56), 0)
+    diagnose_batch(vit, images_of(1, 56), 0.3)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in vit.modules())
 
 
@@ -122,38 +114,34 @@ def test_shortened_and_foreign_blocks_are_refused(tiny):
     between.blocks[2].register_forward_hook(lambda _, __, out: out[:, :-5])
     for vit, block in ((between, 4), (build(block_fn=ShortInside), 1)):
         with pytest.raises(ConfigError, match=f"from 50 to 45 at block {block}; .*the full grid"):
-            Diagnosis(vit, 0.3).predict_step(batch_of(1, 56), 0)
+            diagnose_batch(vit, images_of(1, 56), 0.3)
         assert not vit.blocks[0].norm1._forward_pre_hooks
     changed = build()
     changed.blocks[1].register_forward_hook(lambda _, __, out: 2 * out)
     with pytest.raises(ConfigError, match="entering block 3 are not those .* valid: timm's"):
-        Diagnosis(changed, 0.3).predict_step(batch_of(1, 56), 0)
+        diagnose_batch(changed, images_of(1, 56), 0.3)
     skipping = build()
     skipping.blocks[1].forward = lambda x, **_: x
     with pytest.raises(ConfigError, match="do not call their parts"):
-        Diagnosis(skipping, 0.3).predict_step(batch_of(1, 56), 0)
+        diagnose_batch(skipping, images_of(1, 56), 0.3)
     parallel = build(block_fn=ParallelScalingBlock)
     with pytest.raises(ConfigError, match="type ParallelScalingBlock cannot be traced"):
-        Diagnosis(parallel, 0.3).predict_step(batch_of(1, 56), 0)
+        diagnose_batch(parallel, images_of(1, 56), 0.3)
 
 
 def test_the_mean_does_not_depend_on_the_batches():
     values = torch.tensor([[1.0, torch.nan], [2.0, torch.nan], [6.0, torch.nan]])
-    one = summarise([{ONE_PASS: {"m": values}}])
-    assert one == summarise([{ONE_PASS: {"m": values[:1]}}, {ONE_PASS: {"m": values[1:]}}])
+    one = summarize([[{"m": values}]])
+    assert one == summarize([[{"m": values[:1]}], [{"m": values[1:]}]])
+    assert (one[0]["pass"], one[0]["block"], one[1]["block"]) == (1, 0, 1)
     assert one[0]["m"] == 3
     assert one[0]["m_std"] == pytest.approx((14 / 3) ** 0.5)
     assert one[1]["m"] is None
-    with pytest.raises(DataError, match="not one image"):
-        summarise([])
 
 
 def test_registers_are_no_patches_in_two_passes():
     model = lfvit.create_model(
         "lf_vit", backbone="vit_small_patch14_reg4_dinov2", image_size=112, num_classes=4
     )
-    with torch.no_grad():
-        found = Diagnosis(model.eval(), 0.3).predict_step(batch_of(2), 0)
-    assert all(
-        values.shape == (2, 13) for measures in found.values() for values in measures.values()
-    )
+    for measures in diagnose_batch(model.eval(), images_of(2), 0.3):
+        assert {values.shape for values in measures.values()} == {(2, 13)}

@@ -10,7 +10,7 @@ from lfvit.measure.spectrum import (
     FLOOR,
     high_frequency_energy,
     high_frequency_set,
-    mean_over,
+    masked_mean,
     received_attention,
     relative_log_amplitude,
     similarity_to_dc,
@@ -126,7 +126,7 @@ def test_distances_from_dc_equal_a_loop():
         assert similarity_to_dc(tokens)[b].tolist() == pytest.approx(cosines, abs=1e-5)
         assert high_frequency_energy(tokens)[b].tolist() == pytest.approx(energies, rel=1e-4)
         picked = sum(e for e, c in zip(energies, chosen[b], strict=True) if c) / 3
-        found = mean_over(high_frequency_energy(tokens), chosen)[b].item()
+        found = masked_mean(high_frequency_energy(tokens), chosen)[b].item()
         assert found == pytest.approx(picked, rel=1e-4)
 
 

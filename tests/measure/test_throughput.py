@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lfvit
-from lfvit.measure.throughput import quantile, threshold_for, time_interleaved
+from lfvit.measure.throughput import threshold_for, time_interleaved
 
 
 def test_cases_take_turns_after_warm_up():
@@ -23,9 +23,3 @@ def test_the_stated_share_exits(tiny, share):
     images = torch.randn(8, 3, 112, 112)
     found = model.infer(images, threshold_for(model, images, share))
     assert found.exited.float().mean() == share
-
-
-def test_quantiles():
-    assert quantile([3, 1, 2], 0.95) == 3
-    assert quantile(range(1, 21), 0.95) == 19
-    assert quantile([1, 2], 0.5) == 1

@@ -1,150 +1,265 @@
-"""`benchmark(cfg)`: throughput and latency of one-pass and two-pass models, in one run."""
+"""`benchmark(cfg)`: throughput and latency of models with one and several passes, in one run."""
 
 import json
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
 from itertools import product
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
+from torch import Tensor, nn
 
-from lfvit.commands.benchmark_cases import (
-    COMPILE_MODES,
+from lfvit.data.datamodule import normalize
+from lfvit.measure.costs import pass_macs
+from lfvit.measure.settings import BenchmarkSettings
+from lfvit.measure.throughput import (
     PRECISIONS,
-    Setting,
-    build_all,
-    mark_best,
-    time_parts,
-    time_setting,
+    compile_model,
+    peak_memory,
+    threshold_for,
+    time_interleaved,
 )
-from lfvit.errors import ConfigError
-from lfvit.models.two_pass import TwoPassViT
+from lfvit.models.passes import early_exit, forward_passes
 from lfvit.results.speed import print_speed, write_speed
 from lfvit.runs.devices import find_device
 from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import environment
-from lfvit.runs.setup import Trained, load_trained
+from lfvit.runs.setup import Trained, build_model, load_trained, open_data
 from lfvit.tracking.loggers import summarise, tracked
 from lfvit.tracking.media import log_table
-from lfvit.utils.validation import check_choice, check_range, check_switch, check_whole, plain
+from lfvit.training.losses import pass_losses
+from lfvit.utils.validation import plain, validate
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
 
 
-def benchmark(cfg: DictConfig) -> list[dict[str, Any]]:
+class Setting(NamedTuple):
+    """What all models of one comparison have in common. task: "inference" or "training"."""
+
+    task: str
+    precision: str
+    compiled: bool
+    device: torch.device
+
+
+class Case(NamedTuple):
+    """What is timed, and the columns of its row that are known before."""
+
+    run: Callable[[], object]
+    columns: Row
+
+
+def benchmark(cfg: DictConfig) -> list[Row]:
     """Time every model in every precision, compiled or not, at every batch size and exit fraction.
 
     Writes benchmark.csv, .json, .md and .png. Weights are random and inputs are noise: speed
-    depends on neither, because the share of images that exits is stated, not left to the
-    confidences. With ``ckpt_path``, a trained two-pass model runs on its own validation images as
-    well, at its own threshold. With ``training``, a training step is timed in the same way; with
-    ``parts``, the steps of two passes.
+    depends on neither, because the share of images that exits is stated. With ``ckpt_path``, a
+    trained model runs on its validation images as well, at its threshold. With ``training``, a
+    training step is timed in the same way.
 
     Returns:
         One row per task, model and setting.
 
     Raises:
-        ConfigError: a setting that cannot work.
+        LFViTError: a setting or the checkpoint is at fault.
     """
-    precisions, compiled = _check(cfg)
-    find_device(cfg.accelerator)
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
-    trained = None if cfg.ckpt_path is None else _trained(cfg)
-    build_all(cfg, trained)  # a wrong setting of the last model is found before the first is timed
-    run_dir = start_run(cfg)
-    with tracked(cfg, "benchmark", trained.record if trained else None) as loggers:
-        results = Results(run_dir, cfg)
-        _time_models(cfg, precisions, compiled, trained, results)
-        if cfg.parts:
-            results.parts = time_parts(cfg, trained, find_device(cfg.accelerator))
-        results.write()
-        log_table(loggers, "benchmark", results.rows)
-        summarise(loggers, _speeds(results.rows))
-    results.print()
-    print(f"written to {run_dir}")
-    return results.rows
-
-
-def _speeds(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Images per second of each row for the loggers, by task, model and setting."""
-    speeds = {}
-    for row in rows:
-        setting = f"{row['precision']}{'_compiled' if row['compiled'] else ''}"
-        name = f"{row['task']}/{row['model']}/{setting}/batch_{row['batch_size']}"
-        if row["exit_fraction"] is not None:
-            name += f"/exits_{row['exit_fraction']:.2f}"
-        speeds[f"{name}/images_per_second"] = float(row["images_per_second"])
-    return speeds
-
-
-@dataclass
-class Results:
-    """What has been timed so far; written again and again, so that an interrupted run keeps it."""
-
-    run_dir: Path
-    cfg: DictConfig
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    parts: list[dict[str, Any]] = field(default_factory=list)
-
-    def write(self) -> None:
-        settings = {
-            "backbone": json.dumps(plain(self.cfg.backbone)),
-            "image_size": self.cfg.image_size,
-            "compile_mode": self.cfg.compile_mode,
-        }
-        about = {"settings": settings, "environment": environment()}
-        write_speed(self.run_dir, about, self.rows, self.parts)
-
-    def print(self) -> None:
-        print_speed(self.rows, self.parts)
-
-
-def _time_models(
-    cfg: DictConfig,
-    precisions: list[str],
-    compiled: list[bool],
-    trained: Trained | None,
-    results: Results,
-) -> None:
+    values = {name: plain(cfg[name]) for name in BenchmarkSettings.model_fields}
+    settings = validate(BenchmarkSettings, values)
     device = find_device(cfg.accelerator)
-    tasks = ("inference", "training") if cfg.training else ("inference",)
-    for setting in (Setting(t, p, c, device) for t, p, c in product(tasks, precisions, compiled)):
-        for timed in time_setting(cfg, setting, trained):
-            results.rows += timed
-            mark_best(results.rows)
-            results.write()
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    trained = None
+    if cfg.ckpt_path is not None:
+        trained = load_trained(cfg.ckpt_path, {"threshold": cfg.threshold})
+    # before anything is timed: a mistake in the last model is reported now
+    macs = {name: pass_macs(model) for name, model in build_models(cfg, trained).items()}
+    run_dir = start_run(cfg)
+    shared = {
+        "backbone": json.dumps(plain(cfg.backbone)),
+        "image_size": cfg.image_size,
+        "compile_mode": cfg.compile_mode,
+    }
+    about = {"settings": shared, "environment": environment()}
+    tasks = ("inference", "training") if settings.training else ("inference",)
+    rows: list[Row] = []
+    with tracked(cfg, "benchmark", trained.record if trained else None) as loggers:
+        for combination in product(tasks, settings.precision, settings.compile, [device]):
+            setting = Setting(*combination)
+            models = build_models(cfg, trained)
+            training = setting.task == "training"
+            for model in models.values():
+                model.train(training).to(device, PRECISIONS[setting.precision])
+                if setting.compiled:
+                    compile_model(model, training=training, mode=settings.compile_mode)
+            for batch_size in settings.batch_sizes:
+                try:
+                    rows += time_models(cfg, settings, setting, models, macs, trained, batch_size)
+                except torch.cuda.OutOfMemoryError:
+                    log.warning("%s: a batch of %d does not fit", setting.task, batch_size)
+                    break
+                mark_best(rows)
+                write_speed(run_dir, about, rows)  # an interrupted run keeps what it has timed
+        log_table(loggers, "benchmark", rows)
+        summarise(loggers, {name_of(row): row["images_per_second"] for row in rows})
+    print_speed(rows)
+    print(f"written to {run_dir}")
+    return rows
 
 
-def _check(cfg: DictConfig) -> tuple[list[str], list[bool]]:
-    """Precisions, and whether compiled: one or several of each."""
-    precisions, compiled = (
-        list(cfg[name]) if isinstance(cfg[name], ListConfig) else [cfg[name]]
-        for name in ("precision", "compile")
+def build_models(cfg: DictConfig, trained: Trained | None) -> dict[str, nn.Module]:
+    """``cfg.models`` with random weights, and the trained model under the name "trained".
+
+    With a trained model, the others get its backbone, image size and number of classes.
+    """
+    torch.manual_seed(cfg.seed)
+    models = {}
+    for name in cfg.models:
+        method = dict(plain(cfg.models[name]))
+        described: dict[str, Any] = {"method": method, "image_size": cfg.image_size}
+        described["backbone"] = plain(cfg.backbone)
+        if "reducer" in method:
+            described["reducer"] = method.pop("reducer")
+        classes = cfg.num_classes
+        if trained is not None:
+            described |= {key: trained.record[key] for key in ("backbone", "image_size")}
+            classes = len(trained.record["classes"])
+        models[str(name)] = build_model(described, classes)
+    if trained is not None:
+        models["trained"] = deepcopy(trained.model)
+    return models
+
+
+def time_models(
+    cfg: DictConfig,
+    settings: BenchmarkSettings,
+    setting: Setting,
+    models: dict[str, nn.Module],
+    macs: dict[str, list[float]],
+    trained: Trained | None,
+    batch_size: int,
+) -> list[Row]:
+    """Time all models in turns on one batch size; a row for every model and exit fraction."""
+    dtype = PRECISIONS[setting.precision]
+    side = cfg.image_size if trained is None else trained.record["image_size"]
+    torch.manual_seed(cfg.seed)
+    noise = torch.randn(batch_size, 3, side, side).to(setting.device, dtype)
+    cases: list[Case] = []
+    for name, model in models.items():
+        images, described, threshold = noise, plain(cfg.models.get(name)), None
+        if name == "trained" and trained is not None:
+            samples = open_data(cfg, trained.record).some_validation_samples(batch_size)
+            pixels = normalize(torch.stack([sample.pixels for sample in samples]))
+            images, threshold = pixels.to(setting.device, dtype), trained.record["threshold"]
+            described = {**trained.record["method"], "ckpt_path": str(cfg.ckpt_path)}
+        columns = {
+            "model": name,
+            "settings": json.dumps(described),
+            "exits": None,
+            "exit_fraction": None,
+            "gmacs": sum(macs[name]) / 1e9,
+            "batch_size": len(images),
+        }
+        if setting.task == "training":
+            cases.append(Case(training_step(model, images), columns))
+        elif len(macs[name]) == 1:
+            cases.append(Case(partial(model, images), columns))
+        elif threshold is not None:
+            columns["exits"] = f"measured at eta={threshold:g}"
+            cases.append(early_exit_case(model, images, threshold, macs[name], columns))
+        else:
+            columns["exits"] = "stated"
+            thresholds = [threshold_for(model, images, share) for share in settings.exit_fractions]
+            cases += [
+                early_exit_case(model, images, eta, macs[name], columns)
+                for eta in dict.fromkeys(thresholds)  # a batch of one has two shares at most
+            ]
+    seconds = time_interleaved(
+        {str(number): case.run for number, case in enumerate(cases)},
+        warmup=settings.warmup,
+        repeats=settings.repeats,
+        device=setting.device,
+        gradients=setting.task == "training",
     )
-    for precision in precisions:
-        check_choice("precision", precision, PRECISIONS)
-    for switch in compiled:
-        check_switch("compile", switch)
-    check_choice("compile_mode", cfg.compile_mode, COMPILE_MODES)
-    check_whole("repeats", cfg.repeats, 1)
-    check_whole("warmup", cfg.warmup, 0)
-    for name in ("exit_fractions", "batch_sizes"):
-        if not isinstance(cfg[name], ListConfig) or not len(cfg[name]):
-            raise ConfigError(f"{name}={cfg[name]!r} must be a list, such as [{cfg[name]}]")
-    for fraction in cfg.exit_fractions:
-        check_range("exit_fractions", fraction, 0, 1)
-    for batch_size in cfg.batch_sizes:
-        check_whole("batch_sizes", batch_size, 1)
-    if cfg.threads is not None:
-        check_whole("threads", cfg.threads, 1)
-    return precisions, compiled
-
-
-def _trained(cfg: DictConfig) -> Trained:
-    trained = load_trained(cfg.ckpt_path, {"threshold": cfg.threshold})
-    if not isinstance(trained.model, TwoPassViT):
-        raise ConfigError(
-            f"ckpt_path={cfg.ckpt_path} is a one-pass model, which has no exits to measure; pass a "
-            "checkpoint of lf_vit or cf_vit"
+    base_time, base = float(np.median(seconds["0"])), cases[0].columns
+    rows = []
+    for case, times in zip(cases, seconds.values(), strict=True):
+        count, median = case.columns["batch_size"], float(np.median(times))
+        speedup, ideal = base_time / median, base["gmacs"] / case.columns["gmacs"]
+        rows.append(
+            {
+                "task": setting.task,
+                **case.columns,
+                "precision": setting.precision,
+                "compiled": setting.compiled,
+                "best_batch": None,
+                "images_per_second": count / median,
+                "images_per_second_slowest": count / max(times),
+                "images_per_second_fastest": count / min(times),
+                "latency_ms_p50": 1e3 * median,
+                "latency_ms_p95": 1e3 * float(np.quantile(times, 0.95, method="inverted_cdf")),
+                "compared_with": base["model"],
+                "measured_speedup": speedup,
+                "ideal_speedup": ideal,
+                "share_of_ideal": speedup / ideal,
+                "repeats": len(times),
+                "peak_memory_mb": peak_memory(case.run, setting.device),
+            }
         )
-    return trained
+    return rows
+
+
+def early_exit_case(
+    model: nn.Module, images: Tensor, threshold: float, macs: list[float], columns: Row
+) -> Case:
+    """Early exit on one batch, with its exit fraction and cost measured on these images.
+
+    All of it is timed: choosing cells, gathering the images that go on, and scattering their
+    logits.
+    """
+    run = partial(early_exit, model, images, threshold)
+    with torch.inference_mode():
+        exits = run().exited.double().mean().item()
+    gmacs = (macs[0] + (1 - exits) * sum(macs[1:])) / 1e9
+    return Case(run, columns | {"exit_fraction": exits, "gmacs": gmacs})
+
+
+def training_step(model: nn.Module, images: Tensor) -> Callable[[], None]:
+    """Forward, loss, backward and optimizer step; every image goes through every pass."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)  # the same work, the weights stay
+
+    def step() -> None:
+        logits = forward_passes(model, images).logits
+        targets = torch.arange(len(images), device=images.device) % logits[0].shape[1]
+        torch.stack(pass_losses(logits, targets)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def mark_best(rows: list[Row]) -> None:
+    """Of every model and setting, mark the batch size with the highest throughput so far."""
+    best: dict[Any, Row] = {}
+    for row in rows:
+        exits = row["exit_fraction"] if row["exits"] == "stated" else row["exits"]
+        group = (*(row[key] for key in ("task", "model", "precision", "compiled")), exits)
+        row["best_batch"] = False
+        if group not in best or row["images_per_second"] > best[group]["images_per_second"]:
+            best[group] = row
+    for row in best.values():
+        row["best_batch"] = True
+
+
+def name_of(row: Row) -> str:
+    """What loggers call a row's throughput: task, model and setting."""
+    setting = f"{row['precision']}{'_compiled' if row['compiled'] else ''}"
+    name = f"{row['task']}/{row['model']}/{setting}/batch_{row['batch_size']}"
+    if row["exit_fraction"] is not None:
+        name += f"/exits_{row['exit_fraction']:.2f}"
+    return f"{name}/images_per_second"

@@ -12,6 +12,7 @@ from lfvit.data.images import UnreadableImageError, read_image
 from lfvit.data.settings import AugmentSettings
 from lfvit.errors import ConfigError
 from lfvit.measure.costs import pass_macs
+from lfvit.measure.settings import PredictionSettings
 from lfvit.models.passes import num_passes
 from lfvit.results.steps import draw_steps
 from lfvit.runs.devices import find_device
@@ -19,7 +20,7 @@ from lfvit.runs.directory import start_run
 from lfvit.runs.setup import Trained, load_trained, model_overrides
 from lfvit.tracking.pictures import Prediction, draw_predictions, predict_images
 from lfvit.utils.atomic_io import write_json
-from lfvit.utils.validation import check_choice, check_whole, validate
+from lfvit.utils.validation import validate
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +35,11 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     Raises:
         LFViTError: anything the user can mend; what was predicted before is kept.
     """
-    check_choice("on_error", cfg.on_error, ("raise", "skip"))
-    check_whole("top", cfg.top, 1)
+    settings = validate(PredictionSettings, {k: cfg[k] for k in PredictionSettings.model_fields})
     sources = list(cfg.image) if isinstance(cfg.image, ListConfig) else [cfg.image]
     paths = [path for source in sources for path in images_of(str(source))]
     trained = load_trained(cfg.ckpt_path, model_overrides(cfg))
-    if cfg.steps and num_passes(trained.model) == 1:
+    if settings.steps and num_passes(trained.model) == 1:
         raise ConfigError("steps=true draws two passes; the model of ckpt_path has one")
     run_dir = start_run(cfg)
     trained.model.to(find_device(cfg.accelerator))
@@ -53,7 +53,7 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
             try:
                 image = read_image(path, exif=about.get("exif", False))
             except UnreadableImageError as error:
-                if cfg.on_error == "raise":
+                if settings.on_error == "raise":
                     raise UnreadableImageError(f"{error}; on_error=skip leaves it out") from error
                 log.warning("skipped: %s", error)
                 skipped += 1
@@ -63,11 +63,11 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
             prediction = predict_images(
                 trained.model, pixels, record["classes"], record["threshold"]
             )[0]
-            entry = _entry(trained, prediction, cfg.top)
-            if cfg.pictures:
+            entry = _entry(trained, prediction, settings.top)
+            if settings.pictures:
                 entry["picture"] = f"{number:04d}_{path.stem}.png"
                 draw_predictions([prediction], run_dir / entry["picture"])
-            if cfg.steps:
+            if settings.steps:
                 entry["steps"] = f"{number:04d}_{path.stem}_steps.png"
                 draw_steps(trained.model, prediction, run_dir / entry["steps"])
             found.append({"path": str(path), **entry})

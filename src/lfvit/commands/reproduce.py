@@ -8,8 +8,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from lfvit.commands.benchmark_cases import PRECISIONS
 from lfvit.errors import ConfigError, TrainingError
+from lfvit.measure.throughput import PRECISIONS
 from lfvit.results.artifacts.content import Content, Findings, table
 from lfvit.results.artifacts.execute import by_need, run_all
 from lfvit.results.artifacts.figures import figure

@@ -1,4 +1,4 @@
-"""Settings of evaluate.py, checked before PyTorch is imported."""
+"""Settings of evaluate.py, diagnose.py, benchmark.py and predict.py, checked without PyTorch."""
 
 from typing import Annotated, Any, Literal
 
@@ -7,6 +7,8 @@ from pydantic import BeforeValidator, Field
 from lfvit.utils.validation import Settings
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
 
 
 def _listed(value: Any) -> Any:
@@ -44,3 +46,39 @@ class EvaluationSettings(Settings):
     max_second: Annotated[float, Field(ge=0, le=1)] | None = None
     temperature: bool = True
     risk: RiskSettings | None = RiskSettings()
+
+
+class DiagnosisSettings(Settings):
+    """images: how many. removed: share of the patch tokens that are low-frequency ones."""
+
+    images: Positive = 256
+    batch_size: Positive = 64
+    removed: Share = 0.3
+
+
+class PredictionSettings(Settings):
+    """top: classes to name. pictures, steps: to draw. on_error: of unreadable images."""
+
+    top: Positive = 5
+    pictures: bool = True
+    steps: bool = False
+    on_error: Literal["raise", "skip"] = "raise"
+
+
+class BenchmarkSettings(Settings):
+    """What benchmark.py times. Every precision is combined with every value of compile.
+
+    batch_sizes, exit_fractions: of two-pass models, the share of images that stop early.
+    training: time a training step as well. threads: of the CPU, None leaves them to PyTorch.
+    warmup, repeats: untimed and timed rounds.
+    """
+
+    batch_sizes: Annotated[list[Positive], BeforeValidator(_listed), Field(min_length=1)]
+    exit_fractions: Annotated[list[Fraction], BeforeValidator(_listed), Field(min_length=1)]
+    precision: Annotated[list[Literal["fp32", "bf16"]], BeforeValidator(_listed)]
+    compile: Annotated[list[bool], BeforeValidator(_listed)]
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune"]
+    training: bool
+    threads: Positive | None
+    warmup: Annotated[int, Field(ge=0)]
+    repeats: Positive

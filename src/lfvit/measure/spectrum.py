@@ -120,7 +120,7 @@ def high_frequency_set(scores: Tensor, removed: float) -> Tensor:
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, highest(scores, kept), True)
 
 
-def mean_over(values: Tensor, chosen: Tensor) -> Tensor:
+def masked_mean(values: Tensor, chosen: Tensor) -> Tensor:
     """Mean of values (B, N) where chosen (B, N) is True, for every image: (B,)."""
     return (values * chosen).sum(dim=1) / chosen.sum(dim=1)
 

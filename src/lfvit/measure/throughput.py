@@ -1,19 +1,16 @@
 """Timing models side by side on one machine."""
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from statistics import median
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lfvit.measure.thresholds import sweep_thresholds
-from lfvit.models.attention import class_attention, heads
-from lfvit.models.indexing import take
-from lfvit.models.selection import Scores, coarse_cell, remaining_cells, score_cells
-from lfvit.models.two_pass import TwoPassViT
+from lfvit.measure.thresholds import NO_EXIT
+from lfvit.models.passes import early_exit, num_passes
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def time_interleaved(
@@ -39,89 +36,52 @@ def time_interleaved(
     with torch.inference_mode(mode=not gradients):
         for round_ in range(warmup + repeats):
             for name, run in cases.items():
-                _synchronise(device)
+                _synchronize(device)
                 start = time.perf_counter()
                 run()
-                _synchronise(device)
+                _synchronize(device)
                 if round_ >= warmup:
                     seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
-def threshold_for(model: TwoPassViT, images: Tensor, exit_fraction: float) -> float:
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def compile_model(model: nn.Module, *, training: bool = False, mode: str = "default") -> None:
+    """Compile a model in place; for inference each pass apart, since what is between depends on
+    the data."""
+    if num_passes(model) > 1 and not training:
+        two_pass: Any = model
+        two_pass.compile_passes(mode=mode)
+    else:
+        model.compile(mode=mode)
+
+
+@torch.inference_mode()
+def threshold_for(model: nn.Module, images: Tensor, exit_fraction: float) -> float:
     """The threshold at which this share of these images exits, to the nearest whole image.
 
-    Random images have meaningless confidences; this states the share instead of the threshold.
-    """
-    with torch.inference_mode():
-        confidence = model.infer(images, 0.0).confidence.sort(descending=True).values
-    exits = round(exit_fraction * len(images))
-    if exits == 0:
-        return 2.0
-    if exits == len(images):
-        return 0.0
-    return (confidence[exits - 1] + confidence[exits]).item() / 2
-
-
-def parts(model: TwoPassViT, images: Tensor) -> dict[str, Callable[[], object]]:
-    """The steps of two passes over one batch, each to be timed alone.
-
-    "selection" is all that deciding and picking takes: class attention of the counted blocks,
-    scores, window, and gathering patches and tokens. "threshold curve" is every threshold for as
-    many images, from the logits.
+    The confidences of random images mean nothing; this states the share instead of the threshold.
 
     Args:
         images: (B, 3, S, S).
     """
-    backbone = model.backbone
-    with torch.inference_mode():
-        first = model.first_pass(images)
-        scores = Scores(first.gca, first.last)
-        selection = model.select(scores)
-        attn: Any = backbone.blocks[0].attn
-        q, k, _ = heads(attn, first.outputs)
-        maps = backbone.stem(images)
-        second = model.second_pass(images, first, selection).logits
-    targets = torch.zeros(len(images), dtype=torch.long, device=images.device)
-    counted = len(backbone.blocks) - model.gca_start
-
-    def choose() -> None:
-        rows = [class_attention(attn, q, k) for _ in range(counted)]
-        chosen = model.select(score_cells(rows, model.beta, model.grid))
-        backbone.pick_patches(maps, chosen.fine_indices)
-        take(first.inputs, remaining_cells(chosen.cells, model.grid))
-        if model.reuse is not None:
-            take(first.outputs, coarse_cell(chosen.fine_indices, model.grid))
-
-    return {
-        "both passes": lambda: model(images),
-        "first pass": lambda: model.first_pass(images),
-        "selection": choose,
-        "second pass": lambda: model.second_pass(images, first, selection),
-        "threshold curve": lambda: sweep_thresholds(first.logits, second, targets, 1, 1),
-    }
+    exits = round(exit_fraction * len(images))
+    if exits == 0:
+        return NO_EXIT
+    if exits == len(images):
+        return 0.0
+    confidence = early_exit(model, images, 0.0).confidence.sort(descending=True).values
+    return (confidence[exits - 1] + confidence[exits]).item() / 2
 
 
 def peak_memory(run: Callable[[], object], device: torch.device) -> float | None:
-    """Most memory in use during one call, in 1e6 bytes; None on a CPU, which does not tell."""
+    """Peak memory of one call in 1e6 bytes; None on a CPU."""
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)
     run()
     return torch.cuda.max_memory_allocated(device) / 1e6
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least this share of the values does not exceed."""
-    ordered = sorted(values)
-    return ordered[max(math.ceil(share * len(ordered)) - 1, 0)]
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and range of repeated timings."""
-    return {"median": median(values), "fastest": min(values), "slowest": max(values)}
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

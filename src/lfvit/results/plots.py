@@ -193,7 +193,7 @@ def plot_diagnosis(diagnosis: Mapping[str, Any], paths: Sequence[Path]) -> None:
             for axes, curves in zip(line, PANELS.values(), strict=True):
                 for measure, (_, colour) in curves.items():
                     draw_measure(axes, rows[rows["pass"] == name], measure, colour)
-            line[0].set_ylabel(name.replace(", ", "\n"), fontweight="bold")
+            line[0].set_ylabel(f"pass {name}", fontweight="bold")
             for axes, above in zip(line[1:], grid[0, 1:], strict=True):
                 if axes is not above:  # log amplitudes of different grids are not comparable
                     axes.sharey(above)

@@ -25,26 +25,18 @@ COLUMNS = {
     "ideal_speedup": ("ideal", ".2f"),
     "share_of_ideal": ("of ideal", ".0%"),
 }
-PARTS = {
-    "model": ("model", ""),
-    "batch_size": ("batch", ""),
-    "part": ("part", ""),
-    "milliseconds": ("ms", ".2f"),
-    "share": ("of all passes", ".2%"),
-}
 
 
-def write_speed(folder: Path, about: Mapping[str, Any], rows: Rows, parts: Rows = ()) -> None:
+def write_speed(folder: Path, about: Mapping[str, Any], rows: Rows) -> None:
     """Write benchmark.csv, .json, .md and .png.
 
     Args:
         folder: of the run.
         about: "settings" that all rows share, and the "environment" of the run.
         rows: of `lfvit.commands.benchmark`.
-        parts: the time of the steps of all passes.
     """
     settings, environment = about["settings"], about["environment"]
-    write_json(folder / "benchmark.json", {**about, "rows": rows, "parts": parts})
+    write_json(folder / "benchmark.json", {**about, "rows": rows})
     table = _with_titles(rows)
     packages = environment["packages"]
     common = {
@@ -67,22 +59,14 @@ def write_speed(folder: Path, about: Mapping[str, Any], rows: Rows, parts: Rows 
     for title, group in table.groupby("title", sort=False):
         text.append(f"## {title}\n\n{to_markdown(_starred(group), **_columns(COLUMNS))}")
     text.append("![Measured against ideal speed-up](benchmark.png)")
-    if parts:
-        text.append(
-            "## The steps of all passes\n\nIn fp32, not compiled, each timed alone. Selection is "
-            "class attention, scores, window, and gathering patches and tokens."
-        )
-        text.append(to_markdown(parts, **_columns(PARTS)))
     (folder / "benchmark.md").write_text("\n\n".join(text) + "\n")
 
 
-def print_speed(rows: Rows, parts: Rows) -> None:
+def print_speed(rows: Rows) -> None:
     """The same tables on the terminal, without ranges and latencies."""
     narrow = {k: v for k, v in COLUMNS.items() if not k.startswith(("images_per_second_", "lat"))}
     for title, group in _with_titles(rows).groupby("title", sort=False):
         print_table(_starred(group), **_columns(narrow), title=str(title))
-    if parts:
-        print_table(parts, **_columns(PARTS), title="The steps of all passes")
 
 
 def _with_titles(rows: Rows) -> pd.DataFrame:
@@ -101,8 +85,7 @@ def _starred(table: pd.DataFrame) -> pd.DataFrame:
 
 def _columns(columns: Mapping[str, tuple[str, str]]) -> dict[str, dict[str, str]]:
     """Titles, and formats of all columns with numbers."""
-    texts = ("model", "part")
     return {
         "titles": {key: title for key, (title, _) in columns.items()},
-        "formats": {key: spec for key, (_, spec) in columns.items() if key not in texts},
+        "formats": {key: spec for key, (_, spec) in columns.items() if key != "model"},
     }

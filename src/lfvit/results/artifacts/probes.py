@@ -9,19 +9,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from hydra import compose
 from torch import Tensor
 
-from lfvit.commands.benchmark_cases import PRECISIONS, compile_model
 from lfvit.commands.diagnose import diagnose
 from lfvit.data.batches import Sample
 from lfvit.data.datamodule import normalize
 from lfvit.measure.predictions import Predictions, predict_all
 from lfvit.measure.spectrum import high_frequency_set, received_attention
-from lfvit.measure.throughput import spread, time_interleaved
+from lfvit.measure.throughput import PRECISIONS, compile_model, time_interleaved
 from lfvit.models import reduce, restore
 from lfvit.models.attention import class_attention
 from lfvit.models.two_pass import TwoPassViT
@@ -91,7 +91,7 @@ def throughput(
         points: what to time.
         images: in the one batch that is timed.
         repeats: timed rounds; the median counts.
-        precision, compiled: of all models alike, see `lfvit.commands.benchmark_cases.PRECISIONS`.
+        precision, compiled: of all models alike, see `lfvit.measure.throughput.PRECISIONS`.
 
     Returns:
         For every point a row as benchmark.py writes them. ``exit_fraction`` and ``gmacs`` are those
@@ -117,7 +117,7 @@ def throughput(
         rows.append({**facts, "precision": precision, "compiled": compiled, "batch_size": count})
     seconds = time_interleaved(cases, warmup=2, repeats=repeats, device=device)
     for number, row in enumerate(rows):
-        row["images_per_second"] = row["batch_size"] / spread(seconds[str(number)])["median"]
+        row["images_per_second"] = row["batch_size"] / median(seconds[str(number)])
     return rows
 
 

@@ -42,7 +42,7 @@ def plot_diagnosis(found: Mapping[str, Any], paths: Iterable[Path]) -> None:
             for axes, curves in zip(line, PANELS.values(), strict=True):
                 for measure, (_, colour) in curves.items():
                     draw_measure(axes, rows, measure, colour)
-            line[0].set_ylabel(name.replace(", ", "\n"), fontweight="bold")
+            line[0].set_ylabel(f"pass {name}", fontweight="bold")
         for axes, (title, curves) in zip(grid[0], PANELS.items(), strict=True):
             axes.set_title(title, fontsize=11, loc="left", fontweight="bold", pad=24)
             names = [legend for legend, _ in curves.values()]
