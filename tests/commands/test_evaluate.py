@@ -196,17 +196,14 @@ def test_data_with_other_classes_is_refused(run, photographs):
 
 
 def test_nothing_named_in_a_checkpoint_is_called(run, trained_run, tmp_path):
-    for change in (
-        {"_target_": "shutil.copy", "src": "/etc/hostname", "dst": str(tmp_path / "stolen")},
-        {"extra": {"_target_": "shutil.copy", "src": "/etc/hostname", "dst": str(tmp_path / "b")}},
-    ):
-        content = torch.load(trained_run / "checkpoints" / "last.ckpt", weights_only=True)
-        content["lfvit"]["data"] = {**content["lfvit"]["data"], **change}
-        torch.save(content, tmp_path / "evil.ckpt")
-        with pytest.raises(ConfigError, match="data"):
-            run(checkpoint=tmp_path / "evil.ckpt")
-    assert not (tmp_path / "stolen").exists()
-    assert not (tmp_path / "b").exists()
+    content = torch.load(trained_run / "checkpoints" / "last.ckpt", weights_only=True)
+    stolen = tmp_path / "stolen"
+    copy = {"_target_": "shutil.copy", "src": "/etc/hostname", "dst": str(stolen)}
+    content["lfvit"]["data"] |= {"_target_": "shutil.copy", "dataset": copy}
+    torch.save(content, tmp_path / "evil.ckpt")
+    with pytest.raises(ConfigError, match=r"shutil\.copy' is named by a file"):
+        run(checkpoint=tmp_path / "evil.ckpt")
+    assert not stolen.exists()
 
 
 def test_single_settings_of_the_checkpoint_can_be_replaced(run):

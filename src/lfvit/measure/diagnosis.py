@@ -123,7 +123,10 @@ def diagnose_batch(model: nn.Module, images: Tensor, removed: float) -> list[dic
     options = {"selector": "none"} if num_passes(model) > 1 else {}
     with trace_blocks(backbone.blocks) as traces:
         forward_passes(model, images, **options)
-    return [measure_blocks(trace, removed, backbone.num_prefix_tokens) for trace in traces]
+    prefix = (
+        backbone.num_prefix_tokens if hasattr(backbone, "num_prefix_tokens") else backbone.prefix
+    )
+    return [measure_blocks(trace, removed, prefix) for trace in traces]
 
 
 def measure_blocks(trace: BlockTrace, removed: float, num_prefix_tokens: int) -> dict[str, Tensor]:
