@@ -1,10 +1,10 @@
 """Trained models against each other, image by image and seed by seed, from their files."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from lfvit.errors import DataError
@@ -121,7 +121,8 @@ def point_at(run: "Run", way: str, other: Point | None = None) -> Point:
     calibration, rest = (
         predictions.iloc[part] for part in stratified_split(predictions["target"], share, seed)
     )
-    macs = 1e9 * np.diff([0.0, *(found.gmacs for found in evaluation.passes)])
+    gmacs = [found.gmacs for found in evaluation.passes]
+    macs = [1e9 * (last - before) for before, last in pairwise([0.0, *gmacs])]
     if way == "calibrated":
         point = calibrated(evaluation)
         if point is None or point.threshold is None:
@@ -136,7 +137,7 @@ def point_at(run: "Run", way: str, other: Point | None = None) -> Point:
 
 
 def _choose(
-    calibration: pd.DataFrame, macs: np.ndarray, way: str, other: Point
+    calibration: pd.DataFrame, macs: Sequence[float], way: str, other: Point
 ) -> tuple[float, bool]:
     """The threshold for equal accuracy or for the budget, and whether one met it.
 

@@ -147,35 +147,28 @@ def plot_differences(
         axes.set_xlabel(f"difference in top-1, points\n(line: 95 % interval over images{orange})")
 
 
-def plot_speed(rows: pd.DataFrame, path: Path) -> None:
-    """Measured speed-up against the ratio of MACs: one panel per task, precision and compilation.
-
-    Args:
-        rows: of benchmark.py, with a column "title" for the panel.
-        path: the file to write.
-    """
-    panels = list(rows.groupby("title", sort=False))
-    columns = min(len(panels), 2)
-    lines = -(-len(panels) // columns)
+def plot_speed(groups: Mapping[str, pd.DataFrame], path: Path) -> None:
+    """Measured speed-up against the ratio of MACs: title -> rows of benchmark.py in one panel."""
+    columns = min(len(groups), 2)
+    lines = -(-len(groups) // columns)
     with new_figure([path], 6 * columns, 5 * lines) as figure:
         grid = figure.subplots(lines, columns, squeeze=False).flatten()
-        for axes, (title, panel) in zip(grid, panels, strict=False):
-            sizes = sorted(panel["batch_size"].unique())
-            names = list(panel["model"].unique())
-            for (name, size), group in panel.groupby(["model", "batch_size"], sort=False):
-                marker = MARKERS[sizes.index(size) % len(MARKERS)]
-                colour = PALETTE[names.index(name) % len(PALETTE)]
-                x, y = group["ideal_speedup"], group["measured_speedup"]
-                label = f"{name}, batch {size}"
-                axes.plot(x, y, marker, color=colour, ls="none", label=label)
-            end = 1.05 * panel[["ideal_speedup", "measured_speedup"]].max(axis=None)
+        for axes in grid[len(groups) :]:
+            axes.set_axis_off()
+        for axes, (title, rows) in zip(grid, groups.items(), strict=False):
+            sizes = rows["batch_size"].astype(str).str.rstrip("*")
+            markers = dict(zip(sizes.unique(), cycle(MARKERS), strict=False))
+            colours = dict(zip(rows["model"].unique(), cycle(PALETTE), strict=False))
+            for (name, size), same in rows.groupby(["model", sizes], sort=False):
+                style: Any = {"color": colours[name], "ls": "none", "label": f"{name}, {size}"}
+                axes.plot(same["ideal_speedup"], same["measured_speedup"], markers[size], **style)
+            end = 1.05 * rows[["ideal_speedup", "measured_speedup"]].max(axis=None)
             axes.plot([0, end], [0, end], color=GREY, ls=":", lw=1, zorder=0)
-            base = panel["compared_with"].iloc[0]
+            base = rows["compared_with"].iloc[0]
             axes.set(title=title, xlim=(0, end), ylim=(0, end))
             axes.set(xlabel=f"MACs of {base} / MACs", ylabel=f"speed-up over {base}")
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, fontsize=7)
-        for axes in grid[len(panels) :]:
-            axes.set_axis_off()
+            place: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": 3}
+            axes.legend(title="model, batch size", fontsize=7, title_fontsize=7, **place)
 
 
 def plot_diagnosis(diagnosis: Mapping[str, Any], paths: Sequence[Path]) -> None:
@@ -200,8 +193,8 @@ def plot_diagnosis(diagnosis: Mapping[str, Any], paths: Sequence[Path]) -> None:
         for axes, (title, curves) in zip(grid[0], PANELS.items(), strict=True):
             axes.set_title(title, fontsize=11, loc="left", fontweight="bold", pad=24)
             names = [legend for legend, _ in curves.values()]
-            above: Any = {"loc": "lower left", "bbox_to_anchor": (-0.02, 0.98), "ncols": 2}
-            axes.legend(axes.lines, names, fontsize=9, handlelength=1.5, **above)
+            place: Any = {"loc": "lower left", "bbox_to_anchor": (-0.02, 0.98), "ncols": 2}
+            axes.legend(axes.lines, names, fontsize=9, handlelength=1.5, **place)
         for axes in grid[-1]:
             axes.set_xlabel("block")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))

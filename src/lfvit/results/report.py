@@ -181,7 +181,9 @@ def _paired_sections(models: Models, output: Path) -> Iterator[str]:
             faults.append(f"- {escape(run.path)}: {escape(error)}")
     name = reference_model(readable)
     rows: list[Row] = []
-    for model, runs in readable.items() if name is not None else ():
+    for model, runs in readable.items():
+        if name is None:
+            break
         seeds = {run.seed: run for run in readable[name]}
         common = [run for run in runs if run.seed in seeds]
         if model == name or not common or common[0].data != readable[name][0].data:

@@ -11,19 +11,28 @@ from lfvit.utils.atomic_io import write_json
 from lfvit.utils.markdown import code, print_table, to_markdown
 
 Rows = Sequence[Mapping[str, Any]]
-COLUMNS = {
-    "model": ("model", ""),
-    "exit_fraction": ("exits", ".0%"),
-    "batch_size": ("batch", ""),
-    "gmacs": ("GMACs", ".3f"),
-    "images_per_second": ("images/s", ".1f"),
-    "images_per_second_slowest": ("slowest", ".1f"),
-    "images_per_second_fastest": ("fastest", ".1f"),
-    "latency_ms_p50": ("p50 ms", ".1f"),
-    "latency_ms_p95": ("p95 ms", ".1f"),
-    "measured_speedup": ("speed-up", ".2f"),
-    "ideal_speedup": ("ideal", ".2f"),
-    "share_of_ideal": ("of ideal", ".0%"),
+TITLES = {
+    "model": "model",
+    "exit_fraction": "exits",
+    "batch_size": "batch",
+    "gmacs": "GMACs",
+    "images_per_second": "images/s",
+    "images_per_second_slowest": "slowest",
+    "images_per_second_fastest": "fastest",
+    "latency_ms_p50": "p50 ms",
+    "latency_ms_p95": "p95 ms",
+    "measured_speedup": "speed-up",
+    "ideal_speedup": "ideal",
+    "share_of_ideal": "of ideal",
+}
+FORMATS = {
+    **{name: ".1f" for name in TITLES if name != "model"},
+    "exit_fraction": ".0%",
+    "batch_size": "",
+    "gmacs": ".3f",
+    "measured_speedup": ".2f",
+    "ideal_speedup": ".2f",
+    "share_of_ideal": ".0%",
 }
 
 
@@ -37,15 +46,12 @@ def write_speed(folder: Path, about: Mapping[str, Any], rows: Rows) -> None:
     """
     settings, environment = about["settings"], about["environment"]
     write_json(folder / "benchmark.json", {**about, "rows": rows})
-    table = _with_titles(rows)
     packages = environment["packages"]
-    common = {
-        **settings,
-        **{key: environment[key] for key in ("machine", "threads", "commit")},
-        **{key: packages[key] for key in ("torch", "timm")},
-    }
-    table.drop(columns="title").assign(**common).to_csv(folder / "benchmark.csv", index=False)
-    plot_speed(table, folder / "benchmark.png")
+    common = {key: environment[key] for key in ("machine", "threads", "commit")}
+    common |= {**settings, **{key: packages[key] for key in ("torch", "timm")}}
+    pd.DataFrame(rows).assign(**common).to_csv(folder / "benchmark.csv", index=False)
+    groups = _groups(rows)
+    plot_speed(groups, folder / "benchmark.png")
     text = [
         "# Speed",
         f"{code(environment['command'])}, commit {environment['commit']}, "
@@ -55,37 +61,28 @@ def write_speed(folder: Path, about: Mapping[str, Any], rows: Rows) -> None:
         "Medians of interleaved repetitions, with the slowest and the fastest; latency per batch. "
         "The speed-up is over the first row of the same batch size, its ideal the ratio of their "
         "multiply-accumulates. A star marks the batch size of highest throughput of those listed.",
+        *(f"## {title}\n\n{to_markdown(g, FORMATS, TITLES)}" for title, g in groups.items()),
+        "![Measured against ideal speed-up](benchmark.png)",
     ]
-    for title, group in table.groupby("title", sort=False):
-        text.append(f"## {title}\n\n{to_markdown(_starred(group), **_columns(COLUMNS))}")
-    text.append("![Measured against ideal speed-up](benchmark.png)")
     (folder / "benchmark.md").write_text("\n\n".join(text) + "\n")
 
 
 def print_speed(rows: Rows) -> None:
     """The same tables on the terminal, without ranges and latencies."""
-    narrow = {k: v for k, v in COLUMNS.items() if not k.startswith(("images_per_second_", "lat"))}
-    for title, group in _with_titles(rows).groupby("title", sort=False):
-        print_table(_starred(group), **_columns(narrow), title=str(title))
+    wide = ("images_per_second_", "latency")
+    narrow = {name: title for name, title in TITLES.items() if not name.startswith(wide)}
+    for title, group in _groups(rows).items():
+        print_table(group, FORMATS, narrow, title=title)
 
 
-def _with_titles(rows: Rows) -> pd.DataFrame:
-    """The rows, with the title of those that are compared with each other."""
+def _groups(rows: Rows) -> dict[str, pd.DataFrame]:
+    """Title -> the rows that are compared with each other, a star after the best batch size."""
     table = pd.DataFrame(rows)
-    compiled = table["compiled"].map({True: "compiled", False: "not compiled"})
-    return table.assign(
-        title=table["task"].str.capitalize() + ", " + table["precision"] + ", " + compiled
-    )
-
-
-def _starred(table: pd.DataFrame) -> pd.DataFrame:
     star = table["best_batch"].map({True: "*"}).fillna("")
-    return table.assign(batch_size=table["batch_size"].astype(str) + star)
-
-
-def _columns(columns: Mapping[str, tuple[str, str]]) -> dict[str, dict[str, str]]:
-    """Titles, and formats of all columns with numbers."""
+    table["batch_size"] = table["batch_size"].astype(str) + star
     return {
-        "titles": {key: title for key, (title, _) in columns.items()},
-        "formats": {key: spec for key, (_, spec) in columns.items() if key != "model"},
+        f"{task.capitalize()}, {precision}, {'compiled' if compiled else 'not compiled'}": group
+        for (task, precision, compiled), group in table.groupby(
+            ["task", "precision", "compiled"], sort=False
+        )
     }
