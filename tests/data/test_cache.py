@@ -130,7 +130,7 @@ def test_each_rank_keeps_all_training_images_and_its_part_to_evaluate(photograph
     [
         ({"color_jitter": 0.3}, r"set augment\.color_jitter=0"),
         ({"auto_augment": "rand-m9"}, r"set augment\.auto_augment=null"),
-        ({"interpolation": "box"}, "valid: bilinear, bicubic"),
+        ({"interpolation": "lanczos"}, r"set augment\.interpolation=bicubic"),
     ],
 )
 def test_what_the_device_cannot_do_is_refused(photographs, augment, message):

@@ -345,7 +345,7 @@ class Other(Squares):
         (NoSplit, {"root": "x"}, "NoSplit takes neither split nor train"),
         (ByFlag, {}, "ByFlag: missing a required argument: 'root'"),
         (NoClasses, {}, "NoClasses has no attribute classes"),
-        (Other, {}, "'bright' is only in train and 'light' is only in val"),
+        (Other, {}, "class 1 is 'bright' in train but 'light' in val"),
     ],
 )
 def test_datasets_that_cannot_work_are_told_why(dataset, settings, error):

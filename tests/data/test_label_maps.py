@@ -160,12 +160,15 @@ def test_a_missing_map_is_named_before_training(photographs, maps):
     ("content", "message"),
     [
         (b"garbage", "not readable as a label map"),
-        (torch.zeros(3, 4, 4), "not a label map .3x4x4.; expected a tensor of 2 x k x H x W"),
+        (
+            torch.zeros(3, 4, 4),
+            r"not a label map \(\(3, 4, 4\)\); expected a tensor \(2, k, H, W\)",
+        ),
         ({"a": 1}, "not a label map .dict."),
         (torch.full((2, 2, 4, 4), float("nan")), "values that are not finite"),
-        (torch.full((2, 2, 4, 4), 3.0), "names classes 3 to 3, but the data has 3"),
+        (torch.full((2, 2, 4, 4), 3.0), "of classes 3 to 3, but the data has 3"),
         (torch.full((2, 2, 4, 4), 0.5), "class indices that are not whole"),
-        (torch.zeros(2, 2, 5, 5), "a label map of 2x2x5x5, not 2x2x4x4"),
+        (torch.zeros(2, 2, 5, 5), r"of shape \(2, 2, 5, 5\), not \(2, 2, 4, 4\)"),
     ],
 )
 def test_garbled_maps_name_the_file(photographs, maps, content, message):
@@ -177,7 +180,7 @@ def test_garbled_maps_name_the_file(photographs, maps, content, message):
         torch.save(content, folder.paths[2])
     with pytest.raises(DataError, match=f"{folder.paths[2]}: .*{message}"):
         folder.read(2)
-    if "5x5" not in message:  # the first map, which sets the size, is read at once
+    if "shape" not in message:  # the first map, which sets the size, is read at once
         with pytest.raises(DataError, match=message):
             LabelMapFolder(maps, paths[2:], photographs, 3)
 

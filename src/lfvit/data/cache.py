@@ -9,8 +9,8 @@ Every process of a distributed run keeps all training images, since each epoch d
 and its part of the validation images.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -20,10 +20,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lfvit.data.augment import WHOLE, TrainTransform
-from lfvit.data.batches import IGNORED, LoadedImages, RawBatch, collate
+from lfvit.data.batches import LoadedImages, RawBatch, collate
 from lfvit.data.sampling import Draw
 from lfvit.errors import ConfigError
 from lfvit.utils.seeding import seeded
+
+CROP_MODES = ("bicubic", "bilinear")
 
 
 class CachedBatch(NamedTuple):
@@ -48,10 +50,9 @@ class ImageCache(Dataset[Draw]):
         images: what to load, each image as it is stored.
         indices: which of them, consecutive; the cache has another row without image.
         device: where to keep them.
-        num_workers: processes that decode.
-        report: called with the errors of every batch; may raise.
         transform: the crops and flips of training; None for images that are used as they are.
-        size: S in pixels.
+        num_workers: processes that decode.
+        report: called with every batch that is decoded; may raise.
         verbose: show a progress bar.
 
     Raises:
@@ -64,42 +65,35 @@ class ImageCache(Dataset[Draw]):
         images: LoadedImages,
         indices: range,
         device: torch.device,
+        transform: TrainTransform | None,
         *,
         num_workers: int,
         report: Callable[[RawBatch], None],
-        transform: TrainTransform | None,
-        size: int,
         verbose: bool,
     ) -> None:
-        self.split = split
-        self.first = indices.start
+        self.split, self.first, self.length = split, indices.start, len(images)
         self.transform = transform
-        self.size = size
-        self.length = len(images)
-        count, side = len(indices), images.image_size
-        check_memory((count + 1) * 3 * side**2, device)
-        self.images = torch.zeros(count + 1, 3, side, side, dtype=torch.uint8, device=device)
+        draws = [*map(Draw, indices), Draw(-1)]
+        shape = (len(draws), 3, images.image_size, images.image_size)
+        check_memory(math.prod(shape), device)
+        self.images = torch.zeros(shape, dtype=torch.uint8, device=device)
         parts: list[RawBatch] = []
         loader = DataLoader(
-            images,
-            batch_size=64,
-            sampler=[*map(Draw, indices), Draw(-1)],
-            num_workers=num_workers,
-            collate_fn=collate,
+            images, sampler=draws, batch_size=64, num_workers=num_workers, collate_fn=collate
         )
-        filled = 0
-        for batch in track(loader, f"decoding {count} {split} images", disable=not verbose):
+        title = f"decoding {len(indices)} {split} images"
+        for batch in track(loader, title, disable=not verbose):
             report(batch)
-            self.images[filled : filled + len(batch.images)] = batch.images
-            filled += len(batch.images)
+            first = 64 * len(parts)
+            self.images[first : first + len(batch.images)] = batch.images
             parts.append(batch._replace(images=torch.empty(0)))
         self.targets = torch.cat([part.targets for part in parts]).to(device)
         self.indices = torch.cat([part.indices for part in parts]).to(device)
         self.sizes = torch.cat([part.sizes for part in parts]).tolist()
         self.boxes = None
         if any(part.boxes is not None for part in parts):
-            none = torch.zeros(1, 4, dtype=torch.long)  # of a batch of the last row alone
-            boxes = [none if part.boxes is None else part.boxes for part in parts]
+            none = torch.zeros(64, 4, dtype=torch.long)  # of a batch without a readable image
+            boxes = [none[: len(p.targets)] if p.boxes is None else p.boxes for p in parts]
             self.boxes = torch.cat(boxes).to(device)
 
     def __len__(self) -> int:
@@ -110,23 +104,21 @@ class ImageCache(Dataset[Draw]):
 
     def collate(self, draws: Sequence[Draw]) -> CachedBatch:
         """The rows of a batch, and the crops that the files would get from the same seeds."""
-        rows = [IGNORED if draw.index < 0 else draw.index - self.first for draw in draws]
+        rows = [-1 if draw.index < 0 else draw.index - self.first for draw in draws]
         shown = [(WHOLE, False)] * len(rows)
         if self.transform is not None:
             for number, (row, draw) in enumerate(zip(rows, draws, strict=True)):
                 with seeded(draw.seed or 0, devices=False):
                     shown[number] = self.transform.draw(self.sizes[row])
-        crops, flipped = zip(*shown, strict=True)
-        return CachedBatch(
-            self.split, torch.tensor(rows), torch.tensor(crops), torch.tensor(flipped)
-        )
+        crops, flipped = map(torch.tensor, zip(*shown, strict=True))
+        return CachedBatch(self.split, torch.tensor(rows), crops, flipped)
 
     def fetch(self, batch: CachedBatch) -> RawBatch:
         """The images of a batch that is on the cache's device."""
         images, rows = self.images[batch.rows], batch.rows
         if self.transform is not None:
-            mode = str(self.transform.crop.interpolation.value)
-            images = crop_and_resize(images.float(), batch.crops, batch.flipped, self.size, mode)
+            size, mode = self.transform.crop.size[0], self.transform.crop.interpolation.value
+            images = crop_and_resize(images.float(), batch.crops, batch.flipped, size, mode)
         boxes = None if self.boxes is None else self.boxes[rows]
         return RawBatch(images, self.targets[rows], self.indices[rows], boxes, batch.crops)
 
@@ -173,11 +165,5 @@ def check_memory(needed: int, device: torch.device) -> None:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can be allocated on a device; None where that is unknown."""
-    meminfo = Path("/proc/meminfo")
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type == "cpu" and meminfo.is_file():
-        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        return int(lines["MemAvailable"].removesuffix("kB")) * 1024
-    return None
+    """Bytes that can be allocated on a GPU; None on another device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None

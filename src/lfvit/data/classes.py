@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from timm.data import ImageNetInfo
@@ -17,27 +18,14 @@ def check_same_classes(train: Sequence[str], val: Sequence[str], where: str) -> 
         where: the setting and its value, for messages.
 
     Raises:
-        DataError: names the classes that differ.
+        DataError: names the first classes that differ.
     """
-    if list(train) == list(val):
-        return
-    names = set(train) ^ set(val)
-    if not names:
-        first = next(i for i, (a, b) in enumerate(zip(train, val, strict=True)) if a != b)
-        raise DataError(
-            f"{where}: train and val list the same classes in another order: class {first} is "
-            f"{train[first]!r} in train and {val[first]!r} in val"
-        )
-    parts = [
-        f"{', '.join(map(repr, some[:3]))}{' ...' if len(some) > 3 else ''} "
-        f"{'is' if len(some) == 1 else 'are'} only in {split}"
-        for split, classes in (("train", train), ("val", val))
-        if (some := [name for name in classes if name in names])
-    ]
-    raise DataError(
-        f"{where}: train and val hold different classes; {' and '.join(parts)} "
-        f"({len(names)} differ in all)"
-    )
+    for index, (a, b) in enumerate(zip_longest(train, val)):
+        if a != b:
+            raise DataError(
+                f"{where}: train has {len(train)} classes and val {len(val)}, and class {index} is "
+                f"{a!r} in train but {b!r} in val; give both the same classes in the same order"
+            )
 
 
 def read_classes(path: str | Path) -> list[str]:

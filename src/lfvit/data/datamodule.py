@@ -25,7 +25,7 @@ from lfvit.data.batches import (
     collate,
     image_name,
 )
-from lfvit.data.cache import CachedBatch, ImageCache
+from lfvit.data.cache import CROP_MODES, CachedBatch, ImageCache
 from lfvit.data.classes import check_same_classes, readable_names
 from lfvit.data.images import resize
 from lfvit.data.label_maps import LabelMapFolder
@@ -248,14 +248,14 @@ class ImageDataModule(L.LightningDataModule):
         )
 
     def _loader(self, split: str, sampler: TrainSampler | EvalSampler) -> DataLoader[Any]:
-        batches: Any = {
+        batches = {
             "batch_size": self.batch_size,
             "sampler": sampler,
             "drop_last": split == "train",
         }
         if self.settings.cache is not None:
-            cached = self._cached(split)
-            return LazyLoader(cached, collate_fn=cached.collate, **batches)
+            cache = self._cached(split)
+            return LazyLoader(cache, collate_fn=cache.collate, **batches)
         return LazyLoader(
             self.train_dataset() if split == "train" else self.val_dataset(),
             num_workers=self.settings.num_workers,
@@ -269,26 +269,23 @@ class ImageDataModule(L.LightningDataModule):
     def _cached(self, split: str) -> ImageCache:
         """The cache of "train" or "val" on the trainer's device; the first call decodes."""
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
-        if (split, device) in self._caches:
-            return self._caches[split, device]
-        transform, images = None, self.val_dataset()
-        indices = self._eval_sampler().indices
-        if split == "train":
-            indices = range(len(self.train_images))
-            transform, images = self._stored_for_crops()
-        cache = ImageCache(
-            split,
-            images,
-            indices,
-            device,
-            num_workers=self.settings.num_workers,
-            report=self._report,
-            transform=transform,
-            size=self.image_size,
-            verbose=self._rank == 0,
-        )
-        self._caches[split, device] = cache
-        return cache
+        if (split, device) not in self._caches:
+            if split == "train":
+                transform, images = self._stored_for_crops()
+                indices = range(len(images))
+            else:
+                transform, images, indices = None, self.val_dataset(), self._eval_sampler().indices
+            self._caches[split, device] = ImageCache(
+                split,
+                images,
+                indices,
+                device,
+                transform,
+                num_workers=self.settings.num_workers,
+                report=self._report,
+                verbose=self._rank == 0,
+            )
+        return self._caches[split, device]
 
     def _stored_for_crops(self) -> tuple[TrainTransform | None, LoadedImages]:
         """How crops are drawn from the cached training images, and the images as they are stored.
@@ -298,18 +295,15 @@ class ImageDataModule(L.LightningDataModule):
         """
         if isinstance(self.train_images[0][0], np.ndarray):  # used as it is
             return None, self.train_dataset()
-        for name, off in (("auto_augment", "null"), ("color_jitter", "0")):
-            if value := getattr(self.augment, name):
+        possible = {"auto_augment": [None], "color_jitter": [0], "interpolation": list(CROP_MODES)}
+        for name, valid in possible.items():
+            if (value := getattr(self.augment, name)) not in valid:
+                instead = "null" if valid[0] is None else valid[0]
                 raise ConfigError(
                     f"data.cache=device with augment.{name}={value}: images from the cache are "
-                    f"cropped and flipped, not recolored; set augment.{name}={off}, or "
+                    f"cropped and flipped, not recolored; set augment.{name}={instead}, or "
                     "data.cache=null"
                 )
-        if self.augment.interpolation not in ("bilinear", "bicubic"):
-            raise ConfigError(
-                f"data.cache=device with augment.interpolation={self.augment.interpolation}; "
-                "valid: bilinear, bicubic"
-            )
         side = math.floor(self.image_size / self.augment.crop_pct)
         store = partial(_squeeze, side=side, interpolation=self.augment.interpolation)
         images = self._loaded("train", store, side, shorter_side=self._reduced_side)

@@ -17,8 +17,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF", "JPEG2000")
 """Decoders tried, whatever the suffix says. Pillow has others, one of which runs Ghostscript."""
 
 FILTERS = {  # of Pillow, by timm's names
-    name: Image.Resampling[name.upper()]
-    for name in ("bicubic", "bilinear", "lanczos", "nearest", "box", "hamming")
+    name: Image.Resampling[name.upper()] for name in ("bicubic", "bilinear", "lanczos")
 }
 
 FULL_SIZE = "full_size"
@@ -152,9 +151,6 @@ def center_crop(image: Image.Image, size: int, crop_pct: float, interpolation: s
     """
     resized, (left, top) = center_box(full_size(image), size, crop_pct)
     x, y = (a / b for a, b in zip(_extent(image), resized, strict=True))
-    if interpolation in ("nearest", "box"):  # these jump where the position is rounded
-        whole = resize(image, resized, interpolation)
-        return whole.crop((left, top, left + size, top + size))
     box = left * x, top * y, (left + size) * x, (top + size) * y
     return image.resize((size, size), FILTERS[interpolation], box=box)
 

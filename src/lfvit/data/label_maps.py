@@ -81,54 +81,45 @@ class LabelMapFolder:
                 f"have no map; the first one missing is {missing[0]}. Put it there, remove the "
                 "image, or set data.label_maps=null"
             )
-        self.shape = _read(self.paths[0]).shape
-        self.read(0)
+        self.shape: torch.Size | None = None
+        self.shape = self.read(0).shape
 
     def read(self, index: int) -> Tensor:
         """The map of an image: (2, k, H, W) float32.
 
         Raises:
-            LabelMapError: naming the file.
+            LabelMapError: names the file.
         """
         path = self.paths[index]
-        top = _read(path)
-        if top.shape != self.shape:
+        try:
+            top = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch.load raises many kinds for damaged files
             raise LabelMapError(
-                f"{path}: a label map of {_size(top.shape)}, not {_size(self.shape)}"
+                f"{path}: not readable as a label map ({type(error).__name__})"
+            ) from error
+        if not isinstance(top, Tensor) or top.ndim != 4 or len(top) != 2 or not top.numel():
+            kind = tuple(top.shape) if isinstance(top, Tensor) else type(top).__name__
+            raise LabelMapError(
+                f"{path}: not a label map ({kind}); expected a tensor (2, k, H, W), scores and "
+                "class indices"
             )
+        top = top.float()
         classes = top[1]
-        if not torch.equal(classes, classes.round()):
-            raise LabelMapError(f"{path}: a label map with class indices that are not whole")
-        if classes.min() < 0 or classes.max() >= self.num_classes:
-            raise LabelMapError(
-                f"{path}: names classes {classes.min():g} to {classes.max():g}, but the data has "
+        if self.shape not in (None, top.shape):
+            fault = f"of shape {tuple(top.shape)}, not {tuple(self.shape or ())}"
+        elif not top.isfinite().all():
+            fault = "with values that are not finite"
+        elif not torch.equal(classes, classes.round()):
+            fault = "with class indices that are not whole"
+        elif classes.min() < 0 or classes.max() >= self.num_classes:
+            fault = (
+                f"of classes {classes.min():g} to {classes.max():g}, but the data has "
                 f"{self.num_classes}"
             )
-        return top
+        else:
+            return top
+        raise LabelMapError(f"{path}: a label map {fault}")
 
 
 class LabelMapError(UnreadableImageError):
     """A file that is no label map of this data; its image cannot be used either."""
-
-
-def _read(path: Path) -> Tensor:
-    try:
-        top = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for damaged files
-        raise LabelMapError(
-            f"{path}: not readable as a label map ({type(error).__name__})"
-        ) from error
-    if not isinstance(top, Tensor) or top.ndim != 4 or len(top) != 2 or not top.numel():
-        what = _size(top.shape) if isinstance(top, Tensor) else type(top).__name__
-        raise LabelMapError(
-            f"{path}: not a label map ({what}); expected a tensor of 2 x k x H x W, scores and "
-            "class indices"
-        )
-    top = top.float()
-    if not top.isfinite().all():
-        raise LabelMapError(f"{path}: a label map with values that are not finite")
-    return top
-
-
-def _size(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape)) or "one number"

@@ -29,9 +29,7 @@ class AugmentSettings(Settings):
     hflip: Share = 0.5
     color_jitter: float = Field(0.0, ge=0)
     auto_augment: str | None = None
-    interpolation: Literal[
-        "bicubic", "bilinear", "lanczos", "nearest", "box", "hamming", "random"
-    ] = "bicubic"
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "random"] = "bicubic"
     erasing: Share = 0.0
     mixup: Alpha = 0.0
     cutmix: Alpha = 0.0
@@ -114,7 +112,7 @@ class FolderSettings(Settings):
     """Of `ImageFolder`."""
 
     root: Annotated[str, _required("pass data.root=DIR, the folder of photographs")]
-    val_fraction: float = Field(0.1, gt=0, lt=1)
+    val_fraction: float = Field(gt=0, lt=1)
 
 
 class HuggingFaceSettings(Settings):
@@ -132,11 +130,11 @@ class HuggingFaceSettings(Settings):
 class NeedleSettings(Settings):
     """Of `NeedleSet`."""
 
-    train_images: int = Field(5000, ge=1)
-    val_images: int = Field(2000, ge=1)
-    num_classes: int = Field(6, ge=2, le=8)
-    image_size: int = Field(112, ge=48)
-    seed: int = Field(0, ge=0)
+    train_images: int = Field(ge=1)
+    val_images: int = Field(ge=1)
+    num_classes: int = Field(ge=2, le=8)
+    image_size: int = Field(ge=48)
+    seed: int = Field(ge=0)
 
 
 DATASETS: dict[str, type[Settings]] = {
