@@ -18,7 +18,7 @@ from lfvit.results.artifacts.reuse import take
 from lfvit.results.artifacts.runs import Run, check_folders, compose_runs, key_of, left_out
 from lfvit.results.artifacts.spec import Artifact, choose, read_artifacts
 from lfvit.results.artifacts.write import write_artifact, write_index, written
-from lfvit.results.old.collect import collect
+from lfvit.results.collect import collect
 from lfvit.results.page import write_page
 from lfvit.runs.provenance import machine
 from lfvit.runs.setup import make_data

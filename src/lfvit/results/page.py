@@ -1,45 +1,67 @@
-"""The report page: one HTML file with charts, thresholds, artifacts, examples and provenance.
+"""The report page: one HTML file with a chart, tables, artifacts, examples and provenance.
 
-It needs no network: script, style, numbers and pictures are inside, and its content security policy
-lets nothing else in. Tables, texts and static charts are there without JavaScript as well.
+Script, style, numbers and pictures are inside, and its content security policy admits nothing else.
+Tables and a static chart are there without JavaScript.
 """
 
 import base64
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
 
-from lfvit.errors import DataError
-from lfvit.results.old.collect import Collection, collect, nothing_found
-from lfvit.results.old.evaluated import Run
-from lfvit.results.old.frame import over_seeds
-from lfvit.results.old.plots import plot_comparison
-from lfvit.results.old.speeds import INTERPOLATED
-from lfvit.results.old.tables import RISKS
-from lfvit.results.page_data import (
-    IMAGENET_IMAGES,
-    curves,
-    number,
-    one_pass_gmacs,
-    published,
-    series,
-)
+from lfvit.results import page_data
+from lfvit.results.collect import Collection, Run, collect
+from lfvit.results.page_chart import AXES, COLOURS, accuracy_chart, static_chart, vega_script
 from lfvit.results.page_examples import choose_models, make_examples
 from lfvit.results.provenance import without_paths
+from lfvit.results.report import FORMATS, POINT_TITLES
 from lfvit.runs.directory import is_name
 from lfvit.runs.provenance import commit
+from lfvit.utils.markdown import format_cells
 
 HERE = Path(__file__).parent
-DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
-STATIC_STEP = 10  # every so many thresholds are in the table
-MOST = 12  # models that are shown at once if nobody chose
+MAX_FEATURED = 12  # models shown at once unless some were chosen
+PAGE_FORMATS = FORMATS | {
+    "share": ".0f",
+    "images_per_second": ",.0f",
+    "threshold": ".4g",
+    "epochs": "",
+    "train_images": ",",
+    "parameters": ".2f",
+    "minutes": ".1f",
+}
+POINTS = {
+    "model": "model",
+    "rule": "rule",
+    "seeds": "seeds",
+    **{name: POINT_TITLES[name] for name in ("threshold", "top1")},
+    "top1_std": "±",
+    **{name: POINT_TITLES[name] for name in ("gmacs",)},
+    "share": "of one pass (%)",
+    **{name: POINT_TITLES[name] for name in ("exit_fraction", "consistency")},
+    "images_per_second": "images/s",
+    "chosen_on": "chosen on",
+    "images": "images",
+}
+CURVE = {name: POINT_TITLES[name] for name in ("threshold", "top1", "exit_fraction", "gmacs")}
+RUNS = {
+    "run": "run",
+    "path": "folder",
+    "seed": "seed",
+    "epochs": "epochs",
+    "train_images": "training images",
+    "parameters": "parameters (M)",
+    "minutes": "minutes",
+    "trained": "trained at",
+    "evaluated": "evaluated at",
+    "status": "status",
+}
 
 
 def write_page(
@@ -60,23 +82,21 @@ def write_page(
         artifacts: a folder with index.json; None takes ``artifacts/`` of the first folder with one.
         title: of the page.
         intro: a paragraph under it.
-        examples: how many images to show; 0 for none. Made from checkpoints and validation images.
+        examples: how many images to show, computed from checkpoints and validation images.
         featured: models (`Run.model`) that are shown first, in this order; the others can be
-            switched on. Without one that is there, all are, or the first `MOST`.
+            switched on. By default all, or the first `MAX_FEATURED`.
 
     Raises:
-        DataError: not one run was evaluated, or a folder is not there.
+        DataError: no run was evaluated, or a folder is not there.
     """
-    if isinstance(folders, Collection):
-        found, near = folders, [run.folder for run in folders.runs]
-        near = [parent for folder in near for parent in list(folder.parents)[:3]]
-    else:
-        found, near = collect(folders), [Path(folder) for folder in folders]
-    if not found.runs:
-        raise DataError(nothing_found(found))
-    found, first = _featured_first(found, featured)
+    collection = folders if isinstance(folders, Collection) else collect(folders)
+    collection.require_runs()
     if artifacts is None:
-        artifacts = next((f / "artifacts" for f in near if _has_index(f / "artifacts")), None)
+        near = [parent for run in collection.runs for parent in list(run.folder.parents)[:4]]
+        if not isinstance(folders, Collection):
+            near = [Path(folder) for folder in folders]
+        found = (folder / "artifacts" for folder in near)
+        artifacts = next((folder for folder in found if (folder / "index.json").is_file()), None)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -84,173 +104,152 @@ def write_page(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"fixed": fixed, "percent": percent}
-    script = (HERE / "page.js").read_text(encoding="utf-8")
+    scripts = [vega_script(), (HERE / "page.js").read_text(encoding="utf-8")]
     text = environment.get_template("page.html").render(
         title=title,
         intro=intro,
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        scripts=scripts,
+        hashes=[base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts],
         style=(HERE / "page.css").read_text(encoding="utf-8"),
         written=datetime.now().strftime("%Y-%m-%d %H:%M"),
         commit=commit(),
-        examples=make_examples(choose_models(found.runs), examples) if examples else None,
+        examples=make_examples(choose_models(collection.runs), examples) if examples else None,
         artifacts=[] if artifacts is None else read_artifacts(artifacts),
-        **_content(found, first),
+        skipped=collection.skipped,
+        **_numbers(collection, featured),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
 
 
-def _has_index(folder: Path) -> bool:
-    return (folder / "index.json").is_file()
-
-
-def _featured_first(
-    found: Collection, featured: Iterable[str]
-) -> tuple[Collection, frozenset[str]]:
-    """The runs of featured models before the others, and which models these are."""
-    there = list(dict.fromkeys(run.model for run in found.runs))
-    chosen = [model for model in dict.fromkeys(featured) if model in there] or there[:MOST]
-    order = {model: number for number, model in enumerate(chosen)}
-    runs = sorted(found.runs, key=lambda run: order.get(run.model, len(order)))
-    return replace(found, runs=runs), frozenset(chosen)
-
-
-def _content(found: Collection, first: frozenset[str]) -> dict[str, Any]:
-    """All numbers; ``first``: models that are shown before the others."""
-    entries = [{**entry, "featured": entry["name"] in first} for entry in series(found)]
-    shown = [run for run in found.runs if run.model in first]
-    drawn = {
-        "series": [*entries, *published()],
-        "curves": curves(found.runs),
-        "imagenet": any(run.evaluation["images"] == IMAGENET_IMAGES for run in found.runs),
-    }
-    means = over_seeds(found.table)
-    one_pass = {run.group: one_pass_gmacs(found.runs, run) for run in found.runs}
-    rows = [
-        {key: number(value) for key, value in row.items()}
-        | {"one_pass": one_pass[row["group"]], "featured": row["model"] in first}
-        for row in means.to_dict("records")
+def _numbers(collection: Collection, featured: Iterable[str]) -> dict[str, Any]:
+    """The chart, and every table twice: of featured models, and of the others."""
+    known = list(collection.by_model())
+    first = [model for model in dict.fromkeys(featured) if model in known] or known[:MAX_FEATURED]
+    models = [*first, *(model for model in known if model not in first)]
+    curves, points = page_data.curves(collection), page_data.points(collection)
+    points = points.sort_values("model", key=lambda names: names.map(models.index), kind="stable")
+    points["kind"] = [
+        "pass" if rule.startswith("pass") else "guarantee" if "<=" in rule else "rule"
+        for rule in points["rule"]
     ]
+    imagenet = any(run.evaluation.images == 50_000 for run in collection.runs)
+    x = "gmacs" if imagenet or points["share"].isna().all() else "share"
+    spec = accuracy_chart(models, len(first), curves, points, page_data.published(), x)
+    runs = [(run, run.model in first) for model in models for run in collection.by_model()[model]]
     return {
-        "data": drawn,
-        "summaries": [_summary(entry) for entry in entries],
-        "fast": [_speeds(entry) for entry in entries],
-        "rows": [row for row in rows if row["kind"] != "certificate"],
-        "runs": [{**_about(run), "featured": run in shown} for run in found.runs],
-        "tables": [
-            {**_threshold_rows(run), "featured": run in shown}
-            for run in found.runs
-            if run.evaluation.get("curve")
+        "spec": spec,
+        "static": static_chart(spec),
+        "axes": {
+            name: (text, points[name].notna().any(), name == x) for name, text in AXES.items()
+        },
+        "models": [
+            {"name": model, "colour": i % COLOURS, "featured": model in first}
+            for i, model in enumerate(models)
         ],
-        "certificates": [
-            {**certified, "featured": run in shown}
-            for run in found.runs
-            if (certified := _certificates(run)) is not None
+        "points": [_points_table(points[points["model"].isin(first) == part]) for part in (1, 0)],
+        "curves": [
+            {"model": model, "featured": model in first, **_curve_table(of_model)}
+            for model in models
+            if len(of_model := curves[curves["model"] == model])
         ],
-        "several_seeds": bool((means["seeds"] > 1).any()),
-        "datas": sorted({(run.data, run.evaluation["images"]) for run in found.runs}),
-        "static": _static(shown),
-        "skipped": found.skipped,
-        "risks": RISKS,
+        "runs": [
+            format_cells(
+                [_run_row(run) for run, shown in runs if shown == part], PAGE_FORMATS, RUNS
+            )
+            for part in (True, False)
+        ],
+        "facts": [{"run": run.name, "featured": shown, **_facts(run)} for run, shown in runs],
+        "data": sorted({(run.data, run.evaluation.images) for run in collection.runs}),
+        "imagenet": imagenet,
+        "throughput_from": sorted(set(collection.table["throughput_from"].dropna())),
     }
 
 
-def _summary(entry: dict[str, Any]) -> str:
-    """One model of the chart in a sentence."""
-    passes = [point for point in entry["points"] if point["kind"] == "pass"]
-    return f"{entry['name']}: " + "; ".join(
-        f"{point['run']}, {point['top1']:.2f} % at {point['gmacs']:.4g} GMACs" for point in passes
-    )
+def _points_table(points: pd.DataFrame) -> Any:
+    reasons = points["reason"].map(lambda reason: f": {reason}" if isinstance(reason, str) else "")
+    rules = points["rule"].str.replace("<=", " ≤ ") + reasons
+    chosen_on = points["chosen_on"].where(points["chosen_on"] > 0)
+    table = points.assign(rule=rules, chosen_on=chosen_on.astype("Int64"))
+    titles = {name: text for name, text in POINTS.items() if table[name].notna().any()}
+    return format_cells(table, PAGE_FORMATS | {"top1_std": ".2f", "chosen_on": ","}, titles)
 
 
-def _speeds(entry: dict[str, Any]) -> dict[str, Any]:
-    """What is known of one model's throughput."""
-    timed = [point for point in entry["points"] if point["speed"] is not None]
+def _curve_table(curve: pd.DataFrame) -> dict[str, Any]:
+    thresholds = [f"{threshold:.2f}" for threshold in curve["threshold"]]
     return {
-        "name": entry["name"],
-        "missing": len(entry["points"]) - len(timed),
-        "points": timed,
-        "how": sorted({point["how"].removesuffix(INTERPOLATED) for point in timed}),
+        "thresholds": thresholds,
+        "cells": format_cells(curve, PAGE_FORMATS | {"threshold": ".2f"}, CURVE),
     }
 
 
-def _threshold_rows(run: Run) -> dict[str, Any]:
-    curve = run.evaluation["curve"]
-    return {"name": run.name, "points": [*curve[:-1:STATIC_STEP], curve[-1]]}
-
-
-def _certificates(run: Run) -> dict[str, Any] | None:
-    calibration = run.evaluation.get("calibration") or {}
-    risk = calibration.get("risk")
-    if not risk:
-        return None
+def _run_row(run: Run) -> dict[str, Any]:
+    metrics = run.metrics
     return {
-        "name": run.name,
-        "chosen_on": calibration["calibration_images"],
-        "reported_on": calibration["reported_images"],
-        **risk,
+        "run": run.name,
+        "path": run.path,
+        "seed": run.seed,
+        "epochs": metrics.get("epochs"),
+        "train_images": metrics.get("train_images"),
+        "parameters": metrics["parameters"] / 1e6 if metrics.get("parameters") else None,
+        "minutes": metrics["train_seconds"] / 60 if metrics.get("train_seconds") else None,
+        "trained": run.environment.get("commit"),
+        "evaluated": run.evaluation.environment.get("commit"),
+        "status": run.status,
     }
 
 
-def _about(run: Run) -> dict[str, Any]:
-    metrics, trained = run.metrics, run.environment
-    evaluated = run.evaluation.get("environment") or {}
-    return {
-        "run": run,
-        "metrics": metrics,
-        "command": without_paths(trained["command"]) if trained.get("command") else None,
-        "trained": trained,
-        "evaluated": evaluated,
-        "evaluation_command": without_paths(evaluated.get("command") or ""),
-        "packages": ", ".join(
-            f"{name} {version}"
-            for name, version in (
-                trained.get("packages") or evaluated.get("packages") or {}
-            ).items()
-            if version
-        ),
-        "localisation": run.evaluation.get("localisation"),
-        "temperature": (run.evaluation.get("calibration") or {}).get("temperature"),
-    }
-
-
-def _static(runs: Sequence[Run]) -> str:
-    """Accuracy against cost as a picture, without JavaScript: one seed of each model."""
-    models = {run.model: run.evaluation for run in reversed(runs)}  # the first seed stays
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "chart.svg"
-        plot_comparison(dict(reversed(models.items())), [path])
-        return _data_uri(path)
+def _facts(run: Run) -> dict[str, Any]:
+    """How a run was trained and evaluated, in words."""
+    trained, evaluated = run.environment, run.evaluation.environment
+    facts = {"Trained": "elsewhere; the run folder is not here"}
+    if trained.get("command"):
+        facts["Trained"] = without_paths(str(trained["command"]))
+        facts["From"] = run.start
+        facts["On"] = f"{run.metrics.get('machine')}, {trained.get('threads')} threads"
+    facts["Evaluated"] = without_paths(str(evaluated.get("command") or ""))
+    facts["Precision"] = run.evaluation.precision
+    packages = trained.get("packages") or evaluated.get("packages") or {}
+    facts["Packages"] = ", ".join(f"{name} {version}" for name, version in packages.items())
+    location, temperature = run.evaluation.localisation, run.evaluation.temperature
+    if location is not None:
+        facts["Region"] = (
+            f"covers the whole object in {location.region.whole:.1%} of the images, a random "
+            f"window in {location.random_windows.whole:.1%}"
+        )
+    if temperature is not None and temperature.after is not None:
+        facts["Calibration"] = (
+            f"temperature {temperature.temperature:.3f}; expected calibration error of the first "
+            f"pass {temperature.before.ece:.2f} % before, {temperature.after.ece:.2f} % after"
+        )
+    return {"facts": facts}
 
 
 def read_artifacts(folder: Path) -> list[dict[str, Any]]:
-    """The artifacts that index.json lists; one that cannot be read says why in its place."""
+    """The artifacts in index.json; one that cannot be read has the reason as its ``fault``."""
     try:
         names = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         names = names["names"] if isinstance(names, dict) else names
         names = [str(name["name"] if isinstance(name, dict) else name) for name in names]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [{"name": "index.json", "fault": f"cannot be read: {error}"}]
-    return [_artifact(folder / name, name) for name in names]
+    return [_read_artifact(folder / name, name) for name in names]
 
 
-def _artifact(folder: Path, name: str) -> dict[str, Any]:
+def _read_artifact(folder: Path, name: str) -> dict[str, Any]:
     if not is_name(name):
         return {"name": name, "fault": "index.json may only name folders beside it"}
     try:
-        found = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))
-        found["columns"] = [
-            {"unit": None, "digits": None, "title": column["key"], **column}
-            for column in found.get("columns") or []
-        ]
-        rows = found.get("rows") or []
-        found["cells"] = [[_cell(row.get(c["key"]), c) for c in found["columns"]] for row in rows]
-        found["numeric"] = [
-            all(isinstance(row.get(c["key"]), (int, float, type(None))) for row in rows)
-            for c in found["columns"]
-        ]
+        artifact = json.loads((folder / "artifact.json").read_text(encoding="utf-8"))
+        columns, rows = artifact.get("columns") or [], artifact.get("rows") or []
+        titles, formats = {}, {}
+        for column in columns:
+            key, unit, digits = column["key"], column.get("unit"), column.get("digits") or 0
+            title = str(column.get("title") or key)
+            titles[key] = f"{title} ({unit})" if unit and unit not in title else title
+            if unit or digits:
+                formats[key] = f"{'+' if key.endswith('_difference') else ''}.{digits}f"
+        cells = format_cells(rows, formats, titles) if rows and titles else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return {"name": name, "fault": f"artifact.json cannot be read: {error}"}
     absent = ("paper", "question", "scale", "label", "command", "commit", "machine", "written")
@@ -259,43 +258,15 @@ def _artifact(folder: Path, name: str) -> dict[str, Any]:
     return {
         **dict.fromkeys(absent),
         "title": name,
-        "kind": "table",
         "notes": [],
-        **found,
+        **artifact,
         "name": name,
-        "picture": picture if found.get("kind") == "figure" else None,
+        "cells": cells,
+        "picture": picture if artifact.get("kind") == "figure" else None,
         "fault": None,
     }
-
-
-def _cell(value: Any, column: dict[str, Any]) -> str:
-    if value is None:
-        return DASH
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return fixed(value, column["digits"] if column["digits"] is not None else 2)
-    return str(value)
 
 
 def _data_uri(path: Path) -> str:
     kind = {".svg": "svg+xml", ".png": "png"}[path.suffix]
     return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-# --- filters ------------------------------------------------------------------------------------
-
-
-def fixed(value: Any, digits: int, missing: str = DASH) -> str:
-    """A number with so many digits after the point, a minus sign as printed, a dash for none."""
-    if number(value) is None:
-        return missing
-    text = f"{value:,.{digits}f}"
-    if float(text.replace(",", "")) == 0:
-        text = text.removeprefix("-")
-    return text.replace("-", MINUS)
-
-
-def percent(value: Any, digits: int, missing: str = DASH) -> str:
-    """A share as a percentage."""
-    return missing if number(value) is None else fixed(100 * value, digits)

@@ -1,238 +1,117 @@
-"""The numbers of the report page's charts: what the script in it draws, as plain values."""
+"""The numbers of the report page: curves, operating points and published figures as tables."""
 
-from collections.abc import Iterable, Mapping
-from functools import cache
-from math import isnan, nan
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
-from lfvit.results.old.collect import Collection
-from lfvit.results.old.evaluated import Run, kind_of
-from lfvit.results.old.frame import over_seeds
-from lfvit.results.old.speeds import Speeds
-from lfvit.results.old.tables import is_plain
-
-IMAGENET_IMAGES = 50_000
-CURVE = ("threshold", "top1", "exit_fraction", "gmacs", "consistency", "gap")
+from lfvit.results.collect import Collection, Run
+from lfvit.results.table import over_seeds
 
 
-def series(found: Collection) -> list[dict[str, Any]]:
-    """One entry per model: its early-exit curve and its operating points, means over seeds.
+def curves(collection: Collection) -> pd.DataFrame:
+    """Early exit at every threshold, means over the seeds of each model.
 
-    ``one_pass`` is the GMACs of the plain one-pass model of the same backbone on the same data,
-    what costs are shares of; None where there is none.
+    Columns: model, threshold, top1 (percent), exit_fraction, gmacs, share (percent of the one-pass
+    model's GMACs, see `one_pass_gmacs`), images_per_second.
     """
-    means = over_seeds(found.table)
-    entries = []
-    for group, runs in _by_group(found.runs).items():
-        rows = means[(means["group"] == group) & (means["kind"] != "threshold")]
-        marked = [_point(row, found.table) for row in rows.to_dict("records")]
-        entries.append(
-            {
-                "name": runs[0].model,
-                "method": kind_of(runs[0]),
-                "note": f"{runs[0].data}, {_seeds_in_words(runs)}",
-                "published": False,
-                "one_pass": one_pass_gmacs(found.runs, runs[0]),
-                "curve": _mean_curve(runs, found.speeds),
-                "points": [point for point in marked if point["top1"] is not None],
-            }
-        )
-    return entries
+    means = []
+    for model, runs in collection.by_model().items():
+        frames = [_curve(collection, run) for run in runs if run.evaluation.curve]
+        if frames:
+            thresholds = pd.concat(frames).groupby("threshold")
+            complete = thresholds.size() == len(frames)  # thresholds that all seeds have
+            mean = thresholds.mean()[complete].reset_index()
+            mean.insert(0, "model", model)
+            mean["share"] = _share(mean["gmacs"], one_pass_gmacs(collection.runs, runs[0]))
+            means.append(mean)
+    columns = ("model", "threshold", "top1", "exit_fraction", "gmacs", "share", "images_per_second")
+    return pd.concat(means)[[*columns]] if means else pd.DataFrame(columns=columns)
 
 
-def _by_group(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(run.group, []).append(run)
-    return groups
+def _curve(collection: Collection, run: Run) -> pd.DataFrame:
+    curve = pd.DataFrame([dict(point) for point in run.evaluation.curve])
+    speeds = [
+        next((s[0] for timed in collection.throughput if (s := timed.of(run, share))), None)
+        for share in curve["exit_fraction"]
+    ]
+    return curve.assign(images_per_second=pd.Series(speeds, dtype="float64"))
 
 
-def _seeds_in_words(runs: list[Run]) -> str:
-    seeds = sorted({str(run.seed) for run in runs if run.seed is not None})
-    if not seeds:
-        return "seed not known"
-    return f"seed {seeds[0]}" if len(seeds) == 1 else f"mean of seeds {', '.join(seeds)}"
+def points(collection: Collection) -> pd.DataFrame:
+    """Operating points, means over the seeds of each model.
 
-
-def _point(row: Mapping[Any, Any], table: pd.DataFrame) -> dict[str, Any]:
-    same = table[(table["group"] == row["group"]) & (table["run"] == row["run"])]
-    sources = same["throughput_from"].dropna()
-    return {
-        "run": row["run"],
-        "kind": row["kind"],
-        "eta": number(row["threshold_mean"]),
-        "top1": number(row["top1_mean"]),
-        "spread": number(row["top1_std"]),
-        "gmacs": number(row["gmacs_mean"]),
-        "exits": number(row["exit_fraction_mean"]),
-        "speed": number(row["images_per_second_mean"]),
-        "how": None if sources.empty else sources.iloc[0],
-    }
-
-
-def _mean_curve(runs: list[Run], speeds: list[Speeds]) -> list[dict[str, Any]]:
-    """Means over seeds at every threshold that all runs of a group have.
-
-    With images per second where the model was timed at shares of exits around that of the point.
+    Columns: those of `lfvit.results.table.over_seeds`, means without the suffix, and share.
     """
-    frames = [pd.DataFrame(run.evaluation.get("curve") or []) for run in runs]
-    if any(frame.empty for frame in frames):
-        return []
-    frames = [
-        frame.assign(speed=[_speed(speeds, run, point) for point in run.evaluation["curve"]])
-        for run, frame in zip(runs, frames, strict=True)
+    means = over_seeds(collection.table)
+    means = means.rename(columns=lambda name: name.removesuffix("_mean"))
+    first = {run.group: run for run in reversed(collection.runs)}
+    shares = [
+        _share(gmacs, one_pass_gmacs(collection.runs, first[group]))
+        for group, gmacs in zip(means["group"], means["gmacs"], strict=True)
     ]
-    several = pd.concat(
-        [frame.assign(seed=str(run.seed)) for run, frame in zip(runs, frames, strict=True)]
-    )
-    columns = [*CURVE[1:4], "speed"]
-    complete = several.groupby("threshold").size() == len(runs)
-    per_seed = several.groupby(["threshold", "seed"])[columns].mean()
-    means = per_seed.groupby("threshold").mean()[complete]
-    return [
-        {"eta": eta, "top1": top1, "exits": exits, "gmacs": gmacs, "speed": number(speed)}
-        for eta, top1, exits, gmacs, speed in means.itertuples(name=None)
-    ]
+    return means.assign(share=pd.Series(shares, dtype="float64"))
 
 
-def _speed(speeds: list[Speeds], run: Run, point: Mapping[str, Any]) -> float:
-    known = (found for s in speeds if (found := s.of(run, {"run": None, **point})))
-    return next((speed for speed, _ in known), nan)
+def one_pass_gmacs(runs: Sequence[Run], run: Run) -> float | None:
+    """GMACs of the one-pass model without a reducer of this run's backbone, image size and data."""
+
+    def size(other: Run) -> tuple[Any, ...]:
+        return other.evaluation.backbone, other.evaluation.image_size, other.data
+
+    plain = [other for other in runs if other.is_plain and size(other) == size(run)]
+    return plain[-1].evaluation.passes[0].gmacs if plain else None
 
 
-def one_pass_gmacs(runs: Iterable[Run], run: Run) -> float | None:
-    """GMACs of the last plain one-pass model of this run's backbone, image size and data."""
-
-    def size(other: Run) -> tuple[str, str]:
-        found = other.evaluation
-        return str((found.get("backbone"), found.get("image_size"))), other.data
-
-    plain = [
-        other.evaluation["first"]["gmacs"]
-        for other in runs
-        if is_plain(other.evaluation) and size(other) == size(run)
-    ]
-    return plain[-1] if plain else None
+def _share(gmacs: Any, one_pass: float | None) -> Any:
+    return None if one_pass is None else 100 * gmacs / one_pass
 
 
-def curves(runs: Iterable[Run]) -> list[dict[str, Any]]:
-    """One entry per two-pass run for the threshold slider, columns as in evaluate.json's curve.
+def published() -> pd.DataFrame:
+    """The papers' figures on ImageNet-1k.
 
-    consistency and gap are None where the file is from before they were measured.
+    Columns: model, source, setting, top1, gmacs, share, images_per_second (A100, batch 1024).
     """
-    entries = []
-    for run in runs:
-        found = run.evaluation
-        if not found.get("curve"):
-            continue
-        columns: dict[str, Any] = {
-            key: [point[key] for point in found["curve"]]
-            if all(key in point for point in found["curve"])
-            else None
-            for key in CURVE
-        }
-        calibration = found.get("calibration") or {}
-        entries.append(
-            {
-                "name": run.name,
-                "images": found["images"],
-                "first": found["first"],
-                "second": found["second"],
-                "start": (found.get("operating_point") or {}).get("threshold", 0.7),
-                "max_loss": next(
-                    (
-                        rule["threshold"]
-                        for rule in calibration.get("rules", [])
-                        if rule["name"] == "max_loss"
-                    ),
-                    None,
-                ),
-                **columns,
-            }
-        )
-    return entries
-
-
-def published() -> list[dict[str, Any]]:
-    """The papers' figures as entries like those of `series`."""
-    papers = published_figures()
-    lf, cf = papers["lf_vit"], papers["cf_vit"]
-    frequency, frontier = papers["frequency"], papers["frontier"]
-    a100 = "A100, batch 1024"
-    table1 = frequency["table1"]
-
-    def of(rows: list[dict[str, Any]], **wanted: str) -> list[dict[str, Any]]:
-        return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
-
-    lf_rows, cf_rows = lf["table2_vs_backbone"], cf["table2_vs_backbone"]
-    lf_vit, cf_vit = "LF-ViT, Table 2", "CF-ViT, Table 2"
-    entries = [
-        _published("LF-ViT, DeiT-S", lf_vit, of(lf_rows, model="LF-ViT"), 4.6, a100),
-        _published("DeiT-S", lf_vit, of(lf_rows, model="DeiT-S"), 4.6, a100),
-        _published("CF-ViT, DeiT-S", cf_vit, of(cf_rows, model="CF-ViT (DeiT-S)"), 4.6, a100),
-        _published("LV-ViT-S", cf_vit, of(cf_rows, model="LV-ViT-S"), 6.6, a100),
-        _published("CF-ViT, LV-ViT-S", cf_vit, of(cf_rows, model="CF-ViT (LV-ViT-S)"), 6.6, a100),
-        *(
-            _published(f"{name}, {size}", "Frequency-aware, Table 1", rows, cost)
-            for size, cost in (("DeiT-T", 1.3), ("DeiT-S", 4.6), ("DeiT-B", 17.6))
-            for name, key in (("Frequency-aware", "frequency"), ("ToMe", "ToMe"))
-            if (rows := of(table1, model=size, method=key))
-        ),
-        _published("EViT, DeiT-S", "EViT, keep rates", frontier["evit_keep_rate"], 4.6),
-        _published("AdaptiveNN, DeiT-S", "AdaptiveNN", frontier["adaptivenn_deit_s"], 4.6),
-        _published("ThinkingViT", "ThinkingViT", frontier["thinkingvit"], None),
+    papers = read_papers()
+    tables = papers["lf_vit"]["table2_vs_backbone"], papers["cf_vit"]["table2_vs_backbone"]
+    frontier, sizes = papers["frontier"], {"DeiT-T": 1.3, "DeiT-S": 4.6, "DeiT-B": 17.6}
+    rows = [
+        _published(row["model"], source, row, 6.6 if "LV-ViT" in row["model"] else 4.6)
+        for source, table in zip(("LF-ViT, Table 2", "CF-ViT, Table 2"), tables, strict=True)
+        for row in table
     ]
-    return entries
-
-
-@cache
-def published_figures() -> dict[str, Any]:
-    """papers.yaml."""
-    return yaml.safe_load((Path(__file__).parent / "papers.yaml").read_text(encoding="utf-8"))
+    rows += [
+        _published(f"{row['method']}, {row['model']}", "Frequency-aware, Table 1", row, one_pass)
+        for row in papers["frequency"]["table1"]
+        if row["method"] in ("frequency", "ToMe") and (one_pass := sizes.get(row["model"]))
+    ]
+    for name, key, one_pass in (
+        ("EViT, DeiT-S", "evit_keep_rate", 4.6),
+        ("AdaptiveNN, DeiT-S", "adaptivenn_deit_s", 4.6),
+        ("ThinkingViT", "thinkingvit", None),
+    ):
+        rows += [_published(name, name.partition(",")[0], row, one_pass) for row in frontier[key]]
+    return pd.DataFrame(rows).drop_duplicates(["model", "setting", "top1", "gmacs"])
 
 
 def _published(
-    name: str,
-    source: str,
-    rows: list[dict[str, Any]],
-    one_pass: float | None,
-    machine: str | None = None,
+    model: str, source: str, row: dict[str, Any], one_pass: float | None
 ) -> dict[str, Any]:
     settings = {"m": "m = {}", "eta": "η = {}", "keep": "keep rate {}"}
-    points = [
-        {
-            "run": ", ".join(
-                text.format(row[key]) for key, text in settings.items() if row.get(key) is not None
-            )
-            or "as printed",
-            "kind": "pass",
-            "eta": row.get("eta"),
-            "top1": row["top1"],
-            "spread": None,
-            "gmacs": row["gmacs"],
-            "exits": None,
-            "speed": row.get("throughput"),
-            "how": row.get("throughput") and machine,
-        }
-        for row in rows
-    ]
+    given = [text.format(row[key]) for key, text in settings.items() if row.get(key) is not None]
     return {
-        "name": name,
-        "method": name.split(",")[0],
-        "note": f"{source}; ImageNet-1k",
-        "published": True,
-        "one_pass": one_pass,
-        "curve": [],
-        "points": points,
+        "model": model,
+        "source": source,
+        "setting": ", ".join(given) or "as printed",
+        "top1": row["top1"],
+        "gmacs": row["gmacs"],
+        "share": _share(row["gmacs"], one_pass),
+        "images_per_second": row.get("throughput"),
     }
 
 
-def number(value: Any) -> Any:
-    """A value for JSON: None for NaN and other missing ones."""
-    if value is None or value is pd.NA or (isinstance(value, float) and isnan(value)):
-        return None
-    return value
+def read_papers() -> dict[str, Any]:
+    """The content of papers.yaml."""
+    return yaml.safe_load((Path(__file__).parent / "papers.yaml").read_text(encoding="utf-8"))

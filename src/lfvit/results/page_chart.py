@@ -1,0 +1,126 @@
+"""The report page's chart of accuracy against cost, in Vega-Lite."""
+
+import json
+from functools import cache
+from typing import Any
+
+import altair as alt
+import pandas as pd
+import vl_convert
+
+from lfvit.results.report import FORMATS, POINT_TITLES
+
+COLOURS = 8  # --c0 to --c7 in page.css
+AXES = {
+    "gmacs": "GMACs per image",
+    "share": "cost, % of the one-pass model",
+    "images_per_second": "images per second",
+}
+"""Columns that the page can put on the x axis, and their titles."""
+
+
+def accuracy_chart(
+    models: list[str],
+    featured: int,
+    curves: pd.DataFrame,
+    points: pd.DataFrame,
+    published: pd.DataFrame,
+    x: str,
+) -> dict[str, Any]:
+    """Top-1 against cost: early-exit curves, operating points and published figures.
+
+    The page's script sets its parameters: ``hidden``, the names of models that are left out;
+    ``eta``, the threshold marked on every curve; ``show_published``.
+
+    Args:
+        models: names in the order of their colours.
+        featured: how many of them are shown at first.
+        curves, points, published: see `lfvit.results.page_data`.
+        x: column on the x axis, one of `AXES`.
+
+    Returns:
+        The Vega-Lite specification.
+    """
+    hidden = alt.param(name="hidden", value=models[featured:])
+    eta = alt.param(name="eta", value=0.7)
+    show_published = alt.param(name="show_published", value=True)
+    colours = [f"var(--c{i % COLOURS})" for i in range(len(models))]
+    dashes = [[[1, 0], [7, 3], [2, 3]][i // COLOURS % 3] for i in range(len(models))]
+    model = {
+        "color": alt.Color("model:N", legend=None, scale=alt.Scale(domain=models, range=colours)),
+        "strokeDash": alt.StrokeDash(
+            "model:N", legend=None, scale=alt.Scale(domain=models, range=dashes)
+        ),
+    }
+    axes = {
+        "x": alt.X(x, type="quantitative", title=AXES[x], scale=alt.Scale(zero=False)),
+        "y": alt.Y("top1:Q", title="top-1 (%)", scale=alt.Scale(zero=False)),
+    }
+    shown = "indexof(hidden, datum.model) < 0"
+    lines = alt.Chart(alt.NamedData("curves")).transform_filter(shown)
+    marks = alt.Chart(alt.NamedData("points")).transform_filter(shown)
+    papers = alt.Chart(alt.NamedData("published")).transform_filter("show_published")
+    pale = {"opacity": 0.55, "color": "var(--pale)"}
+    tooltip = _tooltip("model", "threshold", "top1", "exit_fraction", "gmacs", "images_per_second")
+    point_tooltip = [*tooltip[:1], *_tooltip("rule"), *tooltip[1:], *_tooltip("seeds", "images")]
+    chart = alt.layer(
+        papers.mark_line(strokeWidth=1, **pale).encode(**axes, detail="model:N"),
+        papers.mark_point(size=40, **pale).encode(
+            **axes, tooltip=_tooltip("model", "source", "setting", "top1", "gmacs")
+        ),
+        lines.mark_line(strokeWidth=2.5).encode(**axes, **model, order="threshold:Q"),
+        lines.mark_point(size=60, opacity=0).encode(**axes, tooltip=tooltip),
+        marks.mark_rule(strokeWidth=1.5)
+        .transform_calculate(low="datum.top1 - datum.top1_std", high="datum.top1 + datum.top1_std")
+        .transform_filter("isValid(datum.top1_std)")
+        .encode(
+            x=axes["x"], y=alt.Y("low:Q", title="top-1 (%)"), y2="high:Q", color=model["color"]
+        ),
+        marks.mark_point(filled=True, size=90, opacity=1).encode(
+            **axes,
+            color=model["color"],
+            shape=alt.Shape(
+                "kind:N",
+                legend=None,
+                scale=alt.Scale(
+                    domain=["pass", "rule", "guarantee"], range=["circle", "diamond", "triangle"]
+                ),
+            ),
+            tooltip=point_tooltip,
+        ),
+        lines.mark_point(size=220, strokeWidth=3, opacity=1)
+        .transform_filter("abs(datum.threshold - eta) < 0.005")
+        .encode(**axes, color=model["color"], tooltip=tooltip),
+    )
+    chart = chart.add_params(hidden, eta, show_published).properties(
+        width="container", height=420, description="Top-1 accuracy against cost; tables below"
+    )
+    spec: dict[str, Any] = chart.configure(background="transparent", font="inherit").to_dict()
+    tables = {"curves": curves, "points": points, "published": published}
+    rows = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
+    return {**spec, "datasets": rows}
+
+
+def _tooltip(*columns: str) -> list[alt.Tooltip]:
+    """Columns with the titles and formats of the tables."""
+    formats = {name: text.replace("g", "~g") for name, text in FORMATS.items()}  # as in Python
+    formats["images_per_second"] = ",.0f"
+    titles = POINT_TITLES | {"images_per_second": "images per second"}
+    tooltips = []
+    for name in columns:
+        kind: Any = {"type": "nominal"}
+        if name in formats:
+            kind = {"type": "quantitative", "format": formats[name]}
+        tooltips.append(alt.Tooltip(name, title=titles.get(name, name), **kind))
+    return tooltips
+
+
+def static_chart(spec: dict[str, Any]) -> str:
+    """The chart as SVG, shown until the script runs and where it does not."""
+    return vl_convert.vegalite_to_svg({**spec, "width": 880})
+
+
+@cache
+def vega_script() -> str:
+    """Vega-Lite and Vega-Embed as one module that sets ``window.vegaEmbed``; needs no network."""
+    return vl_convert.javascript_bundle()
