@@ -223,11 +223,11 @@ def test_a_page_shows_words_as_words(foreign, tmp_path):
     page = tmp_path / "page.html"
     write_page([tmp_path / "down"], page, title=NASTY, intro=NASTY, examples=0)
     text = page.read_text()
-    assert text.count("</script>") == 2
+    assert text.count("</script>") == 3
     assert "<img src=x" not in text
     assert 'href="javascript:' not in text
-    inside_script = text.split('id="data">')[1].split("</script>")[0]
-    assert json.loads(inside_script)["curves"][0]["name"] == NASTY
+    inside_script = text.split('id="spec">')[1].split("</script>")[0]
+    assert json.loads(inside_script)["datasets"]["curves"][0]["model"] == NASTY
 
 
 def test_a_page_of_markdown_shows_words_as_words(foreign, tmp_path):
