@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lfvit.measure.localisation import coverage, looked_at, random_windows, summarise
+from lfvit.measure.localisation import coverage, random_windows, region_mask, summarize
 from lfvit.measure.schemas import Coverage
 from lfvit.models.selection import Scores, select
 
@@ -20,7 +20,7 @@ def test_coverage_counts_pixels(selector):
     found = select(Scores(*torch.rand(2, 8, 7, 7)), selector, 4, 0.5)
     corner = torch.randint(0, 80, (8, 2))
     boxes = torch.cat([corner, corner + torch.randint(5, 32, (8, 2))], dim=1)
-    mask = looked_at(found, 4)
+    mask = region_mask(found, 4)
     expected = []
     for row, (x0, y0, x1, y1) in zip(pixels(mask, 112), boxes.tolist(), strict=True):
         expected.append(row[y0:y1, x0:x1].float().mean())
@@ -29,7 +29,7 @@ def test_coverage_counts_pixels(selector):
 
 def test_windows_count_even_where_alpha_leaves_cells_coarse():
     found = select(Scores(*torch.rand(2, 1, 7, 7)), "ngca", 4, 0.5)
-    assert looked_at(found, 4).sum() == 64
+    assert region_mask(found, 4).sum() == 64
 
 
 def test_random_windows_are_the_mean_over_all_places():
@@ -40,7 +40,7 @@ def test_random_windows_are_the_mean_over_all_places():
             mask = torch.zeros(2, 14, 14, dtype=torch.bool)
             mask[:, 2 * row : 2 * row + 10, 2 * column : 2 * column + 10] = True
             shares.append(coverage(mask, boxes, 112))
-    expected = summarise(torch.stack(shares).flatten())
+    expected = summarize(torch.stack(shares).flatten())
     found = random_windows(boxes, 7, 5, 112)
     assert (found.covered, found.whole) == pytest.approx((expected.covered, expected.whole))
 

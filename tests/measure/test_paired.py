@@ -45,7 +45,7 @@ def test_images_are_matched_by_name_and_parts_are_compared():
     found = compare([ours], [theirs])
     assert (found.images, found.difference) == (2, 0)
     assert (found.only_ours, found.only_theirs) == ([0], [0])
-    with pytest.raises(DataError, match="'z' and 0 others were seen by one"):
+    with pytest.raises(DataError, match="'z' and 0 others by one of them"):
         compare([answers("10", names="az")], [theirs])
     with pytest.raises(DataError, match="1 seeds of one model and 2"):
         compare([ours], [theirs, theirs])

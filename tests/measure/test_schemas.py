@@ -95,10 +95,10 @@ def test_predictions_survive_the_file(tmp_path, passes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"confidence_1": 1.5}, "confidence_1 holds values that are not probabilities"),
-        ({"prediction_2": -1}, "prediction_2 holds values that are not class indices"),
-        ({"target": 0.5}, "target holds values that are not class indices"),
-        ({"image": "same"}, "holds an image twice"),
+        ({"confidence_1": 1.5}, "holds values that are not probabilities"),
+        ({"prediction_2": -1}, "holds values that are not class indices"),
+        ({"target": 0.5}, "holds values that are not class indices"),
+        ({"image": "same"}, "holds no image, or one twice"),
         ({"second": 1}, "holds the columns image, target, prediction_1"),
     ],
 )

@@ -2,24 +2,22 @@
 
 from typing import Any
 
+import pandas as pd
 from omegaconf import DictConfig
-from torch import nn
 
 from lfvit.measure.costs import pass_macs
-from lfvit.measure.localisation import random_windows, summarise
+from lfvit.measure.localisation import random_windows, summarize
 from lfvit.measure.operating_points import operating_points
 from lfvit.measure.predictions import (
     FILE,
-    Predictions,
     pass_results,
     predict_all,
     save_predictions,
 )
-from lfvit.measure.schemas import Evaluation, Localisation, Temperature
+from lfvit.measure.schemas import Evaluation, Localisation
 from lfvit.measure.settings import EvaluationSettings
-from lfvit.measure.temperature import calibration_error, fit_temperature
+from lfvit.measure.temperature import scale_temperature
 from lfvit.measure.thresholds import stratified_split, sweep
-from lfvit.models.passes import num_passes
 from lfvit.results.plots import plot_evaluation
 from lfvit.runs.devices import prediction_trainer
 from lfvit.runs.directory import start_run
@@ -50,6 +48,7 @@ def evaluate(cfg: DictConfig) -> Evaluation:
         EvaluationSettings, {name: plain(cfg[name]) for name in EvaluationSettings.model_fields}
     )
     check_whole("logged_images", cfg.logged_images, 0)
+    model: Any
     model, record = load_trained(cfg.ckpt_path, model_overrides(cfg))
     settings = settings.model_copy(update={"threshold": record["threshold"]})
     data = open_data(cfg, record)
@@ -59,8 +58,21 @@ def evaluate(cfg: DictConfig) -> Evaluation:
         predictions = predict_all(trainer, model, data, record.get("seed", 0))
         macs = pass_macs(model)
         table = predictions.table()
-        early_exit = num_passes(model) > 1
-        curve = sweep(table, macs) if early_exit else None
+        early_exit = len(macs) > 1
+        curve = sweep(table, macs).drop(columns="consistency") if early_exit else pd.DataFrame()
+        temperature = localisation = None
+        if early_exit and settings.temperature:
+            split = stratified_split(
+                predictions.targets, settings.calibration, settings.calibration_seed
+            )
+            temperature = scale_temperature(predictions.logits[0], predictions.targets, *split)
+        if predictions.covered is not None:
+            localisation = Localisation(
+                region=summarize(predictions.covered),
+                random_windows=random_windows(
+                    predictions.boxes, model.grid, model.region_size, model.image_size
+                ),
+            )
         evaluation = Evaluation(
             checkpoint=str(cfg.ckpt_path),
             method=record["method"],
@@ -73,10 +85,10 @@ def evaluate(cfg: DictConfig) -> Evaluation:
             images=len(table),
             skipped_images=data.num_skipped,
             passes=pass_results(predictions, macs),
-            curve=[] if curve is None else curve.drop(columns="consistency").to_dict("records"),
+            curve=curve.to_dict("records"),
             operating_points=operating_points(table, macs, settings).to_dict("records"),
-            temperature=_temperature(predictions, settings) if early_exit else None,
-            localisation=_localisation(predictions, model),
+            temperature=temperature,
+            localisation=localisation,
             settings=settings.model_dump(),
             environment=environment(),
         )
@@ -86,43 +98,12 @@ def evaluate(cfg: DictConfig) -> Evaluation:
             write_json(run_dir / "evaluate.json", evaluation.model_dump())
             if early_exit:
                 plot_evaluation(evaluation, run_dir / "evaluate.png")
-                rows = [point.model_dump() for point in evaluation.curve]
-                log_table(loggers, "threshold_curve", rows)
+                log_table(loggers, "threshold_curve", curve.to_dict("records"))
                 log_image(loggers, "evaluation", run_dir / "evaluate.png")
             log_predictions(loggers, model, data, record["threshold"], cfg.logged_images)
             _print(evaluation)
             print(f"written to {run_dir}")
     return evaluation
-
-
-def _temperature(predictions: Predictions, settings: EvaluationSettings) -> Temperature | None:
-    """Temperature scaling of the first pass, fitted on the calibration images."""
-    if not settings.temperature:
-        return None
-    logits, targets = predictions.logits[0], predictions.targets
-    chosen, rest = stratified_split(targets, settings.calibration, settings.calibration_seed)
-    fitted = fit_temperature(logits[chosen], targets[chosen])
-
-    return Temperature(
-        temperature=fitted,
-        chosen_on=len(chosen),
-        images=len(rest),
-        before=calibration_error(logits[rest], targets[rest], 1.0),
-        after=None if fitted is None else calibration_error(logits[rest], targets[rest], fitted),
-    )
-
-
-def _localisation(predictions: Predictions, model: nn.Module) -> Localisation | None:
-    """How much of the objects the second pass sees at full resolution, where there are boxes."""
-    if predictions.covered is None or predictions.boxes is None:
-        return None
-    shape: Any = model
-    return Localisation(
-        region=summarise(predictions.covered),
-        random_windows=random_windows(
-            predictions.boxes, shape.grid, shape.region_size, shape.image_size
-        ),
-    )
 
 
 def _print(evaluation: Evaluation) -> None:

@@ -1,16 +1,14 @@
-"""Two models on the same images: differences that do not carry the luck of the draw of the images.
+"""Paired comparison of two models on the same images.
 
-Most images are answered alike by two models. Only those that one of them gets right and the other
-wrong say which is better, so a paired difference is known far more exactly than either accuracy.
+Two models agree on most images. Only the others say which model is better, so a paired difference
+is known far more precisely than either accuracy. A comparison reports:
 
-Three things are told of every comparison, and what each covers:
-
-- the interval over images, by the bootstrap (Efron 1979): what other images of the same kind would
-  have given for *these* trained models. Over several seeds, an image counts with its mean.
+- a 95 % interval over images, by the bootstrap (Efron 1979): what other images of the same kind
+  would have given for these trained models. Over several seeds, an image counts with its mean.
 - the sample standard deviation over seeds of the paired differences: what training again would
-  have given on *these* images.
-- for each seed, the exact test of McNemar (1947): how probable a split at least as uneven as the
-  one found would be, if both models were right equally often.
+  have given on these images.
+- for each seed, the p-value of McNemar's exact test (1947): how probable a split at least as uneven
+  would be, if both models were correct equally often.
 """
 
 from collections.abc import Sequence
@@ -30,10 +28,12 @@ LEVEL = 0.95
 class Comparison(NamedTuple):
     """One model against another, on the same images, over the seeds of both.
 
-    images: of one seed. top1, other_top1: percent, means over seeds. difference: in points, the
-    mean of `per_seed`; low, high: its 95 % interval over images. spread: over seeds, None for one.
-    only_ours, only_theirs: of each seed, images that one gets right and the other does not.
-    p_values: of each seed, of McNemar's exact test, two-sided.
+    images: of one seed.
+    top1, other_top1: percent, means over seeds.
+    difference: points of top-1, the mean of `per_seed`; low, high: its interval over images.
+    spread: standard deviation over seeds, None for one seed.
+    only_ours, only_theirs: per seed, images that only one of the models classifies correctly.
+    p_values: per seed, of McNemar's exact test, two-sided.
     """
 
     images: int
@@ -53,10 +53,10 @@ def compare(ours: Sequence["pd.Series[bool]"], theirs: Sequence["pd.Series[bool]
     """Compare two models, seed by seed.
 
     Args:
-        ours: for every seed whether each image is answered right, by image, see
-            `lfvit.measure.thresholds.correct_at`. Of a
-            model reported on a part of the images, that part; then that part is compared.
-        theirs: the same of the other model, for the same seeds.
+        ours: per seed, whether each image is classified correctly, indexed by image, see
+            `lfvit.measure.thresholds.correct_at`. If it holds a part of the images, that part is
+            compared.
+        theirs: the same for the other model and the same seeds.
 
     Raises:
         DataError: other images, or another number of seeds.
@@ -84,21 +84,21 @@ def compare(ours: Sequence["pd.Series[bool]"], theirs: Sequence["pd.Series[bool]
 
 
 def _aligned(ours: "pd.Series[bool]", theirs: "pd.Series[bool]") -> tuple[Any, Any]:
-    """Both in one order, on the images of the smaller set, which has to lie in the other."""
+    """Both in one order, on the images of the smaller set, which is part of the other."""
     if not len(ours) or not len(theirs):
-        raise DataError("one of the models answered no image")
+        raise DataError("one of the models has no predictions")
     small, large = (ours, theirs) if len(ours) <= len(theirs) else (theirs, ours)
     missing = small.index.difference(large.index)
     if len(missing):
         raise DataError(
-            f"models were evaluated on different images: {missing[0]!r} and {len(missing) - 1} "
-            "others were seen by one of them alone"
+            f"the models were evaluated on different images: {missing[0]!r} and "
+            f"{len(missing) - 1} others by one of them only"
         )
     return ours.loc[small.index], theirs.loc[small.index]
 
 
 def _over_seeds(differences: list[Any]) -> list[np.ndarray]:
-    """Means over seeds where all saw the same images; else one sample of images per seed."""
+    """Means over seeds if all have the same images; otherwise one sample of images per seed."""
     if all(set(each.index) == set(differences[0].index) for each in differences):
         table = pd.concat([each.loc[differences[0].index] for each in differences], axis=1)
         return [table.mean(axis=1).to_numpy()]
@@ -106,13 +106,13 @@ def _over_seeds(differences: list[Any]) -> list[np.ndarray]:
 
 
 def interval(samples: Sequence[np.ndarray], draws: int = DRAWS) -> tuple[float, float]:
-    """The bootstrap's percentile interval of the mean of the means of independent samples.
+    """Bootstrap percentile interval of the mean of the means of independent samples.
 
-    A sample takes few different values, so how often each is drawn is one multinomial draw.
+    A sample has few distinct values, so drawing its images anew is one multinomial draw.
 
     Args:
         samples: each (n,), values of independent images.
-        draws: how often all images are drawn anew, always the same ones.
+        draws: number of resamples, from a fixed seed.
     """
     generator = np.random.default_rng(0)
     means = []

@@ -1,5 +1,6 @@
-"""What a model predicts for every image: collected once, and kept in predictions.parquet."""
+"""The predictions of every pass for every image, and the file predictions.parquet."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 
 from lfvit.data import Batch, ImageDataModule
 from lfvit.errors import DataError
-from lfvit.measure.localisation import coverage, looked_at
+from lfvit.measure.localisation import coverage, region_mask
 from lfvit.measure.schemas import PassResult
 from lfvit.measure.thresholds import prediction_columns
 from lfvit.models.passes import forward_passes
@@ -71,7 +72,7 @@ class _Collector(L.LightningModule):
         if output.selection is not None:
             cells = output.selection.cells
             if batch.boxes is not None:
-                mask = looked_at(output.selection, model.region_size)
+                mask = region_mask(output.selection, model.region_size)
                 covered = coverage(mask, batch.boxes, model.image_size)
         valid = batch.valid.cpu()
         columns = [None if c is None else c.cpu()[valid] for c in (batch.boxes, covered, cells)]
@@ -126,13 +127,8 @@ def pass_results(predictions: Predictions, macs: list[float]) -> list[PassResult
     results = []
     for i, logits in enumerate(predictions.logits):
         classes = logits.shape[1]
-        top1, top5 = (
-            100
-            * multiclass_accuracy(
-                logits, predictions.targets, classes, average="micro", top_k=min(k, classes)
-            ).item()
-            for k in (1, 5)
-        )
+        accuracy = partial(multiclass_accuracy, logits, predictions.targets, classes, "micro")
+        top1, top5 = (100 * accuracy(top_k=min(k, classes)).item() for k in (1, 5))
         results.append(PassResult(top1=top1, top5=top5, gmacs=sum(macs[: i + 1]) / 1e9))
     return results
 
@@ -162,20 +158,18 @@ def read_predictions(path: Path) -> pd.DataFrame:
 
 
 def _fault(rows: pd.DataFrame) -> str | None:
-    """What is wrong with the rows of a file."""
+    """The first thing wrong with the rows of a file."""
     passes = (len(rows.columns) - 2) // 2
     names = [f"{name}_{i}" for i in range(1, passes + 1) for name in ("prediction", "confidence")]
     if not passes or list(map(str, rows)) != ["image", "target", *names]:
         return f"holds the columns {', '.join(map(str, rows))}"[:200]
-    for name in ["target", *names]:
-        kind, values = rows[name].dtype.kind, rows[name]
-        if name.startswith("confidence"):
-            if kind != "f" or not values.between(0, 1 + 1e-5).all():
-                return f"{name} holds values that are not probabilities"
-        elif kind != "i" or (values < 0).any():
-            return f"{name} holds values that are not class indices"
-    if not rows["image"].map(lambda name: isinstance(name, str)).all():
-        return "image holds values that are not names"
+    classes, confidences = rows[["target", *names[::2]]], rows[names[1::2]]
+    if any(kind.kind != "i" for kind in classes.dtypes) or (classes < 0).any(axis=None):
+        return "holds values that are not class indices"
+    if any(kind.kind != "f" for kind in confidences.dtypes) or not (
+        confidences.ge(0) & confidences.le(1 + 1e-5)
+    ).all(axis=None):
+        return "holds values that are not probabilities"
     if rows.empty or rows["image"].duplicated().any():
-        return "holds no image" if rows.empty else "holds an image twice"
-    return None
+        return "holds no image, or one twice"
+    return None if rows["image"].map(type).eq(str).all() else "holds images that have no name"

@@ -3,15 +3,38 @@
 Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2.
 """
 
+import numpy as np
 import torch.nn.functional as F
 from scipy.optimize import brentq
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from lfvit.measure.schemas import CalibrationError
+from lfvit.measure.schemas import CalibrationError, Temperature
 
 COLDEST, HOTTEST = 0.01, 100.0
 BINS = 15
+
+
+def scale_temperature(
+    logits: Tensor, targets: Tensor, calibration: np.ndarray, rest: np.ndarray
+) -> Temperature:
+    """Fit a temperature on the calibration images, and measure it on the rest.
+
+    Args:
+        logits: (N, C).
+        targets: (N,) class indices.
+        calibration, rest: row numbers.
+    """
+    temperature = fit_temperature(logits[calibration], targets[calibration])
+    logits, targets = logits[rest], targets[rest]
+    scaled = None if temperature is None else logits / temperature
+    return Temperature(
+        temperature=temperature,
+        chosen_on=len(calibration),
+        images=len(rest),
+        before=calibration_error(logits, targets),
+        after=None if scaled is None else calibration_error(scaled, targets),
+    )
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float | None:
@@ -42,14 +65,14 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float | None:
     return 1 / float(brentq(slope, hottest, coldest, rtol=1e-6))
 
 
-def calibration_error(logits: Tensor, targets: Tensor, temperature: float) -> CalibrationError:
-    """How far the confidences of logits (N, C) are from the accuracy, and their likelihood.
+def calibration_error(logits: Tensor, targets: Tensor) -> CalibrationError:
+    """Expected calibration error over 15 bins of equal width (Guo et al., Eq. 3), and likelihood.
 
-    The expected calibration error is over 15 bins of equal width (Guo et al., Eq. 3).
+    Args:
+        logits: (N, C).
+        targets: (N,) class indices.
     """
-    scaled = logits.float() / temperature
-    ece = multiclass_calibration_error(
-        scaled.softmax(dim=1), targets, logits.shape[1], n_bins=BINS, norm="l1"
-    )
-    nll = F.cross_entropy(scaled, targets)
+    probabilities = logits.softmax(dim=1)
+    ece = multiclass_calibration_error(probabilities, targets, logits.shape[1], n_bins=BINS)
+    nll = F.cross_entropy(logits, targets)
     return CalibrationError(ece=100 * ece.item(), nll=nll.item())
