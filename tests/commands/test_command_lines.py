@@ -102,7 +102,7 @@ def test_a_sweep_gives_every_job_its_own_directory(tmp_path, here):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trainer=gpu", "trainer.accelerator=quantum"], "trainer: You selected an invalid"),
+        (["trainer.accelerator=quantum"], "trainer: You selected an invalid"),
         (["method.alhpa=1"], "method has no setting 'alhpa'; did you mean alpha? valid: alpha,"),
         (["method=lfvit"], "Could not find 'method/lfvit'"),
         (["epochs=3"], "there is no setting 'epochs'"),

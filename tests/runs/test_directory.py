@@ -98,7 +98,7 @@ def test_what_decides_the_weights_decides_the_identity(composed):
         "image_size": 96,
         "trainer.precision": "bf16-mixed",
         "trainer.fast_dev_run": True,
-        "callbacks.monitor.metric": "val/loss",
+        "callbacks.checkpoint.monitor": "val/loss",
         "deterministic": True,
         "a_setting_to_come": 1,
     }

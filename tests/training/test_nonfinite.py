@@ -166,18 +166,3 @@ def test_one_value_among_many_is_found(value, place):
     assert not get_total_norm(tensors[::2]).isfinite()
     tensors[2][place] = value
     assert not all_finite(tensors)
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("callbacks.nonfinite.action=ignore", "action='ignore' is unknown; valid: stop, skip"),
-        ("callbacks.nonfinite.max_skipped=0", "max_skipped=0 must be a whole number, 1 or more"),
-        ("callbacks={progress:-1}", "callbacks.progress=-1 is no callback; leave it out with"),
-        ("compile=-1", "compile=-1 must be true or false"),
-        ("deterministic=warn", "deterministic='warn' must be true or false"),
-    ],
-)
-def test_wrong_settings(composed, tmp_path, setting, message):
-    with pytest.raises(Exception, match=message):
-        train(composed("train", *NEEDLE_FAST, setting, f"run_dir={tmp_path}"))

@@ -78,7 +78,7 @@ def recipe(cfg: DictConfig) -> dict[str, Any]:
 def model_overrides(cfg: DictConfig) -> dict[str, Any]:
     """What the command line says about the model of a checkpoint."""
     keys = ("method", "backbone", "reducer", "image_size", "threshold")
-    return {key: cfg[key] for key in keys}
+    return {key: plain(cfg[key]) for key in keys if cfg.get(key) is not None}
 
 
 def record_of(content: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
@@ -107,12 +107,11 @@ def overridden(record: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
     """A copy of a checkpoint's record with what `overrides` say instead, see `load_trained`."""
     merged = dict(record)
     for key, value in overrides.items():
-        said = _said(plain(value))
         whole = {"name", "timm", "family"}  # with one of these, another option altogether
-        if isinstance(said, dict) and key in merged and not whole & said.keys():
-            merged[key] = {**merged[key], **said}  # single settings of the checkpoint's own
-        elif said not in (None, {}):
-            merged[key] = said
+        if isinstance(value, dict) and key in merged and not whole & value.keys():
+            merged[key] = {**merged[key], **value}  # single settings of the checkpoint's own
+        else:
+            merged[key] = value
     return merged
 
 
@@ -121,8 +120,8 @@ def load_trained(path: str | Path, overrides: Mapping[str, Any] | None = None) -
 
     Args:
         path: a checkpoint of this project, or other weights if `overrides` describe the model.
-        overrides: method, backbone, reducer, image_size and threshold; what is None, also inside
-            of the first three, is the checkpoint's own.
+        overrides: what replaces the checkpoint's own method, backbone, reducer (or single settings
+            of these), image_size and threshold.
 
     Raises:
         CheckpointError, ConfigError: unreadable, not describing its model, or not fitting it.
@@ -160,9 +159,9 @@ def open_data(cfg: DictConfig | SimpleNamespace, record: Mapping[str, Any]) -> I
         DataError: other classes than the model was trained on.
     """
     own = record.get("data", {})
-    settings = _said(plain(cfg.data))
-    dataset = settings.get("dataset", {})
-    if "_target_" not in settings:  # data=as_trained
+    chosen: dict[str, Any] = plain(getattr(cfg, "data", None)) or {}
+    settings, dataset = dict(chosen), chosen.get("dataset", {})
+    if "_target_" not in settings:
         if not own:
             raise ConfigError("the checkpoint names no data; pass data=imagefolder data.root=DIR")
         for place in PLACES:
@@ -186,7 +185,7 @@ def open_data(cfg: DictConfig | SimpleNamespace, record: Mapping[str, Any]) -> I
         settings["val_fraction"] = own["val_fraction"]
     settings["seed"] = own.get("seed", 0)
     settings["augment"] = own.get("augment")
-    settings["cache"] = plain(cfg.data).get("cache")  # of this run, not of the data
+    settings["cache"] = chosen.get("cache")  # of this run, not of the data
     settings["image_size"] = record["image_size"]
     data = make_data(settings, trusted="_target_" in dataset)
     data.setup("validate")
@@ -230,13 +229,6 @@ def make_data(settings: Mapping[str, Any], trusted: bool = True) -> ImageDataMod
     arguments = {key: value for key, value in dataset.items() if key[0] != "_"}
     others = {k: v for k, v in settings.items() if k != "dataset" and k[0] != "_"}
     return ImageDataModule(partial(make, **arguments), **others)
-
-
-def _said(settings: Any) -> Any:
-    """A mapping without its nulls, which stand for the checkpoint's own values."""
-    if not isinstance(settings, dict):
-        return settings
-    return {key: value for key, value in settings.items() if value is not None}
 
 
 def _make_absolute(data: dict[str, Any]) -> None:

@@ -77,7 +77,7 @@ class LastCheckpoint(Checkpoint):
         self.path = None if dirpath is None else Path(dirpath) / LAST
         self.every_n_minutes = every_n_minutes
         self.every_n_steps = every_n_steps
-        self.stop = StopSignals()  # receives nothing until `build_trainer` sets another
+        self.signals = StopSignals()  # receives nothing until `build_callbacks` sets another
         self.progress: dict[str, Any] = {"metrics": {}, "seconds": 0.0, "ended_early": False}
         self._started = self._saved = time.monotonic()
         self._pending = False  # whether a written checkpoint waits for its rename
@@ -106,8 +106,8 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = self._saved = time.monotonic()
-        self.stop.waiting = True
-        self.stop.install()
+        self.signals.waiting = True
+        self.signals.install()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._publish(trainer)
@@ -124,7 +124,7 @@ class LastCheckpoint(Checkpoint):
         done, total = index + 1, trainer.num_training_batches
         if done % trainer.accumulate_grad_batches and done != total:
             return  # gradients are not saved
-        wishes = (self.stop.requested or 0, self._is_due(trainer, done))
+        wishes = (self.signals.requested or 0, self._is_due(trainer, done))
         if trainer.world_size > 1:  # all processes stop and save at the same step
             tensor = torch.tensor(wishes, device=trainer.strategy.root_device)
             wishes = tuple(trainer.strategy.reduce(tensor, reduce_op="max").tolist())
@@ -145,10 +145,10 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._publish(trainer)
-        self.stop.waiting = False
+        self.signals.waiting = False
 
     def on_exception(self, trainer: L.Trainer, *_: Any) -> None:
-        self.stop.waiting = False
+        self.signals.waiting = False
         # Lightning does so for the active loop only: loader processes would outlast a validation
         trainer.fit_loop.teardown()
 
@@ -175,7 +175,7 @@ class LastCheckpoint(Checkpoint):
 
     def _stop_if_requested(self, trainer: L.Trainer) -> None:
         """Between steps: if all processes have agreed, or there is only one."""
-        if self._signal or (self.stop.requested is not None and trainer.world_size == 1):
+        if self._signal or (self.signals.requested is not None and trainer.world_size == 1):
             raise self._stopped(trainer)
 
     def _stopped(self, trainer: L.Trainer) -> Stopped:
@@ -183,4 +183,4 @@ class LastCheckpoint(Checkpoint):
         hint = f"; to continue, repeat the command with ckpt_path={self.path}" if exists else ""
         environment = getattr(trainer.strategy, "cluster_environment", None)
         child = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
-        return Stopped(self._signal or self.stop.requested or signal.SIGTERM, hint, quiet=child)
+        return Stopped(self._signal or self.signals.requested or signal.SIGTERM, hint, quiet=child)

@@ -1,13 +1,14 @@
-"""Settings of a training recipe, checked without PyTorch."""
+"""Settings of a training, checked without PyTorch."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from lfvit.utils.validation import Settings
+from lfvit.errors import ConfigError
+from lfvit.utils.validation import Settings, check_range, check_whole, plain, validate
 
 NonNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Schedule(Settings):
@@ -25,7 +26,7 @@ class Schedule(Settings):
     selection_start: NonNegative = 0
     loss: Literal["ce_kl", "ce_ce"] = "ce_kl"
     lr_batch: Annotated[int, Field(ge=1)] = 512
-    drop_path_rate: Share = 0.0
+    drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     distill_weight: NonNegative = 0.0
     aux_weight: NonNegative | None = None
 
@@ -40,3 +41,53 @@ class Schedule(Settings):
         """First epoch (0-based) in which the second pass selects, of `max_epochs`."""
         start = self.selection_start
         return round(start * max_epochs) if 0 < start < 1 else int(start)
+
+
+class TrainSettings(Settings):
+    """The plain keys of train.yaml, which explains them."""
+
+    seed: Annotated[int, Field(ge=0)]
+    threshold: NonNegative
+    pretrained: bool
+    init_from: str | None
+    ckpt_path: str | None
+    compile: bool
+    deterministic: bool
+    repeat: bool | None
+    evaluate: bool | None
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "TrainSettings":
+        if self.init_from is not None and self.ckpt_path is not None:
+            raise ValueError(
+                "init_from starts a new run and ckpt_path continues one; pass one of them"
+            )
+        return self
+
+
+def check_training(cfg: Mapping[str, Any]) -> Schedule:
+    """Check the recipe and the plain keys of a composed training config.
+
+    Raises:
+        ConfigError: naming the setting, its value and what would be valid.
+    """
+    names = TrainSettings.model_fields
+    start = validate(TrainSettings, {name: cfg[name] for name in names if name in cfg})
+    schedule = validate(Schedule, plain(cfg["schedule"]), "schedule")
+    max_epochs = cfg["trainer"]["max_epochs"]
+    check_whole("trainer.max_epochs", max_epochs, 1)
+    check_range("schedule.selection_start", schedule.selection_start, 0, max_epochs)
+    if schedule.distill_weight and not (start.pretrained or start.init_from or start.ckpt_path):
+        raise ConfigError(
+            f"schedule.distill_weight={schedule.distill_weight} learns from the weights training "
+            "starts with; pass pretrained=true or init_from=FILE, or set it to 0"
+        )
+    if cfg["backbone"].get("family") != "lv_vit":
+        tokens = (("schedule", "aux_weight"), ("augment", "mix_token"), ("data", "label_maps"))
+        for group, name in tokens:
+            if value := cfg[group].get(name):
+                raise ConfigError(
+                    f"{group}.{name}={value} needs a backbone with an auxiliary head on its patch "
+                    "tokens, such as backbone=lv_vit_small; leave it out for others"
+                )
+    return schedule
