@@ -248,4 +248,4 @@ def _wandb_settings(
 def _options() -> dict[str, str]:
     """The option that was chosen in each group of `TAGGED`, as far as there is one."""
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    return {g: choices[g] for g in TAGGED if choices.get(g) not in (None, "none", "as_trained")}
+    return {g: choices[g] for g in TAGGED if choices.get(g) not in (None, "none")}
