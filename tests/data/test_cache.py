@@ -116,10 +116,10 @@ def test_each_rank_keeps_all_training_images_and_its_part_to_evaluate(photograph
     for rank in range(4):
         monkeypatch.setattr(ImageDataModule, "_rank", rank)
         cached = folder(photographs, cache="device", batch_size=4)
-        assert len(cached._cached("train").images) == 18 + 1
-        images = cached._cached("val")
-        assert len(images.images) == len(cached._eval_sampler().indices) + 1
-        (raw,) = map(images.fetch, cached.val_dataloader())
+        assert len(cached.train_dataloader().dataset.images) == 18 + 1
+        loader = cached.val_dataloader()
+        assert len(loader.dataset.images) == len(loader.sampler.indices) + 1
+        (raw,) = map(loader.dataset.fetch, loader)
         (expected,) = folder(photographs, batch_size=4).val_dataloader()
         for name in ("images", "targets", "indices"):
             assert torch.equal(getattr(raw, name), getattr(expected, name))

@@ -38,6 +38,7 @@ class TrainTransform:
     """
 
     def __init__(self, augment: AugmentSettings, image_size: int) -> None:
+        self.augment = augment
         transform: Any = create_transform(
             image_size,
             is_training=True,

@@ -11,21 +11,26 @@ and its part of the validation images.
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
+from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lfvit.data.augment import WHOLE, TrainTransform
+from lfvit.data.augment import WHOLE, TrainTransform, to_tensor
 from lfvit.data.batches import LoadedImages, RawBatch, collate
+from lfvit.data.images import resize
 from lfvit.data.sampling import Draw
 from lfvit.errors import ConfigError
 from lfvit.utils.seeding import seeded
 
-CROP_MODES = ("bicubic", "bilinear")
+MODES = ("bilinear", "bicubic")
 
 
 class CachedBatch(NamedTuple):
@@ -47,16 +52,15 @@ class ImageCache(Dataset[Draw]):
 
     Args:
         split: "train" or "val".
-        images: what to load, each image as it is stored.
+        images: what to load.
         indices: which of them, consecutive; the cache has another row without image.
         device: where to keep them.
-        transform: the crops and flips of training; None for images that are used as they are.
         num_workers: processes that decode.
         report: called with every batch that is decoded; may raise.
         verbose: show a progress bar.
 
     Raises:
-        ConfigError: too little memory.
+        ConfigError: too little memory, or an augmentation that is not possible on the device.
     """
 
     def __init__(
@@ -65,14 +69,16 @@ class ImageCache(Dataset[Draw]):
         images: LoadedImages,
         indices: range,
         device: torch.device,
-        transform: TrainTransform | None,
         *,
         num_workers: int,
         report: Callable[[RawBatch], None],
         verbose: bool,
     ) -> None:
         self.split, self.first, self.length = split, indices.start, len(images)
-        self.transform = transform
+        self.transform = None  # where images are used as they are stored
+        varied = isinstance(images.transform, TrainTransform)
+        if varied and not isinstance(images.images[0][0], np.ndarray):
+            self.transform, images = images.transform, stored_whole(images)
         draws = [*map(Draw, indices), Draw(-1)]
         shape = (len(draws), 3, images.image_size, images.image_size)
         check_memory(math.prod(shape), device)
@@ -121,6 +127,31 @@ class ImageCache(Dataset[Draw]):
             images = crop_and_resize(images.float(), batch.crops, batch.flipped, size, mode)
         boxes = None if self.boxes is None else self.boxes[rows]
         return RawBatch(images, self.targets[rows], self.indices[rows], boxes, batch.crops)
+
+
+def stored_whole(images: LoadedImages) -> LoadedImages:
+    """Training images without crops and flips, all of each in a square.
+
+    Raises:
+        ConfigError: an augmentation that is not possible on the device.
+    """
+    augment = images.transform.augment
+    possible = {"auto_augment": (None, "null"), "color_jitter": (0, "0"), "interpolation": MODES}
+    for name, valid in possible.items():
+        if (value := getattr(augment, name)) not in valid:
+            raise ConfigError(
+                f"data.cache=device crops and flips images, and cannot do augment.{name}={value}; "
+                f"set augment.{name}={valid[-1]}, or data.cache=null"
+            )
+    whole = copy(images)
+    whole.image_size = math.floor(images.image_size / augment.crop_pct)
+    whole.transform = partial(_squeeze, side=whole.image_size, interpolation=augment.interpolation)
+    return whole
+
+
+def _squeeze(image: Image.Image, side: int, interpolation: str) -> Tensor:
+    """A photograph -> (3, side, side) uint8, all of it, whatever its proportions."""
+    return to_tensor(resize(image, (side, side), interpolation))
 
 
 def crop_and_resize(

@@ -4,18 +4,15 @@ import inspect
 import logging
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
-import numpy as np
 import torch
-from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lfvit.data.augment import TrainTransform, draw_token_box, eval_transform, mix_batch, to_tensor
+from lfvit.data.augment import TrainTransform, draw_token_box, eval_transform, mix_batch
 from lfvit.data.batches import (
     Batch,
     ImageDataset,
@@ -25,9 +22,8 @@ from lfvit.data.batches import (
     collate,
     image_name,
 )
-from lfvit.data.cache import CROP_MODES, CachedBatch, ImageCache
 from lfvit.data.classes import check_same_classes, readable_names
-from lfvit.data.images import resize
+from lfvit.data.folders import ImageFolder
 from lfvit.data.label_maps import LabelMapFolder
 from lfvit.data.sampling import EvalSampler, LazyLoader, TrainSampler
 from lfvit.data.settings import split_settings
@@ -36,6 +32,9 @@ from lfvit.models.resample import downsample
 from lfvit.utils.distributed import gather_list
 from lfvit.utils.seeding import seeded
 from lfvit.utils.signals import outlast_stop
+
+if TYPE_CHECKING:
+    from lfvit.data.cache import ImageCache
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +76,9 @@ class ImageDataModule(L.LightningDataModule):
         self.train_images: ImageDataset
         self.val_images: ImageDataset
         self._classes: list[str] = []
-        self._caches: dict[tuple[str, torch.device], ImageCache] = {}
+        side = math.floor(self.image_size / self.augment.crop_pct)
+        self._reduced_side = REDUCED_MARGIN * side if self.settings.reduced_decode else None
+        self._caches: dict[str, ImageCache] = {}
         self._skipped: set[str] = set()  # messages, each starting with a path or name
 
     @property
@@ -98,11 +99,8 @@ class ImageDataModule(L.LightningDataModule):
         self.train_images, self.val_images = self._open("train"), self._open("val")
         places = (f"data.{key}={self.options.get(key)}" for key in ("root", "path"))
         where = next((place for place in places if "None" not in place), "data.dataset")
-        train, val = (
-            [*map(str, images.classes)] for images in (self.train_images, self.val_images)
-        )
-        check_same_classes(train, val, where)
-        self._classes = readable_names(train)
+        check_same_classes(self.train_images.classes, self.val_images.classes, where)
+        self._classes = readable_names(self.train_images.classes)
 
     def train_dataloader(self) -> DataLoader[Any]:
         sampler = TrainSampler(
@@ -121,28 +119,39 @@ class ImageDataModule(L.LightningDataModule):
         return self._loader("train", sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader("val", self._eval_sampler())
+        size, rank, world_size = len(self.val_images), self._rank, self._world_size
+        return self._loader("val", EvalSampler(size, rank=rank, world_size=world_size))
 
     def predict_dataloader(self) -> DataLoader[Any]:
         return self.val_dataloader()
 
     def train_dataset(self) -> LoadedImages:
         """The training images, randomly varied."""
-        maps = None
+        maps, images = None, self.train_images
         if self.settings.label_maps is not None:
-            images: Any = self.train_images
-            if not hasattr(images, "paths"):
+            if not isinstance(images, ImageFolder):
                 raise ConfigError("data.label_maps belongs to photographs in folders")
-            maps = LabelMapFolder(
-                self.settings.label_maps, images.paths, images.folder, len(self._classes)
-            )
-        transform = TrainTransform(self.augment, self.image_size)
-        return self._loaded("train", transform, self.image_size, label_maps=maps)
+            classes = len(self._classes)
+            maps = LabelMapFolder(self.settings.label_maps, images.paths, images.folder, classes)
+        return LoadedImages(
+            images,
+            TrainTransform(self.augment, self.image_size),
+            self.image_size,
+            exif=self.settings.exif,
+            shorter_side=None if self.settings.cache is None else self._reduced_side,
+            neighbors=self.settings.on_error == "skip",
+            label_maps=maps,
+        )
 
     def val_dataset(self) -> LoadedImages:
         """The validation images, cropped to S x S."""
-        transform = eval_transform(self.augment, self.image_size)
-        return self._loaded("val", transform, self.image_size, shorter_side=self._reduced_side)
+        return LoadedImages(
+            self.val_images,
+            eval_transform(self.augment, self.image_size),
+            self.image_size,
+            exif=self.settings.exif,
+            shorter_side=self._reduced_side,
+        )
 
     def some_validation_samples(self, count: int) -> list[Sample]:
         """At most `count` validation images, spread over the set, as evaluation sees them.
@@ -163,20 +172,20 @@ class ImageDataModule(L.LightningDataModule):
         self.setup()
         return [image_name(self.val_images, index) for index in range(len(self.val_images))]
 
-    def on_before_batch_transfer(
-        self, batch: RawBatch | CachedBatch, dataloader_idx: int
-    ) -> RawBatch | CachedBatch:
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Decide about unreadable images, in the main process."""
         if isinstance(batch, RawBatch):
             self._report(batch)
         return batch
 
-    def on_after_batch_transfer(self, batch: RawBatch | CachedBatch, dataloader_idx: int) -> Batch:
-        """Everything that is done to whole batches on the device."""
-        if isinstance(batch, CachedBatch):
-            batch = self._cached(batch.split).fetch(batch)
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
+        """Everything that is done to whole batches on the device.
+
+        Args:
+            batch: a `RawBatch`, or a `CachedBatch`.
+        """
         if not isinstance(batch, RawBatch):
-            return batch
+            batch = self._caches[batch.split].fetch(batch)
         images, targets, token_box = normalize(batch.images), batch.targets, None
         trainer = self.trainer
         if trainer is not None:
@@ -235,79 +244,42 @@ class ImageDataModule(L.LightningDataModule):
             raise ConfigError(f"data.dataset: {name} has no attribute classes, the class names")
         return images
 
-    def _loaded(
-        self, split: str, transform: Callable[[Any], Any], image_size: int, **options: Any
-    ) -> LoadedImages:
-        return LoadedImages(
-            self.train_images if split == "train" else self.val_images,
-            transform,
-            image_size,
-            exif=self.settings.exif,
-            neighbors=split == "train" and self.settings.on_error == "skip",
-            **options,
-        )
-
     def _loader(self, split: str, sampler: TrainSampler | EvalSampler) -> DataLoader[Any]:
-        batches = {
+        images = self.train_dataset() if split == "train" else self.val_dataset()
+        options: dict[str, Any] = {
             "batch_size": self.batch_size,
             "sampler": sampler,
             "drop_last": split == "train",
         }
         if self.settings.cache is not None:
-            cache = self._cached(split)
-            return LazyLoader(cache, collate_fn=cache.collate, **batches)
+            cache = self._fill_cache(split, images, sampler.indices)
+            return LazyLoader(cache, collate_fn=cache.collate, **options)
         return LazyLoader(
-            self.train_dataset() if split == "train" else self.val_dataset(),
+            images,
             num_workers=self.settings.num_workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.settings.num_workers > 0,
             worker_init_fn=outlast_stop,
-            **batches,
+            **options,
         )
 
-    def _cached(self, split: str) -> ImageCache:
+    def _fill_cache(self, split: str, images: LoadedImages, indices: range) -> "ImageCache":
         """The cache of "train" or "val" on the trainer's device; the first call decodes."""
+        from lfvit.data.cache import ImageCache
+
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
-        if (split, device) not in self._caches:
-            if split == "train":
-                transform, images = self._stored_for_crops()
-                indices = range(len(images))
-            else:
-                transform, images, indices = None, self.val_dataset(), self._eval_sampler().indices
-            self._caches[split, device] = ImageCache(
+        if split not in self._caches or self._caches[split].images.device != device:
+            self._caches[split] = ImageCache(
                 split,
                 images,
                 indices,
                 device,
-                transform,
                 num_workers=self.settings.num_workers,
                 report=self._report,
                 verbose=self._rank == 0,
             )
-        return self._caches[split, device]
-
-    def _stored_for_crops(self) -> tuple[TrainTransform | None, LoadedImages]:
-        """How crops are drawn from the cached training images, and the images as they are stored.
-
-        Raises:
-            ConfigError: an augmentation that is not possible on the device.
-        """
-        if isinstance(self.train_images[0][0], np.ndarray):  # used as it is
-            return None, self.train_dataset()
-        possible = {"auto_augment": [None], "color_jitter": [0], "interpolation": list(CROP_MODES)}
-        for name, valid in possible.items():
-            if (value := getattr(self.augment, name)) not in valid:
-                instead = "null" if valid[0] is None else valid[0]
-                raise ConfigError(
-                    f"data.cache=device with augment.{name}={value}: images from the cache are "
-                    f"cropped and flipped, not recolored; set augment.{name}={instead}, or "
-                    "data.cache=null"
-                )
-        side = math.floor(self.image_size / self.augment.crop_pct)
-        store = partial(_squeeze, side=side, interpolation=self.augment.interpolation)
-        images = self._loaded("train", store, side, shorter_side=self._reduced_side)
-        return TrainTransform(self.augment, self.image_size), images
+        return self._caches[split]
 
     def _report(self, batch: RawBatch) -> None:
         """Count unreadable images.
@@ -322,15 +294,6 @@ class ImageDataModule(L.LightningDataModule):
                 self._skipped.add(message)
                 log.warning("skipped (%d so far): %s", self.num_skipped, message)
 
-    def _eval_sampler(self) -> EvalSampler:
-        return EvalSampler(len(self.val_images), rank=self._rank, world_size=self._world_size)
-
-    @property
-    def _reduced_side(self) -> int | None:
-        """What a reduced decoding leaves of the shorter side, in pixels."""
-        side = math.floor(self.image_size / self.augment.crop_pct)
-        return REDUCED_MARGIN * side if self.settings.reduced_decode else None
-
     @property
     def _batches_done(self) -> int:
         """Of this epoch; Lightning counts a batch after it was loaded and moved to the device."""
@@ -343,11 +306,6 @@ class ImageDataModule(L.LightningDataModule):
     @property
     def _world_size(self) -> int:
         return self.trainer.world_size if self.trainer is not None else 1
-
-
-def _squeeze(image: Image.Image, side: int, interpolation: str) -> Tensor:
-    """A photograph -> (3, side, side) uint8, all of it, whatever its proportions."""
-    return to_tensor(resize(image, (side, side), interpolation))
 
 
 def normalize(pixels: Tensor) -> Tensor:

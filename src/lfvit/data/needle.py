@@ -77,15 +77,21 @@ class NeedleSet(Dataset[tuple[NDArray[np.uint8], int, Box]]):
         num_classes: int = 6,
         seed: int = 0,
     ) -> None:
-        names = NeedleSettings.model_fields
-        validate(NeedleSettings, {k: v for k, v in locals().items() if k in names}, "data")
+        settings = {
+            "train_images": train_images,
+            "val_images": val_images,
+            "image_size": image_size,
+            "num_classes": num_classes,
+            "seed": seed,
+        }
+        validate(NeedleSettings, settings, "data")
         check_choice("split", split, SPLITS)
         num_images = train_images if split == "train" else val_images
         self.image_size = image_size
         self.split = split
         self.seed = seed
         self.classes: list[str] = list(PATTERNS)[:num_classes]
-        self.targets: list[int] = [index % num_classes for index in range(num_images)]
+        self.targets: list[int] = (np.arange(num_images) % num_classes).tolist()
 
     def __len__(self) -> int:
         return len(self.targets)

@@ -51,6 +51,7 @@ class TrainSampler(Sampler[Draw]):
         done: Callable[[], int] = lambda: 0,
     ) -> None:
         self.size = size
+        self.indices = range(size)
         self.seed = seed
         self.repeats = repeats
         self.rank = rank
