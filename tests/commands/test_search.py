@@ -129,7 +129,6 @@ def test_values_of_every_kind(search, monkeypatch):
         (["space.threshold.low=0.99"], "low=0.99 has to be below high=0.95"),
         (["+space.threshold.log=true", "space.threshold.low=0"], "log=true needs low above 0"),
         (["space.method=null", "space.threshold=null"], "space is empty"),
-        (['overrides=["trainer.devices=2"]'], "trainer.devices=2 in a search"),
     ],
 )
 def test_wrong_settings_are_refused_before_the_first_trial(search, arguments, message):

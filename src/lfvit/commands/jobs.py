@@ -113,7 +113,7 @@ def run_job(
     """
     job, key, main = Path(cfg.run_dir), identity(cfg), is_main_process()
     job.mkdir(parents=True, exist_ok=True)
-    with _held(_identity_lock(root, key)) if main else nullcontext():
+    with nullcontext() if repeat or not main else _held(_identity_lock(root, key)):
         status, name = from_main_process(lambda: _decide(cfg, [root, *reuse], key, repeat))
         folder = Path(name)
         if status == "already done":
