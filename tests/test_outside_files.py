@@ -165,7 +165,7 @@ def test_no_target_in_a_record_is_called(forged, composed, changes, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     checkpoint = forged(**changes)
     with pytest.raises((LFViTError, TypeError, ValueError)):
-        open_data(composed("evaluate", f"ckpt_path={checkpoint}"), load_trained(checkpoint).record)
+        open_data(None, load_trained(checkpoint).record)
     assert not (tmp_path / "exploded").exists()
 
 
@@ -183,9 +183,9 @@ def test_records_are_plain_values(forged, composed, tmp_path):
     assert LEAK.encode() in written  # by the loggers
     assert SECRET.encode() not in written
     record = load_trained(checkpoint).record
-    record["data"] = {"dataset": FOLDER, "root": LEAK, "batch_size": 8}
+    record = record.model_copy(update={"data": {"dataset": FOLDER, "root": LEAK, "batch_size": 8}})
     with pytest.raises(LFViTError, match=r"oc\.env:LFVIT_TEST_SECRET.*no such folder") as error:
-        open_data(cfg, record)
+        open_data(cfg.data, record)
     assert SECRET not in str(error.value)
 
 

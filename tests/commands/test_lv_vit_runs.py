@@ -45,7 +45,7 @@ def test_train_with_label_maps_and_evaluate_without(
     checkpoint = run / "checkpoints" / "last.ckpt"
     model, record = load_trained(checkpoint)
     aux_head = (model.backbone if method == "cf_vit" else model).aux_head
-    assert len(aux_head.weight) == len(record["classes"]) == 3
+    assert len(aux_head.weight) == len(record.classes) == 3
     shutil.rmtree(label_maps)
     evaluate(composed("evaluate", f"ckpt_path={checkpoint}", f"run_dir={tmp_path / 'evaluation'}"))
     found = json.loads((tmp_path / "evaluation" / "evaluate.json").read_text())
@@ -60,4 +60,4 @@ def test_weights_without_a_record_say_their_number_of_classes(tmp_path):
     torch.save(model.state_dict(), tmp_path / "weights.pth")
     overrides = {"method": {"name": "cf_vit"}, "backbone": spec, "image_size": 96}
     _, record = load_trained(tmp_path / "weights.pth", overrides)
-    assert len(record["classes"]) == 11
+    assert len(record.classes) == 11

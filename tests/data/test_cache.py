@@ -146,10 +146,10 @@ def test_a_run_from_the_cache_and_an_evaluation_without_it(tmp_path, composed, p
     train(composed("train", *overrides, *options, f"run_dir={tmp_path / 'run'}"))
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     record = load_trained(checkpoint).record
-    assert record["data"]["cache"] == "device"
+    assert record.data["cache"] == "device"
     settings = (f"ckpt_path={checkpoint}", "trainer.accelerator=cpu")
-    data = open_data(composed("evaluate", *settings), record)
+    data = open_data(composed("evaluate", *settings).data, record)
     assert data.settings.cache is None
-    cached = open_data(composed("evaluate", *settings, "data.cache=device"), record)
+    cached = open_data(composed("evaluate", *settings, "data.cache=device").data, record)
     assert cached.settings.cache == "device"
     equal(evaluate(cached), evaluate(data))

@@ -108,11 +108,11 @@ def check_file(path, cfg) -> None:
     except LFViTError as error:
         check_error(error, path)
     else:
-        side = loaded.record["image_size"]
+        side = loaded.record.image_size
         with torch.no_grad():
             out = loaded.model(torch.zeros(1, 3, side, side))
         logits = out if isinstance(out, torch.Tensor) else out.second_logits
-        assert logits.shape == (1, len(loaded.record["classes"]))
+        assert logits.shape == (1, len(loaded.record.classes))
     cfg.ckpt_path = str(path)
     try:
         training.train(cfg)

@@ -127,8 +127,8 @@ def build_models(cfg: DictConfig, trained: Trained | None) -> dict[str, nn.Modul
             described["reducer"] = method.pop("reducer")
         classes = cfg.num_classes
         if trained is not None:
-            described |= {key: trained.record[key] for key in ("backbone", "image_size")}
-            classes = len(trained.record["classes"])
+            described |= {key: getattr(trained.record, key) for key in ("backbone", "image_size")}
+            classes = len(trained.record.classes)
         models[str(name)] = build_model(described, classes)
     if trained is not None:
         models["trained"] = deepcopy(trained.model)
@@ -146,17 +146,17 @@ def time_models(
 ) -> list[Row]:
     """Time all models in turns on one batch size; a row for every model and exit fraction."""
     dtype = PRECISIONS[setting.precision]
-    side = cfg.image_size if trained is None else trained.record["image_size"]
+    side = cfg.image_size if trained is None else trained.record.image_size
     torch.manual_seed(cfg.seed)
     noise = torch.randn(batch_size, 3, side, side).to(setting.device, dtype)
     cases: list[Case] = []
     for name, model in models.items():
         images, described, threshold = noise, plain(cfg.models.get(name)), None
         if name == "trained" and trained is not None:
-            samples = open_data(cfg, trained.record).some_validation_samples(batch_size)
+            samples = open_data(cfg.get("data"), trained.record).some_validation_samples(batch_size)
             pixels = normalize(torch.stack([sample.pixels for sample in samples]))
-            images, threshold = pixels.to(setting.device, dtype), trained.record["threshold"]
-            described = {**trained.record["method"], "ckpt_path": str(cfg.ckpt_path)}
+            images, threshold = pixels.to(setting.device, dtype), trained.record.threshold
+            described = {**trained.record.method, "ckpt_path": str(cfg.ckpt_path)}
         columns = {
             "model": name,
             "settings": json.dumps(described),

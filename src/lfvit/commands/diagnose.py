@@ -15,7 +15,8 @@ from lfvit.results.plots import plot_diagnosis
 from lfvit.runs.devices import find_device
 from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import environment
-from lfvit.runs.setup import load_trained, model_overrides, open_data
+from lfvit.runs.record import model_overrides
+from lfvit.runs.setup import load_trained, open_data
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.markdown import print_table
 from lfvit.utils.validation import validate
@@ -48,9 +49,9 @@ def diagnose(cfg: DictConfig) -> dict[str, Any]:
     settings = validate(DiagnosisSettings, {k: cfg[k] for k in DiagnosisSettings.model_fields})
     device = find_device(cfg.accelerator)
     model, record = load_trained(cfg.ckpt_path, model_overrides(cfg))
-    data = open_data(cfg, record)
+    data = open_data(cfg.get("data"), record)
     run_dir = start_run(cfg)
-    L.seed_everything(record.get("seed", 0), verbose=False)
+    L.seed_everything(record.seed, verbose=False)
     samples = data.some_validation_samples(settings.images)
     model.to(device)
     pixels = torch.stack([sample.pixels for sample in samples])  # (N, 3, S, S) uint8
@@ -61,9 +62,9 @@ def diagnose(cfg: DictConfig) -> dict[str, Any]:
     rows = summarize(batches)
     diagnosis = {
         "checkpoint": str(zoo.locate(cfg.ckpt_path).absolute()),
-        "method": record["method"],
-        "backbone": record["backbone"],
-        "image_size": record["image_size"],
+        "method": record.method,
+        "backbone": record.backbone,
+        "image_size": record.image_size,
         "images": len(samples),
         "removed": settings.removed,
         "rows": rows,

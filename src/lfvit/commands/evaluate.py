@@ -22,7 +22,8 @@ from lfvit.results.plots import plot_evaluation
 from lfvit.runs.devices import prediction_trainer
 from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import environment
-from lfvit.runs.setup import load_trained, model_overrides, open_data
+from lfvit.runs.record import model_overrides
+from lfvit.runs.setup import load_trained, open_data
 from lfvit.tracking.loggers import summarise as log_summary
 from lfvit.tracking.loggers import tracked
 from lfvit.tracking.media import log_image, log_predictions, log_table
@@ -50,12 +51,12 @@ def evaluate(cfg: DictConfig) -> Evaluation:
     check_whole("logged_images", cfg.logged_images, 0)
     model: Any
     model, record = load_trained(cfg.ckpt_path, model_overrides(cfg))
-    settings = settings.model_copy(update={"threshold": record["threshold"]})
-    data = open_data(cfg, record)
+    settings = settings.model_copy(update={"threshold": record.threshold})
+    data = open_data(cfg.get("data"), record)
     run_dir = start_run(cfg)
     with tracked(cfg, "evaluate", record) as loggers:
         trainer = prediction_trainer(cfg, run_dir)
-        predictions = predict_all(trainer, model, data, record.get("seed", 0))
+        predictions = predict_all(trainer, model, data, record.seed)
         macs = pass_macs(model)
         table = predictions.table()
         early_exit = len(macs) > 1
@@ -75,11 +76,11 @@ def evaluate(cfg: DictConfig) -> Evaluation:
             )
         evaluation = Evaluation(
             checkpoint=str(cfg.ckpt_path),
-            method=record["method"],
-            backbone=record["backbone"],
-            reducer=record.get("reducer") or {"name": "none"},
-            image_size=record["image_size"],
-            seed=record.get("seed", 0),
+            method=record.method,
+            backbone=record.backbone,
+            reducer=record.reducer,
+            image_size=record.image_size,
+            seed=record.seed,
             data=getattr(data.dataset, "func", data.dataset).__name__,
             precision=str(trainer.precision),
             images=len(table),
@@ -100,7 +101,7 @@ def evaluate(cfg: DictConfig) -> Evaluation:
                 plot_evaluation(evaluation, run_dir / "evaluate.png")
                 log_table(loggers, "threshold_curve", curve.to_dict("records"))
                 log_image(loggers, "evaluation", run_dir / "evaluate.png")
-            log_predictions(loggers, model, data, record["threshold"], cfg.logged_images)
+            log_predictions(loggers, model, data, record.threshold, cfg.logged_images)
             _print(evaluation)
             print(f"written to {run_dir}")
     return evaluation

@@ -17,7 +17,8 @@ from lfvit.models.export import Pass, passes_of, write_onnx
 from lfvit.models.two_pass import TwoPassViT
 from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import commit
-from lfvit.runs.setup import Trained, load_trained, model_overrides
+from lfvit.runs.record import model_overrides
+from lfvit.runs.setup import Trained, load_trained
 from lfvit.runtime import CARD, FORMAT, load, run
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.validation import check_range, validate
@@ -40,7 +41,7 @@ def export(cfg: DictConfig) -> dict[str, Any]:
     check_range("tolerance", cfg.tolerance, 0, above=True)
     trained = load_trained(cfg.ckpt_path, model_overrides(cfg))
     card = describe(trained)
-    passes = passes_of(trained.model, trained.record["image_size"])
+    passes = passes_of(trained.model, trained.record.image_size)
     card["files"] = [f"{one.name}.onnx" for one in passes]
     run_dir = start_run(cfg)
     for one, name in zip(passes, card["files"], strict=True):
@@ -69,24 +70,24 @@ def check_packages() -> None:
 def describe(trained: Trained) -> dict[str, Any]:
     """What a runtime needs to know about a model, and its user about where it comes from."""
     model, record = trained.model, trained.record
-    augment = validate(AugmentSettings, record.get("data", {}).get("augment") or {}, "augment")
+    augment = validate(AugmentSettings, record.data.get("augment") or {}, "augment")
     stages = ("first", "second") if isinstance(model, TwoPassViT) else (None,)
     return {
         "format": FORMAT,
-        "method": record["method"]["name"],
-        "settings": {key: record.get(key) for key in ("method", "backbone", "reducer")},
+        "method": record.method["name"],
+        "settings": {key: getattr(record, key) for key in ("method", "backbone", "reducer")},
         "region_size": getattr(model, "region_size", None),
-        "classes": record["classes"],
-        "image_size": record["image_size"],
+        "classes": record.classes,
+        "image_size": record.image_size,
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
         "crop_pct": augment.crop_pct,
         "interpolation": augment.eval_interpolation,
-        "exif": record.get("data", {}).get("exif", False),
-        "threshold": record["threshold"],
+        "exif": record.data.get("exif", False),
+        "threshold": record.threshold,
         "macs": {stage or "only": count_macs(model, stage) for stage in stages},
         "commit": commit(),
-        "trained_commit": record.get("commit"),
+        "trained_commit": record.commit,
     }
 
 

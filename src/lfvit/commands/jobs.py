@@ -198,7 +198,7 @@ def check_free(folder: Path, key: str) -> None:
         ConfigError: another training is there, or this one, finished.
     """
     there = read_json(folder / "run.json")
-    if there and (there["identity"] != key or _is_done(folder)):
+    if there and (there.get("identity") != key or _is_done(folder)):
         raise ConfigError(
             f"{folder} holds another run; leave hydra.sweep.dir and hydra.run.dir out, or pass "
             "other ones"

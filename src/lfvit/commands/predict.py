@@ -17,7 +17,8 @@ from lfvit.models.passes import num_passes
 from lfvit.results.steps import draw_steps
 from lfvit.runs.devices import find_device
 from lfvit.runs.directory import start_run
-from lfvit.runs.setup import Trained, load_trained, model_overrides
+from lfvit.runs.record import model_overrides
+from lfvit.runs.setup import Trained, load_trained
 from lfvit.tracking.pictures import Prediction, draw_predictions, predict_images
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.validation import validate
@@ -43,9 +44,9 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
         raise ConfigError("steps=true draws two passes; the model of ckpt_path has one")
     run_dir = start_run(cfg)
     trained.model.to(find_device(cfg.accelerator))
-    about = trained.record.get("data", {})
+    about = trained.record.data
     augment = validate(AugmentSettings, about.get("augment") or {}, "augment")
-    transform = eval_transform(augment, trained.record["image_size"])
+    transform = eval_transform(augment, trained.record.image_size)
     found: list[dict[str, Any]] = []
     skipped = 0
     try:
@@ -60,9 +61,7 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
                 continue
             pixels = torch.as_tensor(transform(image))[None]
             record = trained.record
-            prediction = predict_images(
-                trained.model, pixels, record["classes"], record["threshold"]
-            )[0]
+            prediction = predict_images(trained.model, pixels, record.classes, record.threshold)[0]
             entry = _entry(trained, prediction, settings.top)
             if settings.pictures:
                 entry["picture"] = f"{number:04d}_{path.stem}.png"
@@ -97,7 +96,7 @@ def _entry(trained: Trained, prediction: Prediction, top: int) -> dict[str, Any]
         region = prediction.region
         entry |= {
             "first_confidence": round(prediction.logits[0].softmax(dim=0).max().item(), 4),
-            "threshold": trained.record["threshold"],
+            "threshold": trained.record.threshold,
             "region": None if region is None else list(region),
             "region_size": prediction.region_size or None,
         }

@@ -18,8 +18,9 @@ from lfvit.models.weight_files import read_file
 from lfvit.runs.devices import trainer_settings
 from lfvit.runs.directory import start_run, training_record
 from lfvit.runs.provenance import commit, machine
+from lfvit.runs.record import make_record
 from lfvit.runs.resume import LAYOUT, check_data, check_resume
-from lfvit.runs.setup import build_model, make_data, make_record
+from lfvit.runs.setup import build_model, make_data
 from lfvit.tracking.loggers import TRACKING, summarise, tracked, tracking_record
 from lfvit.tracking.summaries import training_summary
 from lfvit.training.checkpointing import AtomicCheckpointIO, LastCheckpoint

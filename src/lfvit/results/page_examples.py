@@ -3,7 +3,6 @@
 import base64
 import io
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -71,7 +70,7 @@ def make_examples(runs: Sequence[Run], count: int) -> dict[str, Any]:
             missing.append(f"{run.name}: other validation images than {models[0][0].name}")
             continue
         targets, boxes = [s.target for s in samples], [s.box for s in samples]
-        eta, classes = trained.record["threshold"], trained.record["classes"]
+        eta, classes = trained.record.threshold, trained.record.classes
         with seeded(0):
             predictions = predict_images(trained.model, images, classes, eta, targets, boxes)
         pixels, threshold = images, eta if threshold is None else threshold
@@ -106,14 +105,14 @@ def open_run(run: Run) -> tuple[Trained, ImageDataModule]:
     settings["threshold"] = evaluation.configured.threshold
     with seeded(0):
         trained = load_trained(run.checkpoint, settings)
-        trained_on = trained.record.get("data") or {}
+        trained_on = trained.record.data
         given = run.evaluation_config.get("data") or {}
         given = {key: value for key, value in given.items() if value is not None}
         if given.get("dataset", trained_on.get("dataset")) == trained_on.get("dataset"):
             given = {**trained_on, **given}
         # in the record's place: nothing that a file names is instantiated but this project's own
-        record = {**trained.record, "data": given}
-        data = open_data(SimpleNamespace(data={}, ckpt_path=run.checkpoint), record)
+        record = trained.record.model_copy(update={"data": given})
+        data = open_data(None, record)
         return trained, data
 
 

@@ -239,7 +239,7 @@ def _changes(model: str, models: Models) -> str:
         words += shares.std().map(" ± {:.2f}".format)
     text = ", ".join(f"{value} % {kind}" for kind, value in words.items())
     try:
-        classes = load_trained(models[model][0].checkpoint).record["classes"]
+        classes = load_trained(models[model][0].checkpoint).record.classes
         table = classes_table(models, model, classes)
     except (LFViTError, LookupError, OSError) as error:
         table = f"No table by class: {escape(error)}."

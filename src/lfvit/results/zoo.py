@@ -81,12 +81,12 @@ def add(
         )
     if not (run_dir / "metrics.json").is_file():
         raise CheckpointError(f"{run_dir}: not a finished training, it has no metrics.json")
-    model, record = load_trained(run_dir / "checkpoints" / "last.ckpt", {"threshold": threshold})
-    root = data_root or record["data"].get("root")
-    record = _without_folders(record)
+    trained = load_trained(run_dir / "checkpoints" / "last.ckpt", {"threshold": threshold})
+    root = data_root or trained.record.data.get("root")
+    record = _without_folders(trained.record.model_dump())
     zoo.FOLDER.mkdir(exist_ok=True)
     weights = zoo.FOLDER / f"{name}.safetensors"
-    save_file(_in_half_precision(model.state_dict()), weights, {RECORD: json.dumps(record)})
+    save_file(_in_half_precision(trained.model.state_dict()), weights, {RECORD: json.dumps(record)})
     try:
         _evaluate(weights, root, run_dir / "zoo")
     except BaseException:

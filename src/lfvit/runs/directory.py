@@ -12,12 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from lfvit.errors import ConfigError, StorageError
-from lfvit.runs.identity import identity
+from lfvit.runs.identity import digest, settings_of_weights
 from lfvit.runs.provenance import environment, uncommitted_changes
 from lfvit.utils.atomic_io import read_json, remove_partial, write_atomic, write_json
-from lfvit.utils.distributed import count_processes, is_main_process
+from lfvit.utils.distributed import is_main_process
 from lfvit.utils.signals import Stopped
-from lfvit.utils.validation import plain
 
 LEAVING = 30.0
 """Seconds in which a killed process and its loader processes have left their directory."""
@@ -57,9 +56,9 @@ def _start_of_continued(cfg: DictConfig) -> str | None:
 def training_record(cfg: DictConfig) -> Iterator[None]:
     """Keep run.json of a training while it runs, and lock its directory against other processes.
 
-    run.json holds status ("running", "done", "failed", or "stopped" by a signal), identity, start
-    and end, number of processes, and the error. A killed process leaves "running"; its lock on
-    run.lock ended with it. Files that it left incomplete are removed.
+    run.json holds status ("running", "done", "failed", or "stopped" by a signal), identity and
+    settings of the weights, start and end, and the error. A killed process leaves "running"; its
+    lock on run.lock ended with it. Files that it left incomplete are removed.
 
     A training that continues here keeps the identity it began with. One that continues a
     checkpoint from somewhere else has none: its beginning may have had other settings.
@@ -75,11 +74,13 @@ def training_record(cfg: DictConfig) -> Iterator[None]:
     lock = _acquired(path.parent, 0 if cfg.ckpt_path is None else LEAVING)
     for folder in (path.parent, path.parent / "checkpoints"):
         remove_partial(folder)
-    begun = read_json(path).get("identity")
-    key = identity(cfg) if cfg.ckpt_path is None else begun
-    record: dict[str, Any] = {"identity": key, "status": "running", "started": now(), "ended": None}
-    with suppress(TypeError, ValueError):
-        record["processes"] = count_processes(plain(cfg.trainer))
+    record: dict[str, Any] = {"status": "running", "started": now(), "ended": None}
+    if cfg.ckpt_path is None:
+        settings = settings_of_weights(cfg)
+        record |= {"identity": digest(settings), "settings": settings}
+    else:
+        begun = read_json(path)
+        record |= {key: begun[key] for key in ("identity", "settings") if key in begun}
     write_json(path, record)
     try:
         yield

@@ -2,14 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, open_dict
 
-from lfvit.models.weight_files import weights_digest
-from lfvit.models.zoo import locate
 from lfvit.utils.distributed import count_processes
 from lfvit.utils.validation import plain
 
@@ -22,10 +21,13 @@ NOT_WEIGHTS = (
     "evaluate",
     "ckpt_path",
     "data.num_workers",
+    "callbacks.checkpoint.dirpath",
     "callbacks.last",
-    "callbacks.nonfinite",  # of a training that one setting stopped, the other continues
     "callbacks.progress",
     "callbacks.lr_monitor",
+    "callbacks.throughput",
+    "callbacks.predictions",
+    "callbacks.nonfinite",  # where one setting stopped a training, the other continues it
     "trainer.log_every_n_steps",
     "trainer.enable_model_summary",
     "trainer.profiler",
@@ -34,16 +36,18 @@ NOT_WEIGHTS = (
 
 
 def identity(cfg: DictConfig) -> str:
-    """A short name of a training: the same for all configs that would train the same weights.
+    """A short name of a training: the same for all configs that would train the same weights."""
+    return digest(settings_of_weights(cfg))
 
-    See `settings_of_weights`.
-    """
-    text = json.dumps(settings_of_weights(cfg), sort_keys=True, default=str)
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """A short name of settings."""
+    text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def settings_of_weights(cfg: DictConfig) -> dict[str, Any]:
-    """What decides the weights that a training ends with.
+    """The settings that decide the weights a training ends with, by their full names.
 
     Every setting counts except those of `NOT_WEIGHTS`; a weights file counts by its content, a
     folder of images by its path, devices and nodes by the number of processes, whose images make a
@@ -54,20 +58,35 @@ def settings_of_weights(cfg: DictConfig) -> dict[str, Any]:
         cfg.run_dir = cfg.name = ""  # others refer to them
         cfg.pop("logger", None)
     settings: dict[str, Any] = plain(cfg)
-    for key in NOT_WEIGHTS:
-        *groups, leaf = key.split(".")
-        group = settings
-        for name in groups:
-            group = group.get(name) or {}
-        group.pop(leaf, None)
-    if not settings.get("deterministic"):  # as before there was such a setting
-        settings.pop("deterministic", None)
     with suppress(TypeError, ValueError):  # the Trainer refuses what is no number
         settings["trainer"]["devices"] = count_processes(settings["trainer"])
         settings["trainer"].pop("num_nodes", None)
-    start = settings["init_from"] and locate(settings["init_from"])
-    if start and start.is_file():
-        settings["init_from"] = weights_digest(start)
+    if settings["init_from"] is not None:
+        settings["init_from"] = _weights_digest(settings["init_from"])
     if settings["data"].get("root") is not None:
         settings["data"]["root"] = str(Path(settings["data"]["root"]).expanduser().absolute())
-    return settings
+    return {
+        key: value
+        for key, value in flatten(settings).items()
+        if not any(key == name or key.startswith(f"{name}.") for name in NOT_WEIGHTS)
+    }
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their full names, such as "data.root"."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _weights_digest(source: str) -> str:
+    """Of the weights in a file; its path where there is none yet."""
+    from lfvit.models.weight_files import weights_digest
+    from lfvit.models.zoo import locate
+
+    path = locate(source)
+    return weights_digest(path) if path.is_file() else source

@@ -11,29 +11,24 @@ from omegaconf import DictConfig, OmegaConf
 from lfvit.data import ImageDataModule
 from lfvit.errors import CheckpointError, ConfigError
 from lfvit.models.weight_files import read_file
-from lfvit.results.old.evaluated import flatten
-from lfvit.runs.identity import identity, settings_of_weights
-from lfvit.runs.setup import recipe, record_of
+from lfvit.runs.identity import digest, flatten, settings_of_weights
+from lfvit.runs.record import CheckpointRecord, read_record, recipe_of
 from lfvit.runs.sweeps import in_sweep
 from lfvit.training.checkpointing import LAST
-from lfvit.training.module import RECORD
 from lfvit.utils.atomic_io import read_json
 from lfvit.utils.validation import plain
 
 AUTO = "auto"
 LAYOUT = "layout"  # the entry of a checkpoint's record that says how an epoch was divided
-NOT_RECORDED = {"reducer": {"name": "none"}}
-"""What checkpoints mean that were written before there was such a setting."""
 
 
 class Resumed(NamedTuple):
     """What a checkpoint says about the training it continues.
 
-    record: see `make_record`. step: optimizer steps taken. within_epoch: whether its epoch had
-    begun and not ended.
+    step: optimizer steps taken. within_epoch: whether its epoch had begun and not ended.
     """
 
-    record: dict[str, Any]
+    record: CheckpointRecord
     step: int
     within_epoch: bool
 
@@ -49,37 +44,38 @@ def check_resume(cfg: DictConfig) -> Resumed | None:
     Raises:
         CheckpointError: unreadable, no checkpoint of a training, or of another one.
     """
-    if cfg.ckpt_path is None:
+    path = cfg.ckpt_path
+    if path is None:
         return None
     try:
-        content = read_file(cfg.ckpt_path)
+        content = read_file(path)
     except CheckpointError as error:
-        best = Path(str(cfg.ckpt_path)).with_name("best.ckpt")
+        best = Path(str(path)).with_name("best.ckpt")
         raise CheckpointError(
             f"{error}. Nothing was started anew: put a copy of it back, "
             + (f"continue from ckpt_path={best}, " if best.exists() else "")
             + "or remove it to begin again"
         ) from error
-    if RECORD not in content or "loops" not in content:
+    record = read_record(content, path)
+    if record is None or "loops" not in content:
         raise CheckpointError(
-            f"{cfg.ckpt_path}: not a checkpoint of a training run; to start from its weights pass "
+            f"{path}: not a checkpoint of a training run; to start from its weights pass "
             "init_from= instead of ckpt_path="
         )
-    record = record_of(content, cfg.ckpt_path)
     keys = ("method", "backbone", "reducer", "image_size", "seed")
-    for key, now in ({key: plain(cfg[key]) for key in keys} | recipe(cfg)).items():
-        then: Any = record.get(key, NOT_RECORDED.get(key))
-        if then != now:
-            raise CheckpointError(
-                f"{cfg.ckpt_path}: was trained with {key}={then}, not {now}; repeat the run's own "
-                "settings to resume it, or pass init_from= to start a new run from its weights"
-            )
+    then = flatten({key: getattr(record, key) for key in keys} | record.recipe)
+    now = flatten({key: plain(cfg[key]) for key in keys} | recipe_of(cfg))
+    if different := _first_difference(then, now):
+        raise CheckpointError(
+            f"{path}: was trained with other settings ({different}); repeat the run's own settings "
+            "to resume it, or pass init_from= to start a new run from its weights"
+        )
     try:
         epoch = content["loops"]["fit_loop"]["epoch_progress"]["current"]
         within, step = bool(epoch["started"] > epoch["processed"]), int(content["global_step"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{cfg.ckpt_path}: does not say how far its training was ({error!r}); use an earlier "
+            f"{path}: does not say how far its training was ({error!r}); use an earlier "
             "checkpoint, or pass init_from= to start a new run from its weights"
         ) from error
     return Resumed(record, step, within)
@@ -95,6 +91,9 @@ def check_data(
 
     Returns:
         train_images, batch_size, processes, accumulate_grad_batches: for later checkpoints.
+
+    Raises:
+        CheckpointError: naming what is different.
     """
     data.setup()
     layout = {
@@ -105,9 +104,8 @@ def check_data(
     }
     if resumed is None:
         return layout
-    then = resumed.record.get(LAYOUT, layout)
-    if data.classes != resumed.record["classes"]:
-        classes = resumed.record["classes"]
+    then, classes = resumed.record.layout or layout, resumed.record.classes
+    if data.classes != classes:
         raise CheckpointError(
             f"{cfg.ckpt_path}: was trained on other classes ({classes[:3]}..., now "
             f"{data.classes[:3]}...); resume with the same data"
@@ -128,10 +126,9 @@ def check_data(
 
 def _per_step(layout: Mapping[str, int]) -> tuple[int, int]:
     """Images of one optimizer step, and optimizer steps of one epoch."""
-    together = layout["batch_size"] * layout["processes"]
+    images = layout["batch_size"] * layout["processes"] * layout["accumulate_grad_batches"]
     batches = layout["train_images"] // layout["processes"] // layout["batch_size"]
-    steps = -(-batches // layout["accumulate_grad_batches"])
-    return together * layout["accumulate_grad_batches"], steps
+    return images, -(-batches // layout["accumulate_grad_batches"])
 
 
 def _words(layout: Mapping[str, int]) -> str:
@@ -147,7 +144,7 @@ def check_own_directory(cfg: DictConfig) -> None:
     Raises:
         ConfigError: the run directory is a new one for every start, or holds another training.
     """
-    if _new_every_time(cfg):
+    if _is_new_each_time(cfg):
         fix = "state it with hydra.run.dir=DIR"
         if in_sweep():
             fix = "leave ckpt_path out: a sweep continues what was interrupted by itself"
@@ -155,40 +152,35 @@ def check_own_directory(cfg: DictConfig) -> None:
             f"ckpt_path={AUTO} continues what is in the run directory, but {cfg.run_dir} is a new "
             f"one for every start; {fix}"
         )
-    known = read_json(Path(cfg.run_dir) / "run.json").get("identity")
-    if known is not None and known != identity(cfg):
+    run = read_json(Path(cfg.run_dir) / "run.json")
+    if not run:
+        return
+    if "settings" not in run:
         raise ConfigError(
-            f"{cfg.run_dir} holds a training with other settings{_difference(cfg)}; pass another "
+            f"{cfg.run_dir} was written by another version of lfvit, or continues a checkpoint "
+            "from elsewhere; pass another directory, or ckpt_path=FILE to continue a checkpoint"
+        )
+    settings = settings_of_weights(cfg)
+    if run["identity"] != digest(settings):
+        different = _first_difference(run["settings"], settings)
+        raise ConfigError(
+            f"{cfg.run_dir} holds a training with other settings ({different}); pass another "
             f"directory, or its own settings with ckpt_path={AUTO}"
         )
 
 
-def _new_every_time(cfg: DictConfig) -> bool:
-    """Whether Hydra has put the time of day into the run directory."""
-    said = str(OmegaConf.to_container(cfg, resolve=False)["run_dir"])  # type: ignore[index,call-overload]
-    if "hydra:" not in said or not HydraConfig.initialized():
-        return False
-    hydra_cfg = HydraConfig.instance().cfg
-    assert hydra_cfg is not None
-    raw: Any = OmegaConf.to_container(hydra_cfg, resolve=False)["hydra"]  # type: ignore[index,call-overload]
-    return "${now:" in raw["sweep" if in_sweep() else "run"]["dir"]
-
-
-def _difference(cfg: DictConfig) -> str:
-    """The first setting in which the training in the run directory differs."""
-    path = Path(cfg.run_dir) / "config.yaml"
-    if not path.exists():
-        return ""
-    text = path.read_text()
-    own: Any = OmegaConf.create(text)
-    then = flatten(
-        settings_of_weights(DictConfig(OmegaConf.create(text.replace(f"{own.run_dir}/", "/"))))
-    )
-    now = flatten(settings_of_weights(cfg))
-    processes = read_json(Path(cfg.run_dir) / "run.json").get("processes")
-    if processes is not None:  # config.yaml may say "auto"
-        then["trainer.devices"] = processes
+def _first_difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """In words, of settings by their full names."""
     for key in sorted(then.keys() | now.keys()):
         if then.get(key) != now.get(key):
-            return f" ({key}={then.get(key)} there, {now.get(key)} here)"
-    return ""
+            return f"{key}={then.get(key)} there, {now.get(key)} here"
+    return None
+
+
+def _is_new_each_time(cfg: DictConfig) -> bool:
+    """Whether Hydra has put the time of day into the run directory."""
+    unresolved: Any = OmegaConf.to_container(cfg, resolve=False)
+    if "hydra:" not in str(unresolved["run_dir"]) or not HydraConfig.initialized():
+        return False
+    hydra_cfg: Any = OmegaConf.to_container(HydraConfig.instance().cfg, resolve=False)  # type: ignore[arg-type]
+    return "${now:" in hydra_cfg["hydra"]["sweep" if in_sweep() else "run"]["dir"]

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig
 
 from lfvit.errors import ConfigError
+from lfvit.runs.record import CheckpointRecord
 from lfvit.runs.sweeps import in_sweep
 from lfvit.utils.distributed import is_main_process
 from lfvit.utils.validation import plain
@@ -27,7 +28,7 @@ from lfvit.utils.validation import plain
 log = logging.getLogger(__name__)
 
 TRACKING = "tracking"  # entry of a checkpoint's record, see `tracking_record`
-DESCRIPTION = ("method", "backbone", "reducer", "image_size", "threshold", "seed", "schedule")
+DESCRIPTION = ("method", "backbone", "reducer", "image_size", "threshold", "seed", "recipe")
 """Entries of a checkpoint's record that are hyperparameters of its evaluations."""
 TAGGED = ("method", "backbone", "reducer", "data", "schedule")
 """Groups whose options become tags, such as "method=lf_vit"."""
@@ -133,7 +134,7 @@ class WandbLogger(lightning_loggers.WandbLogger):
 def tracked(
     cfg: DictConfig,
     job_type: str,
-    record: Mapping[str, Any] | None = None,
+    record: CheckpointRecord | None = None,
     purge_step: int | None = None,
 ) -> Iterator[list[Logger]]:
     """The loggers of ``cfg.logger``, open; W&B is closed at the end with the exit code.
@@ -153,9 +154,8 @@ def tracked(
         ConfigError: a logger cannot be started.
     """
     loggers: list[Logger] = []
-    record = record or {}
-    known = record.get(TRACKING) or {}
-    described = {key: record[key] for key in DESCRIPTION if key in record}
+    known = record.tracking if record else {}
+    described = {key: getattr(record, key) for key in DESCRIPTION} if record else {}
     exit_code = 1
     try:
         for settings in plain(cfg.logger).values():

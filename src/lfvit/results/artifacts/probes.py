@@ -41,15 +41,15 @@ def reload(evaluation: Evaluation) -> Trained:
 
 def some_samples(trained: Trained, count: int) -> list[Sample]:
     """Some of the images a model was evaluated on, spread over the classes."""
-    return open_data(compose("evaluate"), trained.record).some_validation_samples(count)
+    return open_data(None, trained.record).some_validation_samples(count)
 
 
 def all_outputs(evaluation: Evaluation, folder: Path) -> Predictions:
     """Outputs of every pass for every validation image."""
     model, record = reload(evaluation)
     cfg = compose("evaluate")
-    data = open_data(cfg, record)
-    return predict_all(prediction_trainer(cfg, folder), model, data, record.get("seed", 0))
+    data = open_data(cfg.get("data"), record)
+    return predict_all(prediction_trainer(cfg, folder), model, data, record.seed)
 
 
 def diagnosis(evaluation: Evaluation, folder: Path, images: int) -> dict[str, Any]:
@@ -67,8 +67,8 @@ def image_predictions(evaluation: Evaluation, count: int) -> list[Prediction]:
     return predict_images(
         trained.model,
         torch.stack([sample.pixels for sample in samples]),
-        record["classes"],
-        record["threshold"],
+        record.classes,
+        record.threshold,
         [sample.target for sample in samples],
         [sample.box for sample in samples],
     )

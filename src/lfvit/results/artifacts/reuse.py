@@ -12,7 +12,7 @@ from lfvit.errors import ConfigError, LFViTError
 from lfvit.models.weight_files import RECORD, read_file
 from lfvit.results.artifacts.runs import Run
 from lfvit.results.old.evaluated import flatten
-from lfvit.runs.setup import make_record
+from lfvit.runs.record import make_record
 from lfvit.utils.atomic_io import read_json
 from lfvit.utils.validation import plain
 
@@ -80,7 +80,7 @@ def _told(folder: Path) -> dict[str, Any]:
 
 
 def _comparable(record: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    settings = {key: record.get(key) for key in RECORDED}
+    settings = {key: record.get(key) for key in RECORDED} | record.recipe
     settings["trainer"] = {key: config["trainer"].get(key) for key in TRAINER}
     settings |= {key: config.get(key) for key in ("pretrained", "init_from")}
     flat = {key: value for key, value in flatten(settings).items() if key not in NO_PART}

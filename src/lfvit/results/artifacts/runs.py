@@ -21,7 +21,8 @@ from lfvit.models.weight_files import weights_digest
 from lfvit.results.old.legacy import legacy
 from lfvit.runs.overrides import quote_path
 from lfvit.runs.provenance import PROJECT_ROOT
-from lfvit.runs.setup import build_model, make_record, model_overrides, overridden
+from lfvit.runs.record import CheckpointRecord, make_record, model_overrides, override
+from lfvit.runs.setup import build_model
 from lfvit.utils.signals import call
 from lfvit.utils.validation import check_names, plain
 
@@ -204,7 +205,8 @@ def _check_evaluation(run: Run, found: Mapping[str, Run]) -> None:
     """Build what is going to be evaluated, while nothing has been trained."""
     trained: Any = found[run.start or ""].train if run.train is None else run.train
     evaluation = compose("evaluate", run.evaluate)
-    build_model(overridden(make_record(trained, []), model_overrides(evaluation)), num_classes=2)
+    record = override(make_record(trained, []), model_overrides(evaluation))
+    build_model(CheckpointRecord(**record), num_classes=2)
 
 
 def distinct(runs: Mapping[str, Run]) -> list[Run]:
