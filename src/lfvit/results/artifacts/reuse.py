@@ -80,7 +80,7 @@ def _told(folder: Path) -> dict[str, Any]:
 
 
 def _comparable(record: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    settings = {key: record.get(key) for key in RECORDED} | record.recipe
+    settings = {key: record.get(key) for key in RECORDED} | record["recipe"]
     settings["trainer"] = {key: config["trainer"].get(key) for key in TRAINER}
     settings |= {key: config.get(key) for key in ("pretrained", "init_from")}
     flat = {key: value for key, value in flatten(settings).items() if key not in NO_PART}
