@@ -17,7 +17,7 @@ import pandas as pd
 
 from lfvit.results import page_data
 from lfvit.results.collect import Collection, Run, collect
-from lfvit.results.page_chart import AXES, COLOURS, accuracy_chart, static_chart, vega_script
+from lfvit.results.page_chart import AXES, COLOURS, accuracy_chart, render_chart
 from lfvit.results.page_examples import choose_models, make_examples
 from lfvit.results.provenance import without_paths
 from lfvit.results.report import FORMATS, POINT_TITLES
@@ -104,7 +104,9 @@ def write_page(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    scripts = [vega_script(), (HERE / "page.js").read_text(encoding="utf-8")]
+    numbers = _numbers(collection, featured)
+    vega, static = render_chart(numbers["spec"])
+    scripts = [vega, (HERE / "page.js").read_text(encoding="utf-8")]
     text = environment.get_template("page.html").render(
         title=title,
         intro=intro,
@@ -116,7 +118,8 @@ def write_page(
         examples=make_examples(choose_models(collection.runs), examples) if examples else None,
         artifacts=[] if artifacts is None else read_artifacts(artifacts),
         skipped=collection.skipped,
-        **_numbers(collection, featured),
+        static=static,
+        **numbers,
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
@@ -139,7 +142,6 @@ def _numbers(collection: Collection, featured: Iterable[str]) -> dict[str, Any]:
     runs = [(run, run.model in first) for model in models for run in collection.by_model()[model]]
     return {
         "spec": spec,
-        "static": static_chart(spec),
         "axes": {
             name: (text, points[name].notna().any(), name == x) for name, text in AXES.items()
         },

@@ -1,13 +1,14 @@
 """The report page's chart of accuracy against cost, in Vega-Lite."""
 
 import json
-from functools import cache
+import subprocess
+import sys
 from typing import Any
 
 import altair as alt
 import pandas as pd
-import vl_convert
 
+from lfvit.errors import DataError
 from lfvit.results.report import FORMATS, POINT_TITLES
 
 COLOURS = 8  # --c0 to --c7 in page.css
@@ -115,12 +116,31 @@ def _tooltip(*columns: str) -> list[alt.Tooltip]:
     return tooltips
 
 
-def static_chart(spec: dict[str, Any]) -> str:
-    """The chart as SVG, shown until the script runs and where it does not."""
-    return vl_convert.vegalite_to_svg({**spec, "width": 880})
+def render_chart(spec: dict[str, Any]) -> tuple[str, str]:
+    """What draws the chart without a network.
 
+    In a process of its own: the JavaScript engine in vl-convert ends the whole process where the
+    address space is limited.
 
-@cache
-def vega_script() -> str:
-    """Vega-Lite and Vega-Embed as one module that sets ``window.vegaEmbed``; needs no network."""
-    return vl_convert.javascript_bundle()
+    Args:
+        spec: see `accuracy_chart`.
+
+    Returns:
+        Vega-Lite and Vega-Embed as one module that sets ``window.vegaEmbed``, and the chart as SVG,
+        shown until that runs and where it does not.
+
+    Raises:
+        DataError: it cannot be drawn.
+    """
+    code = (
+        "import json, sys, vl_convert; spec = json.load(sys.stdin); "
+        "print(json.dumps([vl_convert.javascript_bundle(), vl_convert.vegalite_to_svg(spec)]))"
+    )
+    content = json.dumps({**spec, "width": 880})
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, input=content, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = " ".join(line for line in done.stderr.splitlines() if line.strip("# "))[:300]
+        raise DataError(f"vl-convert cannot draw the page's chart: {reason}")
+    script, svg = json.loads(done.stdout)
+    return script, svg
