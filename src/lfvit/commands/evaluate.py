@@ -90,7 +90,7 @@ def evaluate(cfg: DictConfig) -> Evaluation:
             operating_points=operating_points(table, macs, settings).to_dict("records"),
             temperature=temperature,
             localisation=localisation,
-            settings=settings.model_dump(),
+            settings=settings,
             environment=environment(),
         )
         log_summary(loggers, evaluation_summary(evaluation))

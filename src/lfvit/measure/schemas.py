@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from lfvit.errors import DataError
+from lfvit.measure.settings import EvaluationSettings
 
 FORMAT = 2
 """Version of the files. A reader refuses any other."""
@@ -18,6 +19,16 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Gmacs = Annotated[float, Field(gt=0)]
+
+
+def _check_name(settings: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(settings.get("name"), str):
+        raise ValueError("has no name")
+    return settings
+
+
+Named = Annotated[dict[str, Any], AfterValidator(_check_name)]
+"""Settings of a method or a reducer, with its name."""
 
 
 class Schema(BaseModel):
@@ -106,15 +117,15 @@ class Evaluation(Schema):
 
     data: name of the data set. images: that were evaluated. skipped_images: that could not be read.
     curve, temperature: empty and None for a model with one pass. localisation: None without boxes.
-    settings: of `lfvit.measure.settings.EvaluationSettings`.
+    settings: rules and the split of the images.
     environment: command, commit, machine, threads and versions of packages.
     """
 
     format: Literal[2] = FORMAT
     checkpoint: str
-    method: dict[str, Any]
+    method: Named
     backbone: dict[str, Any] | str
-    reducer: dict[str, Any]
+    reducer: Named
     image_size: int
     seed: int
     data: str
@@ -126,7 +137,7 @@ class Evaluation(Schema):
     operating_points: Annotated[list[OperatingPoint], Field(min_length=1)]
     temperature: Temperature | None
     localisation: Localisation | None
-    settings: dict[str, Any]
+    settings: EvaluationSettings
     environment: dict[str, Any]
 
     def point(self, rule: str) -> OperatingPoint | None:

@@ -80,8 +80,9 @@ class Run:
     def data(self) -> str:
         """Name of the data set: of its folder, or of the class that generates it."""
         configs = (self.evaluation_config, self.config)
-        roots = [(config.get("data") or {}).get("root") for config in configs]
-        return next((Path(root).name for root in roots if root), self.evaluation.data)
+        groups = [config.get("data") for config in configs]
+        roots = [group.get("root") for group in groups if isinstance(group, dict)]
+        return next((Path(str(root)).name for root in roots if root), self.evaluation.data)
 
     @property
     def checkpoint(self) -> Path:

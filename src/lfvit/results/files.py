@@ -19,18 +19,12 @@ class RunFile(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
-class Data(RunFile):
-    """The group data of a config."""
-
-    root: str | None = None
-
-
 class Config(RunFile):
     """config.yaml of Hydra."""
 
     seed: Count | None = None
     init_from: str | None = None
-    data: Data | None = None
+    reducer: dict[str, Any] | None = None
 
 
 class Status(RunFile):
@@ -62,7 +56,7 @@ class Environment(RunFile):
 
 
 class Speed(RunFile):
-    """A row of benchmark.json. settings: of the model, beside those of the whole benchmark."""
+    """A row of benchmark.json. settings: of the model, as JSON."""
 
     model: str
     batch_size: Annotated[int, Field(gt=0, le=2**53)]
@@ -101,7 +95,11 @@ def read_file(path: Path) -> dict[str, Any]:
     """
     text = path.read_text(encoding="utf-8")
     try:
-        content = json.loads(text) if path.suffix == ".json" else _load_yaml(text)
+        # YAML aliases: the project writes none, and a few lines of them may stand for gigabytes
+        events = yaml.parse(text) if path.suffix == ".yaml" and "*" in text else ()
+        if any(isinstance(event, yaml.AliasEvent) for event in events):
+            raise ValueError("an alias")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
         if _depth(content) > MAX_DEPTH:
             raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
         # dates and keys become text; half of a surrogate pair cannot be encoded
@@ -115,25 +113,13 @@ def read_file(path: Path) -> dict[str, Any]:
     try:
         if path.name in SCHEMAS:
             SCHEMAS[path.name](**content)
-    except (ValidationError, TypeError) as error:
-        raise ValueError(f"not as this project writes it ({_first_fault(error)})") from error
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        reason = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+        raise ValueError(f"not as this project writes it ({reason})") from error
     return content
-
-
-def _load_yaml(text: str) -> Any:
-    """Aliases are refused: the project writes none, and a few lines of them may hold gigabytes."""
-    if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-        raise ValueError("an alias")
-    return yaml.safe_load(text)
 
 
 def _depth(value: Any) -> int:
     children = value.values() if isinstance(value, dict) else value
     return 1 + max(map(_depth, children), default=0) if isinstance(value, dict | list) else 0
-
-
-def _first_fault(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    fault = error.errors(include_url=False)[0]
-    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"

@@ -117,10 +117,9 @@ def point_at(run: "Run", way: str, other: Point | None = None) -> Point:
         return Point(correct_at(predictions, NO_EXIT), evaluation.passes[-1].gmacs)
     if way == "first":
         return Point(correct_at(predictions, 0.0), evaluation.passes[0].gmacs)
-    share, seed = (evaluation.settings[k] for k in ("calibration", "calibration_seed"))
-    calibration, rest = (
-        predictions.iloc[part] for part in stratified_split(predictions["target"], share, seed)
-    )
+    rules = evaluation.settings
+    split = stratified_split(predictions["target"], rules.calibration, rules.calibration_seed)
+    calibration, rest = (predictions.iloc[part] for part in split)
     gmacs = [found.gmacs for found in evaluation.passes]
     macs = [1e9 * (last - before) for before, last in pairwise([0.0, *gmacs])]
     if way == "calibrated":

@@ -291,11 +291,12 @@ def _thresholds(run: Run) -> Iterator[str]:
     points = points_frame(run.evaluation)
     chosen = points[points["chosen_on"] > 0]
     if len(chosen):
-        delta = (run.evaluation.settings.get("risk") or {}).get("delta")
+        risk = run.evaluation.settings.risk
         certified = (
-            f" Rules with ≤ hold on new images of the same distribution, each with probability "
-            f"{1 - delta:g}: consistency, the share of changed predictions; gap, the top-1 lost."
-            if delta is not None
+            " Rules with ≤ hold on new images of the same distribution, each with probability "
+            f"{1 - risk.delta:g}: consistency is the share of changed predictions, gap the top-1 "
+            "lost."
+            if risk is not None
             else ""
         )
         yield (

@@ -25,7 +25,7 @@ def legacy(evaluation: Evaluation) -> dict[str, Any]:
         return content
     content["operating_point"] = _point(evaluation.configured)
     held_out = [point for point in evaluation.operating_points if point.chosen_on]
-    settings = evaluation.settings
+    settings = evaluation.settings.model_dump()
     rules = [_rule(point) for point in held_out if "<=" not in point.rule]
     certificates = [_certificate(point) for point in held_out if "<=" in point.rule]
     share = {"share": settings["calibration"], "seed": settings["calibration_seed"]}
