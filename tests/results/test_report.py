@@ -189,7 +189,7 @@ def test_models_that_cannot_be_compared_are_listed(runs, tmp_path):
     listed = text.split("## Not compared image by image\n\n")[1].split("\n\n## ")[0]
     assert "runs/lf_0/evaluation: " in listed
     assert "no such file" in listed
-    assert "CF-ViT beside ViT: models were evaluated on different images" in listed
+    assert "CF-ViT beside ViT: the models were evaluated on different images" in listed
     assert "## Left out\n\n- runs/lf_1: not evaluated: python evaluate.py" in text
     edit(copy / "vit_0" / "evaluation" / "evaluate.json", passes=None)
     shutil.rmtree(copy / "cf_0")
