@@ -27,20 +27,20 @@ def test_a_folder_of_awkward_photographs(run, photographs, tmp_path, capsys):
     found = run(str(photographs), "threshold=1.01")
     assert len(found) == 24
     written = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert written == {"images": found, "skipped": 0}
+    assert written == {"images": found, "num_skipped": 0}
     entry = found[0]
     assert [set(line) for line in entry["top"]] == [{"class", "probability"}] * 5
-    assert entry["answered_by"] == "pass 2"
+    assert entry["exit_pass"] == 2
     assert len(entry["region"]) == 2
     with Image.open(tmp_path / "out" / entry["picture"]) as picture:
         assert picture.width > 500
-    assert "answered by pass 2" in capsys.readouterr().out
+    assert ": pass 2, " in capsys.readouterr().out
 
 
 def test_the_threshold_decides_who_answers_and_what_it_costs(run, photographs):
     image = str(photographs / "apple" / "00.jpg")
     (early,), (late,) = run(image, "threshold=0"), run(image, "threshold=1.01")
-    assert early["answered_by"] == "pass 1"
+    assert early["exit_pass"] == 1
     assert early["gmacs"] < late["gmacs"]
     assert early["region"] == late["region"]
 
@@ -80,14 +80,14 @@ def test_broken_images_stop_or_are_counted_and_nothing_is_lost(run, tmp_path, ca
     written = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert len(written["images"]) == 2
     assert len(run(str(root), "on_error=skip")) == 5
-    assert "5 images, 1 unreadable" in capsys.readouterr().out
+    assert "5 images, 1 skipped" in capsys.readouterr().out
 
 
 def test_one_pass_models(run, composed, photographs, tmp_path):
     train(composed("train", *NEEDLE_FAST, "method=vit", f"run_dir={tmp_path / 'vit'}"))
     checkpoint = tmp_path / "vit" / "checkpoints" / "last.ckpt"
     (entry,) = run(str(photographs / "apple" / "00.jpg"), checkpoint=checkpoint)
-    assert entry["answered_by"] == "pass 1"
+    assert entry["exit_pass"] == 1
     assert (tmp_path / "out" / entry["picture"]).exists()
 
 

@@ -67,7 +67,7 @@ def evaluate(cfg: DictConfig) -> Evaluation:
                 predictions.targets, settings.calibration, settings.calibration_seed
             )
             temperature = scale_temperature(predictions.logits[0], predictions.targets, *split)
-        if predictions.covered is not None:
+        if predictions.covered is not None and predictions.boxes is not None:
             localisation = Localisation(
                 region=summarize(predictions.covered),
                 random_windows=random_windows(

@@ -120,7 +120,7 @@ def diagnose_batch(model: nn.Module, images: Tensor, removed: float) -> list[dic
         removed: share of low-frequency tokens, see `high_frequency_set`.
     """
     backbone: Any = getattr(model, "backbone", model)
-    options = {"selector": "none"} if num_passes(model) > 1 else {}
+    options: dict[str, Any] = {"selector": "none"} if num_passes(model) > 1 else {}
     with trace_blocks(backbone.blocks) as traces:
         forward_passes(model, images, **options)
     prefix = (

@@ -39,24 +39,24 @@ def operating_points(
     Raises:
         ConfigError: too few images to hold some out.
     """
-    answers, _ = pass_columns(predictions)
+    classes, _ = pass_columns(predictions)
     last = sweep(predictions, macs, [NO_EXIT]).iloc[0]
     whole = {"images": len(predictions), "chosen_on": 0, "reference_top1": last["top1"]}
     rows: list[dict[str, Any]] = []
-    for i in range(answers.shape[1]):
-        final = i == answers.shape[1] - 1
+    for i in range(classes.shape[1]):
+        final = i == classes.shape[1] - 1
         rows.append(
             {
                 "rule": f"pass {i + 1}",
                 "threshold": None,
-                "top1": 100 * float((answers[:, i] == predictions["target"]).mean()),
+                "top1": 100 * float((classes[:, i] == predictions["target"]).mean()),
                 "exit_fraction": 0.0 if final else 1.0,
                 "gmacs": sum(macs[: i + 1]) / 1e9,
-                "consistency": float((answers[:, i] != answers[:, -1]).mean()),
+                "consistency": float((classes[:, i] != classes[:, -1]).mean()),
                 **whole,
             }
         )
-    if answers.shape[1] > 1:
+    if classes.shape[1] > 1:
         if rules.threshold is not None:
             point = sweep(predictions, macs, [rules.threshold]).iloc[0].to_dict()
             rows.append({"rule": "threshold", **point, **whole})

@@ -74,12 +74,13 @@ class _Collector(L.LightningModule):
             if batch.boxes is not None:
                 mask = region_mask(output.selection, model.region_size)
                 covered = coverage(mask, batch.boxes, model.image_size)
-        valid = batch.valid.cpu()
+        valid, indices = batch.valid.cpu(), batch.indices
+        assert indices is not None
         columns = [None if c is None else c.cpu()[valid] for c in (batch.boxes, covered, cells)]
         return Predictions(
             [logits.float().cpu()[valid] for logits in output.logits],
             batch.targets.cpu()[valid],
-            [self.image_names[index] for index in batch.indices[batch.valid].tolist()],
+            [self.image_names[index] for index in indices[batch.valid].tolist()],
             *columns,
         )
 

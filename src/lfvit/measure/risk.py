@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binom
 
-from lfvit.measure.thresholds import count_answered, default_thresholds, pass_columns
+from lfvit.measure.thresholds import count_by_pass, default_thresholds, pass_columns
 
 
 def certified_threshold(
@@ -50,29 +50,29 @@ def certified_threshold(
         None where not even the first threshold can be certified, see `images_needed`.
     """
     etas = default_thresholds()[::-1] if thresholds is None else list(thresholds)
-    failures = count_answered(predictions, [losses(predictions, loss)], etas).sum(axis=(1, 2))
+    failures = count_by_pass(predictions, [losses(predictions, loss)], etas).sum(axis=(1, 2))
     p_values = binom.cdf(failures, len(predictions), eps)  # exact, of "the risk is above eps"
     certified = int(np.cumprod(p_values <= delta).sum())
     return etas[certified - 1] if certified else None
 
 
 def losses(predictions: pd.DataFrame, loss: str) -> np.ndarray:
-    """(N, P) bool: the loss of an image if that pass answers it.
+    """(N, P) bool: the loss of an image if that pass classes it.
 
     "consistency": its prediction is not the last pass's.
 
-    "gap": it is wrong and the last pass is right. The gap itself, 1[early wrong] - 1[last wrong],
-    is also -1 where only the early pass is right. This is its positive part: 0 or 1, so the exact
+    "gap": it is wrong and the last pass is correct. The gap itself, 1[early wrong] - 1[last wrong],
+    is also -1 where only the early pass is correct. This is its positive part: 0 or 1, so the exact
     binomial test applies, and a bound on its risk bounds the gap. A Hoeffding-Bentkus test of the
     gap rescaled from [-1, 1] to [0, 1] needs 46,000 images to certify eps = 1 % at delta = 0.1
     without one failure, this one 230. What it gives away are the images that only the early pass
-    gets right.
+    classifies correctly.
     """
-    answers, _ = pass_columns(predictions)
+    classes, _ = pass_columns(predictions)
     if loss == "consistency":
-        return answers != answers[:, -1:]
-    right = answers == predictions["target"].to_numpy()[:, None]
-    return ~right & right[:, -1:]
+        return classes != classes[:, -1:]
+    correct = classes == predictions["target"].to_numpy()[:, None]
+    return ~correct & correct[:, -1:]
 
 
 def images_needed(eps: float, delta: float) -> int:

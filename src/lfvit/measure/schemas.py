@@ -5,14 +5,14 @@ This module imports no PyTorch.
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from lfvit.errors import DataError
 from lfvit.measure.settings import EvaluationSettings
 
-FORMAT = 2
+FORMAT: Final = 2
 """Version of the files. A reader refuses any other."""
 
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -46,7 +46,7 @@ class PassResult(Schema):
 
 
 class CurvePoint(Schema):
-    """Early exit at one threshold. exit_fraction: images answered before the last pass."""
+    """Early exit at one threshold. exit_fraction: images that exit before the last pass."""
 
     threshold: float
     top1: Percent

@@ -30,7 +30,7 @@ def sweep_thresholds(
     macs_second: float,
     thresholds: Sequence[float] | None = None,
 ) -> list[dict[str, float]]:
-    """The operating point at every threshold, from the logits of both passes on the same images.
+    """Accuracy and cost of early exit at every threshold, from the logits of two passes.
 
     An image exits where its confidence (largest softmax probability of the first pass) is at least
     the threshold, as in ``model.infer``.
@@ -67,8 +67,8 @@ def prediction_columns(logits: Sequence[Any], targets: Any) -> dict[str, Any]:
     """
     columns = {"target": targets}
     for i, of_pass in enumerate(logits, 1):
-        confidence, answer = of_pass.float().softmax(dim=1).max(dim=1)
-        columns |= {f"prediction_{i}": answer, f"confidence_{i}": confidence}
+        confidence, predicted = of_pass.float().softmax(dim=1).max(dim=1)
+        columns |= {f"prediction_{i}": predicted, f"confidence_{i}": confidence}
     return columns
 
 
@@ -77,8 +77,8 @@ def sweep(
 ) -> pd.DataFrame:
     """Accuracy and cost of early exit at every threshold.
 
-    An image is answered by the first pass whose confidence is at least the threshold, or by the
-    last. The cost is a few sorts, whatever the number of thresholds.
+    An image exits at the first pass whose confidence is at least the threshold, or at the last
+    pass. It takes a few sorts, whatever the number of thresholds.
 
     Args:
         predictions: N images and P passes.
@@ -86,41 +86,41 @@ def sweep(
         thresholds: T of them; default `default_thresholds`.
 
     Returns:
-        T rows: threshold; top1, percent; exit_fraction, share of the images answered before the
-        last pass; gmacs, expected per image; consistency, share of the images whose prediction is
-        not the last pass's.
+        T rows: threshold; top1, percent; exit_fraction, share of the images that exit before the
+        last pass; gmacs, mean per image; consistency, share of the images whose prediction is not
+        the last pass's.
     """
     etas = default_thresholds() if thresholds is None else list(thresholds)
-    answers, _ = pass_columns(predictions)
-    right = answers == predictions["target"].to_numpy()[:, None]
-    differs = answers != answers[:, -1:]
-    counts = count_answered(predictions, [np.ones_like(right), right, differs], etas)  # (T, P, 3)
-    answered = counts[:, :, 0]
-    before = answered.cumsum(axis=1) - answered  # (T, P) answered before each pass
-    hits, changed = counts[:, :, 1:].sum(axis=1).T
+    classes, _ = pass_columns(predictions)
+    correct = classes == predictions["target"].to_numpy()[:, None]
+    differs = classes != classes[:, -1:]
+    counts = count_by_pass(predictions, [np.ones_like(correct), correct, differs], etas)
+    exits = counts[:, :, 0]  # (T, P)
+    before = exits.cumsum(axis=1) - exits  # (T, P) images that exit before each pass
+    num_correct, num_different = counts[:, :, 1:].sum(axis=1).T
     n = len(predictions)
     return pd.DataFrame(
         {
             "threshold": np.asarray(etas, dtype=float),
-            "top1": 100.0 * hits / n,
+            "top1": 100.0 * num_correct / n,
             "exit_fraction": before[:, -1] / n,
             "gmacs": (n - before) / n @ np.asarray(macs, dtype=float) / 1e9,
-            "consistency": changed / n,
+            "consistency": num_different / n,
         }
     )
 
 
-def count_answered(
+def count_by_pass(
     predictions: pd.DataFrame, flags: Sequence[np.ndarray], thresholds: Sequence[float]
 ) -> np.ndarray:
-    """How many flagged images each pass answers at each threshold.
+    """How many flagged images exit at each pass, at each threshold.
 
-    Pass i answers where the threshold is above every confidence before it and at most its own, so
-    the count is a difference of two counts of images above the threshold.
+    An image exits at pass i where the threshold is above every confidence before it and at most its
+    own, so the count is a difference of two counts of images above the threshold.
 
     Args:
         predictions: N images and P passes.
-        flags: F arrays (N, P) of bool, of an image if that pass answers it.
+        flags: F arrays (N, P) of bool; [n, i] is for image n exiting at pass i.
         thresholds: T of them, in any order.
 
     Returns:
@@ -128,15 +128,15 @@ def count_answered(
     """
     _, confidence = pass_columns(predictions)
     highest = np.maximum.accumulate(confidence, axis=1)
-    highest[:, -1] = np.inf  # the last pass answers what is left
+    highest[:, -1] = np.inf  # at the last pass all that are left
     etas = np.asarray(thresholds, dtype=np.float32)
     marked = np.stack(flags, axis=2).astype(np.int64)  # (N, P, F)
     counts = []
     for i in range(highest.shape[1]):
-        answered = _count_from(highest[:, i], marked[:, i], etas)
+        count = _count_from(highest[:, i], marked[:, i], etas)
         if i:
-            answered = answered - _count_from(highest[:, i - 1], marked[:, i], etas)
-        counts.append(answered)
+            count = count - _count_from(highest[:, i - 1], marked[:, i], etas)
+        counts.append(count)
     return np.stack(counts, axis=1)
 
 
@@ -150,8 +150,8 @@ def _count_from(values: np.ndarray, flags: np.ndarray, etas: np.ndarray) -> np.n
 def pass_columns(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Predicted classes and confidences of the passes, (N, P) each."""
     passes = range(1, 1 + sum(str(name).startswith("prediction_") for name in predictions))
-    answers = predictions[[f"prediction_{i}" for i in passes]].to_numpy()
-    return answers, predictions[[f"confidence_{i}" for i in passes]].to_numpy()
+    classes = predictions[[f"prediction_{i}" for i in passes]].to_numpy()
+    return classes, predictions[[f"confidence_{i}" for i in passes]].to_numpy()
 
 
 def predictions_at(predictions: pd.DataFrame, threshold: float = NO_EXIT) -> pd.Series:
@@ -159,11 +159,11 @@ def predictions_at(predictions: pd.DataFrame, threshold: float = NO_EXIT) -> pd.
 
     threshold: 0 gives the first pass's prediction, `NO_EXIT` the last pass's.
     """
-    answers, confidence = pass_columns(predictions)
-    answered = confidence >= np.float32(threshold)
-    answered[:, -1] = True
-    first = answered.argmax(axis=1)
-    return pd.Series(answers[np.arange(len(answers)), first], index=predictions.index)
+    classes, confidence = pass_columns(predictions)
+    exits = confidence >= np.float32(threshold)  # as PyTorch compares float32 with a number
+    exits[:, -1] = True
+    exit_pass = exits.argmax(axis=1)
+    return pd.Series(classes[np.arange(len(classes)), exit_pass], index=predictions.index)
 
 
 def correct_at(predictions: pd.DataFrame, threshold: float = NO_EXIT) -> pd.Series:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lfvit.measure.predictions import Predictions
-from lfvit.measure.thresholds import count_answered, pass_columns, sweep
+from lfvit.measure.thresholds import count_by_pass, pass_columns, sweep
 from lfvit.results.artifacts.content import (
     SOURCE,
     Content,
@@ -42,7 +42,7 @@ def passes(artifact: Artifact, found: Findings) -> Content:
     table = out.table()
     answers, _ = pass_columns(table)
     right = answers == table["target"].to_numpy()[:, None]
-    counts = count_answered(table, [right], ETAS)[:, :, 0]  # by pass
+    counts = count_by_pass(table, [right], ETAS)[:, :, 0]  # by pass
     share = 100 / len(table)
     first, both = (1e9 * evaluation[key]["gmacs"] for key in ("first", "second"))
     rows: Rows = [
