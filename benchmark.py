@@ -2,12 +2,15 @@ import hydra
 from omegaconf import DictConfig
 
 from lfvit.cli import entry_point
-from lfvit.commands.benchmark import benchmark
+from lfvit.runs.settings import check_settings
 
 
 @entry_point
 @hydra.main(version_base="1.3", config_path="conf", config_name="benchmark")
 def main(cfg: DictConfig) -> None:
+    check_settings(cfg, "benchmark")
+    from lfvit.commands.benchmark import benchmark
+
     benchmark(cfg)
 
 

@@ -2,12 +2,15 @@ import hydra
 from omegaconf import DictConfig
 
 from lfvit.cli import entry_point
-from lfvit.commands.diagnose import diagnose
+from lfvit.runs.settings import check_settings
 
 
 @entry_point
 @hydra.main(version_base="1.3", config_path="conf", config_name="diagnose")
 def main(cfg: DictConfig) -> None:
+    check_settings(cfg, "diagnose")
+    from lfvit.commands.diagnose import diagnose
+
     diagnose(cfg)
 
 

@@ -2,12 +2,13 @@ import hydra
 from omegaconf import DictConfig
 
 from lfvit.cli import entry_point
-from lfvit.commands.search import search
 
 
 @entry_point
 @hydra.main(version_base="1.3", config_path="conf", config_name="search")
 def main(cfg: DictConfig) -> None:
+    from lfvit.commands.search import search
+
     search(cfg)
 
 

@@ -11,6 +11,15 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+_MODULES = {
+    "count_macs": "measure.costs",
+    "create_model": "models",
+    "load_checkpoint": "models.checkpoints",
+    "reduce": "models",
+    "restore": "models",
+    "sweep_thresholds": "measure.thresholds",
+}
+
 __all__ = [
     "count_macs",
     "create_model",
@@ -20,18 +29,13 @@ __all__ = [
     "sweep_thresholds",
 ]
 
-_HOMES = {
-    "count_macs": "lfvit.measure.costs",
-    "create_model": "lfvit.models",
-    "load_checkpoint": "lfvit.models.checkpoints",
-    "reduce": "lfvit.models",
-    "restore": "lfvit.models",
-    "sweep_thresholds": "lfvit.measure.thresholds",
-}
-
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: a command with a wrong setting answers before PyTorch is loaded."""
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    """Import on first use: a wrong setting is answered before PyTorch is loaded."""
+    if name in _MODULES:
+        return getattr(import_module(f"lfvit.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'lfvit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,50 @@
+"""Scripts answer mistakes before PyTorch is imported."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import lfvit
+from conftest import ROOT
+
+PROGRAM = """
+import json, runpy, sys
+sys.argv = json.loads(sys.argv[1])
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    print("status", end.code)
+heavy = ("torch", "lightning", "timm", "torchvision", "pandas", "scipy", "wandb")
+print("imported", [name for name in heavy if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "expected"),
+    [
+        ("train", ["--help"], "status 0"),
+        ("train", ["experiment=typo"], "Could not find 'experiment/typo'"),
+        ("train", ["seeed=1"], "there is no setting 'seeed'; did you mean seed?"),
+        ("train", ["trainer.max_epochs=0"], "error: trainer.max_epochs=0"),
+        ("train", ["schedule.loss=ce"], "error: schedule.loss='ce' is unknown"),
+        ("train", ["data.batch_size=0"], "error: data.batch_size=0"),
+        ("evaluate", ["ckpt_path=x", "max_loss=-1"], "error: max_loss=-1"),
+    ],
+)
+def test_a_mistake_is_answered_without_pytorch(tmp_path, script, arguments, expected):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps([str(ROOT / f"{script}.py"), *arguments])],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert expected in done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "imported []"
+
+
+def test_the_api_is_listed():
+    assert {"create_model", "reduce", "count_macs", "sweep_thresholds"} < set(dir(lfvit))
+    assert all(hasattr(lfvit, name) for name in dir(lfvit))
