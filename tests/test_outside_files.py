@@ -18,7 +18,7 @@ import torch
 from conftest import ROOT
 from lfvit.commands.evaluate import evaluate
 from lfvit.errors import CheckpointError, ConfigError, LFViTError
-from lfvit.models.weight_files import extract_weights, read_file
+from lfvit.models.checkpoints import extract_weights, read_file
 from lfvit.results.artifacts.write import markdown
 from lfvit.results.collect import collect
 from lfvit.results.page import read_artifacts, write_page

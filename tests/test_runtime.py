@@ -20,10 +20,10 @@ from lfvit.data.images import FILTERS, read_image
 from lfvit.data.settings import AugmentSettings
 from lfvit.errors import ConfigError, ExportError
 from lfvit.models.export import Pass, capture, passes_of, write_onnx
-from lfvit.models.indexing import highest
-from lfvit.models.reduction.registry import REDUCERS
+from lfvit.models.reducers import REDUCERS
 from lfvit.models.reuse import REUSE
-from lfvit.models.selection import SELECTORS
+from lfvit.models.selectors import SELECTORS
+from lfvit.models.tokens import topk_indices
 from lfvit.runs.setup import Trained
 from lfvit.utils.atomic_io import write_json
 
@@ -99,7 +99,7 @@ def test_early_exit_is_that_of_the_model(two_pass, count, threshold):
 
 class Ranked(torch.nn.Module):
     def forward(self, values):
-        return highest(values, 8)
+        return topk_indices(values, 8)
 
 
 def test_equal_scores_are_settled_as_in_pytorch(tmp_path):
@@ -108,7 +108,7 @@ def test_equal_scores_are_settled_as_in_pytorch(tmp_path):
     write_onnx(Pass("ranked", Ranked(), {"values": values}, ("order",)), tmp_path / "ranked.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "ranked.onnx")
     found = runtime.run(session, {"values": values.numpy()})["order"]
-    np.testing.assert_array_equal(found, highest(values, 8).numpy())
+    np.testing.assert_array_equal(found, topk_indices(values, 8).numpy())
 
 
 def test_files_that_answer_differently_are_refused(two_pass):

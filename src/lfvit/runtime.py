@@ -23,7 +23,7 @@ Picture = str | Path | Image.Image | np.ndarray
 """A file, an opened image, or pixels (H, W, 3) or (H, W) uint8."""
 
 CARD = "model.json"
-FORMAT = 1
+FORMAT = 2
 
 
 class Answer(NamedTuple):

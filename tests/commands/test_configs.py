@@ -7,7 +7,7 @@ from conftest import NEEDLE_FAST, ROOT
 from lfvit.commands.train import check, train
 from lfvit.errors import ConfigError, TrainingError
 from lfvit.models import METHODS
-from lfvit.models.reduction import REDUCERS
+from lfvit.models.reducers import REDUCERS
 from lfvit.runs.setup import build_model
 
 FAST = ("debug=fast", "callbacks.progress=null", "trainer.accelerator=cpu", "data.num_workers=0")

@@ -11,7 +11,7 @@ from together import together
 import lfvit
 from conftest import TINY
 from lfvit.data import Batch
-from lfvit.models.reduction.patch import unreduced
+from lfvit.models.reduction import unreduced
 from lfvit.models.resample import downsample
 from lfvit.training.module import Classifier
 from lfvit.training.settings import Schedule

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import lfvit
 from lfvit.commands import train as training
 from lfvit.errors import CheckpointError, LFViTError
-from lfvit.models.weight_files import extract_weights, read_file
+from lfvit.models.checkpoints import extract_weights, read_file
 from lfvit.runs.setup import load_trained
 from lfvit.training.module import RECORD
 

@@ -165,7 +165,7 @@ def test_every_weight_learns():
 def test_compiles_without_graph_breaks():
     model, images = lv_vit("cf_vit"), torch.randn(3, 3, 96, 96)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    one, other = TokenMix.of((0, 0, 0.5, 0.5), 3), TokenMix.of((0.3, 0.3, 1, 1), 3)
+    one, other = TokenMix.from_box((0, 0, 0.5, 0.5), 3), TokenMix.from_box((0.3, 0.3, 1, 1), 3)
     with torch.no_grad():
         compiled(images, mix=one)
         with torch.compiler.set_stance("fail_on_recompile"):  # another box is the same graph
@@ -175,7 +175,7 @@ def test_compiles_without_graph_breaks():
 
 def test_one_pass_trains_compiled_without_graph_breaks():
     model, images = lv_vit().train(), torch.randn(2, 3, 96, 96)
-    mix = TokenMix.of((0, 0, 0.5, 1), 6)
+    mix = TokenMix.from_box((0, 0, 0.5, 1), 6)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     found, expected = compiled(images, mix, dense=True), model(images, mix, dense=True)
     torch.testing.assert_close(found.token_logits, expected.token_logits, atol=1e-4, rtol=1e-4)

@@ -17,10 +17,11 @@ from lfvit.errors import LFViTError
 from lfvit.measure.costs import trace_macs
 from lfvit.models import METHODS, TWO_PASS_DEFAULTS
 from lfvit.models.backbone import FAMILIES
-from lfvit.models.indexing import kept_count
-from lfvit.models.reduction import REDUCERS
+from lfvit.models.reducers import REDUCERS
 from lfvit.models.reuse import REUSE
-from lfvit.models.selection import SELECTORS, fine_patches
+from lfvit.models.selection import fine_patches
+from lfvit.models.selectors import SELECTORS
+from lfvit.models.tokens import num_keep
 from small_vits import randomise
 
 PATCH = 4
@@ -145,7 +146,7 @@ def test_the_chosen_cells_are_distinct_and_inside(given, batch):
     grid, m = model.grid, given["region_size"]
     candidates = grid**2 if selection.region is None else m * m
     share = 1.0 if given["selector"] == "none" else given["alpha"]
-    count = kept_count(share, candidates)
+    count = num_keep(share, candidates)
     assert selection.cells.shape == (batch, count)
     assert (selection.cells.diff(dim=1) > 0).all()  # ascending, so that none is there twice
     assert ((selection.cells >= 0) & (selection.cells < grid**2)).all()

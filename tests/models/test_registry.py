@@ -13,8 +13,8 @@ import lfvit
 from lfvit.errors import ConfigError
 from lfvit.measure.costs import trace_macs
 from lfvit.models import METHODS
-from lfvit.models.reduction import REDUCERS
-from lfvit.models.selection import SELECTORS
+from lfvit.models.reducers import REDUCERS
+from lfvit.models.selectors import SELECTORS
 
 BACKBONES = {
     "vit": ({"embed_dim": 24, "depth": 5, "num_heads": 2, "patch_size": 8}, 112),

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference
-from lfvit.models.indexing import kept_count
 from lfvit.models.selection import (
     SELECTORS,
     Scores,
@@ -18,7 +17,8 @@ from lfvit.models.selection import (
     score_cells,
 )
 from lfvit.models.selection import select as select_by_scores
-from lfvit.models.selection.windows import around, window_sums
+from lfvit.models.selectors.windows import around, window_sums
+from lfvit.models.tokens import num_keep
 
 maps = st.tuples(
     st.integers(2, 9), st.integers(1, 9), st.floats(0.05, 1), st.integers(0, 10_000)
@@ -116,8 +116,8 @@ def test_none_keeps_everything():
 
 
 def test_kept_count_is_not_fooled_by_binary_fractions():
-    assert [kept_count(a, 25) for a in (0.88, 0.92, 0.56, 0.5, 1.0)] == [22, 23, 14, 13, 25]
-    assert kept_count(0.001, 9) == 1
+    assert [num_keep(a, 25) for a in (0.88, 0.92, 0.56, 0.5, 1.0)] == [22, 23, 14, 13, 25]
+    assert num_keep(0.001, 9) == 1
 
 
 def test_patches_of_a_cell():

@@ -11,7 +11,7 @@ import reference
 from lfvit.measure.costs import trace_macs
 from lfvit.models.resample import downsample
 from lfvit.models.reuse import REUSE
-from lfvit.models.selection import SELECTORS
+from lfvit.models.selectors import SELECTORS
 from small_vits import randomise
 
 

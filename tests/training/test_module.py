@@ -10,8 +10,8 @@ from conftest import NEEDLE_FAST
 from lfvit.commands.train import check, train
 from lfvit.data import Batch
 from lfvit.errors import CheckpointError, ConfigError, TrainingError
-from lfvit.models.reduction import REDUCERS
-from lfvit.models.reduction.patch import answer, unreduced
+from lfvit.models.reducers import REDUCERS
+from lfvit.models.reduction import answer, unreduced
 from lfvit.runs.setup import build_model, load_trained
 from lfvit.training.losses import kl_divergence
 from lfvit.training.module import Classifier

@@ -7,7 +7,7 @@ import lfvit
 from lfvit.data import Batch
 from lfvit.data.label_maps import LabelMaps
 from lfvit.errors import ConfigError
-from lfvit.models.lv_vit import Dense
+from lfvit.models.lv_vit import DenseLogits
 from lfvit.models.resample import downsample
 from lfvit.models.token_mix import TokenMix
 from lfvit.training.module import Classifier
@@ -123,7 +123,7 @@ def test_both_passes_see_the_same_mixture():
     """Mixing the maps of the stem is mixing tokens, coarse and fine ones alike."""
     torch.manual_seed(0)
     core = lfvit.create_model("cf_vit", backbone=SPEC, image_size=96).eval().backbone
-    images, mix = torch.randn(2, 3, 96, 96), TokenMix.of(BOX, 3)
+    images, mix = torch.randn(2, 3, 96, 96), TokenMix.from_box(BOX, 3)
     inside = sources(BOX, 3)
     with torch.no_grad():
         for side, view in ((6, images), (3, downsample(images))):
@@ -138,7 +138,7 @@ def test_both_passes_see_the_same_mixture():
 def test_mixing_every_cell_swaps_the_images_in_every_pass(method):
     torch.manual_seed(0)
     model = lfvit.create_model(method, backbone=SPEC, image_size=96, num_classes=C).eval()
-    images, mix = torch.randn(2, 3, 96, 96), TokenMix.of((0, 0, 1, 1), 3)
+    images, mix = torch.randn(2, 3, 96, 96), TokenMix.from_box((0, 0, 1, 1), 3)
     with torch.no_grad():
         found, plain = model(images, mix=mix), model(images)
     if method == "vit":
@@ -159,7 +159,7 @@ def test_class_indices_are_labels_as_well():
 
 
 def test_merged_tokens_cannot_learn_labels():
-    dense = Dense(torch.zeros(2, C), torch.zeros(2, 30, C))
+    dense = DenseLogits(torch.zeros(2, C), torch.zeros(2, 30, C))
     with pytest.raises(ConfigError, match="30 of 36 tokens reach the auxiliary head"):
         token_labelling_loss(dense, torch.zeros(2, C), torch.zeros(2, 36, C), 0.5)
 

@@ -12,9 +12,8 @@ from torch import nn
 
 from lfvit.data.settings import AugmentSettings
 from lfvit.errors import ConfigError, ExportError
-from lfvit.measure.costs import count_macs
-from lfvit.models.export import Pass, passes_of, write_onnx
-from lfvit.models.two_pass import TwoPassViT
+from lfvit.measure.costs import pass_macs
+from lfvit.models.export import ExportedPass, export_passes, write_onnx
 from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import commit
 from lfvit.runs.record import model_overrides
@@ -41,7 +40,7 @@ def export(cfg: DictConfig) -> dict[str, Any]:
     check_range("tolerance", cfg.tolerance, 0, above=True)
     trained = load_trained(cfg.ckpt_path, model_overrides(cfg))
     card = describe(trained)
-    passes = passes_of(trained.model, trained.record.image_size)
+    passes = export_passes(trained.model, trained.record.image_size)
     card["files"] = [f"{one.name}.onnx" for one in passes]
     run_dir = start_run(cfg)
     for one, name in zip(passes, card["files"], strict=True):
@@ -71,7 +70,6 @@ def describe(trained: Trained) -> dict[str, Any]:
     """What a runtime needs to know about a model, and its user about where it comes from."""
     model, record = trained.model, trained.record
     augment = validate(AugmentSettings, record.data.get("augment") or {}, "augment")
-    stages = ("first", "second") if isinstance(model, TwoPassViT) else (None,)
     return {
         "format": FORMAT,
         "method": record.method["name"],
@@ -85,14 +83,14 @@ def describe(trained: Trained) -> dict[str, Any]:
         "interpolation": augment.eval_interpolation,
         "exif": record.data.get("exif", False),
         "threshold": record.threshold,
-        "macs": {stage or "only": count_macs(model, stage) for stage in stages},
+        "macs": pass_macs(model),
         "commit": commit(),
         "trained_commit": record.commit,
     }
 
 
 @torch.no_grad()
-def check_parity(passes: list[Pass], folder: Path, tolerance: float) -> dict[str, float]:
+def check_parity(passes: list[ExportedPass], folder: Path, tolerance: float) -> dict[str, float]:
     """How far onnxruntime is from PyTorch, pass by pass, each pass on the same inputs in both.
 
     Every floating-point output of a pass is compared. Chosen cells are not: scores that are equal

@@ -12,9 +12,8 @@ from omegaconf import DictConfig
 from lfvit.data import ImageDataModule
 from lfvit.errors import ConfigError
 from lfvit.measure.costs import count_macs
-from lfvit.models.checkpoints import load_checkpoint
-from lfvit.models.reduction.patch import unreduced
-from lfvit.models.weight_files import read_file
+from lfvit.models.checkpoints import load_checkpoint, read_file
+from lfvit.models.reduction import unreduced
 from lfvit.runs.devices import trainer_settings
 from lfvit.runs.directory import start_run, training_record
 from lfvit.runs.provenance import commit, machine

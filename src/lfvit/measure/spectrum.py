@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lfvit.errors import ConfigError
-from lfvit.models.indexing import highest, kept_count
+from lfvit.models.tokens import num_keep, topk_indices
 from lfvit.utils.validation import check_range
 
 FLOOR = 1e-6  # of a channel's largest amplitude: what counts as nothing
@@ -111,13 +111,13 @@ def high_frequency_set(scores: Tensor, removed: float) -> Tensor:
     """
     check_range("removed", removed, 0, 1, above=True, below=True)
     tokens = scores.shape[1]
-    kept = kept_count(1 - removed, tokens)
+    kept = num_keep(1 - removed, tokens)
     if kept == tokens:
         raise ConfigError(
             f"removed={removed} of {tokens} tokens is not one; valid: from {1 / tokens:.3g} and "
             "below 1"
         )
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, highest(scores, kept), True)
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, topk_indices(scores, kept), True)
 
 
 def masked_mean(values: Tensor, chosen: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lfvit.models.checkpoints import load_checkpoint
-    from lfvit.models.factory import METHODS, TWO_PASS_DEFAULTS, create_model
+    from lfvit.models.factory import create_model
     from lfvit.models.passes import (
         EarlyExitOutput,
         ModelOutput,
@@ -13,27 +13,26 @@ if TYPE_CHECKING:
         forward_passes,
         num_passes,
     )
-    from lfvit.models.reduction.patch import reduce, restore
+    from lfvit.models.reduction import reduce, restore
+    from lfvit.models.settings import METHODS
     from lfvit.models.two_pass import TwoPassViT
 
 _MODULES = {
     "EarlyExitOutput": "passes",
-    "METHODS": "factory",
+    "METHODS": "settings",
     "ModelOutput": "passes",
-    "TWO_PASS_DEFAULTS": "factory",
     "TwoPassViT": "two_pass",
     "create_model": "factory",
     "early_exit": "passes",
     "forward_passes": "passes",
     "load_checkpoint": "checkpoints",
     "num_passes": "passes",
-    "reduce": "reduction.patch",
-    "restore": "reduction.patch",
+    "reduce": "reduction",
+    "restore": "reduction",
 }
 
 __all__ = [
     "METHODS",
-    "TWO_PASS_DEFAULTS",
     "EarlyExitOutput",
     "ModelOutput",
     "TwoPassViT",

@@ -1,9 +1,9 @@
-"""timm's self-attention taken apart, so that a method can look inside it or change it.
+"""timm's self-attention in parts, so that a method can use or change what is inside.
 
-`heads`, then `mix`, then `merge_heads` is timm's own attention, fused where timm fuses it. The full
-N x N attention is only ever built by `attention_weights`, for those who ask for it.
+`project_qkv`, then `attend`, then `project_out` is timm's own attention, fused where timm fuses it.
+The full N x N matrix is computed by `attention_weights` alone.
 
-Shapes: B images, N tokens, D width, H heads, d width of a head.
+Shapes: B images, N tokens, D width, H heads, d head width.
 """
 
 from typing import Any
@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def heads(attn: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of timm's attention: (B, N, D) -> three of (B, H, N, d)."""
+def project_qkv(attn: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values: (B, N, D) -> three of (B, H, N, d)."""
     B, N, _ = tokens.shape
     qkv = attn.qkv(tokens).reshape(B, N, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
     q, k, v = qkv.unbind(0)
     return attn.q_norm(q), attn.k_norm(k), v
 
 
-def mix(attn: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Values averaged by attention, (B, H, N, d).
+def attend(attn: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(q k^T * scale + bias) v: (B, H, N, d).
 
     Args:
         bias: (B, 1, 1, N), added to the logits of every query; None adds nothing.
@@ -35,19 +35,19 @@ def mix(attn: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) 
 
 
 def attention_weights(attn: Any, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The full attention, rows summing to one: (B, H, N, N)."""
+    """softmax(q k^T * scale + bias): (B, H, N, N), rows sum to one."""
     logits = q * attn.scale @ k.transpose(-2, -1)
     return (logits if bias is None else logits + bias.to(logits.dtype)).softmax(dim=-1)
 
 
-def merge_heads(attn: Any, mixed: Tensor) -> Tensor:
-    """What attention adds to the tokens: (B, H, N, d) -> (B, N, D)."""
-    B, H, N, d = mixed.shape
-    return attn.proj_drop(attn.proj(attn.norm(mixed.transpose(1, 2).reshape(B, N, H * d))))
+def project_out(attn: Any, x: Tensor) -> Tensor:
+    """Heads concatenated and projected: (B, H, N, d) -> (B, N, D)."""
+    B, H, N, d = x.shape
+    return attn.proj_drop(attn.proj(attn.norm(x.transpose(1, 2).reshape(B, N, H * d))))
 
 
 def class_attention(attn: Any, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Attention of the first token to every other token, averaged over heads, in float32.
+    """Attention of the first token to every other one, mean over heads, in float32.
 
     One query against all keys. The softmax runs over all keys; the class token's attention to
     itself is dropped afterwards without rescaling (LF-ViT section 3.2, CF-ViT section 4.1).
@@ -55,7 +55,7 @@ def class_attention(attn: Any, q: Tensor, k: Tensor, bias: Tensor | None = None)
     Returns:
         (B, N-1)
     """
-    with torch.autocast(q.device.type, enabled=False):  # mixed precision would round it again
+    with torch.autocast(q.device.type, enabled=False):  # it would round to half precision again
         logits = (q[:, :, :1].float() * attn.scale) @ k.float().transpose(-2, -1)  # (B, H, 1, N)
         if bias is not None:
             logits = logits + bias

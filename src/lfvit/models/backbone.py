@@ -1,13 +1,12 @@
-"""A plain ViT opened up: timm's parts, run on any sequence of tokens.
+"""A plain ViT in parts, run on any sequence of tokens.
 
 timm's own ``forward`` embeds one image and runs every token through every block. The two-pass
-models need the same weights on sequences they compose themselves, and need to see where the class
-token looks. `Backbone` takes the modules of a timm `VisionTransformer` over, unchanged, and offers
-just that.
+models need the same weights on sequences they compose themselves, and the class attention of the
+blocks. `Backbone` takes over the modules of a timm `VisionTransformer`, unchanged.
 """
 
-from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 import timm
@@ -18,32 +17,18 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lfvit.errors import ConfigError
-from lfvit.models.lv_vit import ConvStem, Dense, LVViT
-from lfvit.models.reduction.patch import foreign_blocks
-from lfvit.models.reduction.registry import Layout, Reducer
-from lfvit.models.reduction.run import Run, run_blocks
+from lfvit.models.blocks import BlocksOutput, run_blocks
+from lfvit.models.lv_vit import ConvStem, DenseLogits, LVViT
+from lfvit.models.reducers.base import Layout, Reducer
+from lfvit.models.reduction import unsupported_blocks
+from lfvit.models.settings import NAMED_BACKBONES, backbone_settings
 from lfvit.models.token_mix import TokenMix
-from lfvit.utils.validation import check_choice, check_names, check_range, check_whole
 
-FAMILIES: dict[str, tuple[type[VisionTransformer], dict[str, Any]]] = {
-    "vit": (
-        VisionTransformer,
-        {"patch_size": 16, "mlp_ratio": 4, "qkv_bias": True, "norm_eps": 1e-6},
-    ),
-    "lv_vit": (
-        LVViT,
-        {"patch_size": 16, "mlp_ratio": 3, "qkv_bias": False, "norm_eps": 1e-5}
-        | {"skip_lam": 2, "stem_dim": 64},
-    ),
-}
-"""Names of ``backbone.family`` -> class, and its optional keys with their defaults."""
+FAMILIES: dict[str, type[VisionTransformer]] = {"vit": VisionTransformer, "lv_vit": LVViT}
+"""Names of ``backbone.family`` -> class."""
 
-NAMED_BACKBONES: dict[str, dict[str, Any]] = {
-    "lv_vit_small": {"family": "lv_vit", "embed_dim": 384, "depth": 16, "num_heads": 6},
-}
-"""Names that timm does not have."""
-
-AUX_SHARE = 0.25  # of the auxiliary head in the answer of each of two passes (CF-ViT)
+AUX_SHARE = 0.25
+"""Weight of the auxiliary head in the logits of each of two passes (CF-ViT's released code)."""
 
 
 def build_vit(
@@ -52,43 +37,35 @@ def build_vit(
     num_classes: int,
     drop_path_rate: float = 0.0,
     pretrained: bool = False,
-) -> VisionTransformer:
-    """Build timm's `VisionTransformer` for one image size.
+) -> Any:
+    """timm's `VisionTransformer`, or an `LVViT`, for one image size.
 
     Args:
-        backbone: a timm model name, "lv_vit_small", or a mapping with ``family`` (vit or lv_vit),
-            ``embed_dim``, ``depth``, ``num_heads`` and optionally what `FAMILIES` lists.
-        image_size: side in pixels.
-        num_classes: outputs of the head.
-        drop_path_rate: stochastic depth of the last block; earlier blocks scale linearly.
-        pretrained: fetch timm's weights for a named model, position embeddings resampled.
+        backbone, image_size, num_classes, drop_path_rate, pretrained: see `lfvit.create_model`.
 
     Raises:
-        ConfigError: unknown name or key, or sizes that do not divide.
+        ConfigError: an unknown name, no plain ViT, or weights that cannot be had.
     """
+    settings = backbone_settings(backbone)
     common = {
         "img_size": image_size,
         "num_classes": num_classes,
         "drop_path_rate": drop_path_rate,
     }
-    if isinstance(backbone, str) and backbone not in NAMED_BACKBONES:
-        return _named_vit(backbone, pretrained, common)
+    if isinstance(settings, str):
+        return _timm_vit(settings, pretrained, common)
     if pretrained:
         raise ConfigError(
             "pretrained=true needs a backbone with a timm name, such as "
             "deit_small_patch16_224; for other weights pass their file to load_checkpoint "
             "(init_from=)"
         )
-    spec = NAMED_BACKBONES[backbone] if isinstance(backbone, str) else backbone
-    if not isinstance(spec, Mapping):
-        raise ConfigError(
-            f"backbone={backbone!r} must be a name, or a mapping with embed_dim, depth and "
-            "num_heads"
-        )
-    return _custom_vit(dict(spec), common)
+    sizes = settings.model_dump(exclude={"family", "norm_eps"})
+    norm_layer: Any = partial(nn.LayerNorm, eps=settings.norm_eps)
+    return FAMILIES[settings.family](**common, **sizes, norm_layer=norm_layer)
 
 
-def _named_vit(name: str, pretrained: bool, common: dict[str, Any]) -> VisionTransformer:
+def _timm_vit(name: str, pretrained: bool, common: dict[str, Any]) -> VisionTransformer:
     if not timm.is_model(name):
         known = [*NAMED_BACKBONES, *timm.list_models(["deit*", "vit*"])]
         close = get_close_matches(name, known, n=3) or ["deit_small_patch16_224"]
@@ -112,36 +89,6 @@ def _named_vit(name: str, pretrained: bool, common: dict[str, Any]) -> VisionTra
     return vit
 
 
-def _custom_vit(spec: dict[str, Any], common: dict[str, Any]) -> VisionTransformer:
-    name = spec.pop("family", "vit")
-    check_choice("backbone.family", name, FAMILIES)
-    family, defaults = FAMILIES[name]
-    check_names("backbone", spec, ["embed_dim", "depth", "num_heads", *defaults])
-    spec = {**defaults, **spec}
-    for key in ("embed_dim", "depth", "num_heads"):
-        check_whole(f"backbone.{key}", spec.get(key), 1)
-    for key in {"patch_size", "stem_dim"} & spec.keys():
-        check_whole(f"backbone.{key}", spec[key], 1)
-    for key in {"mlp_ratio", "norm_eps", "skip_lam"} & spec.keys():
-        check_range(f"backbone.{key}", spec[key], 0, above=True)
-    if spec["embed_dim"] % spec["num_heads"]:
-        raise ConfigError(
-            f"backbone.embed_dim={spec['embed_dim']} is not a multiple of "
-            f"num_heads={spec['num_heads']}"
-        )
-    if name == "lv_vit" and spec["patch_size"] % 2:
-        raise ConfigError(
-            f"backbone.patch_size={spec['patch_size']} is odd; the stem of family=lv_vit halves "
-            "the image first, so it must be even, such as 16"
-        )
-    eps = spec.pop("norm_eps")
-
-    def norm_layer(dim: int, **kwargs: Any) -> nn.LayerNorm:
-        return nn.LayerNorm(dim, eps=eps, **kwargs)
-
-    return family(**common, **spec, norm_layer=norm_layer)
-
-
 class Backbone(nn.Module):
     """What both passes share: patch embedding, class token, blocks, final norm and head.
 
@@ -163,130 +110,122 @@ class Backbone(nn.Module):
         self.aux_head: nn.Module | None = getattr(vit, "aux_head", None)  # of LV-ViT
         self.embed_dim: int = vit.embed_dim
         self.patch_size: int = vit.patch_embed.patch_size[0]
-        self.prefix: int = vit.num_prefix_tokens
+        self.num_prefix_tokens: int = vit.num_prefix_tokens
 
     def stem(self, images: Tensor, mix: TokenMix | None = None) -> Tensor:
-        """What the patch projection sees: the images, or the maps of a convolutional stem."""
+        """Input of the patch projection: the images, or the maps of a convolutional stem."""
         stem = self.patch_embed
         maps = stem.maps(images) if isinstance(stem, ConvStem) else images
         return maps if mix is None else mix.maps(maps)
 
     def embed(self, images: Tensor, mix: TokenMix | None = None) -> Tensor:
-        """Every patch of every image as a token: (B, 3, S, S) -> (B, (S/P)^2, D), row-major."""
+        """All patches as tokens: (B, 3, S, S) -> (B, (S/P)^2, D), row-major."""
         return self.patch_embed.proj(self.stem(images, mix)).flatten(2).transpose(1, 2)
 
-    def embed_patches(
-        self, images: Tensor, positions: Tensor, mix: TokenMix | None = None
-    ) -> Tensor:
-        """Only the patches asked for: the projection of `embed` as one product on gathered maps.
+    def embed_patches(self, images: Tensor, indices: Tensor, mix: TokenMix | None = None) -> Tensor:
+        """Some patches as tokens: the projection of `embed` as one product on gathered patches.
 
         Args:
             images: (B, 3, S, S)
-            positions: (B, K) row-major indices into the (S/P) x (S/P) grid.
+            indices: (B, K) row-major, into the (S/P) x (S/P) grid.
             mix: cells that come from another image of the batch.
 
         Returns:
             (B, K, D)
         """
         proj = self.patch_embed.proj
-        chosen = self.pick_patches(self.stem(images, mix), positions)
-        return F.linear(chosen.flatten(2), proj.weight.flatten(1), proj.bias)
+        patches = self.gather_patches(self.stem(images, mix), indices)  # (B, K, c, p, p)
+        return F.linear(patches.flatten(2), proj.weight.flatten(1), proj.bias)
 
-    def pick_patches(self, maps: Tensor, positions: Tensor) -> Tensor:
-        """What the projection of `embed_patches` sees: maps (B, c, s, s) -> (B, K, c, p, p)."""
+    def gather_patches(self, maps: Tensor, indices: Tensor) -> Tensor:
+        """Patches (B, K, c, p, p) of maps (B, c, s, s) at row-major indices (B, K)."""
         p = self.patch_embed.proj.kernel_size[0]  # side of a patch in the maps
         grid = maps.shape[-1] // p
         patches = maps.unflatten(3, (grid, p)).unflatten(2, (grid, p))  # (B, c, G, p, G, p)
-        patches = patches.permute(0, 2, 4, 1, 3, 5)  # (B, G, G, c, p, p), still a view
+        patches = patches.permute(0, 2, 4, 1, 3, 5)  # (B, G, G, c, p, p), no copy yet
         rows = torch.arange(maps.shape[0], device=maps.device)[:, None]
-        return patches[rows, positions // grid, positions % grid]
+        return patches[rows, indices // grid, indices % grid]
 
     def run(
         self,
         tokens: Tensor,
-        class_rows_from: int | None = None,
+        class_attention_from: int | None = None,
         reducer: Reducer | None = None,
         layout: Layout | None = None,
-    ) -> Run:
-        """Run all blocks on any sequence whose first token is the class token.
+    ) -> BlocksOutput:
+        """All blocks on any sequence that begins with the class token.
 
-        Registers, where the ViT has them, are put behind the class token, and left out of what
-        comes back.
+        The registers of a ViT that has them are inserted after the class token, and left out of
+        the output.
 
         Args:
             tokens: (B, N, D)
-            class_rows_from: collect the class attention of the blocks from this index (0-based)
-                on; None collects none.
-            reducer: shortens the sequence on the way; needs its layout.
+            class_attention_from, reducer, layout: see `run_blocks`.
         """
         if self.reg_token is not None:
             registers = self.reg_token.expand(tokens.shape[0], -1, -1).to(tokens)
             tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)
-        run = run_blocks(
+        if layout is not None:
+            layout = layout._replace(num_prefix_tokens=self.num_prefix_tokens)
+        output = run_blocks(
             self.blocks,
             self.norm_pre(tokens),
-            prefix=self.prefix,
+            num_prefix_tokens=self.num_prefix_tokens,
             reducer=reducer,
-            layout=None if layout is None else layout._replace(prefix=self.prefix),
-            class_rows_from=class_rows_from,
+            layout=layout,
+            class_attention_from=class_attention_from,
         )
-        return run if self.reg_token is None else run.without_registers(self.prefix)
+        if self.reg_token is None:
+            return output
+        return output.without_registers(self.num_prefix_tokens)
 
-    def classify(self, tokens: Tensor) -> tuple[Tensor, Dense | None]:
-        """Read the answer of a pass off its tokens.
+    def head_tokens(self, output: BlocksOutput) -> Tensor:
+        """The normed tokens that `classify` reads.
 
-        With an auxiliary head, each class's largest logit over the patch tokens adds to the class
-        token's (CF-ViT's released code); without, only the class token is looked at.
+        (B, 1, D), or (B, N, D) with an auxiliary head: one for every token at the start.
+        """
+        if self.aux_head is None:
+            return self.norm(output.tokens[:, :1])
+        return output.unmerge(self.norm(output.tokens))
+
+    def classify(self, tokens: Tensor) -> tuple[Tensor, DenseLogits | None]:
+        """Logits of a pass.
+
+        With an auxiliary head, a share of each class's largest logit over the patch tokens is added
+        to the class token's; without, only the class token is read.
 
         Args:
-            tokens: (B, N, D), normed, the class token first; see `answering`.
+            tokens: (B, N, D), normed, the class token first.
 
         Returns:
-            Logits (B, C), and what both heads say, None without an auxiliary head.
+            Logits (B, C), and those of both heads, None without an auxiliary head.
         """
         logits = self.head(self.head_drop(tokens[:, 0]))
         if self.aux_head is None:
             return logits, None
-        dense = Dense(logits, self.aux_head(tokens[:, 1:]))
-        return dense.answer(AUX_SHARE), dense
-
-    def answering(self, run: Run) -> Tensor:
-        """The normed tokens `classify` needs of a run.
-
-        (B, 1, D), or (B, N, D) with an auxiliary head: one for every token at the run's start.
-        """
-        if self.aux_head is None:
-            return self.norm(run.tokens[:, :1])
-        return run.expand(self.norm(run.tokens))
-
-
-def foreign_parts(vit: VisionTransformer) -> Iterator[str]:
-    """Parts of a timm ViT that this project's block and its cost formula do not know."""
-    if type(vit.patch_embed) not in (PatchEmbed, ConvStem):
-        yield f"a {type(vit.patch_embed).__name__} stem"
-    elif type(vit.patch_embed) is PatchEmbed and not isinstance(vit.patch_embed.norm, nn.Identity):
-        yield "a norm in the patch embedding"
-    if vit.attn_pool is not None:
-        yield "attention pooling"
-    yield from foreign_blocks(vit)
+        dense = DenseLogits(logits, self.aux_head(tokens[:, 1:]))
+        return dense.combine(AUX_SHARE), dense
 
 
 def _refuse_unsupported(vit: VisionTransformer) -> None:
-    """Refuse what `Backbone` would silently drop or compute differently from timm's own forward."""
-    reasons = list(foreign_parts(vit))
-    if vit.cls_token is None:
-        reasons.append("no class token")
-    elif hasattr(vit, "dist_token"):
-        reasons.append("a distillation token with a head of its own")
-    elif vit.reg_token is not None and not vit.no_embed_class:
-        reasons.append("registers with positions")
-    if vit.global_pool != "token" or not isinstance(vit.fc_norm, nn.Identity):
-        reasons.append(f"global_pool={vit.global_pool!r}")
-    if vit.pos_embed is None:
-        reasons.append("no position embedding")
-    if reasons:
+    """Refuse what `Backbone` would drop or compute differently from timm's own forward."""
+    stem, blocks = vit.patch_embed, unsupported_blocks(vit)
+    reasons = {
+        f"a {type(stem).__name__} stem": type(stem) not in (PatchEmbed, ConvStem),
+        "a norm in the patch embedding": isinstance(getattr(stem, "norm", None), nn.LayerNorm),
+        "attention pooling": vit.attn_pool is not None,
+        str(blocks): blocks is not None,
+        "no class token": vit.cls_token is None,
+        "a distillation token with a head of its own": hasattr(vit, "dist_token"),
+        "registers with positions": vit.reg_token is not None and not vit.no_embed_class,
+        f"global_pool={vit.global_pool!r}": vit.global_pool != "token",
+        "a norm before the head": not isinstance(vit.fc_norm, nn.Identity),
+        "no position embedding": vit.pos_embed is None,
+    }
+    found = [reason for reason, applies in reasons.items() if applies]
+    if found:
         raise ConfigError(
-            f"this {type(vit).__name__} cannot serve both passes: it has {'; '.join(reasons)}. "
-            "A ViT with one class token and learned position embeddings is needed, such as "
+            f"this {type(vit).__name__} cannot serve both passes: it has {'; '.join(found)}. A ViT "
+            "with one class token and learned position embeddings is needed, such as "
             "deit_small_patch16_224"
         )

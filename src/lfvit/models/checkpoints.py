@@ -1,21 +1,42 @@
-"""Weights fitted into models: this project's own, timm/DeiT's and the released LF-, CF- and LV-ViT
-ones.
+"""Files of weights: read without executing anything from them, and loaded into models.
+
+Accepted are this project's own files, timm/DeiT's and the released LF-, CF- and LV-ViT ones.
 """
 
+import argparse
+import hashlib
+import json
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lfvit.errors import CheckpointError
 from lfvit.models.resample import resample_pos_embed
-from lfvit.models.two_pass import TwoPassViT
-from lfvit.models.weight_files import extract_weights, read_file, shape_of
+from lfvit.models.zoo import locate
 
+RECORD = "lfvit"  # the entry of a file that describes its model; JSON in a .safetensors
+WRAPPERS = ("state_dict", "model", "module", "model_state_dict")  # entries that hold the weights
+PREFIXES = ("model.", "module.", "_orig_mod.")  # what trainers put before every name
 HEADS = ("head.", "head_dist.", "aux_head.")
-POSITIONS = ("first_pos_embed", "second_pos_embed", "pos_embed")
+POS_EMBEDS = ("first_pos_embed", "second_pos_embed", "pos_embed")
+REDUCER = re.compile(r"^(blocks\.)?reducer\.")
+
+_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+PLAIN_VALUES: list[Any] = [  # what training scripts store beside their weights
+    argparse.Namespace,
+    *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4")),
+    np.dtype,
+    _NUMPY_SCALAR,
+    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # its name in files of NumPy 1
+]
 
 RELEASED_NAMES = (  # the released two-pass files -> this project's names
     (r"^blocks\.reducer\.", "reducer."),
@@ -26,6 +47,132 @@ RELEASED_NAMES = (  # the released two-pass files -> this project's names
     (r"^((?:cls|reg)_token$)", r"backbone.\1"),
     (r"^((?:patch_embed|norm_pre|blocks|norm|head|aux_head)\.)", r"backbone.\1"),
 )
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """Read a file of weights to CPU memory without executing anything from it.
+
+    Args:
+        path: of a file, or ``zoo:NAME``.
+
+    Returns:
+        Its entries: of a .safetensors the weights, and the record in its metadata if it has one.
+
+    Raises:
+        CheckpointError: missing, truncated, or not made of plain weights.
+    """
+    path = locate(path)
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: no such file; pass the path of a .ckpt, .pth or .safetensors"
+        )
+    _refuse_compressed(path)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path) | _read_record(path)
+        with torch.serialization.safe_globals(PLAIN_VALUES):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: truncated or not a safetensors file ({error})") from error
+    except Exception as error:  # torch.load raises many kinds for damaged files
+        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
+            global_ = re.search(r"GLOBAL ([\w.]+)", str(error))
+            raise CheckpointError(
+                f"{path}: holds more than weights ({global_[1] if global_ else 'pickled code'}), "
+                "and nothing from a file is executed; save its state_dict alone with "
+                "torch.save(model.state_dict(), ...) where you trust it"
+            ) from error
+        raise CheckpointError(
+            f"{path}: truncated or not a PyTorch file ({type(error).__name__}); copy or download "
+            "it again"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dict of weights")
+    return content
+
+
+def _refuse_compressed(path: Path) -> None:
+    """A small compressed file could fill the memory; PyTorch stores tensors uncompressed."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            compressed = [i.filename for i in archive.infolist() if i.compress_type]
+    except Exception:  # another format, or damaged in one of many ways: reading it will tell
+        return
+    if compressed:
+        raise CheckpointError(
+            f"{path}: holds compressed entries ({compressed[0]}), which PyTorch never writes"
+        )
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """The record in the metadata of a .safetensors file, under `RECORD`; empty without one."""
+    with safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get(RECORD)
+    if text is None:
+        return {}
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its metadata {RECORD!r} is not JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path}: its metadata {RECORD!r} is not a mapping")
+    return {RECORD: record}
+
+
+def extract_weights(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
+    """The named tensors of a file, without its wrappers and name prefixes.
+
+    Half precision becomes float32, in which resampling is exact.
+
+    Args:
+        content: entries of a file, or a state dict.
+        name: of the file, for messages.
+
+    Raises:
+        CheckpointError: no tensors, or tensors that do not hold their values.
+    """
+    for wrapper in WRAPPERS:
+        if isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            break
+    weights = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if not weights:
+        raise CheckpointError(
+            f"{name}: no weights found; its entries are {', '.join(map(str, list(content)[:5]))}"
+        )
+    for key, value in weights.items():
+        dense = value.layout == torch.strided and value.device.type != "meta"
+        # a view can claim any number of values with one in memory
+        if not dense or value.numel() > value.untyped_storage().nbytes() // value.element_size():
+            raise CheckpointError(
+                f"{name}: {key} claims {_shape(value)} values without holding them; save the "
+                "weights as plain, contiguous tensors"
+            )
+        if value.dtype in (torch.float16, torch.bfloat16):
+            weights[key] = value.float()
+    while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in weights)), None):
+        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    return weights
+
+
+def weights_digest(path: str | Path) -> str:
+    """SHA-256 of the weights in a file, the same for every file that holds the same weights.
+
+    Raises:
+        CheckpointError: see `read_file`.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(extract_weights(read_file(path), str(path)).items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+# --- loading ------------------------------------------------------------------------------------
 
 
 def load_checkpoint(
@@ -42,8 +189,7 @@ def load_checkpoint(
     Args:
         model: changed in place.
         source: path or state dict.
-        new_head: keep the model's own heads where the file has another number of classes, for
-            fine-tuning.
+        new_head: keep the model's heads if the file has another number of classes, for fine-tuning.
 
     Raises:
         CheckpointError: the file is missing, truncated, holds more than weights, or values that
@@ -52,76 +198,74 @@ def load_checkpoint(
     """
     name = "the state dict" if isinstance(source, Mapping) else str(source)
     found = extract_weights(source if isinstance(source, Mapping) else read_file(source), name)
-    weights = _rename(model, found)
-    own = model.state_dict()
-    _refuse_values(weights, own, name)
-    for key in POSITIONS:
-        if key in weights and key in own and weights[key].shape != own[key].shape:
-            weights[key] = _resample(weights[key], own[key])
+    expected = model.state_dict()
+    weights = _with_reducer(_renamed(found, expected), expected)
+    _refuse_values(weights, expected, name)
+    for key in POS_EMBEDS:
+        if key in weights and key in expected and weights[key].shape != expected[key].shape:
+            weights[key] = _resampled(weights[key], expected[key])
     if new_head:
         for key in [k for k in weights if k.removeprefix("backbone.").startswith(HEADS)]:
-            if key in own and weights[key].shape != own[key].shape:
-                weights[key] = own[key]
-    _refuse_misfits(model, weights, own, name, _advice(found, own))
+            if key in expected and weights[key].shape != expected[key].shape:
+                weights[key] = expected[key]
+    if misfit := _misfit(weights, expected):
+        advice = _advice(found, expected)
+        raise CheckpointError(
+            f"{name}: does not fit this {type(model).__name__}. {misfit}. {advice}"
+        )
     model.load_state_dict(weights)
 
 
-def _rename(model: nn.Module, found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """To the model's own names: the file's layout shows in its position embeddings."""
-    if not isinstance(model, TwoPassViT):
-        return _with_reducer(model, found)
-    weights: dict[str, Tensor] = {}
+def _renamed(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A file's weights under the names of a two-pass model; unchanged for a one-pass model."""
+    if "first_pos_embed" not in expected:
+        return found
+    weights = {}
     for key, value in found.items():
-        if "first_pos_embed" in found:  # this project's own names
-            weights[key] = value
-            continue
-        for pattern, replacement in RELEASED_NAMES:
-            key = re.sub(pattern, replacement, key)
+        if "first_pos_embed" not in found:  # else this project's own names
+            for pattern, replacement in RELEASED_NAMES:
+                key = re.sub(pattern, replacement, key)
         weights[key] = value
-    if "pos_embed" in weights:  # a one-pass file: both grids start from it, the reuse term is new
+    if "pos_embed" in weights:  # a one-pass file: both grids start from it, feature reuse is new
         weights["first_pos_embed"] = weights["second_pos_embed"] = weights.pop("pos_embed")
-        own = model.state_dict()
-        weights.update({key: own[key] for key in own if key.startswith("reuse.")})
-    if model.reuse is None:
+        weights |= {key: expected[key] for key in expected if key.startswith("reuse.")}
+    if not any(key.startswith("reuse.") for key in expected):
         weights = {key: value for key, value in weights.items() if not key.startswith("reuse.")}
-    return _with_reducer(model, weights)
+    return weights
 
 
-def _with_reducer(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A reducer can be put into a model trained without it, starting fresh, or left out of one."""
-    inside = re.compile(r"^(blocks\.)?reducer\.")
-    kept = {key: value for key, value in weights.items() if not inside.match(key)}
-    if any(inside.match(key) for key in model.state_dict()):
-        theirs = {key: value for key, value in weights.items() if inside.match(key)}
-        own = {key: value for key, value in model.state_dict().items() if inside.match(key)}
-        if theirs and theirs.keys() != own.keys():
-            raise CheckpointError(
-                f"the file's token reducer has the weights {', '.join(sorted(theirs)[:2])}, the "
-                f"model's {', '.join(sorted(own)[:2])}: load it into a model with its own reducer, "
-                "or without one"
-            )
-        return {**kept, **(theirs or own)}
-    return kept
+def _with_reducer(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A reducer starts fresh in weights trained without one, and is left out of a model without."""
+    theirs = {key: value for key, value in weights.items() if REDUCER.match(key)}
+    ours = {key: value for key, value in expected.items() if REDUCER.match(key)}
+    if theirs and ours and theirs.keys() != ours.keys():
+        raise CheckpointError(
+            f"the file's token reducer has the weights {', '.join(sorted(theirs)[:2])}, the "
+            f"model's {', '.join(sorted(ours)[:2])}: load it into a model with its own reducer, "
+            "or without one"
+        )
+    others = {key: value for key, value in weights.items() if key not in theirs}
+    return others | ((theirs or ours) if ours else {})
 
 
-def _resample(positions: Tensor, own: Tensor) -> Tensor:
-    """Position embeddings for the model's own grid; what does not fit is reported as it is."""
-    if positions.ndim != 3 or positions.shape[-1] != own.shape[-1]:
-        return positions
+def _resampled(pos_embed: Tensor, expected: Tensor) -> Tensor:
+    """For the model's grid; unchanged if they cannot fit, which is reported later."""
+    if pos_embed.ndim != 3 or pos_embed.shape[-1] != expected.shape[-1]:
+        return pos_embed
     try:
-        return resample_pos_embed(positions, own.shape[1])
+        return resample_pos_embed(pos_embed, expected.shape[1])
     except (ValueError, RuntimeError):  # no grid, or one that does not fit into memory
-        return positions
+        return pos_embed
 
 
-def _refuse_values(weights: dict[str, Tensor], own: dict[str, Tensor], name: str) -> None:
-    """What is no weight would be cast without a word, or fail without the file's name."""
-    for key in (key for key in own if key in weights):
-        value, fits = weights[key], weights[key].shape == own[key].shape
-        real = own[key].is_floating_point()
+def _refuse_values(weights: dict[str, Tensor], expected: dict[str, Tensor], name: str) -> None:
+    """Values that PyTorch would cast silently, or refuse without the file's name."""
+    for key in (key for key in expected if key in weights):
+        value, like = weights[key], expected[key]
+        real, fits = like.is_floating_point(), value.shape == like.shape
         if value.is_quantized or value.is_floating_point() != real:
             what = f"numbers of type {value.dtype}"
-        elif real and fits and not value.to(own[key].dtype).isfinite().all():
+        elif real and fits and not value.to(like.dtype).isfinite().all():
             what = "values that are not finite"
         else:
             continue
@@ -131,46 +275,47 @@ def _refuse_values(weights: dict[str, Tensor], own: dict[str, Tensor], name: str
         )
 
 
-def _refuse_misfits(
-    model: nn.Module, weights: dict[str, Tensor], own: dict[str, Tensor], name: str, advice: str
-) -> None:
-    missing = [key for key in own if key not in weights]
-    unexpected = [key for key in weights if key not in own]
-    shapes = [
-        f"{key} {shape_of(weights[key])} instead of {shape_of(own[key])}"
-        for key in own
-        if key in weights and weights[key].shape != own[key].shape
-    ]
-    if not (missing or unexpected or shapes):
-        return
-    parts = []
-    for label, keys in (("missing", missing), ("unknown", unexpected), ("of another size", shapes)):
-        if keys:
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            parts.append(f"{label}: {', '.join(keys[:3])}{more}")
-    raise CheckpointError(
-        f"{name}: does not fit this {type(model).__name__}. {'; '.join(parts)}. {advice}"
+def _misfit(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
+    """Names and sizes that differ, the first three of each kind; empty if there are none."""
+    misfits = {
+        "missing": [key for key in expected if key not in weights],
+        "unknown": [key for key in weights if key not in expected],
+        "of another size": [
+            f"{key} {_shape(weights[key])} instead of {_shape(expected[key])}"
+            for key in expected
+            if key in weights and weights[key].shape != expected[key].shape
+        ],
+    }
+    return "; ".join(
+        f"{label}: {', '.join(keys[:3])}" + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+        for label, keys in misfits.items()
+        if keys
     )
 
 
-def _advice(found: dict[str, Tensor], own: dict[str, Tensor]) -> str:
+def _advice(found: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
     """What model would take the file, as far as its names and shapes tell."""
-    by_end = {key.removeprefix("backbone."): v for key, v in found.items() if v.ndim}
-    norm, head = by_end.get("norm.weight"), by_end.get("head.weight")
-    blocks = {key.split(".")[1] for key in by_end if re.match(r"blocks\.\d+\.", key)}
+    by_name = {key.removeprefix("backbone."): v for key, v in found.items() if v.ndim}
+    norm, head = by_name.get("norm.weight"), by_name.get("head.weight")
+    blocks = {key.split(".")[1] for key in by_name if re.match(r"blocks\.\d+\.", key)}
     if norm is None or not blocks:
         return (
             "Files that fit: this project's checkpoints, timm/DeiT ViTs, released LF-ViT, CF-ViT "
             "and LV-ViT files"
         )
-    family = "lv_vit" if "patch_embed.conv1.weight" in by_end else "vit"
-    two_stage = "first_pos_embed" in found or "pos_embed_list.0" in found
+    family = "lv_vit" if "patch_embed.conv1.weight" in by_name else "vit"
+    two_pass = "first_pos_embed" in found or "pos_embed_list.0" in found
     classes = f", num_classes={len(head)}" if head is not None else ""
     text = (
-        f"The file is a {'two-pass' if two_stage else 'one-pass'} model with family={family}, "
+        f"The file is a {'two-pass' if two_pass else 'one-pass'} model with family={family}, "
         f"embed_dim={len(norm)}, depth={len(blocks)}{classes}: create the model with these"
     )
-    own_head = own.get("head.weight", own.get("backbone.head.weight"))
+    own_head = expected.get("head.weight", expected.get("backbone.head.weight"))
     if head is not None and own_head is not None and len(head) != len(own_head):
         text += ", or pass new_head=True to keep its own head"
     return text
+
+
+def _shape(tensor: Tensor) -> str:
+    """Such as 3x16."""
+    return "x".join(map(str, tensor.shape)) or "scalar"

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from lfvit.errors import ConfigError, ExportError
-from lfvit.models.selection import Scores, Selection
+from lfvit.models.selection import Selection
 from lfvit.models.two_pass import FirstPass, TwoPassViT
 
 OPSET = 18
 ONE_FILE = 1_500_000_000  # bytes of weights; above, ONNX keeps them in a file of their own
 
 
-class Pass(NamedTuple):
+class ExportedPass(NamedTuple):
     """One pass as a module of tensors.
 
     name: "first_pass", "second_pass", or "model" of a one-pass model.
@@ -32,12 +32,14 @@ class Pass(NamedTuple):
     outputs: tuple[str, ...]
 
 
-class FirstAndSelection(nn.Module):
-    """The first pass and the choice of cells: images (B, 3, S, S) -> what `SecondFromFirst` needs.
+class FirstPassModule(nn.Module):
+    """The first pass and the selection: images (B, 3, S, S) -> a tuple of tensors.
 
-    Returns logits, inputs, outputs (see `FirstPass`), gca, cells, fine_indices and, of window
+    Returns logits, coarse, features (see `FirstPass`), gca, cells, fine_indices and, of window
     selectors, region (see `Selection`).
     """
+
+    outputs = ("logits", "coarse", "features", "gca", "cells", "fine_indices", "region")
 
     def __init__(self, model: TwoPassViT) -> None:
         super().__init__()
@@ -45,92 +47,94 @@ class FirstAndSelection(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         first = self.model.first_pass(images)
-        chosen = self.model.select(Scores(first.gca, first.last))
-        region = () if chosen.region is None else (chosen.region,)
-        left = (first.logits, first.inputs, first.outputs)
-        return (*left, chosen.gca, chosen.cells, chosen.fine_indices, *region)
+        gca, region, cells, fine_indices = self.model.select(first.scores)
+        tensors = (first.logits, first.coarse, first.features, gca, cells, fine_indices)
+        return tensors if region is None else (*tensors, region)
 
 
-class SecondFromFirst(nn.Module):
-    """The second pass, from what the first one left: logits (B, C)."""
+class SecondPassModule(nn.Module):
+    """The second pass from outputs of the first: logits (B, C)."""
+
+    inputs = ("coarse", "features", "cells", "fine_indices")
 
     def __init__(self, model: TwoPassViT) -> None:
         super().__init__()
         self.model = model
 
     def forward(
-        self, images: Tensor, inputs: Tensor, outputs: Tensor, cells: Tensor, fine_indices: Tensor
+        self, images: Tensor, coarse: Tensor, features: Tensor, cells: Tensor, fine_indices: Tensor
     ) -> Tensor:
-        unread = inputs[:, 0, 0]  # logits and scores have done their work
-        first = FirstPass(unread, unread, unread, inputs, outputs)
-        return self.model.second_pass(
-            images, first, Selection(unread, None, cells, fine_indices)
-        ).logits
+        unused = coarse[:, 0, 0]  # logits and scores are not read any more
+        first = FirstPass(unused, unused, unused, coarse, features)
+        selection = Selection(unused, None, cells, fine_indices)
+        return self.model.second_pass(images, first, selection).logits
 
 
-def passes_of(model: nn.Module, image_size: int) -> list[Pass]:
+def export_passes(model: nn.Module, image_size: int) -> list[ExportedPass]:
     """The passes of a model of `lfvit.create_model`, in evaluation mode, in their order."""
-    like = next(model.parameters())
-    images = like.new_zeros(3, 3, image_size, image_size)
+    images = next(model.parameters()).new_zeros(3, 3, image_size, image_size)
     model.eval()
     if not isinstance(model, TwoPassViT):
-        return [Pass("model", model, {"images": images}, ("logits",))]
-    both = FirstAndSelection(model).eval()
+        return [ExportedPass("model", model, {"images": images}, ("logits",))]
+    first = FirstPassModule(model).eval()
     with torch.no_grad():
-        found = both(images)
-    names = ("logits", "inputs", "outputs", "gca", "cells", "fine_indices", "region")[: len(found)]
-    left = dict(zip(names, found, strict=True))
-    needed = ("inputs", "outputs", "cells", "fine_indices")
-    second = {"images": images, **{name: left[name] for name in needed}}
+        tensors = first(images)
+    outputs = dict(zip(first.outputs, tensors, strict=False))  # without a region, the last is out
+    second_inputs = {name: outputs[name] for name in SecondPassModule.inputs}
     return [
-        Pass("first_pass", both, {"images": images}, names),
-        Pass("second_pass", SecondFromFirst(model).eval(), second, ("logits",)),
+        ExportedPass("first_pass", first, {"images": images}, tuple(outputs)),
+        ExportedPass(
+            "second_pass",
+            SecondPassModule(model).eval(),
+            {"images": images, **second_inputs},
+            ("logits",),
+        ),
     ]
 
 
-def capture(one: Pass) -> ExportedProgram:
-    """The graph of a pass, for any number of images.
+def capture(exported: ExportedPass) -> ExportedProgram:
+    """Trace a pass with torch.export, for any number of images.
 
     Raises:
         ConfigError: the pass draws at random, as random selectors do.
         ExportError: it cannot be captured, such as a selector that branches on its scores.
     """
-    inputs = tuple(one.inputs.values())
+    inputs = tuple(exported.inputs.values())
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), _exporter_silenced():
             program = torch.export.export(
-                one.module, inputs, dynamic_shapes=tuple({0: Dim.DYNAMIC} for _ in inputs)
+                exported.module, inputs, dynamic_shapes=tuple({0: Dim.DYNAMIC} for _ in inputs)
             )
     except Exception as error:  # every kind, from whatever the pass does
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ExportError(f"the {_words(one)} cannot be exported: {reason[0]}") from error
-    drawn = [node for node in program.graph.nodes if _draws(node.target)]
+        raise ExportError(f"{exported.name} cannot be exported: {reason[0]}") from error
+    drawn = [node for node in program.graph.nodes if _is_random(node.target)]
     if drawn:
-        model = getattr(one.module, "model", None)
+        model = getattr(exported.module, "model", None)
         raise ConfigError(
             f"method.selector={getattr(model, 'selector', None)!r} draws at random "
-            f"({drawn[0].target}), and an exported model must answer an image the same way every "
-            "time; export a model with another selector, such as ngca or gca"
+            f"({drawn[0].target}), and an exported model must be deterministic; export a model "
+            "with another selector, such as ngca or gca"
         )
     return program
 
 
-def write_onnx(one: Pass, path: Path) -> None:
+def write_onnx(exported: ExportedPass, path: Path) -> None:
     """Write a pass as ONNX; inputs and outputs have their names, the first axis is free.
 
     Raises:
         ConfigError, ExportError: see `capture`; or an operation that ONNX does not have.
     """
-    program = capture(one)
+    program = capture(exported)
     weights = sum(p.numel() * p.element_size() for p in program.parameters())
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), _exporter_silenced():
             torch.onnx.export(
                 program,
                 (),
                 path,
-                input_names=list(one.inputs),
-                output_names=list(one.outputs),
+                input_names=list(exported.inputs),
+                output_names=list(exported.outputs),
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
@@ -138,7 +142,7 @@ def write_onnx(one: Pass, path: Path) -> None:
                 custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise ExportError(f"the {_words(one)} cannot be written as ONNX: {error}") from error
+        raise ExportError(f"{exported.name} cannot be written as ONNX: {error}") from error
 
 
 def _stable_sort(
@@ -152,19 +156,15 @@ def _stable_sort(
     return op.TopK(values, size, axis=dim, largest=int(descending), sorted=1)
 
 
-def _draws(target: Any) -> bool:
-    """Whether an operation is random; dropout is not in evaluation, nor attention, which has it."""
+def _is_random(target: Any) -> bool:
+    """Whether an operation draws at random; dropout does not in evaluation mode."""
     random = torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
     return random and not any(name in str(target) for name in ("dropout", "attention"))
 
 
-def _words(one: Pass) -> str:
-    return one.name.replace("_", " ")
-
-
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """For a while, without the exporters' remarks to their own developers."""
+def _exporter_silenced() -> Iterator[None]:
+    """For a while, without the exporter's log and warnings for its developers."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -18,20 +18,20 @@ from torch import Tensor, nn
 from lfvit.models.token_mix import TokenMix
 from lfvit.utils.distributed import all_reduce_sum, world_size
 
-ONE_PASS_SHARE = 0.5
-"""Weight of the auxiliary head in the one-pass model's answer."""
+AUX_SHARE = 0.5
+"""Weight of the auxiliary head in the one-pass model's logits."""
 
 
-class Dense(NamedTuple):
-    """What both heads say about the tokens of one pass, N of them besides the class token.
+class DenseLogits(NamedTuple):
+    """Logits of both heads in one pass.
 
-    class_logits: (B, C). token_logits: (B, N, C).
+    class_logits: (B, C), of the class token. token_logits: (B, N, C), of the N patch tokens.
     """
 
     class_logits: Tensor
     token_logits: Tensor
 
-    def answer(self, share: float) -> Tensor:
+    def combine(self, share: float) -> Tensor:
         """Class logits plus a share of each class's largest token logit: (B, C)."""
         return self.class_logits + share * self.token_logits.amax(dim=1)
 
@@ -119,8 +119,11 @@ class ConvStem(nn.Module):
     def forward(self, images: Tensor, mix: TokenMix | None = None) -> Tensor:
         """(B, 3, S, S) -> (B, (S/P)^2, D), row-major."""
         if images.shape[-2:] != self.img_size:
-            S, found = self.img_size[0], " x ".join(map(str, images.shape[-2:]))
-            raise ValueError(f"images of {S} x {S} pixels were expected, not {found}")
+            height, width = images.shape[-2:]
+            raise ValueError(
+                f"images of {height} x {width} pixels, but this model has image_size="
+                f"{self.img_size[0]}; create it with the image_size of the data"
+            )
         maps = self.maps(images)
         maps = maps if mix is None else mix.maps(maps)
         return self.proj(maps).flatten(2).transpose(1, 2)
@@ -129,11 +132,11 @@ class ConvStem(nn.Module):
 class LVViT(VisionTransformer):
     """LV-ViT in one pass: images (B, 3, S, S) -> logits (B, C).
 
-    The answer is the class token's logits plus half of each class's largest logit over the patch
-    tokens, however many of these there are at the end.
+    The logits are the class token's plus half of each class's largest logit over the patch tokens,
+    however many of these are left after the last block.
 
     Args:
-        skip_lam: what every residual branch is divided by.
+        skip_lam: divisor of every residual branch.
         stem_dim: channels of the convolutional stem.
         **settings: of timm's `VisionTransformer`.
     """
@@ -149,22 +152,21 @@ class LVViT(VisionTransformer):
 
     def forward(  # type: ignore[override]
         self, images: Tensor, mix: TokenMix | None = None, *, dense: bool = False
-    ) -> Tensor | Dense:
-        """Logits (B, C); what both heads say, for training with token labels, if `dense`.
+    ) -> Tensor | DenseLogits:
+        """Logits (B, C); those of both heads if `dense`, for training with token labels.
 
         Args:
             images: (B, 3, S, S), normalised.
             mix: cells that come from another image of the batch.
         """
-        tokens = self._pos_embed(self.patch_embed(images, mix))
-        tokens = self.norm(self.blocks(tokens))
-        heads = self.heads(tokens)
-        return heads if dense else heads.answer(ONE_PASS_SHARE)
+        tokens = self._pos_embed(self.patch_embed(images, mix))  # (B, 1 + N, D)
+        logits = self.heads(self.norm(self.blocks(tokens)))
+        return logits if dense else logits.combine(AUX_SHARE)
 
-    def heads(self, tokens: Tensor) -> Dense:
+    def heads(self, tokens: Tensor) -> DenseLogits:
         """Both heads on normed tokens (B, 1 + N, D), the class token first."""
-        return Dense(self.head(self.head_drop(tokens[:, 0])), self.aux_head(tokens[:, 1:]))
+        return DenseLogits(self.head(self.head_drop(tokens[:, 0])), self.aux_head(tokens[:, 1:]))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """timm's second half of the forward: normed tokens -> logits."""
-        return super().forward_head(x, True) if pre_logits else self.heads(x).answer(ONE_PASS_SHARE)
+        return super().forward_head(x, True) if pre_logits else self.heads(x).combine(AUX_SHARE)

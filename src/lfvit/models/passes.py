@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lfvit.models.lv_vit import ONE_PASS_SHARE, Dense, LVViT
+from lfvit.models.lv_vit import AUX_SHARE, DenseLogits, LVViT
 from lfvit.models.selection import Selection
 
 
@@ -22,7 +22,7 @@ class ModelOutput(NamedTuple):
 
     logits: list[Tensor]
     selection: Selection | None = None
-    dense: Dense | None = None
+    dense: DenseLogits | None = None
 
     @property
     def first_logits(self) -> Tensor:
@@ -70,8 +70,8 @@ def forward_passes(
         output: ModelOutput = model(images, coarse_images, **options)
         return output
     if isinstance(model, LVViT):
-        dense: Dense = model(images, **options, dense=True)
-        return ModelOutput([dense.answer(ONE_PASS_SHARE)], dense=dense)
+        dense: DenseLogits = model(images, **options, dense=True)
+        return ModelOutput([dense.combine(AUX_SHARE)], dense=dense)
     return ModelOutput([model(images, **options)])
 
 

@@ -1,70 +1,48 @@
-"""What the second pass reuses of the first: a term added to its tokens."""
-
-from collections.abc import Callable
+"""Feature reuse: what the second pass adds to its tokens from the first pass's output."""
 
 from timm.layers import Mlp
 from torch import Tensor, nn
 
+REUSE: dict[str, dict[str, bool] | None] = {
+    "mlp": {},
+    "linear": {"linear": True},
+    "with_class_token": {"to_class_token": True},
+    "with_uninformative": {"to_coarse": True},
+    "everywhere": {"to_class_token": True, "to_coarse": True},  # in neither paper
+    "none": None,
+}
+"""Names of ``method.reuse`` -> options of `FeatureReuse` (CF-ViT Table 5)."""
 
-class Reuse(nn.Module):
-    """LayerNorm, then a small network, on the first pass's output tokens (LF-ViT Eq. 11).
 
-    (B, n, D) -> (B, n, D). The result is added to the fine tokens of the same cell, and where the
-    flags say so also to the second pass's class token and to the cells that stay coarse (the
-    variants of CF-ViT Table 5).
+class FeatureReuse(nn.Module):
+    """LayerNorm, then an MLP, on the first pass's output tokens (LF-ViT Eq. 11).
+
+    (B, n, D) -> (B, n, D), added to the fine tokens of the same coarse cell.
+
+    Args:
+        dim: D.
+        mlp_ratio: hidden width of the MLP over D.
+        norm_eps: of the LayerNorm.
+        linear: a single linear layer in place of the MLP.
+        to_class_token: also added to the second pass's class token.
+        to_coarse: also added to the cells that stay coarse.
     """
 
     def __init__(
         self,
         dim: int,
+        mlp_ratio: float,
         norm_eps: float,
-        mlp: nn.Module,
         *,
+        linear: bool = False,
         to_class_token: bool = False,
         to_coarse: bool = False,
     ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = mlp
+        self.mlp = nn.Linear(dim, dim) if linear else Mlp(dim, int(dim * mlp_ratio))
         self.to_class_token = to_class_token
         self.to_coarse = to_coarse
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.mlp(self.norm(tokens))
-
-
-def _mlp(dim: int, mlp_ratio: float, norm_eps: float) -> Reuse:
-    return Reuse(dim, norm_eps, Mlp(dim, int(dim * mlp_ratio)))
-
-
-def _linear(dim: int, mlp_ratio: float, norm_eps: float) -> Reuse:
-    return Reuse(dim, norm_eps, nn.Linear(dim, dim))
-
-
-def _with_class_token(dim: int, mlp_ratio: float, norm_eps: float) -> Reuse:
-    return Reuse(dim, norm_eps, Mlp(dim, int(dim * mlp_ratio)), to_class_token=True)
-
-
-def _with_uninformative(dim: int, mlp_ratio: float, norm_eps: float) -> Reuse:
-    return Reuse(dim, norm_eps, Mlp(dim, int(dim * mlp_ratio)), to_coarse=True)
-
-
-def _everywhere(dim: int, mlp_ratio: float, norm_eps: float) -> Reuse:
-    """Both of the above together, which neither paper tried."""
-    mlp = Mlp(dim, int(dim * mlp_ratio))
-    return Reuse(dim, norm_eps, mlp, to_class_token=True, to_coarse=True)
-
-
-def _none(dim: int, mlp_ratio: float, norm_eps: float) -> None:
-    """The ablation: the second pass learns nothing from the first."""
-
-
-REUSE: dict[str, Callable[[int, float, float], Reuse | None]] = {
-    "mlp": _mlp,
-    "linear": _linear,
-    "with_class_token": _with_class_token,
-    "with_uninformative": _with_uninformative,
-    "everywhere": _everywhere,
-    "none": _none,
-}
-"""Names of ``method.reuse`` -> builder from (embed_dim, mlp_ratio, norm_eps)."""

@@ -21,7 +21,7 @@ class TokenMix(NamedTuple):
     mask: Tensor
 
     @classmethod
-    def of(cls, box: Box, grid: int, device: torch.device | None = None) -> "TokenMix":
+    def from_box(cls, box: Box, grid: int, device: torch.device | None = None) -> "TokenMix":
         """The cells of an n x n grid that a box covers, its sides rounded to the nearest edge."""
         top, left, bottom, right = (round(side * grid) for side in box)
         mask = torch.zeros(grid, grid, dtype=torch.bool)

@@ -1,9 +1,9 @@
-"""The two-pass vision transformer: look once at half resolution, and again where it matters.
+"""The two-pass vision transformer.
 
 LF-ViT (Hu et al., AAAI 2024, arXiv 2402.00033) is this model with a window selector, CF-ViT (Chen
 et al., AAAI 2023, arXiv 2203.03821) with a cell selector. Read it from top to bottom: `forward`
-looks twice at every image, `infer` stops early where it can, and both are made of the same three
-steps.
+runs both passes on every image, `infer` stops after the first where it can, and both are made of
+`first_pass`, `select` and `second_pass`.
 
 Shapes: B images, S image side, P patch side, G = S/P fine grid, g = G/2 coarse grid, k cells that
 become fine, D width, C classes.
@@ -19,62 +19,56 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from lfvit.models.backbone import AUX_SHARE, Backbone
-from lfvit.models.indexing import take
-from lfvit.models.lv_vit import Dense
+from lfvit.models.lv_vit import DenseLogits
 from lfvit.models.passes import EarlyExitOutput, ModelOutput
-from lfvit.models.reduction.registry import Layout, Reducer, centres
+from lfvit.models.reducers.base import Layout, Reducer, patch_centers
 from lfvit.models.resample import downsample
-from lfvit.models.reuse import Reuse
-from lfvit.models.selection import (
-    Scores,
-    Selection,
-    coarse_cell,
-    remaining_cells,
-    score_cells,
-    select,
-)
+from lfvit.models.reuse import FeatureReuse
+from lfvit.models.selection import Selection, coarse_cell, remaining_cells, score_cells, select
+from lfvit.models.selectors import Scores
+from lfvit.models.settings import LFViTSettings, default_region_size
 from lfvit.models.token_mix import TokenMix
+from lfvit.models.tokens import gather_tokens
 
 
 class FirstPass(NamedTuple):
-    """What the first pass leaves for the second.
+    """What the second pass needs of the first.
 
     logits: (B, C).
-    gca, last: (B, g, g) float32, where the class token looked, see `Scores`.
-    inputs: (B, g*g, D) coarse tokens as they entered block 1, with position embedding.
-    outputs: (B, 1 + g*g, D) class token and coarse tokens after the final norm.
+    gca, last: (B, g, g) float32, see `Scores`.
+    coarse: (B, g*g, D) coarse tokens as they entered block 1, with position embedding.
+    features: (B, 1 + g*g, D) class token and coarse tokens after the final norm.
     """
 
     logits: Tensor
     gca: Tensor
     last: Tensor
-    inputs: Tensor
-    outputs: Tensor
+    coarse: Tensor
+    features: Tensor
+
+    @property
+    def scores(self) -> Scores:
+        return Scores(self.gca, self.last)
 
 
 class SecondPass(NamedTuple):
-    """The second answer: logits (B, C), and of an auxiliary head what it says about every token.
+    """Logits (B, C) of the second pass, and those of its tokens with an auxiliary head.
 
     dense: of the 4k fine tokens in the order of `Selection.fine_indices`, then of the coarse ones.
     """
 
     logits: Tensor
-    dense: Dense | None
+    dense: DenseLogits | None
 
 
 class TwoPassViT(nn.Module):
-    """One backbone used twice; build it with `lfvit.create_model`, which checks the settings.
+    """One backbone used twice; `lfvit.create_model` builds it.
 
     Args:
-        backbone: the shared weights.
+        backbone: the weights both passes share.
+        settings: of the method.
         image_size: S in pixels.
-        region_size: m, side of the window in coarse cells (window selectors only).
-        alpha: share of the candidate cells that becomes fine, in (0, 1].
-        beta: weight of the past in the average of class attention, in [0, 1).
-        gca_start: first block (0-based) whose class attention counts.
-        selector: how the cells are chosen, a name in `lfvit.models.selection.SELECTORS`.
-        reuse: the term added to the second pass's tokens; None adds nothing.
-        background: keep the cells that are not chosen as coarse tokens of the second pass.
+        reuse: adds features of the first pass to tokens of the second; None adds nothing.
         reducer: shortens the sequence inside the passes named by `reduced_passes`.
         reduced_passes: some of "first", "second".
     """
@@ -84,15 +78,10 @@ class TwoPassViT(nn.Module):
     def __init__(
         self,
         backbone: Backbone,
+        settings: LFViTSettings,
         *,
         image_size: int,
-        region_size: int,
-        alpha: float,
-        beta: float,
-        gca_start: int,
-        selector: str,
-        reuse: Reuse | None,
-        background: bool = True,
+        reuse: FeatureReuse | None,
         reducer: Reducer | None = None,
         reduced_passes: Collection[str] = (),
     ) -> None:
@@ -101,22 +90,28 @@ class TwoPassViT(nn.Module):
         self.reuse = reuse
         self.image_size = image_size
         self.grid = image_size // backbone.patch_size // 2
-        self.region_size = region_size
-        self.alpha = alpha
-        self.beta = beta
-        self.gca_start = gca_start
-        self.selector = selector
-        self.background = background
+        self.region_size = settings.region_size or default_region_size(self.grid)
+        self.alpha = settings.alpha
+        self.beta = settings.beta
+        self.gca_start = settings.gca_start
+        self.selector = settings.selector
+        self.background = settings.background
         self.reducer = reducer
         self.reduced_passes = frozenset(reduced_passes)
-        D = backbone.embed_dim
-        self.first_pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, D))
-        self.second_pos_embed = nn.Parameter(torch.zeros(1, 1 + 4 * self.grid**2, D))
+        g, D = self.grid, backbone.embed_dim
+        self.first_pos_embed = nn.Parameter(torch.zeros(1, 1 + g * g, D))
+        self.second_pos_embed = nn.Parameter(torch.zeros(1, 1 + 4 * g * g, D))
         trunc_normal_(self.first_pos_embed, std=0.02)
         trunc_normal_(self.second_pos_embed, std=0.02)
 
+    def extra_repr(self) -> str:
+        return (
+            f"image_size={self.image_size}, region_size={self.region_size}, alpha={self.alpha}, "
+            f"beta={self.beta}, selector={self.selector!r}, background={self.background}"
+        )
+
     def no_weight_decay(self) -> set[str]:
-        """Parameters that weight decay leaves alone, as in DeiT and timm."""
+        """Parameters without weight decay, as in DeiT and timm."""
         tokens = {"backbone.cls_token", "backbone.reg_token"}
         return {"first_pos_embed", "second_pos_embed"} | tokens
 
@@ -128,7 +123,7 @@ class TwoPassViT(nn.Module):
         selector: str | None = None,
         mix: TokenMix | None = None,
     ) -> ModelOutput:
-        """Both passes for every image.
+        """Both passes on every image.
 
         Args:
             images: (B, 3, S, S), normalised.
@@ -138,7 +133,7 @@ class TwoPassViT(nn.Module):
             mix: cells that come from another image of the batch, in both passes.
         """
         first = self.first_pass(images, coarse_images, mix)
-        selection = self.select(Scores(first.gca, first.last), selector)
+        selection = self.select(first.scores, selector)
         second = self.second_pass(images, first, selection, mix)
         return ModelOutput([first.logits, second.logits], selection, second.dense)
 
@@ -158,61 +153,53 @@ class TwoPassViT(nn.Module):
         Args:
             images: (B, 3, S, S), normalised.
             threshold: eta; at 0 every image stops after the first pass, above 1 none.
-            coarse_images: (B, 3, S/2, S/2) if already computed.
+            coarse_images: (B, 3, S/2, S/2) if already computed, see `downsample`.
             bucket: the second pass runs on a multiple of so many images, the last one repeated,
                 so that compiled passes meet few sizes.
         """
         first = self.first_pass(images, coarse_images)
-        selection = self.select(Scores(first.gca, first.last))
+        selection = self.select(first.scores)
         confidence = first.logits.float().softmax(dim=1).amax(dim=1)  # (B,)
-        exited = confidence >= threshold
+        exited = confidence >= threshold  # (B,)
         output = EarlyExitOutput(first.logits, exited, confidence, selection)
         rest = (~exited).nonzero()[:, 0]  # (R,), the one place that waits for the device
         if not len(rest):
             return output
-        padded = torch.cat([rest, rest[-1:].expand(-len(rest) % bucket)])
-        if len(rest) < len(images) or len(padded) > len(rest):  # else all of them, in order
-            images, selection = images[padded], selection.rows(padded)
-            first = FirstPass(*(t[padded] for t in first))
-        second = self.second_pass(images, first, selection).logits[: len(rest)]
-        logits = output.logits.index_copy(0, rest, second.to(output.logits.dtype))
+        rows = torch.cat([rest, rest[-1:].expand(-len(rest) % bucket)])  # (R',), R' % bucket = 0
+        second_images, second_selection = images, selection
+        if len(rest) < len(images) or len(rows) > len(rest):  # else all of them, in order
+            second_images, second_selection = images[rows], selection.rows(rows)
+            first = FirstPass(*(x[rows] for x in first))
+        second = self.second_pass(second_images, first, second_selection).logits[: len(rest)]
+        logits = output.logits.index_copy(0, rest, second.to(output.logits.dtype))  # (B, C)
         return output._replace(logits=logits)
-
-    def compile_passes(self, **options: Any) -> None:
-        """Run each pass under `torch.compile` with these options, and what lies between as it is.
-
-        Later batches of one size, of which `infer` makes few with a `bucket`, reuse the graphs.
-        """
-        for name in ("first_pass", "second_pass"):
-            run = torch.compile(getattr(self, name), **options)
-            graphs = options.get("mode") in ("reduce-overhead", "max-autotune")
-            setattr(self, name, _kept(run) if graphs else run)
 
     def first_pass(
         self, images: Tensor, coarse_images: Tensor | None = None, mix: TokenMix | None = None
     ) -> FirstPass:
-        """Classify the image at half resolution, and score the coarse cells."""
+        """Classify the image at half resolution, and score its coarse cells."""
         if coarse_images is None:
-            coarse_images = downsample(images)
+            coarse_images = downsample(images)  # (B, 3, S/2, S/2)
         self._check_size(coarse_images)
-        backbone = self.backbone
-        coarse = backbone.embed(coarse_images, mix) + self.first_pos_embed[:, 1:]  # (B, g*g, D)
+        backbone, g = self.backbone, self.grid
+        coarse = backbone.embed(coarse_images, mix)  # (B, g*g, D)
+        coarse = coarse + self.first_pos_embed[:, 1:]
         class_token = backbone.cls_token + self.first_pos_embed[:, :1]  # (1, 1, D)
         class_token = class_token.expand(coarse.shape[0], -1, -1)  # (B, 1, D)
         tokens = torch.cat([class_token.to(coarse), coarse], dim=1)  # (B, 1 + g*g, D)
-        reducer = self.reducer_of("first")
-        layout = None if reducer is None else self._first_layout(coarse.device)
-        run = backbone.run(tokens, self.gca_start, reducer, layout)
-        tokens = run.expand(backbone.norm(run.tokens))  # one per cell again, if there were fewer
-        logits, dense = backbone.classify(tokens)
-        if dense is not None:  # on one scale with plain logits, where the confidence is read
+
+        reducer = self.reducer if "first" in self.reduced_passes else None
+        layout = None
+        if reducer is not None:
+            cells = torch.arange(g * g, device=coarse.device)[None]  # (1, g*g)
+            layout = Layout(1, patch_centers(cells, g, g), self.first_pos_embed[:, 1:])
+        output = backbone.run(tokens, self.gca_start, reducer, layout)  # (B, N, D), N = 1 + g*g
+        features = output.unmerge(backbone.norm(output.tokens))  # (B, 1 + g*g, D), also if reduced
+        logits, dense = backbone.classify(features)  # (B, C)
+        if dense is not None:  # back to the scale of one head, as confidence is read from them
             logits = logits / (1 + AUX_SHARE)
-        return FirstPass(
-            logits=logits,
-            **score_cells(run.rows, self.beta, self.grid)._asdict(),
-            inputs=coarse,
-            outputs=tokens,
-        )
+        gca, last = score_cells(output.class_attention, self.beta, g)  # (B, g, g)
+        return FirstPass(logits, gca, last, coarse, features)
 
     def select(self, scores: Scores, selector: str | None = None) -> Selection:
         """Choose the cells that become fine."""
@@ -225,49 +212,51 @@ class TwoPassViT(nn.Module):
         selection: Selection,
         mix: TokenMix | None = None,
     ) -> SecondPass:
-        """Classify again: fine tokens where it matters, coarse ones everywhere else."""
-        backbone, reuse = self.backbone, self.reuse
+        """Classify again: fine tokens for the selected cells, coarse ones for the others."""
+        backbone, reuse, g = self.backbone, self.reuse, self.grid
+        fine_indices = selection.fine_indices  # (B, 4k) in the G x G grid
+        rest = remaining_cells(selection.cells, g)  # (B, g*g - k) in the g x g grid
         # a lookup, not indexing: its gradient is summed in a fixed order, whatever the threads
-        positions = F.embedding(selection.fine_indices, self.second_pos_embed[0, 1:])  # (B, 4k, D)
-        fine = backbone.embed_patches(images, selection.fine_indices, mix) + positions
-        rest = remaining_cells(selection.cells, self.grid)  # (B, g*g - k)
-        coarse = take(first.inputs, rest)
-        class_token = backbone.cls_token + self.second_pos_embed[:, :1]
-        class_token = class_token.expand(images.shape[0], -1, -1)
+        fine_pos_embed = F.embedding(fine_indices, self.second_pos_embed[0, 1:])  # (B, 4k, D)
+        fine = backbone.embed_patches(images, fine_indices, mix)  # (B, 4k, D)
+        fine = fine + fine_pos_embed
+        coarse = gather_tokens(first.coarse, rest)  # (B, g*g - k, D)
+        class_token = backbone.cls_token + self.second_pos_embed[:, :1]  # (1, 1, D)
+        class_token = class_token.expand(images.shape[0], -1, -1)  # (B, 1, D)
         if reuse is not None:
-            reused = reuse(first.outputs if reuse.to_class_token else first.outputs[:, 1:])
+            reused = reuse(first.features if reuse.to_class_token else first.features[:, 1:])
             if reuse.to_class_token:
                 class_token, reused = class_token + reused[:, :1], reused[:, 1:]
             if reuse.to_coarse:
-                coarse = coarse + take(reused, rest)
-            fine = fine + take(reused, coarse_cell(selection.fine_indices, self.grid))
-        tokens = [class_token, fine, coarse] if self.background else [class_token, fine]
-        # (B, 1 + 4k + g*g - k, D)
-        sequence = torch.cat([part.to(fine) for part in tokens], dim=1)
-        reducer = self.reducer_of("second")
-        layout = None if reducer is None else self._second_layout(selection.fine_indices, rest)
-        run = backbone.run(sequence, reducer=reducer, layout=layout)
-        return SecondPass(*backbone.classify(backbone.answering(run)))
+                coarse = coarse + gather_tokens(reused, rest)
+            # nearest-neighbour upsampling: all four patches of a cell get its (B, g*g, D) feature
+            fine = fine + gather_tokens(reused, coarse_cell(fine_indices, g))
+        parts = [class_token, fine, coarse] if self.background else [class_token, fine]
+        tokens = torch.cat([part.to(fine) for part in parts], dim=1)  # (B, 1 + 4k + g*g - k, D)
 
-    def reducer_of(self, stage: str) -> Reducer | None:
-        """What shortens the sequence of the "first" or "second" pass."""
-        return self.reducer if stage in self.reduced_passes else None
+        reducer = self.reducer if "second" in self.reduced_passes else None
+        layout = None
+        if reducer is not None:
+            layout = Layout(1, patch_centers(fine_indices, 2 * g, 2 * g), fine_pos_embed)
+            if self.background:
+                coarse_pos_embed = F.embedding(rest, self.first_pos_embed[0, 1:])
+                layout = Layout(
+                    1,
+                    torch.cat([layout.centers, patch_centers(rest, g, g)], dim=1),
+                    torch.cat([fine_pos_embed, coarse_pos_embed], dim=1),
+                )
+        output = backbone.run(tokens, reducer=reducer, layout=layout)  # (B, N, D)
+        return SecondPass(*backbone.classify(backbone.head_tokens(output)))  # (B, C)
 
-    def _first_layout(self, device: torch.device) -> Layout:
-        cells = torch.arange(self.grid**2, device=device)[None]
-        return Layout(1, centres(cells, self.grid, self.grid), self.first_pos_embed[:, 1:])
+    def compile_passes(self, **options: Any) -> None:
+        """Run each pass under `torch.compile` with these options, and what is between as it is.
 
-    def _second_layout(self, fine_indices: Tensor, rest: Tensor) -> Layout:
-        """Of fine tokens, then coarse ones, on one image."""
-        fine = centres(fine_indices, 2 * self.grid, 2 * self.grid)
-        positions = F.embedding(fine_indices, self.second_pos_embed[0, 1:])
-        if not self.background:
-            return Layout(1, fine, positions)
-        coarse = centres(rest, self.grid, self.grid)
-        coarse_positions = F.embedding(rest, self.first_pos_embed[0, 1:])
-        return Layout(
-            1, torch.cat([fine, coarse], dim=1), torch.cat([positions, coarse_positions], dim=1)
-        )
+        Later batches of one size, of which `infer` makes few with a `bucket`, reuse the graphs.
+        """
+        for name in ("first_pass", "second_pass"):
+            run = torch.compile(getattr(self, name), **options)
+            graphs = options.get("mode") in ("reduce-overhead", "max-autotune")
+            setattr(self, name, _copying(run) if graphs else run)
 
     def _check_size(self, coarse_images: Tensor) -> None:
         height, width = coarse_images.shape[-2:]
@@ -278,6 +267,6 @@ class TwoPassViT(nn.Module):
             )
 
 
-def _kept(run: Callable[..., Any]) -> Callable[..., Any]:
-    """CUDA graphs write every time into the same memory: what they return is copied out of it."""
+def _copying(run: Callable[..., Any]) -> Callable[..., Any]:
+    """CUDA graphs write into the same memory every time: copy what they return."""
     return lambda *args: tree_map_only(Tensor, Tensor.clone, run(*args))

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from lfvit.data.datamodule import normalize
-from lfvit.models.selection.windows import window_sums
+from lfvit.models.selectors.windows import window_sums
 from lfvit.tracking.pictures import (
     BLUE,
     ORANGE,

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lfvit.errors import ConfigError
-from lfvit.models.reduction.registry import Reducer
+from lfvit.models.reducers import Reducer
 
 
 def build_optimizer(

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 import lfvit
 import reference_reduction
 from lfvit.errors import ConfigError
-from lfvit.models.reduction import dynamic_vit
-from lfvit.models.reduction.patch import answer
+from lfvit.models.reducers import dynamic_vit
+from lfvit.models.reduction import answer
 from reference_reduction import DynamicViT
 from small_vits import KINDS, check_against_reference, images_for, randomise, slow_logits, small_vit
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import lfvit
 from lfvit.errors import ConfigError
-from lfvit.models.reduction.frequency import Frequency
+from lfvit.models.reducers.frequency import Frequency
 from reference_reduction import Frequency as Slow
 from small_vits import KINDS, check_against_reference, images_for, randomise, slow_logits, small_vit
 

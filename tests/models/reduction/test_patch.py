@@ -10,14 +10,14 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lfvit.models.reduction.run import run_blocks
 from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock, ResPostBlock
 
 import lfvit
 from lfvit.errors import ConfigError
-from lfvit.models.reduction import REDUCERS
-from lfvit.models.reduction.patch import answer, unreduced
-from lfvit.models.reduction.registry import Carried, Layout, centres
-from lfvit.models.reduction.run import run_blocks
+from lfvit.models.reducers import REDUCERS
+from lfvit.models.reducers.base import Carried, Layout, centres
+from lfvit.models.reduction import answer, unreduced
 from small_vits import KINDS, images_for, randomise, small_vit
 
 NOTHING = {

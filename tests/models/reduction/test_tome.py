@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import lfvit
 from lfvit.errors import ConfigError
-from lfvit.models.reduction.tome import match
+from lfvit.models.reducers.tome import match
 from reference_reduction import ToMe
 from small_vits import KINDS, check_against_reference, images_for, small_vit
 

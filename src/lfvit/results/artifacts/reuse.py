@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from lfvit.errors import ConfigError, LFViTError
-from lfvit.models.weight_files import RECORD, read_file
+from lfvit.models.checkpoints import RECORD, read_file
 from lfvit.results.artifacts.runs import Run
 from lfvit.results.old.evaluated import flatten
 from lfvit.runs.record import make_record

@@ -1,9 +1,8 @@
 """Token reduction for a ViT of timm in one line, and back."""
 
 import copy
-import inspect
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import Attention
@@ -11,9 +10,10 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from lfvit.errors import ConfigError
-from lfvit.models.reduction.registry import REDUCERS, Layout, Reducer, Shape, centres
-from lfvit.models.reduction.run import Run, run_blocks
-from lfvit.utils.validation import check_choice, check_names
+from lfvit.models.blocks import BlocksOutput, run_blocks
+from lfvit.models.reducers import REDUCERS
+from lfvit.models.reducers.base import Layout, Reducer, TokenState, ViTDims, patch_centers
+from lfvit.utils.validation import check_choice, validate
 
 DROPPED = "a head that reads patch tokens, some of which the method drops"
 
@@ -46,14 +46,12 @@ def reduce(model: nn.Module, method: str, **options: Any) -> nn.Module:
             "For lf_vit and cf_vit pass reducer= to lfvit.create_model"
         )
     vit: Any = model
-    reasons = list(_in_the_way(vit, REDUCERS[method]))
+    reasons = list(_obstacles(vit, REDUCERS[method]))
     if reasons:
         raise ConfigError(
             f"{method} cannot be exact on this {type(model).__name__}: it has {'; '.join(reasons)}"
         )
-    if "name" in options:
-        raise ConfigError(f"{method} has no setting 'name'; the method is the second argument")
-    reducer = build_reducer({"name": method, **options}, shape_of(vit.blocks))
+    reducer = build_reducer(method, options, vit.blocks)
     like = next(vit.blocks.parameters())
     reducer.to(like.device, like.dtype)
     vit.blocks = ReducedBlocks(vit, reducer)
@@ -69,7 +67,7 @@ def restore(model: nn.Module) -> nn.Module:
     blocks = getattr(model, "blocks", None)
     if not isinstance(blocks, ReducedBlocks):
         raise ConfigError(f"this {type(model).__name__} is not reduced, so nothing can be restored")
-    model.blocks = nn.Sequential(*blocks.each)
+    model.blocks = nn.Sequential(*blocks.originals)
     model.blocks.training = blocks.training
     return model
 
@@ -84,40 +82,38 @@ def unreduced(model: nn.Module) -> nn.Module:
     return model
 
 
-def answer(vit: Any, images: Tensor) -> tuple[Tensor, Tensor | None, Run | None]:
-    """A one-pass model's logits, as ``vit(images)`` gives them, and what a learned reducer needs.
+class TokensOutput(NamedTuple):
+    """A one-pass model's output, and the tokens that it was read from.
 
-    Returns:
-        logits (B, C); the patch tokens (B, n, D) after the final norm, and the run that made them,
-        None where the head reads patch tokens.
+    logits: (B, C). tokens: (B, n, D), patch tokens after the final norm. state: of the reducer.
     """
-    if reads_patches(vit):
-        return vit(images), None, None
+
+    logits: Tensor
+    tokens: Tensor
+    state: TokenState | None
+
+
+def forward_tokens(vit: Any, images: Tensor) -> TokensOutput:
+    """``vit(images)``, for a head that reads the prefix tokens alone, with its patch tokens."""
     tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
-    blocks = vit.blocks
-    run = blocks.run(tokens) if isinstance(blocks, ReducedBlocks) else Run(blocks(tokens), [], None)
-    tokens = vit.norm(run.tokens)
-    return vit.forward_head(tokens), tokens[:, vit.num_prefix_tokens :], run
+    state = None
+    if isinstance(vit.blocks, ReducedBlocks):
+        tokens, _, state = vit.blocks.run(tokens)
+    else:
+        tokens = vit.blocks(tokens)
+    tokens = vit.norm(tokens)
+    return TokensOutput(vit.forward_head(tokens), tokens[:, vit.num_prefix_tokens :], state)
 
 
-def build_reducer(settings: Mapping[str, Any], shape: Shape) -> Reducer:
-    """A registered reducer from its name and options.
+def build_reducer(name: str, options: Mapping[str, Any], blocks: Any) -> Reducer:
+    """A registered reducer for the blocks of a ViT.
 
     Raises:
-        ConfigError: an unknown name or option, or a value out of range.
+        ConfigError: an unknown option, or a value out of range.
     """
-    options = dict(settings)
-    name = options.pop("name", None)
-    check_choice("reducer.name", name, REDUCERS)
-    known = [n for n in inspect.signature(REDUCERS[name]).parameters if n != "shape"]
-    check_names(f"reducer={name}", options, known)
-    return REDUCERS[name](shape, **options)
-
-
-def shape_of(blocks: Any) -> Shape:
-    """The sizes of a ViT, from its blocks."""
-    attn = blocks[0].attn
-    return Shape(len(blocks), attn.num_heads, attn.head_dim, attn.qkv.in_features)
+    cls, attn = REDUCERS[name], blocks[0].attn
+    dims = ViTDims(len(blocks), attn.num_heads, attn.head_dim, attn.qkv.in_features)
+    return cls(validate(cls.settings_type, options, "reducer"), dims)
 
 
 class ReducedBlocks(nn.Module):
@@ -142,12 +138,12 @@ class ReducedBlocks(nn.Module):
         return self._vit[0]
 
     @property
-    def each(self) -> list[Any]:
+    def originals(self) -> list[Any]:
         """The blocks, in order."""
         return [block for name, block in self.named_children() if name != "reducer"]
 
     def __len__(self) -> int:
-        return len(self.each)
+        return len(self.originals)
 
     def __iter__(self) -> Iterator[Any]:
         raise ConfigError(
@@ -163,23 +159,25 @@ class ReducedBlocks(nn.Module):
             return self.run(tokens).tokens
         if self.reducer.drops:
             raise ConfigError(f"the model now has {DROPPED}; call lfvit.restore(model) first")
-        run = self.run(tokens)
-        return run.expand(run.tokens)
+        output = self.run(tokens)
+        return output.unmerge(output.tokens)
 
-    def run(self, tokens: Tensor) -> Run:
-        """(B, prefix + n, D) through all blocks."""
-        prefix, (rows, columns) = self.vit.num_prefix_tokens, self.vit.patch_embed.grid_size
-        if tokens.shape[1] != prefix + rows * columns:
+    def run(self, tokens: Tensor) -> BlocksOutput:
+        """All blocks on (B, num_prefix_tokens + n, D)."""
+        num_prefix_tokens = self.vit.num_prefix_tokens
+        rows, columns = self.vit.patch_embed.grid_size
+        patches = tokens.shape[1] - num_prefix_tokens
+        if patches != rows * columns:
             raise ConfigError(
-                f"{tokens.shape[1] - prefix} patches came in, but this reduced model has a grid of "
-                f"{rows} x {columns}; build it for the image size in use"
+                f"{patches} patches came in, but this reduced model has a grid of {rows} x "
+                f"{columns}; build it for the image size in use"
             )
-        numbers = torch.arange(rows * columns, device=tokens.device)[None]
-        positions = self.vit.pos_embed
-        if positions is not None:  # those of the prefix come first, where there are any
-            positions = positions[:, positions.shape[1] - rows * columns :]
-        layout = Layout(prefix, centres(numbers, rows, columns), positions)
-        return run_blocks(self.each, tokens, reducer=self.reducer, layout=layout)
+        indices = torch.arange(rows * columns, device=tokens.device)[None]
+        pos_embed = self.vit.pos_embed
+        if pos_embed is not None:  # those of prefix tokens come first
+            pos_embed = pos_embed[:, pos_embed.shape[1] - rows * columns :]
+        layout = Layout(num_prefix_tokens, patch_centers(indices, rows, columns), pos_embed)
+        return run_blocks(self.originals, tokens, reducer=self.reducer, layout=layout)
 
 
 def reads_patches(vit: Any) -> bool:
@@ -187,33 +185,28 @@ def reads_patches(vit: Any) -> bool:
     return vit.global_pool != "token" or vit.attn_pool is not None or hasattr(vit, "aux_head")
 
 
-def foreign_blocks(vit: Any) -> Iterator[str]:
-    """Parts of a timm ViT's blocks that this project's own loop does not know."""
-    for block in getattr(vit.blocks, "each", vit.blocks):
+def unsupported_blocks(vit: Any) -> str | None:
+    """What of a timm ViT's blocks `run_blocks` would compute differently; None if nothing."""
+    for block in getattr(vit.blocks, "originals", vit.blocks):
         attn = getattr(block, "attn", None)
         if type(block) is not Block or type(attn) is not Attention:
-            yield f"blocks of type {type(block).__name__} with {type(attn).__name__}"
-            return
+            return f"blocks of type {type(block).__name__} with {type(attn).__name__}"
         if getattr(attn, "gate", None) is not None:
-            yield "gated attention"
-            return
-        if any(_hooked(part) for part in (block, attn)):
-            yield "blocks with hooks or a forward of their own, which would not run"
-            return
+            return "gated attention"
+        for module in (block, attn):
+            hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+            if any(hooks) or module._backward_pre_hooks or "forward" in vars(module):
+                return "blocks with hooks or a forward of their own, which would not run"
+    return None
 
 
-def _hooked(module: nn.Module) -> bool:
-    """Whether calling the module does more, or something else, than its class's forward."""
-    after = module._forward_hooks, module._backward_hooks
-    before = module._forward_pre_hooks, module._backward_pre_hooks
-    return any(after) or any(before) or "forward" in vars(module)
-
-
-def _in_the_way(vit: Any, method: type[Reducer]) -> Iterator[str]:
+def _obstacles(vit: Any, method: type[Reducer]) -> Iterator[str]:
+    """What keeps a reducer from being exact on a timm ViT."""
     if isinstance(vit.blocks, ReducedBlocks):
         yield "a reducer already, see lfvit.restore"
         return
-    yield from foreign_blocks(vit)
+    if reason := unsupported_blocks(vit):
+        yield reason
     if vit.grad_checkpointing:
         yield "gradient checkpointing, which runs the blocks one by one"
     if not isinstance(vit.patch_drop, nn.Identity):

@@ -1,0 +1,95 @@
+"""ToMe (Bolya et al., ICLR 2023): merge the most similar tokens, in every block."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lfvit.errors import ConfigError
+from lfvit.models.reducers.base import Reducer, TokenState, ViTDims, reducer
+from lfvit.models.settings import ToMeSettings
+
+
+def bipartite_soft_matching(metric: Tensor, r: int, num_prefix_tokens: int) -> Tensor:
+    """Which patch tokens merge into which (section 3).
+
+    The sequence, prefix included, is dealt alternately into A and B. Every token of A is matched to
+    the most similar token of B (cosine), and the r most similar pairs merge. Prefix tokens do not.
+
+    Args:
+        metric: (B, n, d), keys of the patch tokens, averaged over heads.
+        r: pairs to merge, at most n // 2.
+        num_prefix_tokens: before the patch tokens; an odd number deals the first one into B.
+
+    Returns:
+        (B, n): index of each patch token in the new order, which is the rest of A, then B.
+    """
+    B, n, _ = metric.shape
+    indices = torch.arange(n, device=metric.device)
+    a, b = indices[num_prefix_tokens % 2 :: 2], indices[1 - num_prefix_tokens % 2 :: 2]
+    metric = F.normalize(metric, dim=-1)
+    best, partner = (metric[:, a] @ metric[:, b].transpose(1, 2)).max(dim=-1)  # (B, |A|) both
+    ranked = best.argsort(dim=-1, descending=True, stable=True)
+    merged, unmerged = ranked[:, :r], ranked[:, r:]
+    if num_prefix_tokens:  # the released code keeps the order if there is a class token
+        unmerged = unmerged.sort(dim=-1).values
+    rest = unmerged.shape[1]
+    to_a = torch.empty_like(ranked)
+    to_a.scatter_(1, unmerged, torch.arange(rest, device=metric.device).expand_as(unmerged))
+    to_a.scatter_(1, merged, rest + partner.gather(1, merged))
+    to = torch.empty(B, n, dtype=torch.long, device=metric.device)
+    to[:, a] = to_a
+    to[:, b] = rest + torch.arange(len(b), device=metric.device)
+    return to
+
+
+@reducer("tome")
+class ToMe(Reducer):
+    """Merges r pairs of patch tokens between attention and MLP of every block.
+
+    A merged token is the mean of the patches it stands for, and is attended to as they would be
+    (proportional attention, Eq. 1).
+    """
+
+    settings_type = ToMeSettings
+
+    def __init__(self, settings: ToMeSettings, dims: ViTDims) -> None:
+        super().__init__(settings)
+        self.r = settings.r
+        self.proportional = settings.proportional
+        if isinstance(self.r, list) and len(self.r) != dims.depth:
+            raise ConfigError(f"reducer.r={self.r} needs one number per block: {dims.depth}")
+
+    def num_merged(self, index: int, state: TokenState) -> int:
+        """Pairs merged in block `index`, at most half of the tokens."""
+        r = self.r[index] if isinstance(self.r, list) else self.r
+        pairs = r if isinstance(r, int) else round(r * state.num_patches)
+        return min(pairs, state.num_tokens // 2)
+
+    def attention_bias(self, state: TokenState) -> Tensor | None:
+        if not self.proportional or state.num_tokens == state.num_patches:
+            return None
+        return F.pad(state.size().log(), (state.num_prefix_tokens, 0))[:, None, None]
+
+    def attention(
+        self, index: int, attn: Any, q: Tensor, k: Tensor, v: Tensor, bias: Any, state: TokenState
+    ) -> tuple[Tensor, Any]:
+        x, _ = super().attention(index, attn, q, k, v, bias, state)
+        return x, k[:, :, state.num_prefix_tokens :].mean(dim=1)  # (B, n, d)
+
+    def reduce_tokens(
+        self, index: int, tokens: Tensor, metric: Any, state: TokenState
+    ) -> tuple[Tensor, TokenState]:
+        r = self.num_merged(index, state)
+        if r == 0:
+            return tokens, state
+        with torch.no_grad():
+            to = bipartite_soft_matching(metric, r, state.num_prefix_tokens)  # (B, n)
+        prefix, patches = tokens.tensor_split([state.num_prefix_tokens], dim=1)
+        weighted = patches * state.size()[:, :, None]  # (B, n, D), at least float32
+        state = state.remap(to, state.num_tokens - r)
+        sums = weighted.new_zeros(patches.shape[0], state.num_tokens, patches.shape[2])
+        sums = sums.scatter_add(1, to[:, :, None].expand_as(patches), weighted)
+        means = sums / state.size()[:, :, None]  # (B, n - r, D)
+        return torch.cat([prefix, means.to(tokens.dtype)], dim=1), state

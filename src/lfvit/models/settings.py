@@ -1,0 +1,366 @@
+"""Settings of models, typed once; without PyTorch, so that a mistake is answered at once."""
+
+import re
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    PlainValidator,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from lfvit.errors import ConfigError
+from lfvit.models.registry import registered_names
+from lfvit.utils.validation import Settings, check_choice, validate
+
+# --- backbones ----------------------------------------------------------------------------------
+
+
+class ViTSettings(Settings):
+    """A ViT given by its sizes: ``backbone.family=vit``."""
+
+    family: Literal["vit", "lv_vit"] = "vit"
+    embed_dim: PositiveInt
+    depth: PositiveInt
+    num_heads: PositiveInt
+    patch_size: PositiveInt = 16
+    mlp_ratio: PositiveFloat = 4
+    qkv_bias: bool = True
+    norm_eps: PositiveFloat = 1e-6
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "ViTSettings":
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"backbone.embed_dim={self.embed_dim} is not a multiple of "
+                f"num_heads={self.num_heads}"
+            )
+        return self
+
+
+class LVViTSettings(ViTSettings):
+    """An LV-ViT: ``backbone.family=lv_vit``.
+
+    skip_lam: divisor of every residual branch. stem_dim: channels of the convolutional stem.
+    """
+
+    family: Literal["vit", "lv_vit"] = "lv_vit"
+    mlp_ratio: PositiveFloat = 3
+    qkv_bias: bool = False
+    norm_eps: PositiveFloat = 1e-5
+    skip_lam: PositiveFloat = 2
+    stem_dim: PositiveInt = 64
+
+    @field_validator("patch_size")
+    @classmethod
+    def _even(cls, patch_size: int) -> int:
+        if patch_size % 2:
+            raise ValueError("the stem halves the image, so it must be even, such as 16")
+        return patch_size
+
+
+BACKBONE_FAMILIES: dict[str, type[ViTSettings]] = {"vit": ViTSettings, "lv_vit": LVViTSettings}
+
+NAMED_BACKBONES: dict[str, dict[str, Any]] = {
+    "lv_vit_small": {"family": "lv_vit", "embed_dim": 384, "depth": 16, "num_heads": 6},
+}
+"""Names that timm does not have."""
+
+
+def backbone_settings(backbone: Any) -> ViTSettings | str:
+    """A backbone's settings, or the name of a model of timm.
+
+    Raises:
+        ConfigError: neither, or a setting at fault.
+    """
+    if isinstance(backbone, str):
+        if backbone not in NAMED_BACKBONES:
+            return backbone
+        backbone = NAMED_BACKBONES[backbone]
+    if not isinstance(backbone, Mapping):
+        raise ConfigError(
+            f"backbone={backbone!r} must be a name, or a mapping with embed_dim, depth and "
+            "num_heads"
+        )
+    family = backbone.get("family", "vit")
+    check_choice("backbone.family", family, BACKBONE_FAMILIES)
+    return validate(BACKBONE_FAMILIES[family], backbone, "backbone")
+
+
+# --- methods ------------------------------------------------------------------------------------
+
+
+class OnePassSettings(Settings):
+    """``method=vit`` has no settings."""
+
+
+class LFViTSettings(Settings):
+    """A two-pass model, with the published settings of LF-ViT.
+
+    region_size: m, side of the window in coarse cells; None: 5 on the 7 x 7 grid of 224 pixels, 8
+        on the 9 x 9 of 288, else 5/7 of the grid.
+    alpha: share of the candidate cells that becomes fine.
+    beta: weight of the past in the average of class attention.
+    gca_start: first block, from 0, whose class attention counts.
+    selector: how cells are chosen, a name in `lfvit.models.selectors.SELECTORS`.
+    reuse: what the second pass reuses of the first, a name in `lfvit.models.reuse.REUSE`.
+    background: keep the cells that are not chosen as coarse tokens of the second pass.
+    """
+
+    region_size: PositiveInt | None = None
+    alpha: float = Field(0.88, gt=0, le=1)
+    beta: float = Field(0.99, ge=0, lt=1)
+    gca_start: int = Field(3, ge=0)
+    selector: str = "ngca"
+    reuse: Literal[
+        "mlp", "linear", "with_class_token", "with_uninformative", "everywhere", "none"
+    ] = "mlp"
+    background: bool = True
+
+    @field_validator("selector")
+    @classmethod
+    def _registered(cls, selector: str) -> str:
+        names = registered_names("selectors")
+        if selector not in names:
+            raise ValueError(f"unknown selector; valid: {', '.join(names)}")
+        return selector
+
+
+class CFViTSettings(LFViTSettings):
+    """The published settings of CF-ViT."""
+
+    alpha: float = Field(0.5, gt=0, le=1)
+    selector: str = "gca"
+
+
+METHODS: dict[str, type[Settings]] = {
+    "vit": OnePassSettings,
+    "lf_vit": LFViTSettings,
+    "cf_vit": CFViTSettings,
+}
+"""Names of ``method`` -> settings."""
+
+# --- reducers -----------------------------------------------------------------------------------
+
+PASSES = {"first": ["first"], "second": ["second"], "both": ["first", "second"]}
+"""``reducer.passes`` of two-pass models -> passes whose blocks reduce."""
+
+
+def _per_block(valid: Callable[[Any], bool], description: str) -> PlainValidator:
+    """One number for all reducing blocks, or a list with one for each."""
+
+    def check(value: Any) -> Any:
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                raise ValueError(f"must be {description}, or a list of them")
+            if not valid(number):
+                raise ValueError(f"must be {description}, or a list of them")
+        return value
+
+    return PlainValidator(check)
+
+
+class BlockSettings(Settings):
+    """Settings of reducers that work in some blocks only.
+
+    blocks: the reducing blocks, from 1; None: 4, 7, 10 of 12, and the same shares of other depths.
+    """
+
+    blocks: list[PositiveInt] | None = None
+
+    @field_validator("blocks")
+    @classmethod
+    def _ascending(cls, blocks: list[int] | None) -> list[int] | None:
+        if blocks is not None and (not blocks or blocks != sorted(set(blocks))):
+            raise ValueError("must be ascending block numbers from 1, such as [4, 7, 10]")
+        return blocks
+
+
+class EViTSettings(BlockSettings):
+    """keep_rate: share of the patch tokens kept in each reducing block."""
+
+    keep_rate: float = Field(0.7, gt=0, le=1)
+
+
+class DynamicViTSettings(BlockSettings):
+    """Settings of DynamicViT.
+
+    keep_rate: keep_rate^s of the patch tokens are left after the s-th reduction.
+    ratio_weight: of the loss on the share of kept tokens (section 3.3).
+    token_weight: of the mean squared distance of the kept tokens from a teacher's, with a teacher.
+    """
+
+    keep_rate: float = Field(0.7, gt=0, le=1)
+    ratio_weight: float = Field(2.0, ge=0)
+    token_weight: float = Field(0.5, ge=0)
+
+
+class FrequencySettings(BlockSettings):
+    """Settings of frequency-aware reduction.
+
+    removed: share of the high-frequency tokens removed in each reducing block, or one per block.
+    windows: w, for w * w DC tokens, or one per reducing block; each divides the one before. The
+        published setting is 2, 1, 1, and 2, 2, 1 for ViT-S.
+    w1_init, w2_init: initial values of w1, w2, which the paper does not give. 0 and -1 leave the
+        attention of a pretrained model as it is.
+    position_term: add the mean position embedding of the patches it replaces to a DC token.
+    """
+
+    removed: Annotated[
+        float | list[float], _per_block(lambda x: 0 <= x < 1, "a share from 0 to below 1")
+    ] = 0.3
+    windows: Annotated[
+        int | list[int],
+        _per_block(lambda x: isinstance(x, int) and x >= 1, "a whole number, 1 or more"),
+    ] = Field(default_factory=lambda: [2, 1, 1])
+    w1_init: float = 0.0
+    w2_init: float = -1.0
+    position_term: bool = True
+
+    @field_validator("windows")
+    @classmethod
+    def _nested(cls, windows: int | list[int]) -> int | list[int]:
+        if not isinstance(windows, int):
+            for before, after in pairwise(windows):
+                if before % after:
+                    raise ValueError(
+                        f"{after} does not divide {before}, so that its windows cut through "
+                        "earlier ones; valid: such as [4, 2, 1]"
+                    )
+        return windows
+
+
+def _pairs(r: Any) -> Any:
+    whole = [n for n in (r if isinstance(r, (list, tuple)) else [r]) if type(n) is int and n >= 0]
+    if isinstance(r, (list, tuple)) and len(whole) == len(r):
+        return list(r)
+    if whole or (type(r) is float and 0 <= r < 1):
+        return r
+    raise ValueError("must be a whole number, a share from 0 to below 1, or one number per block")
+
+
+class ToMeSettings(Settings):
+    """Settings of ToMe.
+
+    r: pairs merged per block; below 1, a share of the patch tokens; a list has one per block. At
+        most half of the tokens merge at once.
+    proportional: add log(size) to the attention logits. The paper leaves it out for models trained
+        as masked autoencoders and not fine-tuned.
+    """
+
+    r: Annotated[int | float | list[int], PlainValidator(_pairs)] = 13
+    proportional: bool = True
+
+
+REDUCER_SETTINGS: dict[str, type[Settings]] = {
+    "dynamic_vit": DynamicViTSettings,
+    "evit": EViTSettings,
+    "frequency": FrequencySettings,
+    "tome": ToMeSettings,
+}
+"""Of the reducers that come with the package; the class of another one names its own."""
+
+
+def split_reducer(reducer: Any) -> tuple[str | None, dict[str, Any], str]:
+    """Name, options and passes of ``reducer``, checked as far as is known without PyTorch.
+
+    Args:
+        reducer: a name, None or "none", or a mapping with ``name``, options and ``passes``.
+
+    Raises:
+        ConfigError: an unknown name, options of no reducer, or an option at fault.
+    """
+    if reducer is not None and not isinstance(reducer, (str, Mapping)):
+        raise ConfigError(f"reducer={reducer!r} must be a name, or a mapping with name and options")
+    options = {"name": reducer} if isinstance(reducer, str) else dict(reducer or {})
+    name, passes = options.pop("name", None), options.pop("passes", "both")
+    check_choice("reducer.passes", passes, PASSES)
+    names = registered_names("reducers")
+    if name in (None, "none"):
+        for key, value in options.items():
+            raise ConfigError(
+                f"reducer.{key}={value!r} is set, but there is no reducer; name one as well: "
+                f"{', '.join(names)}"
+            )
+        return None, {}, passes
+    check_choice("reducer.name", name, names)
+    if name in REDUCER_SETTINGS:
+        validate(REDUCER_SETTINGS[name], options, "reducer")
+    return name, options, passes
+
+
+# --- all of it ----------------------------------------------------------------------------------
+
+
+class ModelSettings(Settings):
+    """The settings of every model."""
+
+    method: Literal["vit", "lf_vit", "cf_vit"]
+    image_size: PositiveInt = 224
+    num_classes: PositiveInt = 1000
+    drop_path_rate: float = Field(0.0, ge=0, lt=1)
+    pretrained: bool = False
+
+
+def check_model(
+    method: str, *, backbone: Any, reducer: Any = None, options: Mapping[str, Any], **common: Any
+) -> Settings:
+    """Check the arguments of `lfvit.create_model` as far as is possible without PyTorch.
+
+    Returns:
+        The method's settings.
+
+    Raises:
+        ConfigError: names the setting, its value and what would be valid.
+    """
+    model = validate(ModelSettings, {"method": method, **common})
+    settings = validate(METHODS[method], options, "method")
+    spec = backbone_settings(backbone)
+    split_reducer(reducer)
+    if isinstance(spec, ViTSettings):
+        check_sizes(settings, model.image_size, spec.patch_size, spec.depth)
+    elif match := re.search(r"patch(\d+)", spec):  # timm's names say the patch size
+        check_sizes(settings, model.image_size, int(match[1]))
+    return settings
+
+
+def check_sizes(
+    settings: Settings, image_size: int, patch_size: int, depth: int | None = None
+) -> None:
+    """Image, patch, window and depth must fit together.
+
+    Raises:
+        ConfigError: names the setting, its value and what would be valid.
+    """
+    two_pass = isinstance(settings, LFViTSettings)
+    step = 2 * patch_size if two_pass else patch_size
+    if image_size % step:
+        below = max(image_size // step, 1) * step
+        halves = " at half resolution as well" if two_pass else ""
+        raise ConfigError(
+            f"image_size={image_size} does not divide into patches of {patch_size}{halves}; it "
+            f"must be a multiple of {step}, such as {below} or {below + step}"
+        )
+    if not isinstance(settings, LFViTSettings):
+        return
+    grid = image_size // step
+    if settings.region_size is not None and settings.region_size > grid:
+        raise ConfigError(
+            f"method.region_size={settings.region_size} does not fit the {grid} x {grid} grid of "
+            f"image_size={image_size}; valid: 1 to {grid}"
+        )
+    if depth is not None and settings.gca_start >= depth:
+        raise ConfigError(
+            f"method.gca_start={settings.gca_start} leaves no block to count; the backbone has "
+            f"{depth}, valid: 0 to {depth - 1}"
+        )
+
+
+def default_region_size(grid: int) -> int:
+    """The published window: 5 cells on the 7 x 7 grid of 224 pixels, 8 on the 9 x 9 of 288."""
+    return {7: 5, 9: 8}.get(grid, max(1, grid * 5 // 7))
