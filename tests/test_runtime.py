@@ -19,7 +19,7 @@ from lfvit.data.folders import images_of
 from lfvit.data.images import FILTERS, read_image
 from lfvit.data.settings import AugmentSettings
 from lfvit.errors import ConfigError, ExportError
-from lfvit.models.export import Pass, capture, passes_of, write_onnx
+from lfvit.models.export import ExportedPass, capture, export_passes, write_onnx
 from lfvit.models.reducers import REDUCERS
 from lfvit.models.reuse import REUSE
 from lfvit.models.selectors import SELECTORS
@@ -50,7 +50,7 @@ def written(model, method, folder, **augment):
         "threshold": 0.7,
         "data": {"augment": augment},
     }
-    passes = passes_of(model, SIZE)
+    passes = export_passes(model, SIZE)
     for one in passes:
         write_onnx(one, folder / f"{one.name}.onnx")
     card = {**describe(Trained(model, record)), "files": [f"{one.name}.onnx" for one in passes]}
@@ -105,7 +105,9 @@ class Ranked(torch.nn.Module):
 def test_equal_scores_are_settled_as_in_pytorch(tmp_path):
     """The first of equal values wins in both."""
     values = torch.randint(3, (3, 30), generator=torch.Generator().manual_seed(0)).float()
-    write_onnx(Pass("ranked", Ranked(), {"values": values}, ("order",)), tmp_path / "ranked.onnx")
+    write_onnx(
+        ExportedPass("ranked", Ranked(), {"values": values}, ("order",)), tmp_path / "ranked.onnx"
+    )
     session = onnxruntime.InferenceSession(tmp_path / "ranked.onnx")
     found = runtime.run(session, {"values": values.numpy()})["order"]
     np.testing.assert_array_equal(found, topk_indices(values, 8).numpy())
@@ -116,7 +118,7 @@ def test_files_that_answer_differently_are_refused(two_pass):
     with pytest.raises(
         ExportError, match=r"first_pass\.onnx differs from PyTorch by .* tolerance="
     ):
-        check_parity(passes_of(model, SIZE), folder, 1e-12)
+        check_parity(export_passes(model, SIZE), folder, 1e-12)
 
 
 @pytest.mark.parametrize("interpolation", sorted(FILTERS))
@@ -192,7 +194,7 @@ CAPTURED = [
 @pytest.mark.parametrize(("method", "options"), CAPTURED)
 def test_every_pass_is_a_graph_for_any_number_of_images(method, options):
     model = small(method, **{"backbone": SHALLOW, **options})
-    for one in passes_of(model, SIZE):
+    for one in export_passes(model, SIZE):
         graph = capture(one).module()
         for count in (1, 4):
             inputs = [value[:1].expand(count, *value.shape[1:]) for value in one.inputs.values()]
@@ -202,7 +204,7 @@ def test_every_pass_is_a_graph_for_any_number_of_images(method, options):
 
 @pytest.mark.parametrize("selector", sorted(RANDOM))
 def test_chance_cannot_be_exported(selector):
-    first, _ = passes_of(small("lf_vit", selector=selector), SIZE)
+    first, _ = export_passes(small("lf_vit", selector=selector), SIZE)
     with pytest.raises(ConfigError, match=rf"selector='{selector}' draws at random"):
         capture(first)
 
@@ -220,7 +222,7 @@ def test_the_runtime_needs_no_pytorch(two_pass, photographs):
     out = subprocess.run(command, capture_output=True, text=True, check=True)
     assert out.stderr == ""
     assert out.stdout.count(" %  class ") == 5
-    assert "pass, 0." in out.stdout
+    assert "of 2, 0." in out.stdout
 
 
 def test_mistakes_are_one_message(two_pass, tmp_path, capsys):

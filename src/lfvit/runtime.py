@@ -17,24 +17,23 @@ from PIL import Image
 
 from lfvit.data.images import center_crop, read_image, to_rgb
 from lfvit.errors import ConfigError, LFViTError
-from lfvit.utils.validation import check_range
 
 Picture = str | Path | Image.Image | np.ndarray
-"""A file, an opened image, or pixels (H, W, 3) or (H, W) uint8."""
+"""A path, an opened image, or pixels (H, W, 3) or (H, W) uint8."""
 
 CARD = "model.json"
 FORMAT = 2
 
 
-class Answer(NamedTuple):
-    """The answers for B images.
+class Output(NamedTuple):
+    """Predictions for B images.
 
-    logits: (B, C) float32, of whichever pass answered.
-    exited: (B,) bool, True where the first pass answered, or the only one.
-    confidence: (B,) float32, the first pass's largest softmax probability.
+    logits: (B, C) float32, of the pass at which each image stopped.
+    exited: (B,) bool, whether the image stopped after the first pass, or there is only one.
+    confidence: (B,) float32, largest softmax probability of the first pass.
     macs: (B,) float, multiply-accumulates spent on each image.
     region: (B, 2) row and column of the window's top-left coarse cell; None without windows.
-    fine_indices: (B, 4k) fine patches the second pass looks at, or would have; None of one pass.
+    fine_indices: (B, 4k) fine patches of the second pass, run or not; None for one pass.
     """
 
     logits: np.ndarray
@@ -49,8 +48,8 @@ class Runtime:
     """An exported model; made by `load`.
 
     Attributes:
-        card: what ``model.json`` says of the model.
-        sessions: one of onnxruntime for each pass, in their order.
+        card: content of ``model.json``.
+        sessions: of onnxruntime, one per pass, in their order.
     """
 
     def __init__(self, card: dict[str, Any], sessions: list[Any]) -> None:
@@ -62,7 +61,7 @@ class Runtime:
 
     def predict(
         self, images: Picture | Sequence[Picture], threshold: float | None = None
-    ) -> Answer:
+    ) -> Output:
         """Classify pictures of any size, one or several, in one batch.
 
         Args:
@@ -81,9 +80,9 @@ class Runtime:
         return self.infer(batch, threshold)
 
     def prepare(self, image: Picture) -> np.ndarray:
-        """One picture as the model sees it: shorter side to S / crop_pct, centre crop, normalised.
+        """Resize the shorter side to S / crop_pct, crop the centre and normalise.
 
-        The pixels are those of the evaluation with PyTorch to one grey level, hardly ever two.
+        Pixels differ from those of the evaluation with PyTorch by one grey level, rarely two.
 
         Returns:
             (3, S, S) float32
@@ -93,36 +92,33 @@ class Runtime:
         pixels = np.asarray(center_crop(opened, *crop), np.float32)
         return (pixels.transpose(2, 0, 1) - self._mean) / self._std
 
-    def infer(self, images: np.ndarray, threshold: float | None = None) -> Answer:
-        """Early exit: only images whose confidence is below `threshold` are looked at again.
+    def infer(self, images: np.ndarray, threshold: float | None = None) -> Output:
+        """Early exit: only images whose confidence is below `threshold` get the second pass.
 
         Args:
             images: (B, 3, S, S) float32, normalised, see `prepare`; B may be 0.
-            threshold: eta; 0 answers everything in the first pass, above 1 nothing. None is the
-                card's own. Without effect on a one-pass model.
+            threshold: eta; at 0 every image stops after the first pass, above 1 none. None is the
+                card's. Without effect on a one-pass model.
         """
-        if threshold is None:
-            threshold = self.card["threshold"]
-        check_range("threshold", threshold, 0)
+        threshold = self.card["threshold"] if threshold is None else threshold
+        if not threshold >= 0:
+            raise ConfigError(f"threshold={threshold!r} is out of range; valid: 0 or more")
         if not len(images):  # some graphs cannot run on nothing
-            nothing = np.zeros(0, np.float32)
-            return Answer(
-                np.zeros((0, len(self.classes)), np.float32), nothing > 0, nothing, nothing
-            )
-        macs = self.card["macs"]
+            none = np.zeros(0, np.float32)
+            return Output(np.zeros((0, len(self.classes)), np.float32), none > 0, none, none)
         first = run(self.sessions[0], {"images": images})
         logits = first["logits"]
         confidence = softmax(logits).max(axis=1)
+        macs = np.full(len(images), float(self.card["macs"][0]))
         if len(self.sessions) == 1:
-            spent = np.full(len(images), float(macs["only"]))
-            return Answer(logits, np.ones(len(images), bool), confidence, spent)
+            return Output(logits, np.ones(len(images), bool), confidence, macs)
         exited = confidence >= threshold
         rest = np.flatnonzero(~exited)
         if len(rest):
-            left = {name: values[rest] for name, values in {**first, "images": images}.items()}
-            logits[rest] = run(self.sessions[1], left)["logits"]
-        spent = macs["first"] + np.where(exited, 0.0, macs["second"])
-        return Answer(logits, exited, confidence, spent, first.get("region"), first["fine_indices"])
+            inputs = {name: values[rest] for name, values in {**first, "images": images}.items()}
+            logits[rest] = run(self.sessions[1], inputs)["logits"]
+            macs[rest] += self.card["macs"][1]
+        return Output(logits, exited, confidence, macs, first.get("region"), first["fine_indices"])
 
 
 def load(
@@ -173,10 +169,10 @@ def load(
 
 
 def run(session: Any, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """One pass: takes what it needs of `values`, by name, and returns its outputs by name."""
-    needed = {one.name: values[one.name] for one in session.get_inputs()}
-    names = [one.name for one in session.get_outputs()]
-    return dict(zip(names, session.run(names, needed), strict=True))
+    """Run one pass on the inputs it has among `values`; returns its outputs by name."""
+    inputs = {node.name: values[node.name] for node in session.get_inputs()}
+    names = [node.name for node in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -192,24 +188,23 @@ def _open(image: Picture, exif: bool) -> Image.Image:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Classify files and print the best classes, the pass that answered, and the cost."""
+    """Classify files: the best classes, the number of passes and the cost of each file."""
     parser = argparse.ArgumentParser(prog="python -m lfvit.runtime", description=main.__doc__)
     parser.add_argument("folder", help="what export.py wrote")
     parser.add_argument("image", nargs="+")
     parser.add_argument("--threshold", type=float, help="eta; the exported one if left out")
     parser.add_argument("--top", type=int, default=5, help="how many classes to print")
-    said = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        model = load(said.folder)
-        for path in said.image:
-            answer = model.predict(path, said.threshold)
+        model = load(options.folder)
+        for path in options.image:
+            output = model.predict(path, options.threshold)
             print(f"\n{path}")
-            probabilities = softmax(answer.logits)[0]
-            for index in np.argsort(-probabilities, kind="stable")[: said.top]:
+            probabilities = softmax(output.logits)[0]
+            for index in np.argsort(-probabilities, kind="stable")[: options.top]:
                 print(f"  {100 * probabilities[index]:5.1f} %  {model.classes[index]}")
-            which = "first pass" if answer.exited[0] else "second pass"
-            which = "only pass" if len(model.sessions) == 1 else which
-            print(f"  answered by the {which}, {answer.macs[0] / 1e9:.3f} GMACs")
+            passes = 1 if output.exited[0] else 2
+            print(f"  pass {passes} of {len(model.sessions)}, {output.macs[0] / 1e9:.3f} GMACs")
     except LFViTError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

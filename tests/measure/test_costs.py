@@ -1,15 +1,13 @@
-"""The published figures, and the closed formula against fvcore."""
+"""The published figures, and what is counted."""
 
 import pytest
-import timm
 import torch
 import yaml
-from timm.layers import Attention
 
 import lfvit
 from conftest import ROOT
 from lfvit.errors import ConfigError
-from lfvit.measure.costs import expected_gmacs, mac_parts, trace_macs
+from lfvit.measure.costs import expected_gmacs
 
 
 def gmacs(method, image_size, stage=None, **options):
@@ -96,55 +94,12 @@ def test_lv_vit_small_and_cf_vit_on_it_are_the_published_figures():
     assert lv_gmacs("cf_vit", 224) + spared == pytest.approx(6.17, abs=0.02)
 
 
-CASES = [
-    ("vit", 112, {}),
-    ("lf_vit", 112, {}),
-    ("lf_vit", 144, {"region_size": 3, "alpha": 0.5}),
-    ("lf_vit", 112, {"background": False, "reuse": "none", "gca_start": 0}),
-    ("lf_vit", 112, {"selector": "none"}),
-    ("lf_vit", 112, {"selector": "random"}),
-    ("lf_vit", 112, {"reuse": "linear"}),
-    ("cf_vit", 112, {"reuse": "with_class_token"}),
-    ("cf_vit", 144, {"reuse": "with_uninformative"}),
-    ("lf_vit", 112, {"reuse": "everywhere"}),
-]
-
-
-@pytest.mark.parametrize(("method", "side", "options"), CASES)
-@pytest.mark.parametrize(
-    "spec",
-    [{}, {"mlp_ratio": 3, "qkv_bias": False}, {"family": "lv_vit"}],
-    ids=["vit", "narrow", "lv_vit"],
-)
-def test_the_formula_and_fvcore_agree_exactly(tiny, method, side, options, spec):
-    model = lfvit.create_model(
-        method, backbone={**tiny, **spec}, image_size=side, num_classes=7, **options
-    ).train()
-    for stage in ("first", "second", None) if method != "vit" else (None,):
-        assert lfvit.count_macs(model, stage) == trace_macs(model, side, stage)
-    assert model.training
-    assert all(m.fused_attn for m in model.modules() if isinstance(m, Attention))
-
-
 def test_passes_add_up_and_early_exit_interpolates(tiny):
     model = lfvit.create_model("lf_vit", backbone=tiny, image_size=112)
     first, second = lfvit.count_macs(model, "first"), lfvit.count_macs(model, "second")
     assert first + second == lfvit.count_macs(model)
     assert expected_gmacs(first, second, 1.0) == first / 1e9
     assert expected_gmacs(first, second, 0.25) == pytest.approx((first + 0.75 * second) / 1e9)
-
-
-def test_parts_say_where_it_goes(tiny):
-    options = {"backbone": tiny, "image_size": 112, "num_classes": 7}
-    model = lfvit.create_model("lf_vit", reducer={"name": "evit", "passes": "second"}, **options)
-    parts = mac_parts(model)
-    assert sum(parts.values()) == lfvit.count_macs(model)
-    assert list(mac_parts(model, "second")) == [k for k in parts if k.startswith("second ")]
-    assert parts["second block 1"] > parts["second block 3"] > parts["second block 5"]
-    assert parts["first block 4"] - parts["first block 3"] == 50 * 24  # its class row counts
-    assert list(mac_parts(lfvit.create_model("vit", **options))) == [
-        *("embed", "block 1", "block 2", "block 3", "block 4", "block 5", "head"),
-    ]
 
 
 def test_wrong_questions(tiny):
@@ -155,9 +110,6 @@ def test_wrong_questions(tiny):
         lfvit.count_macs(vit, "third")
     with pytest.raises(ConfigError, match="cannot count this Linear"):
         lfvit.count_macs(vit.head)
-    pooled = timm.create_model("vit_base_patch16_siglip_224", depth=1)
-    with pytest.raises(ConfigError, match="attention pooling"):
-        lfvit.count_macs(pooled)
 
 
 def test_counting_draws_nothing(tiny):
@@ -167,15 +119,3 @@ def test_counting_draws_nothing(tiny):
     torch.manual_seed(0)
     lfvit.count_macs(model)
     assert torch.equal(torch.rand(2), expected)
-
-
-@pytest.mark.parametrize(
-    ("name", "sizes"),
-    [
-        ("deit_tiny_distilled_patch16_224", {"embed_dim": 24, "depth": 2, "num_heads": 2}),
-        ("test_vit4", {}),  # norms of another kind
-    ],
-)
-def test_timm_models_with_a_second_head_or_other_norms(name, sizes):
-    vit = timm.create_model(name, img_size=96, num_classes=7, **sizes)
-    assert lfvit.count_macs(vit) == trace_macs(vit, 96)

@@ -5,7 +5,8 @@ import torch
 
 from lfvit.measure.localisation import coverage, random_windows, region_mask, summarize
 from lfvit.measure.schemas import Coverage
-from lfvit.models.selection import Scores, select
+from lfvit.models.selection import select
+from lfvit.models.selectors import Scores
 
 
 def pixels(mask, side):

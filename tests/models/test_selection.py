@@ -17,7 +17,7 @@ from lfvit.models.selection import (
     score_cells,
 )
 from lfvit.models.selection import select as select_by_scores
-from lfvit.models.selectors.windows import around, window_sums
+from lfvit.models.selectors.windows import window_around, window_sums
 from lfvit.models.tokens import num_keep
 
 maps = st.tuples(
@@ -90,7 +90,7 @@ def test_first_window_and_first_cells_win_a_tie():
 def test_windows_around_a_cell_stay_inside():
     cells = torch.arange(49)
     for size in range(1, 8):
-        corner = around(cells, 7, size)
+        corner = window_around(cells, 7, size)
         assert corner.min() >= 0
         assert (corner + size).max() <= 7
         row, column = cells // 7, cells % 7

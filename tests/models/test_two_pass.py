@@ -8,7 +8,6 @@ from packaging.version import Version
 import golden_vectors
 import lfvit
 import reference
-from lfvit.measure.costs import trace_macs
 from lfvit.models.resample import downsample
 from lfvit.models.reuse import REUSE
 from lfvit.models.selectors import SELECTORS
@@ -222,9 +221,9 @@ def test_layer_scale_is_not_dropped():
     ).eval()
     tokens = torch.randn(2, 9, vit.embed_dim)
     expected = vit.blocks(tokens)
-    run = Backbone(vit).run(tokens, class_rows_from=1)
-    torch.testing.assert_close(run.tokens, expected)
-    assert [row.shape for row in run.rows] == [(2, 8)]
+    output = Backbone(vit).run(tokens, class_attention_from=1)
+    torch.testing.assert_close(output.tokens, expected)
+    assert [row.shape for row in output.class_attention] == [(2, 8)]
 
 
 @pytest.mark.parametrize(
@@ -258,8 +257,6 @@ def test_both_passes_of_timms_vits_are_timms_own_forward(name, side):
         expected = vits[0](downsample(images)), vits[1](images)
     torch.testing.assert_close(found.first_logits, expected[0], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found.second_logits, expected[1], atol=1e-5, rtol=1e-4)
-    for stage in ("first", "second"):
-        assert lfvit.count_macs(model, stage) == trace_macs(model, side, stage)
 
 
 @pytest.mark.parametrize("name", ["deit3_small_patch16_224", "vit_small_patch14_reg4_dinov2"])
@@ -279,7 +276,6 @@ def test_reducers_work_behind_layer_scale_and_registers(name):
         with torch.no_grad():
             same = torch.allclose(model(images).second_logits, plain(images).second_logits)
         assert same == bool(nothing)
-        assert lfvit.count_macs(model) == trace_macs(model, side)
 
 
 def test_bfloat16_stays_close_and_selects_in_float32(tiny):

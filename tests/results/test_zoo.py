@@ -16,7 +16,7 @@ from lfvit.errors import CheckpointError, ConfigError
 from lfvit.measure.costs import count_macs
 from lfvit.measure.schemas import parse_evaluation
 from lfvit.models import zoo
-from lfvit.models.weight_files import read_file
+from lfvit.models.checkpoints import read_file
 from lfvit.results.zoo import add, format_card, main, read_card
 from lfvit.runs.setup import load_trained
 

@@ -11,7 +11,7 @@ from lfvit.commands.train import check, train
 from lfvit.data import Batch
 from lfvit.errors import CheckpointError, ConfigError, TrainingError
 from lfvit.models.reducers import REDUCERS
-from lfvit.models.reduction import answer, unreduced
+from lfvit.models.reduction import forward_tokens, unreduced
 from lfvit.runs.setup import build_model, load_trained
 from lfvit.training.losses import kl_divergence
 from lfvit.training.module import Classifier
@@ -300,11 +300,11 @@ def test_a_learned_reducer_learns_its_share_from_the_training_step(tiny, at_epoc
     torch.manual_seed(0)
     loss = module.training_step(data, 0)
     torch.manual_seed(0)
-    logits, tokens, run = answer(model, data.images)
-    wanted, theirs, _ = answer(teacher, data.images)
+    logits, tokens, state = forward_tokens(model, data.images)
+    wanted, theirs, _ = forward_tokens(teacher, data.images)
     expected = torch.nn.functional.cross_entropy(logits, data.targets)
     expected = expected + kl_divergence(logits, wanted)
-    expected = expected + model.blocks.reducer.loss(run.carried, tokens, theirs)
+    expected = expected + model.blocks.reducer.loss(state, tokens, theirs)
     torch.testing.assert_close(loss, expected)
     loss.backward()
     for name, parameter in model.blocks.reducer.named_parameters():

@@ -7,7 +7,7 @@ import lfvit
 from conftest import TINY
 from lfvit.errors import ConfigError
 from lfvit.models import METHODS
-from lfvit.models.reduction import REDUCERS
+from lfvit.models.reducers import REDUCERS
 from lfvit.training.reducers import freeze_unused_weights
 
 

@@ -1,4 +1,4 @@
-"""`export(cfg)`: write a trained model as ONNX files, and check that they answer as it does."""
+"""`export(cfg)`: write a trained model as ONNX files, and compare them with it."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch import nn
 
 from lfvit.data.settings import AugmentSettings
 from lfvit.errors import ConfigError, ExportError
@@ -29,29 +28,29 @@ def export(cfg: DictConfig) -> dict[str, Any]:
     """Write first_pass.onnx and second_pass.onnx, or model.onnx, with model.json beside them.
 
     Returns:
-        The content of model.json: what the model is, how images are prepared for it, its costs,
-        and how far onnxruntime was from PyTorch.
+        The content of model.json: the model's settings, how images are prepared, MACs of each
+        pass, and the largest difference between onnxruntime and PyTorch.
 
     Raises:
-        LFViTError: packages are missing, the model cannot be exported, or the files answer
-            differently from the model.
+        LFViTError: packages are missing, the model cannot be exported, or the files differ from
+            the model.
     """
     check_packages()
     check_range("tolerance", cfg.tolerance, 0, above=True)
     trained = load_trained(cfg.ckpt_path, model_overrides(cfg))
     card = describe(trained)
     passes = export_passes(trained.model, trained.record.image_size)
-    card["files"] = [f"{one.name}.onnx" for one in passes]
+    card["files"] = [f"{exported.name}.onnx" for exported in passes]
     run_dir = start_run(cfg)
-    for one, name in zip(passes, card["files"], strict=True):
-        write_onnx(one, run_dir / name)
+    for exported, name in zip(passes, card["files"], strict=True):
+        write_onnx(exported, run_dir / name)
     write_json(run_dir / CARD, card)
     card["largest_difference"] = check_parity(passes, run_dir, cfg.tolerance)
     write_json(run_dir / CARD, card)
-    for one, name in zip(passes, card["files"], strict=True):
+    for exported, name in zip(passes, card["files"], strict=True):
         size = (run_dir / name).stat().st_size / 1e6
-        found = card["largest_difference"][one.name]
-        print(f"{name}: {size:.1f} MB, largest difference from PyTorch {found:.1e}")
+        difference = card["largest_difference"][exported.name]
+        print(f"{name}: {size:.1f} MB, largest difference from PyTorch {difference:.1e}")
     print(f"checked on batches of {', '.join(map(str, BATCHES))} images; written to {run_dir}")
     print(f"without PyTorch: python -m lfvit.runtime {run_dir} IMAGE...")
     return card
@@ -67,7 +66,7 @@ def check_packages() -> None:
 
 
 def describe(trained: Trained) -> dict[str, Any]:
-    """What a runtime needs to know about a model, and its user about where it comes from."""
+    """The content of model.json: what `lfvit.runtime` needs, and where the model comes from."""
     model, record = trained.model, trained.record
     augment = validate(AugmentSettings, record.data.get("augment") or {}, "augment")
     return {
@@ -91,48 +90,40 @@ def describe(trained: Trained) -> dict[str, Any]:
 
 @torch.no_grad()
 def check_parity(passes: list[ExportedPass], folder: Path, tolerance: float) -> dict[str, float]:
-    """How far onnxruntime is from PyTorch, pass by pass, each pass on the same inputs in both.
+    """The largest difference of onnxruntime from PyTorch, of each pass on the same inputs.
 
     Every floating-point output of a pass is compared. Chosen cells are not: scores that are equal
     but for rounding may be ranked either way.
 
     Returns:
-        Of each pass, the largest difference, relative to the largest value where that is above 1.
+        Of each pass, relative to the largest value if that is above 1.
 
     Raises:
         ExportError: it is above `tolerance`, or a file does not run.
     """
     runtime = load(folder)
     size = runtime.card["image_size"]
-    draw = torch.Generator().manual_seed(0)
-    worst = {one.name: 0.0 for one in passes}
+    generator = torch.Generator().manual_seed(0)
+    largest = {exported.name: 0.0 for exported in passes}
     for count in BATCHES:
-        values = {"images": torch.randn(count, 3, size, size, generator=draw)}
-        for one, session in zip(passes, runtime.sessions, strict=True):
-            expected = _call(one.module, [values[name] for name in one.inputs])
+        values = {"images": torch.randn(count, 3, size, size, generator=generator)}
+        for exported, session in zip(passes, runtime.sessions, strict=True):
+            expected = exported.module(*(values[name] for name in exported.inputs))
+            expected = expected if isinstance(expected, tuple) else (expected,)
             try:
                 found = run(session, {name: value.numpy() for name, value in values.items()})
             except Exception as error:  # onnxruntime's errors have no common base
-                raise ExportError(f"{one.name}.onnx does not run: {error}") from error
-            for name, value in zip(one.outputs, expected, strict=True):
+                raise ExportError(f"{exported.name}.onnx does not run: {error}") from error
+            for name, value in zip(exported.outputs, expected, strict=True):
                 if value.is_floating_point():
-                    difference = _difference(value.numpy(), found[name])
-                    worst[one.name] = max(worst[one.name], difference)
-            values |= dict(zip(one.outputs, expected, strict=True))
-        for name, difference in worst.items():
-            if not difference <= tolerance:  # also where it is not a number
+                    scale = max(1.0, float(value.abs().max()))
+                    difference = float(np.abs(value.numpy() - found[name]).max()) / scale
+                    largest[exported.name] = max(largest[exported.name], difference)
+            values |= dict(zip(exported.outputs, expected, strict=True))
+        for name, difference in largest.items():
+            if not difference <= tolerance:  # also if it is not a number
                 raise ExportError(
                     f"{name}.onnx differs from PyTorch by {difference:.1e} on {count} images, more "
                     f"than tolerance={tolerance:g}"
                 )
-    return worst
-
-
-def _call(module: nn.Module, inputs: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    found = module(*inputs)
-    return found if isinstance(found, tuple) else (found,)
-
-
-def _difference(expected: np.ndarray, found: np.ndarray) -> float:
-    scale = max(1.0, float(np.abs(expected).max()))
-    return float(np.abs(expected - found).max()) / scale
+    return largest

@@ -122,14 +122,6 @@ class LFViTSettings(Settings):
     ] = "mlp"
     background: bool = True
 
-    @field_validator("selector")
-    @classmethod
-    def _registered(cls, selector: str) -> str:
-        names = registered_names("selectors")
-        if selector not in names:
-            raise ValueError(f"unknown selector; valid: {', '.join(names)}")
-        return selector
-
 
 class CFViTSettings(LFViTSettings):
     """The published settings of CF-ViT."""
@@ -236,12 +228,11 @@ class FrequencySettings(BlockSettings):
 
 
 def _pairs(r: Any) -> Any:
-    whole = [n for n in (r if isinstance(r, (list, tuple)) else [r]) if type(n) is int and n >= 0]
-    if isinstance(r, (list, tuple)) and len(whole) == len(r):
-        return list(r)
-    if whole or (type(r) is float and 0 <= r < 1):
-        return r
-    raise ValueError("must be a whole number, a share from 0 to below 1, or one number per block")
+    numbers = r if isinstance(r, (list, tuple)) else [r]
+    whole = all(type(number) is int and number >= 0 for number in numbers)
+    if not whole and not (type(r) is float and 0 <= r < 1):
+        raise ValueError("must be a whole number, a share from 0 to below 1, or a list of pairs")
+    return list(r) if isinstance(r, tuple) else r
 
 
 class ToMeSettings(Settings):
@@ -320,6 +311,8 @@ def check_model(
     """
     model = validate(ModelSettings, {"method": method, **common})
     settings = validate(METHODS[method], options, "method")
+    if isinstance(settings, LFViTSettings):
+        check_choice("method.selector", settings.selector, registered_names("selectors"))
     spec = backbone_settings(backbone)
     split_reducer(reducer)
     if isinstance(spec, ViTSettings):

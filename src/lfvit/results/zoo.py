@@ -23,7 +23,7 @@ from torch import Tensor
 from lfvit.errors import CheckpointError, ConfigError, LFViTError
 from lfvit.measure.schemas import parse_evaluation
 from lfvit.models import zoo
-from lfvit.models.weight_files import RECORD
+from lfvit.models.checkpoints import RECORD
 from lfvit.results.collect import collect
 from lfvit.results.provenance import without_paths
 from lfvit.results.report import points_table

@@ -15,8 +15,8 @@ from torchmetrics import MeanMetric
 
 from lfvit.data.batches import Batch
 from lfvit.models import forward_passes, num_passes
-from lfvit.models.reduction.patch import answer
-from lfvit.models.weight_files import RECORD
+from lfvit.models.checkpoints import RECORD
+from lfvit.models.reduction import forward_tokens
 from lfvit.training.losses import kl_divergence, pass_losses
 from lfvit.training.optimizers import build_lr_scheduler, build_optimizer
 from lfvit.training.reducers import learned_reducer
@@ -145,14 +145,14 @@ class Classifier(L.LightningModule):
     def learned_reducer_losses(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss of a one-pass model whose reducer has a loss of its own."""
         model: Any = self.model
-        logits, patches, run = answer(model, batch.images)
+        logits, patches, state = forward_tokens(model, batch.images)
         losses = {"first_loss": F.cross_entropy(logits, batch.targets)}
         taught = None
         if self.teacher is not None:
             with torch.no_grad():
-                wanted, taught, _ = answer(self.teacher, batch.images)
+                wanted, taught, _ = forward_tokens(self.teacher, batch.images)
             losses["distill_loss"] = self.distill_loss(logits, wanted)
-        loss = run.carried and model.blocks.reducer.loss(run.carried, patches, taught)
+        loss = model.blocks.reducer.loss(state, patches, taught)
         if loss is not None:
             losses["reducer_loss"] = loss
         return losses

@@ -7,8 +7,8 @@ from torch import nn
 
 from lfvit.errors import ConfigError
 from lfvit.models import forward_passes, num_passes
-from lfvit.models.reduction.patch import ReducedBlocks, reads_patches
-from lfvit.models.reduction.registry import Reducer
+from lfvit.models.reducers import Reducer
+from lfvit.models.reduction import ReducedBlocks, reads_patches
 from lfvit.utils.seeding import seeded
 
 

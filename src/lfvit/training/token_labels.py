@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from lfvit.data.batches import Batch
 from lfvit.errors import ConfigError
 from lfvit.models import num_passes
-from lfvit.models.indexing import take
-from lfvit.models.lv_vit import Dense
+from lfvit.models.lv_vit import DenseLogits
 from lfvit.models.selection import Selection, remaining_cells
 from lfvit.models.token_mix import TokenMix
+from lfvit.models.tokens import gather_tokens
 
 AUX_WEIGHT = 0.5
 """Weight of the patch tokens' loss in the paper."""
@@ -54,7 +54,7 @@ class TokenTargets(NamedTuple):
             patches = images[:, None].expand(-1, grid**2, -1)
         if batch.token_box is None:
             return cls(None, images, patches)
-        mix = TokenMix.of(batch.token_box, cells, images.device)
+        mix = TokenMix.from_box(batch.token_box, cells, images.device)
         maps = patches.transpose(1, 2).unflatten(2, (grid, grid))  # (B, C, G, G)
         return cls(mix, mix.targets(images), mix.maps(maps).flatten(2).transpose(1, 2))
 
@@ -72,17 +72,19 @@ class TokenTargets(NamedTuple):
         """
         if selection is None:
             return self.patches
-        fine = take(self.patches, selection.fine_indices)
+        fine = gather_tokens(self.patches, selection.fine_indices)
         if not background:
             return fine
         g = selection.gca.shape[-1]
         cells = (
             self.patches.unflatten(1, (g, 2, g, 2)).mean(dim=(2, 4)).flatten(1, 2)
         )  # (B, g*g, C)
-        return torch.cat([fine, take(cells, remaining_cells(selection.cells, g))], dim=1)
+        return torch.cat([fine, gather_tokens(cells, remaining_cells(selection.cells, g))], dim=1)
 
 
-def token_labelling_loss(dense: Dense, images: Tensor, tokens: Tensor, weight: float) -> Tensor:
+def token_labelling_loss(
+    dense: DenseLogits, images: Tensor, tokens: Tensor, weight: float
+) -> Tensor:
     """CE(class token, image label) + weight * mean over tokens of CE(token, its label).
 
     Args:

@@ -17,7 +17,7 @@ from lfvit.commands.evaluate import evaluate
 from lfvit.commands.train import check, train
 from lfvit.errors import ConfigError, LFViTError, TrainingError
 from lfvit.measure.schemas import read_evaluation
-from lfvit.models.weight_files import weights_digest
+from lfvit.models.checkpoints import weights_digest
 from lfvit.results.old.legacy import legacy
 from lfvit.runs.overrides import quote_path
 from lfvit.runs.provenance import PROJECT_ROOT

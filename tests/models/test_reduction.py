@@ -1,7 +1,6 @@
 """`lfvit.reduce` and `lfvit.restore`: exact for every reducer and kind of ViT, or refused."""
 
 import copy
-import inspect
 import io
 import pickle
 
@@ -10,14 +9,14 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lfvit.models.reduction.run import run_blocks
 from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock, ResPostBlock
 
 import lfvit
 from lfvit.errors import ConfigError
-from lfvit.models.reducers import REDUCERS
-from lfvit.models.reducers.base import Carried, Layout, centres
-from lfvit.models.reduction import answer, unreduced
+from lfvit.models.blocks import run_blocks
+from lfvit.models.reducers import REDUCERS, TokenState
+from lfvit.models.reducers.base import Layout, patch_centers
+from lfvit.models.reduction import forward_tokens, unreduced
 from small_vits import KINDS, images_for, randomise, small_vit
 
 NOTHING = {
@@ -120,7 +119,7 @@ def test_fused_and_plain_attention_agree(method, kind):
     vit = reduced(method, kind)
     images = images_for(vit)
     fused = vit(images)
-    for block in vit.blocks.each:
+    for block in vit.blocks.originals:
         assert block.attn.fused_attn
         block.attn.fused_attn = False
     torch.testing.assert_close(vit(images), fused, atol=1e-5, rtol=1e-5)
@@ -167,9 +166,9 @@ def test_a_copy_without_its_reducer_is_the_model_itself(method):
 def test_answers_with_the_tokens_behind_the_logits(method):
     vit = reduced(method, "distilled")
     images = images_for(vit)
-    logits, tokens, run = answer(vit, images)
+    logits, tokens, state = forward_tokens(vit, images)
     torch.testing.assert_close(logits, vit(images), atol=0, rtol=0)
-    assert tokens.shape[1] == run.carried.length == run.tokens.shape[1] - 2
+    assert tokens.shape[1] == state.num_tokens < state.num_patches
 
 
 @pytest.mark.parametrize("method", REDUCERS)
@@ -286,11 +285,11 @@ def test_refuses_a_second_reducer_and_a_second_restoration():
 def test_refuses_what_is_unknown_and_leaves_the_model_as_it_was(method):
     vit = small_vit()
     blocks = vit.blocks
-    with pytest.raises(ConfigError, match=f"reducer={method} has no setting 'rate'; valid: "):
+    with pytest.raises(ConfigError, match="reducer.rate is no setting"):
         lfvit.reduce(vit, method, rate=0.5)
-    with pytest.raises(ConfigError, match=f"{method} has no setting 'name'"):
+    with pytest.raises(ConfigError, match="reducer.name is no setting"):
         lfvit.reduce(vit, method, name="tome")
-    with pytest.raises(ConfigError, match="method='evits' is unknown; valid: .*evit"):
+    with pytest.raises(ConfigError, match="method='evits' is unknown; did you mean evit"):
         lfvit.reduce(vit, "evits")
     assert vit.blocks is blocks
 
@@ -323,7 +322,7 @@ def test_follows_a_new_head():
 def test_a_reducer_without_a_layout_is_an_error():
     vit = reduced("tome")
     with pytest.raises(ValueError, match="needs the layout"):
-        run_blocks(vit.blocks.each, torch.zeros(1, 17, 16), reducer=vit.blocks.reducer)
+        run_blocks(vit.blocks.originals, torch.zeros(1, 17, 16), reducer=vit.blocks.reducer)
 
 
 @pytest.mark.parametrize("method", sorted(set(REDUCERS) - {"dynamic_vit"}))
@@ -334,41 +333,20 @@ def test_every_patch_has_a_token_that_stands_for_it(method, grid, seed):
     lfvit.reduce(vit, method, **HALF.get(method, {}))
     n = grid[0] * grid[1]
     run = vit.blocks.run(vit._pos_embed(vit.patch_embed(images_for(vit, seed=seed))))
-    carried = run.carried
-    assert run.tokens.shape[1] == 1 + carried.length
-    assert carried.start == n
-    assert carried.owner.shape == (2, n)
-    assert carried.owner.min() >= 0
-    assert carried.owner.max() < carried.length
-    assert carried.sizes().sum(1).tolist() == [n, n]
-    expanded = run.expand(run.tokens)
+    state = run.state
+    assert run.tokens.shape[1] == 1 + state.num_tokens
+    assert state.num_patches == n
+    assert state.source.shape == (2, n)
+    assert state.source.min() >= 0
+    assert state.source.max() < state.num_tokens
+    assert state.size().sum(1).tolist() == [n, n]
+    expanded = run.unmerge(run.tokens)
     assert expanded.shape == (2, 1 + n, 16)
     for image in range(2):
-        for patch, owner in enumerate(carried.owner[image].tolist()):
+        for patch, owner in enumerate(state.source[image].tolist()):
             assert torch.equal(expanded[image, 1 + patch], run.tokens[image, 1 + owner])
-    row = torch.rand(2, carried.length) * (carried.sizes() > 0)
-    torch.testing.assert_close(carried.spread(row).sum(1), row.sum(1))
-
-
-@pytest.mark.parametrize("method", REDUCERS)
-@settings(max_examples=10, deadline=None, derandomize=True)
-@given(grid=st.tuples(st.integers(1, 5), st.integers(1, 5)), data=st.data())
-def test_lengths_foretell_the_tokens_of_every_block(method, grid, data):
-    """What costs are counted by is what happens."""
-    vit = small_vit(grid=grid)
-    share = data.draw(st.floats(0.1, 0.9))
-    known = inspect.signature(REDUCERS[method]).parameters
-    options = {name: share for name in ("removed", "r", "keep_rate") if name in known}
-    reducer = lfvit.reduce(vit, method, **options).blocks.reducer
-    attended, passed_on = [], []
-    for block in vit.blocks.each:
-        block.attn.qkv.register_forward_hook(lambda *hook: attended.append(hook[2].shape[1] - 1))
-        block.mlp.register_forward_hook(lambda *hook: passed_on.append(hook[2].shape[1] - 1))
-    vit(images_for(vit))
-    count = start = grid[0] * grid[1]
-    for index in range(5):
-        seen, count = reducer.lengths(index, count, start)
-        assert (seen, count) == (attended[index], passed_on[index])
+    row = torch.rand(2, state.num_tokens) * (state.size() > 0)
+    torch.testing.assert_close(state.spread(row).sum(1), row.sum(1))
 
 
 @pytest.mark.parametrize("method", REDUCERS)
@@ -378,20 +356,18 @@ def test_reducers_weights_go_where_the_model_is(method):
 
 
 def test_reductions_follow_one_another():
-    layout = Layout(1, centres(torch.arange(4)[None], 2, 2), None)
-    carried = Carried(torch.arange(4)[None], 4, layout)
-    carried = carried.moved(torch.tensor([[0, 1, 1, 2]]), 3)
-    carried = carried.moved(torch.tensor([[1, 0, 0]]), 2)
-    assert carried.owner.tolist() == [[1, 0, 0, 0]]
-    assert carried.sizes().tolist() == [[3, 1]]
-    assert carried.spread(torch.tensor([[0.6, 0.4]]))[0].tolist() == pytest.approx(
-        [0.4] + [0.2] * 3
-    )
+    layout = Layout(1, patch_centers(torch.arange(4)[None], 2, 2), None)
+    state = TokenState(torch.arange(4)[None], 4, layout)
+    state = state.remap(torch.tensor([[0, 1, 1, 2]]), 3)
+    state = state.remap(torch.tensor([[1, 0, 0]]), 2)
+    assert state.source.tolist() == [[1, 0, 0, 0]]
+    assert state.size().tolist() == [[3, 1]]
+    assert state.spread(torch.tensor([[0.6, 0.4]]))[0].tolist() == pytest.approx([0.4] + [0.2] * 3)
     tokens = torch.tensor([[[9.0], [5.0], [7.0]]])
-    assert carried.expand(tokens)[0, :, 0].tolist() == [9, 7, 5, 5, 5]
+    assert state.unmerge(tokens)[0, :, 0].tolist() == [9, 7, 5, 5, 5]
 
 
 def test_places_are_the_centres_of_the_patches():
-    places = centres(torch.arange(6)[None], 2, 3)[0]
+    places = patch_centers(torch.arange(6)[None], 2, 3)[0]
     expected = [[r, c] for r in (1 / 4, 3 / 4) for c in (1 / 6, 1 / 2, 5 / 6)]
     torch.testing.assert_close(places, torch.tensor(expected))
