@@ -85,7 +85,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _weights_digest(source: str) -> str:
     """Of the weights in a file; its path where there is none yet."""
-    from lfvit.models.weight_files import weights_digest
+    from lfvit.models.checkpoints import weights_digest
     from lfvit.models.zoo import locate
 
     path = locate(source)

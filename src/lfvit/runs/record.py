@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from pydantic import Field, field_validator
 
 from lfvit.errors import CheckpointError, ConfigError
-from lfvit.models.weight_files import RECORD
+from lfvit.models.checkpoints import RECORD
 from lfvit.runs.provenance import commit
 from lfvit.utils.validation import Settings, plain, validate
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lfvit.data import ImageDataModule
 from lfvit.errors import CheckpointError, ConfigError
-from lfvit.models.weight_files import read_file
+from lfvit.models.checkpoints import read_file
 from lfvit.runs.identity import digest, flatten, settings_of_weights
 from lfvit.runs.record import CheckpointRecord, read_record, recipe_of
 from lfvit.runs.sweeps import in_sweep

@@ -14,8 +14,7 @@ from lfvit.data import ImageDataModule
 from lfvit.data.settings import DATASETS
 from lfvit.errors import CheckpointError, ConfigError, DataError
 from lfvit.models import create_model
-from lfvit.models.checkpoints import load_checkpoint
-from lfvit.models.weight_files import extract_weights, read_file
+from lfvit.models.checkpoints import extract_weights, load_checkpoint, read_file
 from lfvit.runs.record import LOCATIONS, CheckpointRecord, make_absolute, override, read_record
 from lfvit.utils.validation import plain, validate
 
