@@ -80,6 +80,7 @@ def seconds_per_step(cfg: DictConfig, num_classes: int, known: dict[Any, float])
     """
     device, cfg = find_device("auto"), cfg.copy()
     cfg.init_from, cfg.pretrained = None, False
+    cfg.ckpt_path = "auto"  # for a teacher, any weights do
     cfg.compile = cfg.compile and device.type == "cuda"  # a CPU would compile for minutes
     module: Any = build_module(cfg, [str(i) for i in range(num_classes)])
     module.to(device).train()

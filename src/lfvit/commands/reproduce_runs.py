@@ -21,8 +21,9 @@ from lfvit.results.artifacts.settings import Artifact, Run, Scale
 from lfvit.runs.identity import identity
 from lfvit.runs.overrides import compose_config
 from lfvit.runs.provenance import PROJECT_ROOT
+from lfvit.runs.record import CheckpointRecord, make_record, model_overrides, override
 from lfvit.runs.resume import last_of
-from lfvit.runs.setup import build_model, make_record, model_overrides, overridden
+from lfvit.runs.setup import build_model
 from lfvit.utils.atomic_io import read_json
 from lfvit.utils.signals import StopSignals
 from lfvit.utils.validation import check_choice, validate
@@ -158,8 +159,8 @@ def _compose(
 def _check_evaluation(start: Planned, run: Run) -> None:
     """Build the model that is going to be evaluated."""
     evaluation = compose_config("evaluate", [*run.evaluate, "ckpt_path=start"])
-    record = overridden(make_record(start.cfg, []), model_overrides(evaluation))  # type: ignore[arg-type]
-    build_model(record, num_classes=2)
+    record = override(make_record(start.cfg, []), model_overrides(evaluation))  # type: ignore[arg-type]
+    build_model(CheckpointRecord(**record), num_classes=2)
 
 
 def prepare_folders(runs: Iterable[Planned], fresh: bool) -> None:
