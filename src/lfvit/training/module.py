@@ -22,12 +22,7 @@ from lfvit.models.reducers.base import Reducer
 from lfvit.training.losses import kl_divergence, pass_losses
 from lfvit.training.optimizers import build_lr_scheduler, build_optimizer
 from lfvit.training.settings import Schedule
-from lfvit.training.token_labels import (
-    AUX_WEIGHT,
-    TokenTargets,
-    has_aux_head,
-    token_labelling_loss,
-)
+from lfvit.training.token_labels import TokenTargets, has_aux_head, token_labelling_loss
 from lfvit.utils.seeding import seed_all
 
 PASSES = ("first", "second", "third")
@@ -135,9 +130,8 @@ class Classifier(L.LightningModule):
         if self.learns_tokens:
             assert out.dense is not None
             labels = tokens.select(out.selection, getattr(model, "background", True))
-            weight = self.schedule.aux_weight
-            weight = AUX_WEIGHT if weight is None else weight
-            last_loss = token_labelling_loss(out.dense, targets, labels, weight)
+            aux_weight = self.schedule.aux_weight
+            last_loss = token_labelling_loss(out.dense, targets, labels, aux_weight)
         by_pass = pass_losses(out.logits, targets, self.schedule.loss, last_loss)
         losses = {f"{name}_loss": loss for name, loss in zip(PASSES, by_pass, strict=False)}
         if self.teacher is not None:
