@@ -60,7 +60,7 @@ def folders(trained_run, composed, tmp_path_factory) -> tuple[Path, dict[str, by
         )
     )
     write_json(root / "damaged" / "job.json", {"status": "trained", "evaluation": "evaluation"})
-    row = {"model": "lf_vit", "settings": json.dumps([["name", "lf_vit"]]), "batch_size": 4}
+    row = {"model": "lf_vit", "settings": json.dumps({"name": "lf_vit"}), "batch_size": 4}
     row |= {"images_per_second": 9.5, "gmacs": evaluation.passes[-1].gmacs, "exit_fraction": 0.0}
     write_json(root / "damaged" / "benchmark.json", {"rows": [row]})
     for name in ("seed_1", "vit"):

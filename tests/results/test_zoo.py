@@ -1,6 +1,5 @@
 """zoo:NAME: what is added there is what commands use, and its card is what evaluate.py measures."""
 
-import hashlib
 import json
 import sys
 
@@ -35,10 +34,9 @@ def filled(tmp_path_factory, composed, trained_run, photographs):
     train(composed("train", *SMALL, *settings, f"run_dir={folder / 'run'}"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(zoo, "FOLDER", folder / "zoo")
-        patch.setattr(sys, "argv", ["zoo", "add", str(trained_run), "--name", "needles"])
+        patch.setattr(sys, "argv", ["zoo", str(trained_run), "--name", "needles"])
         main()
-        remark = "Fruit from the garden alone."
-        add(folder / "run", "fruit", threshold=0.25, data="three fruits", remark=remark)
+        add(folder / "run", "fruit", threshold=0.25)
     return folder
 
 
@@ -58,16 +56,14 @@ def test_the_card_is_what_evaluate_measures(two, composed, photographs, tmp_path
     same = [{k: v for k, v in d.items() if k not in own} for d in (measured, card["evaluation"])]
     assert same[0] == same[1]
     assert measured["images"] == 12
-    assert card["sha256"] == hashlib.sha256((two / "fruit.safetensors").read_bytes()).hexdigest()
     text = (two / "fruit.md").read_text()
     assert text == format_card(card)
-    assert "From random weights: 2 epochs over " in text
+    assert "From random weights: 2 epochs over 12 images" in text
     evaluation = parse_evaluation(card["evaluation"], "card")
     for point in (*evaluation.passes, evaluation.configured):
         assert f"| {point.top1:.2f} |" in text
         assert f"| {point.gmacs:.4f} |" in text
-    for words in ("three fruits", "Fruit from the garden alone.", "apple, pear, plum"):
-        assert words in text
+    assert "apple, pear, plum" in text
     assert evaluation.configured.threshold == 0.25
     for path in two.iterdir():  # nothing names a folder of this machine
         assert str(photographs.parent).encode() not in path.read_bytes()
@@ -97,15 +93,10 @@ def test_photographs_have_to_be_named(two, composed, tmp_path):
         evaluate(composed("evaluate", "ckpt_path=zoo:fruit", f"run_dir={tmp_path}"))
 
 
-def test_the_list(two, monkeypatch, capsys, tmp_path):
+def test_the_list(two, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["zoo"])
     main()
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("zoo:fruit: lf_vit, three fruits, top-1 ")
-    assert second.startswith("zoo:needles (default): lf_vit, ")
-    monkeypatch.setattr(zoo, "FOLDER", tmp_path)
-    main()
-    assert "python -m lfvit.results.zoo add RUN_DIR" in capsys.readouterr().out
+    assert capsys.readouterr().out.split() == ["zoo:fruit", "zoo:needles"]
 
 
 @pytest.mark.parametrize("name", ["Fruit", "default", "fruit"])
@@ -115,7 +106,7 @@ def test_names_that_cannot_be_added(two, trained_run, name):
 
 
 def test_what_cannot_be_added(two, filled, tmp_path):
-    with pytest.raises(CheckpointError, match="not a finished training"):
+    with pytest.raises(CheckpointError, match="no such file"):
         add(tmp_path, "nothing")
     with pytest.raises(CheckpointError, match=r"evaluate\.py failed:\n.*gone"):
         add(filled / "run", "moved", data_root=str(tmp_path / "gone"))
@@ -133,11 +124,9 @@ def test_a_record_that_is_none(tmp_path):
 def test_a_model_of_the_repository(name):
     """What is committed fits together, and loads."""
     card = read_card(f"zoo:{name}")
-    file = zoo.FOLDER / f"{name}.safetensors"
-    assert card["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert (zoo.FOLDER / f"{name}.md").read_text() == format_card(card)
-    model, _ = load_trained(f"zoo:{name}")
-    assert sum(p.numel() for p in model.parameters()) == card["training"]["parameters"]
+    model, record = load_trained(f"zoo:{name}")
+    assert record.model_dump() == card["record"]
     assert count_macs(model) / 1e9 == pytest.approx(card["evaluation"]["passes"][-1]["gmacs"])
 
 

@@ -7,7 +7,7 @@ table are its operating points. Images per second come from what benchmark.py me
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from lfvit.measure.predictions import FILE, read_predictions
 from lfvit.measure.schemas import Evaluation, parse_evaluation
 from lfvit.results.files import SCHEMAS, read_file
 from lfvit.results.names import with_names
-from lfvit.results.provenance import MAX_STARTS, describe_start, start_folder
+from lfvit.results.provenance import describe_start, start_folder
 from lfvit.results.table import make_table
 from lfvit.results.throughput import Throughput
 from lfvit.runs.directory import inside
@@ -163,143 +163,124 @@ def collect(
         if not Path(folder).is_dir():
             raise DataError(f"{folder}: no such folder; name run folders or folders above them")
     roots = [Path(folder).resolve() for folder in folders]
-    base = Path(os.path.commonpath([root.parent for root in roots])) if roots else Path()
-    return _Reader(base, label).read(list(dict.fromkeys(_walk(roots))))
-
-
-def _walk(roots: Iterable[Path]) -> Iterator[Path]:
-    """Every folder that holds one of `FILES`."""
+    reader = _Reader(Path(os.path.commonpath([root.parent for root in roots])))
+    found: dict[Path, None] = {}
     for root in roots:
-        for folder, below, files in os.walk(root):
-            below[:] = sorted(name for name in below if name != "checkpoints" and name[0] != ".")
-            if not FILES.isdisjoint(files):
-                yield Path(folder)
+        files = [path for path in root.rglob("*") if path.name in FILES]
+        for folder in sorted({path.parent for path in files if ".hydra" not in path.parts}):
+            used = reader.evaluation_of_job(folder)
+            found |= {folder: None} | ({used: None} if used else {})
+    runs = [run for path in found if (run := reader.read_run(path, label(path))) is not None]
+    evaluated = {training_folder(run.folder, run.evaluation) for run in runs}
+    for path in found:
+        if reason := reader.reason(path, path in evaluated):
+            reader.skip(path, reason)
+    benchmarks = [reader.load(path / "benchmark.json") for path in found]
+    throughput = [Throughput(content) for content in benchmarks if content]
+    return Collection(with_names(runs), sorted(set(reader.skipped)), throughput)
 
 
 class _Reader:
-    def __init__(self, base: Path, label: Callable[[Path], str | None]) -> None:
-        self.base, self.label = base, label
+    """Reads files of run folders and lists what is skipped. base: what paths are relative to."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
         self.skipped: list[Skipped] = []
 
-    def read(self, folders: list[Path]) -> Collection:
-        used = [(folder, self._evaluation_of_job(folder)) for folder in folders]
-        folders = list(dict.fromkeys(path for pair in used for path in pair if path is not None))
-        runs = [run for folder in folders if (run := self._read_run(folder)) is not None]
-        evaluated = {_training_folder(run.folder, run.evaluation) for run in runs}
-        for folder in folders:
-            if reason := self._reason(folder, folder in evaluated):
-                self._skip(folder, reason)
-        throughput = [
-            Throughput(content, self._load(folder / "config.yaml"))
-            for folder in folders
-            if (content := self._load(folder / "benchmark.json"))
-        ]
-        return Collection(with_names(runs), sorted(set(self.skipped)), throughput)
-
-    def _path(self, folder: Path) -> str:
+    def path(self, folder: Path) -> str:
         return Path(os.path.relpath(folder, self.base)).as_posix()
 
-    def _skip(self, folder: Path, reason: str) -> None:
-        self.skipped.append(Skipped(self._path(folder), " ".join(reason.split())[:MAX_REASON]))
+    def skip(self, folder: Path, reason: str) -> None:
+        self.skipped.append(Skipped(self.path(folder), " ".join(reason.split())[:MAX_REASON]))
 
-    def _load(self, path: Path) -> dict[str, Any]:
+    def load(self, path: Path | None) -> dict[str, Any]:
         """The content of a file; empty where there is none or, with an entry, it is broken."""
-        if not os.path.exists(path):  # False for names too long, unlike Path's
+        if path is None or not os.path.exists(path):  # False for names too long, unlike Path's
             return {}
         try:
             return read_file(path)
-        except (OSError, ValueError) as error:
-            self._skip(path.parent, f"{path.name}: {error}")
+        except ValueError as error:
+            self.skip(path.parent, f"{path.name}: {error}")
             return {}
 
-    def _evaluation_of_job(self, folder: Path) -> Path | None:
+    def evaluation_of_job(self, folder: Path) -> Path | None:
         """The folder of the evaluation that a job of a sweep used, see `lfvit.runs.sweeps`."""
-        name = self._load(folder / "job.json").get("evaluation")
+        name = self.load(folder / "job.json").get("evaluation")
         path = None if name is None else inside(folder, name)
-        known = path is not None and path.name == "evaluate.json" and os.path.isfile(path)
-        return path.parent if path is not None and known else None
+        if path is None or path.name != "evaluate.json" or not os.path.isfile(path):
+            return None
+        return path.parent
 
-    def _read_run(self, folder: Path) -> Run | None:
-        content = self._load(folder / "evaluate.json")
+    def read_run(self, folder: Path, label: str | None) -> Run | None:
+        """The run whose evaluation is in a folder, if there is one that can be read."""
+        content = self.load(folder / "evaluate.json")
         if not content:
             return None
         try:
             evaluation = parse_evaluation(content, "evaluate.json")
         except DataError as error:
-            self._skip(folder, str(error))
+            self.skip(folder, str(error))
             return None
-        training = _training_folder(folder, evaluation)
-        config = self._load(training / "config.yaml") if training else {}
-        evaluation_config = self._load(folder / "config.yaml")
-        label = self.label(folder)
+        training = training_folder(folder, evaluation)
+        files = ("config.yaml", "metrics.json", "environment.json", "run.json")
+        config, metrics, environment, record = (
+            self.load(training / name if training else None) for name in files
+        )
+        start = start_folder(config, training) if training and config.get("init_from") else None
+        before, trained = (self.load(start / name if start else None) for name in files[:2])
+        evaluation_config = self.load(folder / "config.yaml")
         model = evaluation.model_dump(include={"method", "backbone", "reducer", "image_size"})
+        settings_key = {  # in the order in which differences are named
+            "label": label,
+            "model": model,
+            "training": _without(config, NO_SETTING | ({"init_from"} if before else set())),
+            "weights": None if config else evaluation.checkpoint,
+            "threshold": evaluation.configured.threshold,
+            "evaluation": _without(evaluation_config, NO_SETTING | model.keys()),
+            "init_from": _without(before, NO_SETTING),
+        }
         return Run(
             folder=folder,
-            path=self._path(folder),
+            path=self.path(folder),
             evaluation=evaluation,
             evaluation_config=evaluation_config,
             config=config,
-            metrics=self._load(training / "metrics.json") if training else {},
-            environment=self._load(training / "environment.json") if training else {},
-            status=self._load(training / "run.json").get("status", "done") if training else "done",
-            start=describe_start(config, training, self._load) if training else "",
+            metrics=metrics,
+            environment=environment,
+            status=record.get("status") or "done",
+            start=describe_start(config, before, trained) if config else "",
             label=label,
-            settings_key={  # in the order in which differences are named
-                **({"label": label} if label else {}),
-                "model": model,
-                "training": self._settings(config, training or folder),
-                **({} if config else {"weights": evaluation.checkpoint}),
-                "evaluation": {
-                    **self._settings(evaluation_config, folder),
-                    "threshold": evaluation.configured.threshold,
-                },
-            },
+            settings_key=settings_key,
         )
 
-    def _settings(
-        self, config: Mapping[str, Any], folder: Path, most: int = MAX_STARTS
-    ) -> dict[str, Any]:
-        """A config without `NO_SETTING`; initial weights of a known run are that run's settings."""
-
-        def clean(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {k: clean(v) for k, v in value.items() if k not in NO_SETTING}
-            return value
-
-        settings = clean(dict(config))
-        if config.get("init_from"):
-            earlier = start_folder(config, folder)
-            start = self._load(earlier / "config.yaml") if most else {}
-            if start:
-                settings["init_from"] = self._settings(start, earlier, most - 1)
-        return settings
-
-    def _reason(self, folder: Path, evaluated: bool) -> str | None:
+    def reason(self, folder: Path, evaluated: bool) -> str | None:
         """Why a folder has no result: its run failed, goes on, or was not evaluated."""
-        job, run = self._load(folder / "job.json"), self._load(folder / "run.json")
-        config = self._load(folder / "config.yaml")
-        trained, path = (folder / "metrics.json").exists(), self._path(folder)
+        job, run = self.load(folder / "job.json"), self.load(folder / "run.json")
+        trained, path = (folder / "metrics.json").exists(), self.path(folder)
         for record in (job, run):
             if record.get("status") == "failed":
-                reason = record.get("error") or "no reason is recorded"
-                return f"failed: {reason.splitlines()[0]}"
-        if job.get("status", "done") not in WELL:
-            return "unfinished job: still running, or stopped from outside"
+                return f"failed: {(record.get('error') or 'no reason is recorded').splitlines()[0]}"
         if trained and not evaluated:
             return (
                 f"not evaluated: python evaluate.py ckpt_path={path}/checkpoints/last.ckpt "
                 f"hydra.run.dir={path}/evaluation"
             )
-        if "schedule" in config and not trained:
-            if run.get("status") == "running":
-                return "still running, or stopped from outside"
-            return "not finished: no metrics.json of train.py"
-        if "risk" in config and not (folder / "evaluate.json").exists():
-            return "not finished: no evaluate.json"
+        config = self.load(folder / "config.yaml")
+        started = "schedule" in config and not trained
+        started = started or ("risk" in config and not (folder / "evaluate.json").exists())
+        if job.get("status", "done") not in WELL or started:
+            return "not finished: still running, or stopped from outside"
         return None
 
 
-def _training_folder(folder: Path, evaluation: Evaluation) -> Path | None:
+def _without(settings: Any, names: Set[str]) -> Any:
+    """Nested settings without those of some names, at any level."""
+    if not isinstance(settings, dict):
+        return settings
+    return {k: _without(value, names) for k, value in settings.items() if k not in names}
+
+
+def training_folder(folder: Path, evaluation: Evaluation) -> Path | None:
     """The folder of the training whose weights were evaluated, if it is still there.
 
     Around a copied evaluation, the copy of its training comes before the original.

@@ -27,32 +27,23 @@ def with_names(runs: Sequence["Run"]) -> list["Run"]:
 
     A label that was given stands for method and data.
     """
-    if not runs:
-        return []
     several = len({run.data for run in runs}) > 1
-    frame = pd.DataFrame(
-        {
-            "model": [
-                run.label or (f"{method_name(run)}, {run.data}" if several else method_name(run))
-                for run in runs
-            ],
-            "group": [run.group for run in runs],
-            "path": [run.path for run in runs],
-            "seed": [f"seed {run.seed}" for run in runs],
-            "run": runs,
-        }
-    )
-    frame["model"] = _lengthen(frame, "model", "group", lambda rows: _differences(rows["run"]))
-    frame["model"] = _lengthen(frame, "model", "group", lambda rows: rows["path"])
-    frame["name"] = _lengthen(frame, "model", "path", lambda rows: rows["seed"])
-    frame["name"] = _lengthen(frame, "name", "path", lambda rows: rows["path"])
-    return [replace(row.run, model=row.model, name=row.name) for row in frame.itertuples()]
+    models = [
+        run.label or (f"{method_name(run)}, {run.data}" if several else method_name(run))
+        for run in runs
+    ]
+    groups, paths = [run.group for run in runs], [run.path for run in runs]
+    models = _lengthen(models, groups, runs, _differences)
+    models = _lengthen(models, groups, runs, lambda same: [run.path for run in same])
+    names = _lengthen(models, paths, runs, lambda same: [f"seed {run.seed}" for run in same])
+    names = _lengthen(names, paths, runs, lambda same: [run.path for run in same])
+    known = zip(runs, models, names, strict=True)
+    return [replace(run, model=model, name=name) for run, model, name in known]
 
 
 def method_name(run: "Run") -> str:
     """Method and reducer, such as "LF-ViT + ToMe"; "as is": added to weights trained without it."""
-    method = run.evaluation.method["name"]
-    reducer = run.evaluation.reducer.get("name", "none")
+    method, reducer = run.evaluation.method["name"], run.evaluation.reducer["name"]
     name = METHODS.get(method, method)
     if reducer == "none":
         return name
@@ -61,46 +52,40 @@ def method_name(run: "Run") -> str:
 
 
 def _lengthen(
-    frame: pd.DataFrame, name: str, key: str, suffixes: Callable[[pd.DataFrame], "pd.Series[str]"]
-) -> "pd.Series[str]":
-    """The column `name`, with a suffix where it stands for several values of `key`."""
-    longer = frame[name].copy()
-    for _, rows in frame.groupby(name, sort=False):
-        if rows[key].nunique() > 1:
-            added = suffixes(rows)
-            if added.nunique() > 1:
-                longer[rows.index] = rows[name] + added.map(lambda text: f", {text}" * bool(text))
-    return longer
+    names: list[str],
+    keys: list[str],
+    runs: Sequence["Run"],
+    suffixes: Callable[[list["Run"]], list[str]],
+) -> list[str]:
+    """The names, with a suffix where one stands for several keys."""
+    table = pd.DataFrame({"name": names, "key": keys})
+    for name, same in table.groupby("name", sort=False):
+        if same["key"].nunique() > 1:
+            added = suffixes([runs[i] for i in same.index])
+            if len(set(added)) > 1:
+                table.loc[same.index, "name"] = [
+                    f"{name}, {text}" if text else name for text in added
+                ]
+    return list(table["name"])
 
 
-def _differences(runs: "pd.Series[Any]") -> "pd.Series[str]":
+def _differences(runs: list["Run"]) -> list[str]:
     """The settings in which runs differ, such as "alpha=0.5, lr=0.001"."""
-    settings = pd.json_normalize([run.settings_key for run in runs])
-    settings.index = runs.index
-    text = settings.map(_format)
+    text = pd.json_normalize([run.settings_key for run in runs]).map(_format)
     text = text.loc[:, text.nunique() > 1]
     # a setting and what is derived from it are one difference
     text = text.loc[:, ~text.T.duplicated().to_numpy()]
-    stated = text[[name for name in text if not _is_implied(str(name), text)]]
-    text = (stated if len(stated.columns) else text).iloc[:, :MAX_SETTINGS]
-    last = [name.rpartition(".")[2] for name in text]
-    short = [
-        name if last.count(name) == 1 else ".".join(full.split(".")[-2:])
-        for name, full in zip(last, text, strict=True)
-    ]
-    return text.apply(
-        lambda row: ", ".join(f"{n}={v}" for n, v in zip(short, row, strict=True)), axis=1
-    )
-
-
-def _is_implied(name: str, settings: pd.DataFrame) -> bool:
-    """Whether it is a setting of the initial weights, or one of the model's that was overridden."""
-    inner = name.removeprefix("evaluation.")
-    return ".init_from." in name or (inner != name and f"model.{inner}" in settings)
+    own = text.loc[:, ~text.columns.str.startswith("init_from.")]
+    text = (own if len(own.columns) else text).iloc[:, :MAX_SETTINGS]
+    last = [key.rpartition(".")[2] for key in text]
+    unique = [n if last.count(n) == 1 else key for n, key in zip(last, text, strict=True)]
+    text = text.set_axis(unique, axis=1)
+    return [", ".join(f"{k}={v}" for k, v in row.items()) for row in text.to_dict("records")]
 
 
 def _format(value: Any) -> str:
     if value is None or value != value:
         return "default"
-    text = Path(value).name if isinstance(value, str) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = Path(text).name if isinstance(value, str) else text
     return text if len(text) <= MAX_LENGTH else text[: MAX_LENGTH - 1] + "…"

@@ -40,7 +40,6 @@ class Point(NamedTuple):
 
     correct: "pd.Series[bool]"
     gmacs: float
-    threshold: float | None = None
     exit_fraction: float | None = None
     met: bool = True
 
@@ -48,19 +47,16 @@ class Point(NamedTuple):
 class PairedRow(NamedTuple):
     """A model run in one way against another model on the same images, over their seeds.
 
-    gmacs, other_gmacs: means over seeds. cost: percent of the other's, with its spread. thresholds:
-    of every seed. exits: percent. unmet: seeds without a threshold that reached on the calibration
-    images what was asked for.
+    gmacs: mean over seeds. cost: percent of the other's, with its spread. exits: percent. unmet:
+    seeds without a threshold that reached on the calibration images what was asked for.
     """
 
     way: str
     seeds: int
     comparison: Comparison
     gmacs: float
-    other_gmacs: float
     cost: float
     cost_spread: float | None
-    thresholds: list[float] | None
     exits: float | None
     unmet: int
 
@@ -88,10 +84,8 @@ def compare_models(
         seeds=len(points),
         comparison=comparison,
         gmacs=fmean(p.gmacs for p in points),
-        other_gmacs=fmean(p.gmacs for p in other),
         cost=fmean(costs),
         cost_spread=stdev(costs) if len(costs) > 1 else None,
-        thresholds=[p.threshold for p in points if p.threshold is not None] or None,
         exits=fmean(exits) if exits else None,
         unmet=sum(not p.met for p in points),
     )
@@ -132,7 +126,7 @@ def point_at(run: "Run", way: str, other: Point | None = None) -> Point:
         threshold, met = _choose(calibration, macs, way, other)
     measured = sweep(rest, macs, [threshold]).iloc[0]
     exits = float(measured["exit_fraction"])
-    return Point(correct_at(rest, threshold), float(measured["gmacs"]), threshold, exits, met)
+    return Point(correct_at(rest, threshold), float(measured["gmacs"]), exits, met)
 
 
 def _choose(
@@ -165,15 +159,6 @@ def verdict(row: PairedRow) -> str:
 def equal_accuracy(equal: PairedRow, budget: PairedRow) -> str:
     """Whether equal accuracy costs at most `BUDGET`, in sentences, from two rows of one model."""
     share = f"{100 * BUDGET:.0f} %"
-    cost = f"{equal.cost:.0f} %"
-    if equal.cost_spread is not None:
-        cost += f" (± {equal.cost_spread:.0f} over seeds)"
-    lacking = (
-        f" In {equal.unmet} of {equal.seeds} seeds no threshold reached the other model's accuracy "
-        "on the calibration images; there the most accurate one was taken."
-        if equal.unmet
-        else ""
-    )
     if equal.comparison.high < 0 or equal.unmet == equal.seeds:
         answer = f"Equal accuracy is not reached at any threshold, so not at {share} either."
     elif equal.cost <= 100 * BUDGET and equal.comparison.low >= -MARGIN:
@@ -187,10 +172,15 @@ def equal_accuracy(equal: PairedRow, budget: PairedRow) -> str:
         answer = f"No: equal accuracy costs more than {share} here."
     else:
         answer = f"Not decided: equal accuracy costs more, but at {share} no loss is shown either."
+    spread = "" if equal.cost_spread is None else f" (± {equal.cost_spread:.0f} over seeds)"
+    lacking = (
+        f" In {equal.unmet} of {equal.seeds} seeds no threshold reached it on the calibration "
+        "images; there the most accurate one was taken."
+    )
     return (
-        f"{answer} The threshold chosen for equal accuracy costs {cost} of the one-pass model's "
-        f"GMACs and differs by {difference(equal)}.{lacking} Within {share} of the cost (met: "
-        f"{budget.cost:.0f} %), it differs by {difference(budget)}."
+        f"{answer} The threshold chosen for equal accuracy costs {equal.cost:.0f} %{spread} of the "
+        f"other model's GMACs and differs by {difference(equal)}.{lacking if equal.unmet else ''} "
+        f"Within {share} of the cost ({budget.cost:.0f} %), it differs by {difference(budget)}."
     )
 
 

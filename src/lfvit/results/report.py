@@ -8,8 +8,7 @@ from statistics import fmean
 
 import pandas as pd
 
-from lfvit.errors import DataError, LFViTError
-from lfvit.measure.thresholds import NO_EXIT, correct_at, predictions_at
+from lfvit.errors import DataError
 from lfvit.results.collect import Collection, Run
 from lfvit.results.paired import (
     PairedRow,
@@ -22,12 +21,10 @@ from lfvit.results.plots import plot_accuracy_cost, plot_differences
 from lfvit.results.provenance import without_paths
 from lfvit.results.table import over_seeds, points_frame
 from lfvit.runs.provenance import commit
-from lfvit.runs.setup import load_trained
 from lfvit.utils.markdown import code, escape, to_markdown
 
 Models = Mapping[str, Sequence[Run]]
 Row = tuple[str, str, PairedRow]  # model, way, its comparison with the reference model
-CURVE_STEP = 10  # every so many thresholds are in the table
 PAIRED = (
     "On the same images. Intervals: 95 % over images for these trained models (bootstrap; an image "
     "counts with its mean over seeds); ±: the sample standard deviation over seeds, on these "
@@ -84,16 +81,20 @@ def write_report(
     plot = output.with_name(f"{output.stem}_accuracy_vs_gmacs.png")
     evaluations = {name: [run.evaluation for run in runs] for name, runs in models.items()}
     plot_accuracy_cost(evaluations, [plot])
+    counts = sorted({(run.data, run.evaluation.images) for run in collection.runs})
+    images = ", ".join(f"{count:,} validation images of {escape(data)}" for data, count in counts)
     parts = [
         f"# {title}",
         intro,
-        _about_images(collection.runs),
+        f"Top-1 on {images}, which training never saw. GMACs are multiply-accumulates per image, "
+        "counted by fvcore.",
         _accuracy(collection, models),
         f"![Accuracy against cost]({plot.name})",
         *_paired_sections(models, output),
         *[include_page(page, output) for page in notes],
-        *[part for runs in models.values() for part in _thresholds(runs[0])],
-        "## How the models were trained\n\n" + "\n".join(map(_provenance, models.values())),
+        *[_thresholds(runs[0]) for runs in models.values()],
+        "## How the models were trained\n\n"
+        + "\n".join(f"- **{escape(name)}**: {provenance(runs)}" for name, runs in models.items()),
         "## Left out\n\n" * bool(collection.skipped)
         + "\n".join(f"- {escape(path)}: {escape(why)}" for path, why in collection.skipped),
         f"*Written by {code(command)}, commit {commit()}.*" if command else "",
@@ -121,15 +122,6 @@ def reference_model(models: Models) -> str | None:
     """The model that others are compared with: the last one-pass model without a reducer."""
     plain = [name for name, runs in models.items() if runs[0].is_plain]
     return plain[-1] if plain else None
-
-
-def _about_images(runs: Sequence[Run]) -> str:
-    counts = sorted({(run.data, run.evaluation.images) for run in runs})
-    images = ", ".join(f"{count:,} validation images of {escape(data)}" for data, count in counts)
-    return (
-        f"Top-1 on {images}, which training never saw. GMACs are multiply-accumulates per image, "
-        "counted by fvcore."
-    )
 
 
 def _accuracy(collection: Collection, models: Models) -> str:
@@ -170,7 +162,7 @@ def _with_spread(means: pd.DataFrame, name: str, digits: int) -> "pd.Series[str]
 
 
 def _paired_sections(models: Models, output: Path) -> Iterator[str]:
-    """Every model beside the reference, and what the passes after the first change."""
+    """Every model beside the reference model, seeds that both have."""
     readable: dict[str, list[Run]] = {}
     faults: list[str] = []
     for run in [run for runs in models.values() for run in runs]:
@@ -204,9 +196,6 @@ def _paired_sections(models: Models, output: Path) -> Iterator[str]:
     answers = [f"- **{escape(m)}**: {equal_accuracy(equal[m], budget[m])}" for m in equal]
     if answers:
         yield "## Equal accuracy at 37 % of the cost?\n\n" + "\n".join(answers)
-    for model, runs in readable.items():
-        if runs[0].num_passes > 1:
-            yield _changes(model, {m: readable[m] for m in (model, name) if m is not None})
 
 
 def _difference_table(rows: Sequence[Row]) -> str:
@@ -231,85 +220,24 @@ def _difference_table(rows: Sequence[Row]) -> str:
     return to_markdown(table, {"images": ",", "cost (%)": ".0f", **numbers})
 
 
-def _changes(model: str, models: Models) -> str:
-    """What the passes after the first change, over all images and by class."""
-    shares = pd.DataFrame([change_shares(run.predictions) for run in models[model]])
-    words = shares.mean().map("{:.2f}".format)
-    if len(shares) > 1:
-        words += shares.std().map(" ± {:.2f}".format)
-    text = ", ".join(f"{value} % {kind}" for kind, value in words.items())
-    try:
-        classes = load_trained(models[model][0].checkpoint).record.classes
-        table = classes_table(models, model, classes)
-    except (LFViTError, LookupError, OSError) as error:
-        table = f"No table by class: {escape(error)}."
-    return (
-        f"## What the last pass of {escape(model)} changes\n\nOf the first pass's predictions it "
-        f"changes: {text}.\n\n{table}"
-    )
-
-
-def change_shares(predictions: pd.DataFrame) -> dict[str, float]:
-    """Percent of the images whose prediction the last pass corrects, spoils, or changes else."""
-    first, last = (predictions_at(predictions, threshold) for threshold in (0.0, NO_EXIT))
-    right_first, right_last = first == predictions["target"], last == predictions["target"]
-    return {
-        "corrected": 100 * float((~right_first & right_last).mean()),
-        "made wrong": 100 * float((right_first & ~right_last).mean()),
-        "from one wrong class to another": 100
-        * float((~right_first & ~right_last & (first != last)).mean()),
-    }
-
-
-def classes_table(models: Models, model: str, classes: Sequence[str]) -> str:
-    """Top-1 of every class, means over seeds, and what the last pass of one model changes.
-
-    Args:
-        models: name -> runs of its seeds.
-        model: the one with several passes.
-        classes: names by class index.
-    """
-    shares = []
-    for name, runs in models.items():
-        for rows in [run.predictions for run in runs]:
-            last = correct_at(rows, NO_EXIT)
-            columns = {f"{name}, last pass (%)": last}
-            if name == model:
-                first = correct_at(rows, 0.0)
-                columns = {f"{name}, pass 1 (%)": first, **columns}
-                columns |= {"corrected (%)": ~first & last, "made wrong (%)": first & ~last}
-            shares.append(100 * pd.DataFrame(columns).groupby(rows["target"]).mean())
-    table = pd.concat(shares, axis=1).T.groupby(level=0, sort=False).mean().T
-    formats = dict.fromkeys(table, ".1f") | {"images": ","}
-    table.insert(0, "images", models[model][0].predictions["target"].value_counts())
-    table.insert(0, "class", [classes[int(target)] for target in table.index])
-    return to_markdown(table, formats)
-
-
-def _thresholds(run: Run) -> Iterator[str]:
-    """Of one seed: the thresholds that were chosen, and the whole curve."""
+def _thresholds(run: Run) -> str:
+    """The thresholds that were chosen for one seed."""
     points = points_frame(run.evaluation)
     chosen = points[points["chosen_on"] > 0]
-    if len(chosen):
-        risk = run.evaluation.settings.risk
-        certified = (
-            " Rules with ≤ hold on new images of the same distribution, each with probability "
-            f"{1 - risk.delta:g}: consistency is the share of changed predictions, gap the top-1 "
-            "lost."
-            if risk is not None
-            else ""
-        )
-        yield (
-            f"## Thresholds chosen for {escape(run.name)}\n\nOn {chosen['chosen_on'].iloc[0]:,} of "
-            f"the images, by class; the table reports the others.{certified}"
-        )
-        yield points_table(chosen.drop(columns="top5"))
-    curve = [dict(point) for point in run.evaluation.curve]
-    if curve:
-        some = pd.DataFrame([*curve[:-1:CURVE_STEP], curve[-1]])
-        titles = {name: title for name, title in POINT_TITLES.items() if name in some}
-        heading = f"## Thresholds of {escape(run.name)}"
-        yield f"{heading}\n\n{to_markdown(some, FORMATS | {'threshold': '.2f'}, titles)}"
+    if chosen.empty:
+        return ""
+    risk = run.evaluation.settings.risk
+    certified = (
+        " Rules with ≤ hold on new images of the same distribution, each with probability "
+        f"{1 - risk.delta:g}: consistency is the share of changed predictions, gap the top-1 lost."
+        if risk is not None
+        else ""
+    )
+    return (
+        f"## Thresholds chosen for {escape(run.name)}\n\nOn {chosen['chosen_on'].iloc[0]:,} of the "
+        f"images, by class; the table reports the others.{certified}\n\n"
+        f"{points_table(chosen.drop(columns='top5'))}"
+    )
 
 
 def points_table(points: pd.DataFrame) -> str:
@@ -320,25 +248,22 @@ def points_table(points: pd.DataFrame) -> str:
     return to_markdown(table, FORMATS, titles)
 
 
-def _provenance(runs: Sequence[Run]) -> str:
+def provenance(runs: Sequence[Run]) -> str:
+    """How the seeds of a model were trained and evaluated, in sentences."""
     run, evaluation = runs[0], runs[0].evaluation
-    evaluated = (
-        f"Evaluated: {escape(Path(evaluation.checkpoint).name)}, in "
-        f"{escape(evaluation.precision)}, at commit {escape(evaluation.environment.get('commit'))}."
-    )
+    evaluated = f"Evaluated at commit {escape(evaluation.environment.get('commit'))}."
     metrics, environment = run.metrics, run.environment
     if not metrics or not environment:
-        return f"- **{escape(run.model)}**: trained elsewhere. {evaluated}"
+        return f"Trained elsewhere. {evaluated}"
     commits = sorted({str(seed.environment.get("commit")) for seed in runs})
     minutes = [f"{seed.metrics['train_seconds'] / 60:.0f}" for seed in runs if seed.metrics]
-    packages = environment.get("packages") or {}
+    packages = environment["packages"]
     return (
-        f"- **{escape(run.model)}**, seed{'s' * (len(runs) > 1)} "
-        f"{', '.join(str(seed.seed) for seed in runs)}: "
-        f"{code(without_paths(str(environment.get('command'))))}, commit "
-        f"{escape(', '.join(commits))}, {escape(metrics['machine'])}, "
-        f"{environment.get('threads')} threads, torch {escape(packages.get('torch'))}, timm "
-        f"{escape(packages.get('timm'))}. From {escape(run.start)}: {metrics['epochs']} epochs "
-        f"over {metrics['train_images']:,} images, {metrics['parameters'] / 1e6:.2f} M parameters, "
-        f"{' and '.join(minutes)} minutes. {evaluated}"
+        f"Seed {', '.join(str(seed.seed) for seed in runs)}: "
+        f"{code(without_paths(environment['command']))}, commit {escape(', '.join(commits))}, "
+        f"{escape(metrics['machine'])}, {environment['threads']} threads, torch "
+        f"{escape(packages.get('torch'))}, timm {escape(packages.get('timm'))}. From "
+        f"{escape(run.start)}: {metrics['epochs']} epochs over {metrics['train_images']:,} images, "
+        f"{metrics['parameters'] / 1e6:.2f} M parameters, {' and '.join(minutes)} minutes. "
+        f"{evaluated}"
     )
