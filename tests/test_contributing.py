@@ -23,9 +23,9 @@ def extended(tmp_path_factory):
     guide = (ROOT / "CONTRIBUTING.md").read_text()
     files = re.findall(r"`([\w/.]+)`:\n\n```\w+\n(.*?)```", guide, re.DOTALL)
     assert [path for path, _ in files] == [
-        "src/lfvit/models/selection/centre.py",
-        "conf/method/lf_vit_centre.yaml",
-        "src/lfvit/models/reduction/pairs.py",
+        "src/lfvit/models/selectors/center.py",
+        "conf/method/lf_vit_center.yaml",
+        "src/lfvit/models/reducers/pairs.py",
         "conf/reducer/pairs.yaml",
     ]
     for path, text in files:
@@ -48,7 +48,7 @@ def run(extended, *arguments):
 
 
 NEW = [
-    ["method=lf_vit_centre"],
+    ["method=lf_vit_center"],
     ["method=vit", "reducer=pairs"],
     ["method=cf_vit", "reducer=pairs", "reducer.passes=first"],
 ]
@@ -66,23 +66,23 @@ def test_the_new_options_train(extended, tmp_path):
     fast += ["data.batch_size=4"]
     lines = [[*new, *fast, f"run_dir={tmp_path / str(i)}"] for i, new in enumerate(NEW)]
     run(extended, "-c", TRAIN_ALL, json.dumps(lines))
-    for i, wanted in enumerate(("selector: centre", "name: pairs", "name: pairs")):
+    for i, wanted in enumerate(("selector: center", "name: pairs", "name: pairs")):
         assert wanted in (tmp_path / str(i) / "config.yaml").read_text()
 
 
 COMPILED = "test_a_compiled_model_says_the_same"  # half of the time
-QUICK = ("tests/models/test_registry.py", f"(pairs or centre) and not {COMPILED}")
-EVERYWHERE = pytest.param("tests/models", "pairs or centre", marks=pytest.mark.chaos)
+QUICK = ("tests/models/test_registry.py", f"(pairs or center) and not {COMPILED}")
+EVERYWHERE = pytest.param("tests/models", "pairs or center", marks=pytest.mark.chaos)
 
 
 @pytest.mark.parametrize(("where", "which"), [QUICK, EVERYWHERE])
 def test_the_parametrised_tests_pick_them_up(extended, where, which):
     out = run(extended, "-m", "pytest", where, "-vv", "-k", which)
-    passed = re.findall(r"::(test_\w+)\[(\S*(?:pairs|centre)\S*)\] PASSED", out)
+    passed = re.findall(r"::(test_\w+)\[(\S*(?:pairs|center)\S*)\] PASSED", out)
     names = {name for name, _ in passed}
     assert {
         "test_every_parameter_learns",
-        "test_the_formula_and_fvcore_agree_exactly",
+        "test_macs_are_those_of_the_operations",
         "test_early_exit_is_one_of_the_two_passes",
         "test_every_selector_finds_its_cells_behind_a_reducer",
     } <= names

@@ -313,7 +313,7 @@ def test_lists_of_files_name_what_lies_beside_them(tmp_path, name):
     assert "may only name folders beside it" in found["fault"]
     exported = tmp_path / "exported"
     exported.mkdir()
-    write_json(exported / "model.json", {"format": 1, "files": [name]})
+    write_json(exported / "model.json", {"format": 2, "files": [name]})
     with pytest.raises(ConfigError, match="not the name of a file beside it|no such file"):
         load(exported)
 

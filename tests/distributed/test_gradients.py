@@ -17,7 +17,6 @@ from lfvit.training.module import Classifier
 from lfvit.training.settings import Schedule
 from small_vits import randomise
 
-LV = {"family": "lv_vit", "embed_dim": 24, "depth": 5, "num_heads": 2, "stem_dim": 8}
 FREQUENCY = {"name": "frequency", "removed": 0.3, "windows": 1, "blocks": [2, 4]}
 DYNAMIC = {"name": "dynamic_vit", "blocks": [2, 4], "token_weight": 50.0}
 MODELS: dict[str, tuple[str, dict, dict]] = {
@@ -29,9 +28,6 @@ MODELS: dict[str, tuple[str, dict, dict]] = {
     "lf_vit": ("lf_vit", TINY, {"region_size": 3}),
     "lf_vit, frequency, distilled": ("lf_vit", TINY, {"reducer": {**FREQUENCY, "passes": "both"}}),
     "cf_vit": ("cf_vit", TINY, {}),
-    "lv_vit": ("vit", LV, {}),
-    "lf_vit on lv_vit": ("lf_vit", LV, {"region_size": 2}),
-    "cf_vit on lv_vit": ("cf_vit", LV, {}),
 }
 CASES = [(name, phase) for name in MODELS for phase in (1, 2) if phase == 2 or "f_vit" in name]
 SPLITS = {"equal": [2, 2], "uneven": [3, 1], "one has none": [4, 0], "main has none": [0, 4]}
@@ -41,10 +37,9 @@ SPLITS = {"equal": [2, 2], "uneven": [3, 1], "one has none": [4, 0], "main has n
 def classifier(name: str) -> Any:
     method, backbone, options = MODELS[name]
     torch.manual_seed(1)
-    size = 128 if backbone is LV else 112
+    size = 112
     model = lfvit.create_model(method, backbone=backbone, image_size=size, num_classes=4, **options)
-    if backbone is TINY:
-        randomise(model, seed=3)  # so that images differ in what is kept of them
+    randomise(model, seed=3)  # so that images differ in what is kept of them
     distilled = "distilled" in name
     schedule = Schedule(distill_weight=float(distilled))
     teacher = unreduced(model) if distilled else None

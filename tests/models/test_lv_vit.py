@@ -8,7 +8,7 @@ import lfvit
 import reference
 from lfvit.errors import CheckpointError
 from lfvit.models import forward_passes
-from lfvit.models.token_mix import TokenMix
+from lfvit.models.lv_vit import TokenMix
 
 SPEC = {"family": "lv_vit", "embed_dim": 24, "depth": 4, "num_heads": 2}
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from lfvit.models.token_mix import TokenMix
+from lfvit.models.lv_vit import TokenMix
 
 
 def test_the_cells_of_a_box_come_from_the_batch_read_backwards():

@@ -7,9 +7,8 @@ import lfvit
 from lfvit.data import Batch
 from lfvit.data.label_maps import LabelMaps
 from lfvit.errors import ConfigError
-from lfvit.models.lv_vit import DenseLogits
+from lfvit.models.lv_vit import DenseLogits, TokenMix
 from lfvit.models.resample import downsample
-from lfvit.models.token_mix import TokenMix
 from lfvit.training.module import Classifier
 from lfvit.training.settings import Schedule
 from lfvit.training.token_labels import TokenTargets, has_aux_head, token_labelling_loss

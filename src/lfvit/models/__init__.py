@@ -17,20 +17,6 @@ if TYPE_CHECKING:
     from lfvit.models.settings import METHODS
     from lfvit.models.two_pass import TwoPassViT
 
-_MODULES = {
-    "EarlyExitOutput": "passes",
-    "METHODS": "settings",
-    "ModelOutput": "passes",
-    "TwoPassViT": "two_pass",
-    "create_model": "factory",
-    "early_exit": "passes",
-    "forward_passes": "passes",
-    "load_checkpoint": "checkpoints",
-    "num_passes": "passes",
-    "reduce": "reduction",
-    "restore": "reduction",
-}
-
 __all__ = [
     "METHODS",
     "EarlyExitOutput",
@@ -45,11 +31,20 @@ __all__ = [
     "restore",
 ]
 
+_MODULES = {
+    "METHODS": "settings",
+    "TwoPassViT": "two_pass",
+    "create_model": "factory",
+    "load_checkpoint": "checkpoints",
+    "reduce": "reduction",
+    "restore": "reduction",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'passes')}"), name)
 
 
 def __dir__() -> list[str]:

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from lfvit.errors import ConfigError
 from lfvit.models.blocks import BlocksOutput, run_blocks
-from lfvit.models.lv_vit import ConvStem, DenseLogits, LVViT
+from lfvit.models.lv_vit import ConvStem, DenseLogits, LVViT, TokenMix
 from lfvit.models.reducers.base import Layout, Reducer
 from lfvit.models.reduction import unsupported_blocks
 from lfvit.models.settings import NAMED_BACKBONES, backbone_settings
-from lfvit.models.token_mix import TokenMix
 
 FAMILIES: dict[str, type[VisionTransformer]] = {"vit": VisionTransformer, "lv_vit": LVViT}
 """Names of ``backbone.family`` -> class."""
@@ -222,8 +221,7 @@ def _refuse_unsupported(vit: VisionTransformer) -> None:
         "a norm before the head": not isinstance(vit.fc_norm, nn.Identity),
         "no position embedding": vit.pos_embed is None,
     }
-    found = [reason for reason, applies in reasons.items() if applies]
-    if found:
+    if found := [reason for reason, applies in reasons.items() if applies]:
         raise ConfigError(
             f"this {type(vit).__name__} cannot serve both passes: it has {'; '.join(found)}. A ViT "
             "with one class token and learned position embeddings is needed, such as "

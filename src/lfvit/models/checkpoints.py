@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -48,8 +48,6 @@ RELEASED_NAMES = (  # the released two-pass files -> this project's names
     (r"^((?:patch_embed|norm_pre|blocks|norm|head|aux_head)\.)", r"backbone.\1"),
 )
 
-# --- reading ------------------------------------------------------------------------------------
-
 
 def read_file(path: str | Path) -> dict[str, Any]:
     """Read a file of weights to CPU memory without executing anything from it.
@@ -76,18 +74,16 @@ def read_file(path: str | Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: truncated or not a safetensors file ({error})") from error
     except Exception as error:  # torch.load raises many kinds for damaged files
         if "weights_only" in str(error).lower() or "Unsupported" in str(error):
-            global_ = re.search(r"GLOBAL ([\w.]+)", str(error))
+            code = re.search(r"GLOBAL ([\w.]+)", str(error))
             raise CheckpointError(
-                f"{path}: holds more than weights ({global_[1] if global_ else 'pickled code'}), "
-                "and nothing from a file is executed; save its state_dict alone with "
+                f"{path}: holds more than weights ({code[1] if code else 'pickled code'}), and "
+                "nothing from a file is executed; save its state_dict alone with "
                 "torch.save(model.state_dict(), ...) where you trust it"
             ) from error
         raise CheckpointError(
-            f"{path}: truncated or not a PyTorch file ({type(error).__name__}); copy or download "
+            f"{path}: truncated or no file of weights ({type(error).__name__}); copy or download "
             "it again"
         ) from error
     if not isinstance(content, dict):
@@ -112,15 +108,11 @@ def _read_record(path: Path) -> dict[str, Any]:
     """The record in the metadata of a .safetensors file, under `RECORD`; empty without one."""
     with safe_open(path, "pt") as file:
         text = (file.metadata() or {}).get(RECORD)
-    if text is None:
-        return {}
     try:
-        record = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: its metadata {RECORD!r} is not JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise CheckpointError(f"{path}: its metadata {RECORD!r} is not a mapping")
-    return {RECORD: record}
+        record = {} if text is None else {RECORD: dict(json.loads(text))}
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: its metadata {RECORD!r} is no JSON mapping") from error
+    return record
 
 
 def extract_weights(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
@@ -172,9 +164,6 @@ def weights_digest(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-# --- loading ------------------------------------------------------------------------------------
-
-
 def load_checkpoint(
     model: nn.Module, source: str | Path | Mapping[str, Any], *, new_head: bool = False
 ) -> None:
@@ -208,11 +197,7 @@ def load_checkpoint(
         for key in [k for k in weights if k.removeprefix("backbone.").startswith(HEADS)]:
             if key in expected and weights[key].shape != expected[key].shape:
                 weights[key] = expected[key]
-    if misfit := _misfit(weights, expected):
-        advice = _advice(found, expected)
-        raise CheckpointError(
-            f"{name}: does not fit this {type(model).__name__}. {misfit}. {advice}"
-        )
+    _refuse_misfit(model, weights, found, name)
     model.load_state_dict(weights)
 
 
@@ -261,22 +246,20 @@ def _resampled(pos_embed: Tensor, expected: Tensor) -> Tensor:
 def _refuse_values(weights: dict[str, Tensor], expected: dict[str, Tensor], name: str) -> None:
     """Values that PyTorch would cast silently, or refuse without the file's name."""
     for key in (key for key in expected if key in weights):
-        value, like = weights[key], expected[key]
-        real, fits = like.is_floating_point(), value.shape == like.shape
-        if value.is_quantized or value.is_floating_point() != real:
-            what = f"numbers of type {value.dtype}"
-        elif real and fits and not value.to(like.dtype).isfinite().all():
-            what = "values that are not finite"
-        else:
-            continue
-        raise CheckpointError(
-            f"{name}: {key} holds {what}, and weights are dense and finite; use an earlier "
-            "checkpoint, or save the model's state_dict again"
-        )
+        value, real = weights[key], expected[key].is_floating_point()
+        plain = not value.is_quantized and value.is_floating_point() == real
+        if not plain or (real and not value.to(expected[key].dtype).isfinite().all()):
+            raise CheckpointError(
+                f"{name}: {key} holds {value.dtype} values that are no dense, finite weights; use "
+                "an earlier checkpoint, or save the model's state_dict again"
+            )
 
 
-def _misfit(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
-    """Names and sizes that differ, the first three of each kind; empty if there are none."""
+def _refuse_misfit(
+    model: nn.Module, weights: dict[str, Tensor], found: dict[str, Tensor], name: str
+) -> None:
+    """Before anything is loaded: the first names and sizes that differ, and what the file is."""
+    expected = model.state_dict()
     misfits = {
         "missing": [key for key in expected if key not in weights],
         "unknown": [key for key in weights if key not in expected],
@@ -286,34 +269,23 @@ def _misfit(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
             if key in weights and weights[key].shape != expected[key].shape
         ],
     }
-    return "; ".join(
-        f"{label}: {', '.join(keys[:3])}" + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-        for label, keys in misfits.items()
-        if keys
-    )
-
-
-def _advice(found: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
-    """What model would take the file, as far as its names and shapes tell."""
-    by_name = {key.removeprefix("backbone."): v for key, v in found.items() if v.ndim}
-    norm, head = by_name.get("norm.weight"), by_name.get("head.weight")
-    blocks = {key.split(".")[1] for key in by_name if re.match(r"blocks\.\d+\.", key)}
-    if norm is None or not blocks:
-        return (
-            "Files that fit: this project's checkpoints, timm/DeiT ViTs, released LF-ViT, CF-ViT "
-            "and LV-ViT files"
+    if not any(misfits.values()):
+        return
+    first = [f"{label}: {', '.join(keys[:3])}" for label, keys in misfits.items() if keys]
+    sizes = {key.removeprefix("backbone."): value for key, value in found.items() if value.ndim}
+    advice = "Files that fit: this project's, timm/DeiT's, released LF-ViT, CF-ViT and LV-ViT ones"
+    if "norm.weight" in sizes and "head.weight" in sizes:
+        depth = len({key.split(".")[1] for key in sizes if re.match(r"blocks\.\d+\.", key)})
+        two_pass = "first_pos_embed" in found or "pos_embed_list.0" in found
+        family = "lv_vit" if "patch_embed.conv1.weight" in sizes else "vit"
+        advice = (
+            f"The file is a {'two-pass' if two_pass else 'one-pass'} model with family={family}, "
+            f"embed_dim={len(sizes['norm.weight'])}, depth={depth}, "
+            f"num_classes={len(sizes['head.weight'])}; new_head=True keeps the model's own head"
         )
-    family = "lv_vit" if "patch_embed.conv1.weight" in by_name else "vit"
-    two_pass = "first_pos_embed" in found or "pos_embed_list.0" in found
-    classes = f", num_classes={len(head)}" if head is not None else ""
-    text = (
-        f"The file is a {'two-pass' if two_pass else 'one-pass'} model with family={family}, "
-        f"embed_dim={len(norm)}, depth={len(blocks)}{classes}: create the model with these"
+    raise CheckpointError(
+        f"{name}: does not fit this {type(model).__name__}. {'; '.join(first)}. {advice}"
     )
-    own_head = expected.get("head.weight", expected.get("backbone.head.weight"))
-    if head is not None and own_head is not None and len(head) != len(own_head):
-        text += ", or pass new_head=True to keep its own head"
-    return text
 
 
 def _shape(tensor: Tensor) -> str:

@@ -1,9 +1,8 @@
 """LV-ViT (Jiang et al. 2021, arXiv 2104.10858) as a timm ViT.
 
-Three things set it apart from DeiT: a convolutional stem in front of the patch projection, residual
-branches divided by a constant, and an auxiliary head that classifies every patch token. Blocks are
-timm's own, so that whatever works on a ViT's blocks works here; names of weights are the released
-ones.
+It differs from DeiT by a convolutional stem before the patch projection, residual branches divided
+by a constant, and an auxiliary head that classifies every patch token. Blocks are timm's, so that
+reducers work on them; names of weights are the released ones.
 """
 
 from functools import partial
@@ -14,9 +13,6 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-
-from lfvit.models.token_mix import TokenMix
-from lfvit.utils.distributed import all_reduce_sum, world_size
 
 AUX_SHARE = 0.5
 """Weight of the auxiliary head in the one-pass model's logits."""
@@ -36,8 +32,43 @@ class DenseLogits(NamedTuple):
         return self.class_logits + share * self.token_logits.amax(dim=1)
 
 
+Box = tuple[float, float, float, float]
+"""Top, left, bottom and right as shares of the image's side."""
+
+
+class TokenMix(NamedTuple):
+    """Replace the cells of a box by the same cells of the batch read backwards (Jiang et al. 2021).
+
+    The box is aligned to cells of the coarse grid, so that both passes of a two-pass model see the
+    same mixture, at any resolution.
+
+    mask: (n, n) bool, the cells that come from the partner.
+    """
+
+    mask: Tensor
+
+    @classmethod
+    def from_box(cls, box: Box, grid: int, device: torch.device | None = None) -> "TokenMix":
+        """The cells of an n x n grid that a box covers, its sides rounded to the nearest edge."""
+        top, left, bottom, right = (round(side * grid) for side in box)
+        mask = torch.zeros(grid, grid, dtype=torch.bool)
+        mask[top:bottom, left:right] = True
+        return cls(mask.to(device))
+
+    def maps(self, maps: Tensor) -> Tensor:
+        """Mix maps (B, C, M, M), M a multiple of n, along the edges of the cells."""
+        scale = maps.shape[-1] // len(self.mask)
+        mask = self.mask.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+        return torch.where(mask, maps.flip(0), maps)
+
+    def targets(self, targets: Tensor) -> Tensor:
+        """Mix the labels of whole images, probabilities (B, C), by the area each of them has."""
+        share = self.mask.to(targets.dtype).mean()
+        return targets + share * (targets.flip(0) - targets)
+
+
 class Scale(nn.Module):
-    """Multiply by a constant; stands where timm's blocks have their learned layer scale."""
+    """Multiply by a constant, in place of the learned layer scale of timm's blocks."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -48,34 +79,6 @@ class Scale(nn.Module):
 
     def extra_repr(self) -> str:
         return f"factor={self.factor:g}"
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation whose statistics in training are those of all processes' images.
-
-    PyTorch's SyncBatchNorm does the same, on GPUs only. Weights and buffers are BatchNorm2d's.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.training or world_size() == 1:
-            return super().forward(input)
-        x = input.float()  # (B, C, H, W)
-        count = x.new_full((1,), x.numel() / x.shape[1])
-        sums = all_reduce_sum(torch.cat([x.sum((0, 2, 3)), count]))
-        n = sums[-1]
-        mean = sums[:-1] / n  # (C,)
-        x = x - mean[:, None, None]
-        variance = all_reduce_sum(x.square().sum((0, 2, 3))) / n
-        self._follow(mean.detach(), variance.detach() * n / (n - 1))
-        scale = self.weight * (variance + self.eps).rsqrt()
-        return (x * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
-
-    @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor) -> None:
-        buffers: Any = self
-        buffers.num_batches_tracked.add_(1)
-        buffers.running_mean.lerp_(mean, self.momentum)
-        buffers.running_var.lerp_(variance, self.momentum)
 
 
 class ConvStem(nn.Module):
@@ -95,23 +98,20 @@ class ConvStem(nn.Module):
         **_: Any,  # padding, device and dtype, which nothing here sets
     ) -> None:
         super().__init__()
-        self.img_size = (img_size, img_size)
-        self.patch_size = (patch_size, patch_size)
-        self.grid_size = (img_size // patch_size, img_size // patch_size)
-        self.num_patches = self.grid_size[0] ** 2
-        conv = partial(nn.Conv2d, bias=False)
-        self.conv1 = conv(in_chans, stem_dim, 7, stride=2, padding=3)
-        self.bn1 = BatchNorm(stem_dim)
-        self.conv2 = conv(stem_dim, stem_dim, 3, padding=1)
-        self.bn2 = BatchNorm(stem_dim)
-        self.conv3 = conv(stem_dim, stem_dim, 3, padding=1)
-        self.bn3 = BatchNorm(stem_dim)
-        self.to(memory_format=torch.channels_last)  # the convolutions are faster so
-        side = patch_size // 2
+        grid, side = img_size // patch_size, patch_size // 2
+        self.img_size, self.patch_size = (img_size, img_size), (patch_size, patch_size)
+        self.grid_size, self.num_patches = (grid, grid), grid**2
+        self.conv1 = nn.Conv2d(in_chans, stem_dim, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem_dim)
+        self.conv2 = nn.Conv2d(stem_dim, stem_dim, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(stem_dim)
+        self.conv3 = nn.Conv2d(stem_dim, stem_dim, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(stem_dim)
+        self.to(memory_format=torch.channels_last)  # faster convolutions
         self.proj = nn.Conv2d(stem_dim, embed_dim, side, stride=side, bias=bias)
 
     def maps(self, images: Tensor) -> Tensor:
-        """What the projection sees: (B, 3, S, S) -> (B, stem_dim, S/2, S/2)."""
+        """Input of the projection: (B, 3, S, S) -> (B, stem_dim, S/2, S/2)."""
         x = F.relu(self.bn1(self.conv1(images)))
         x = F.relu(self.bn2(self.conv2(x)))
         return F.relu(self.bn3(self.conv3(x)))

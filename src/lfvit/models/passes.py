@@ -1,10 +1,6 @@
-"""A model has passes: one is a plain ViT, two are LF-ViT or CF-ViT.
+"""A model has passes: a plain ViT one, LF-ViT and CF-ViT two. Callers loop over ``logits``."""
 
-What calls a model goes through these functions and loops over ``logits``; it need not know the
-model's class.
-"""
-
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +46,7 @@ class EarlyExitOutput(NamedTuple):
 
 def num_passes(model: nn.Module) -> int:
     """Number of passes: 1 for every module that has no ``num_passes`` attribute."""
-    passes: Any = getattr(model, "num_passes", 1)
-    return int(passes)
+    return cast(int, getattr(model, "num_passes", 1))
 
 
 def forward_passes(
@@ -67,10 +62,9 @@ def forward_passes(
         **options: of the model's forward, such as ``selector`` or ``mix``.
     """
     if num_passes(model) > 1:
-        output: ModelOutput = model(images, coarse_images, **options)
-        return output
+        return cast(ModelOutput, model(images, coarse_images, **options))
     if isinstance(model, LVViT):
-        dense: DenseLogits = model(images, **options, dense=True)
+        dense = model(images, **options, dense=True)
         return ModelOutput([dense.combine(AUX_SHARE)], dense=dense)
     return ModelOutput([model(images, **options)])
 
@@ -88,9 +82,7 @@ def early_exit(
         **options: of ``model.infer``, such as ``coarse_images`` or ``bucket``; unused by one pass.
     """
     if num_passes(model) > 1:
-        infer: Any = model.infer
-        output: EarlyExitOutput = infer(images, threshold, **options)
-        return output
+        return cast(Any, model).infer(images, threshold, **options)
     logits = model(images)
     confidence = logits.float().softmax(dim=1).amax(dim=1)
     return EarlyExitOutput(logits, torch.ones_like(confidence, dtype=torch.bool), confidence, None)

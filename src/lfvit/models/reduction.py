@@ -1,7 +1,7 @@
 """Token reduction for a ViT of timm in one line, and back."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -46,15 +46,10 @@ def reduce(model: nn.Module, method: str, **options: Any) -> nn.Module:
             "For lf_vit and cf_vit pass reducer= to lfvit.create_model"
         )
     vit: Any = model
-    reasons = list(_obstacles(vit, REDUCERS[method]))
-    if reasons:
-        raise ConfigError(
-            f"{method} cannot be exact on this {type(model).__name__}: it has {'; '.join(reasons)}"
-        )
+    _refuse_inexact(vit, method)
     reducer = build_reducer(method, options, vit.blocks)
     like = next(vit.blocks.parameters())
-    reducer.to(like.device, like.dtype)
-    vit.blocks = ReducedBlocks(vit, reducer)
+    vit.blocks = ReducedBlocks(vit, reducer.to(like.device, like.dtype))
     return model
 
 
@@ -145,14 +140,11 @@ class ReducedBlocks(nn.Module):
     def __len__(self) -> int:
         return len(self.originals)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __getitem__(self, index: Any) -> Any:  # iteration comes here too
         raise ConfigError(
             "the blocks of a reduced model do not run one by one, as gradient checkpointing, "
             "attention masks and intermediate features need it; call lfvit.restore(model) first"
         )
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.__iter__()
 
     def forward(self, tokens: Tensor) -> Tensor:
         if not reads_patches(self.vit):
@@ -187,33 +179,37 @@ def reads_patches(vit: Any) -> bool:
 
 def unsupported_blocks(vit: Any) -> str | None:
     """What of a timm ViT's blocks `run_blocks` would compute differently; None if nothing."""
-    for block in getattr(vit.blocks, "originals", vit.blocks):
+    for block in vit.blocks:
         attn = getattr(block, "attn", None)
         if type(block) is not Block or type(attn) is not Attention:
             return f"blocks of type {type(block).__name__} with {type(attn).__name__}"
         if getattr(attn, "gate", None) is not None:
             return "gated attention"
         for module in (block, attn):
-            hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
-            if any(hooks) or module._backward_pre_hooks or "forward" in vars(module):
+            if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
                 return "blocks with hooks or a forward of their own, which would not run"
     return None
 
 
-def _obstacles(vit: Any, method: type[Reducer]) -> Iterator[str]:
-    """What keeps a reducer from being exact on a timm ViT."""
-    if isinstance(vit.blocks, ReducedBlocks):
-        yield "a reducer already, see lfvit.restore"
-        return
-    if reason := unsupported_blocks(vit):
-        yield reason
-    if vit.grad_checkpointing:
-        yield "gradient checkpointing, which runs the blocks one by one"
-    if not isinstance(vit.patch_drop, nn.Identity):
-        yield "patch dropout, after which the grid is unknown"
-    if getattr(vit, "dynamic_img_size", False):
-        yield "a grid that varies with the image"
-    if method.needs_class_token and vit.cls_token is None:
-        yield "no class token, whose attention the method goes by"
-    if method.drops and reads_patches(vit):
-        yield DROPPED
+def _refuse_inexact(vit: Any, method: str) -> None:
+    """Refuse a ViT whose logits would change even if the method removed nothing."""
+    reducer = REDUCERS[method]
+    again = isinstance(vit.blocks, ReducedBlocks)
+    blocks = None if again else unsupported_blocks(vit)
+    reasons = {
+        "a reducer already, see lfvit.restore": again,
+        str(blocks): blocks is not None,
+        "gradient checkpointing, which runs the blocks one by one": vit.grad_checkpointing,
+        "patch dropout, after which the grid is unknown": not isinstance(
+            vit.patch_drop, nn.Identity
+        ),
+        "a grid that varies with the image": getattr(vit, "dynamic_img_size", False),
+        "no class token, whose attention the method goes by": (
+            reducer.needs_class_token and vit.cls_token is None
+        ),
+        DROPPED: reducer.drops and reads_patches(vit),
+    }
+    if found := [reason for reason, applies in reasons.items() if applies]:
+        raise ConfigError(
+            f"{method} cannot be exact on this {type(vit).__name__}: it has {'; '.join(found)}"
+        )

@@ -1,24 +1,17 @@
 """Settings of models, typed once; without PyTorch, so that a mistake is answered at once."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    PlainValidator,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator
 
 from lfvit.errors import ConfigError
 from lfvit.models.registry import registered_names
 from lfvit.utils.validation import Settings, check_choice, validate
 
-# --- backbones ----------------------------------------------------------------------------------
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class ViTSettings(Settings):
@@ -33,35 +26,29 @@ class ViTSettings(Settings):
     qkv_bias: bool = True
     norm_eps: PositiveFloat = 1e-6
 
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> "ViTSettings":
-        if self.embed_dim % self.num_heads:
-            raise ValueError(
-                f"backbone.embed_dim={self.embed_dim} is not a multiple of "
-                f"num_heads={self.num_heads}"
-            )
-        return self
+    @field_validator("num_heads")
+    @classmethod
+    def _divides_width(cls, num_heads: int, info: Any) -> int:
+        width = info.data.get("embed_dim", 0)
+        if width % num_heads:
+            raise ValueError(f"it must divide embed_dim={width}")
+        return num_heads
 
 
 class LVViTSettings(ViTSettings):
     """An LV-ViT: ``backbone.family=lv_vit``.
 
-    skip_lam: divisor of every residual branch. stem_dim: channels of the convolutional stem.
+    patch_size: even, as the stem halves the image. skip_lam: divisor of every residual branch.
+    stem_dim: channels of the convolutional stem.
     """
 
     family: Literal["vit", "lv_vit"] = "lv_vit"
+    patch_size: int = Field(16, gt=0, multiple_of=2)
     mlp_ratio: PositiveFloat = 3
     qkv_bias: bool = False
     norm_eps: PositiveFloat = 1e-5
     skip_lam: PositiveFloat = 2
     stem_dim: PositiveInt = 64
-
-    @field_validator("patch_size")
-    @classmethod
-    def _even(cls, patch_size: int) -> int:
-        if patch_size % 2:
-            raise ValueError("the stem halves the image, so it must be even, such as 16")
-        return patch_size
 
 
 BACKBONE_FAMILIES: dict[str, type[ViTSettings]] = {"vit": ViTSettings, "lv_vit": LVViTSettings}
@@ -70,29 +57,6 @@ NAMED_BACKBONES: dict[str, dict[str, Any]] = {
     "lv_vit_small": {"family": "lv_vit", "embed_dim": 384, "depth": 16, "num_heads": 6},
 }
 """Names that timm does not have."""
-
-
-def backbone_settings(backbone: Any) -> ViTSettings | str:
-    """A backbone's settings, or the name of a model of timm.
-
-    Raises:
-        ConfigError: neither, or a setting at fault.
-    """
-    if isinstance(backbone, str):
-        if backbone not in NAMED_BACKBONES:
-            return backbone
-        backbone = NAMED_BACKBONES[backbone]
-    if not isinstance(backbone, Mapping):
-        raise ConfigError(
-            f"backbone={backbone!r} must be a name, or a mapping with embed_dim, depth and "
-            "num_heads"
-        )
-    family = backbone.get("family", "vit")
-    check_choice("backbone.family", family, BACKBONE_FAMILIES)
-    return validate(BACKBONE_FAMILIES[family], backbone, "backbone")
-
-
-# --- methods ------------------------------------------------------------------------------------
 
 
 class OnePassSettings(Settings):
@@ -113,7 +77,7 @@ class LFViTSettings(Settings):
     """
 
     region_size: PositiveInt | None = None
-    alpha: float = Field(0.88, gt=0, le=1)
+    alpha: Share = 0.88
     beta: float = Field(0.99, ge=0, lt=1)
     gca_start: int = Field(3, ge=0)
     selector: str = "ngca"
@@ -126,7 +90,7 @@ class LFViTSettings(Settings):
 class CFViTSettings(LFViTSettings):
     """The published settings of CF-ViT."""
 
-    alpha: float = Field(0.5, gt=0, le=1)
+    alpha: Share = 0.5
     selector: str = "gca"
 
 
@@ -137,24 +101,11 @@ METHODS: dict[str, type[Settings]] = {
 }
 """Names of ``method`` -> settings."""
 
-# --- reducers -----------------------------------------------------------------------------------
-
 PASSES = {"first": ["first"], "second": ["second"], "both": ["first", "second"]}
 """``reducer.passes`` of two-pass models -> passes whose blocks reduce."""
 
-
-def _per_block(valid: Callable[[Any], bool], description: str) -> PlainValidator:
-    """One number for all reducing blocks, or a list with one for each."""
-
-    def check(value: Any) -> Any:
-        for number in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(number, bool) or not isinstance(number, (int, float)):
-                raise ValueError(f"must be {description}, or a list of them")
-            if not valid(number):
-                raise ValueError(f"must be {description}, or a list of them")
-        return value
-
-    return PlainValidator(check)
+OneOrList = BeforeValidator(lambda value: value if isinstance(value, list) else [value])
+"""One value for all blocks, or a list with one for each."""
 
 
 class BlockSettings(Settings):
@@ -176,7 +127,7 @@ class BlockSettings(Settings):
 class EViTSettings(BlockSettings):
     """keep_rate: share of the patch tokens kept in each reducing block."""
 
-    keep_rate: float = Field(0.7, gt=0, le=1)
+    keep_rate: Share = 0.7
 
 
 class DynamicViTSettings(BlockSettings):
@@ -187,7 +138,7 @@ class DynamicViTSettings(BlockSettings):
     token_weight: of the mean squared distance of the kept tokens from a teacher's, with a teacher.
     """
 
-    keep_rate: float = Field(0.7, gt=0, le=1)
+    keep_rate: Share = 0.7
     ratio_weight: float = Field(2.0, ge=0)
     token_weight: float = Field(0.5, ge=0)
 
@@ -203,49 +154,42 @@ class FrequencySettings(BlockSettings):
     position_term: add the mean position embedding of the patches it replaces to a DC token.
     """
 
-    removed: Annotated[
-        float | list[float], _per_block(lambda x: 0 <= x < 1, "a share from 0 to below 1")
-    ] = 0.3
-    windows: Annotated[
-        int | list[int],
-        _per_block(lambda x: isinstance(x, int) and x >= 1, "a whole number, 1 or more"),
-    ] = Field(default_factory=lambda: [2, 1, 1])
+    removed: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], OneOrList] = Field([0.3])
+    windows: Annotated[list[PositiveInt], OneOrList] = Field([2, 1, 1])
     w1_init: float = 0.0
     w2_init: float = -1.0
     position_term: bool = True
 
     @field_validator("windows")
     @classmethod
-    def _nested(cls, windows: int | list[int]) -> int | list[int]:
-        if not isinstance(windows, int):
-            for before, after in pairwise(windows):
-                if before % after:
-                    raise ValueError(
-                        f"{after} does not divide {before}, so that its windows cut through "
-                        "earlier ones; valid: such as [4, 2, 1]"
-                    )
+    def _nested(cls, windows: list[int]) -> list[int]:
+        for before, after in pairwise(windows):
+            if before % after:
+                raise ValueError(
+                    f"{after} does not divide {before}, so that its windows cut through earlier "
+                    "ones; valid: such as [4, 2, 1]"
+                )
         return windows
-
-
-def _pairs(r: Any) -> Any:
-    numbers = r if isinstance(r, (list, tuple)) else [r]
-    whole = all(type(number) is int and number >= 0 for number in numbers)
-    if not whole and not (type(r) is float and 0 <= r < 1):
-        raise ValueError("must be a whole number, a share from 0 to below 1, or a list of pairs")
-    return list(r) if isinstance(r, tuple) else r
 
 
 class ToMeSettings(Settings):
     """Settings of ToMe.
 
-    r: pairs merged per block; below 1, a share of the patch tokens; a list has one per block. At
+    r: pairs merged per block, or one number per block; below 1, a share of the patch tokens. At
         most half of the tokens merge at once.
     proportional: add log(size) to the attention logits. The paper leaves it out for models trained
         as masked autoencoders and not fine-tuned.
     """
 
-    r: Annotated[int | float | list[int], PlainValidator(_pairs)] = 13
+    r: Annotated[list[Annotated[float, Field(ge=0)]], OneOrList] = Field([13.0])
     proportional: bool = True
+
+    @field_validator("r")
+    @classmethod
+    def _pairs_or_shares(cls, r: list[float]) -> list[float]:
+        if any(number >= 1 and number % 1 for number in r):
+            raise ValueError("must be whole numbers of pairs, or shares below 1")
+        return r
 
 
 REDUCER_SETTINGS: dict[str, type[Settings]] = {
@@ -255,37 +199,6 @@ REDUCER_SETTINGS: dict[str, type[Settings]] = {
     "tome": ToMeSettings,
 }
 """Of the reducers that come with the package; the class of another one names its own."""
-
-
-def split_reducer(reducer: Any) -> tuple[str | None, dict[str, Any], str]:
-    """Name, options and passes of ``reducer``, checked as far as is known without PyTorch.
-
-    Args:
-        reducer: a name, None or "none", or a mapping with ``name``, options and ``passes``.
-
-    Raises:
-        ConfigError: an unknown name, options of no reducer, or an option at fault.
-    """
-    if reducer is not None and not isinstance(reducer, (str, Mapping)):
-        raise ConfigError(f"reducer={reducer!r} must be a name, or a mapping with name and options")
-    options = {"name": reducer} if isinstance(reducer, str) else dict(reducer or {})
-    name, passes = options.pop("name", None), options.pop("passes", "both")
-    check_choice("reducer.passes", passes, PASSES)
-    names = registered_names("reducers")
-    if name in (None, "none"):
-        for key, value in options.items():
-            raise ConfigError(
-                f"reducer.{key}={value!r} is set, but there is no reducer; name one as well: "
-                f"{', '.join(names)}"
-            )
-        return None, {}, passes
-    check_choice("reducer.name", name, names)
-    if name in REDUCER_SETTINGS:
-        validate(REDUCER_SETTINGS[name], options, "reducer")
-    return name, options, passes
-
-
-# --- all of it ----------------------------------------------------------------------------------
 
 
 class ModelSettings(Settings):
@@ -322,6 +235,53 @@ def check_model(
     return settings
 
 
+def backbone_settings(backbone: Any) -> ViTSettings | str:
+    """A backbone's settings, or the name of a model of timm.
+
+    Raises:
+        ConfigError: neither, or a setting at fault.
+    """
+    if isinstance(backbone, str):
+        if backbone not in NAMED_BACKBONES:
+            return backbone
+        backbone = NAMED_BACKBONES[backbone]
+    if not isinstance(backbone, Mapping):
+        raise ConfigError(
+            f"backbone={backbone!r} must be a name, or a mapping with embed_dim, depth, num_heads"
+        )
+    family = backbone.get("family", "vit")
+    check_choice("backbone.family", family, BACKBONE_FAMILIES)
+    return validate(BACKBONE_FAMILIES[family], backbone, "backbone")
+
+
+def split_reducer(reducer: Any) -> tuple[str | None, dict[str, Any], str]:
+    """Name (None without a reducer), options and passes of ``reducer``.
+
+    Args:
+        reducer: a name, None or "none", or a mapping with ``name``, options and ``passes``.
+
+    Raises:
+        ConfigError: an unknown name, options of no reducer, or an option at fault.
+    """
+    if reducer is not None and not isinstance(reducer, (str, Mapping)):
+        raise ConfigError(f"reducer={reducer!r} must be a name, or a mapping with name and options")
+    options = {"name": reducer} if isinstance(reducer, str) else dict(reducer or {})
+    name, passes = options.pop("name", None), options.pop("passes", "both")
+    check_choice("reducer.passes", passes, PASSES)
+    names = registered_names("reducers")
+    if name in (None, "none"):
+        if options:
+            raise ConfigError(
+                f"reducer.{next(iter(options))} is set, but there is no reducer; name one as "
+                f"well: {', '.join(names)}"
+            )
+        return None, {}, passes
+    check_choice("reducer.name", name, names)
+    if name in REDUCER_SETTINGS:
+        validate(REDUCER_SETTINGS[name], options, "reducer")
+    return name, options, passes
+
+
 def check_sizes(
     settings: Settings, image_size: int, patch_size: int, depth: int | None = None
 ) -> None:
@@ -334,10 +294,10 @@ def check_sizes(
     step = 2 * patch_size if two_pass else patch_size
     if image_size % step:
         below = max(image_size // step, 1) * step
-        halves = " at half resolution as well" if two_pass else ""
         raise ConfigError(
-            f"image_size={image_size} does not divide into patches of {patch_size}{halves}; it "
-            f"must be a multiple of {step}, such as {below} or {below + step}"
+            f"image_size={image_size} does not divide into patches of {patch_size}"
+            f"{' at half resolution as well' if two_pass else ''}; it must be a multiple of "
+            f"{step}, such as {below} or {below + step}"
         )
     if not isinstance(settings, LFViTSettings):
         return

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from lfvit.models.backbone import AUX_SHARE, Backbone
-from lfvit.models.lv_vit import DenseLogits
+from lfvit.models.lv_vit import DenseLogits, TokenMix
 from lfvit.models.passes import EarlyExitOutput, ModelOutput
 from lfvit.models.reducers.base import Layout, Reducer, patch_centers
 from lfvit.models.resample import downsample
@@ -27,7 +27,6 @@ from lfvit.models.reuse import FeatureReuse
 from lfvit.models.selection import Selection, coarse_cell, remaining_cells, score_cells, select
 from lfvit.models.selectors import Scores
 from lfvit.models.settings import LFViTSettings, default_region_size
-from lfvit.models.token_mix import TokenMix
 from lfvit.models.tokens import gather_tokens
 
 

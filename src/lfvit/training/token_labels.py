@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from lfvit.data.batches import Batch
 from lfvit.errors import ConfigError
 from lfvit.models import num_passes
-from lfvit.models.lv_vit import DenseLogits
+from lfvit.models.lv_vit import DenseLogits, TokenMix
 from lfvit.models.selection import Selection, remaining_cells
-from lfvit.models.token_mix import TokenMix
 from lfvit.models.tokens import gather_tokens
 
 

@@ -187,3 +187,14 @@ def reducing_blocks(blocks: Sequence[int] | None, depth: int) -> list[int]:
             f"{default}"
         )
     return [block - 1 for block in blocks]
+
+
+def per_block(name: str, values: list[Any], count: int) -> list[Any]:
+    """One value for each of `count` blocks, from one for all of them or from `count`.
+
+    Raises:
+        ConfigError: another number of values.
+    """
+    if len(values) not in (1, count):
+        raise ConfigError(f"reducer.{name}={values} needs one value per reducing block: {count}")
+    return values * (count // len(values))

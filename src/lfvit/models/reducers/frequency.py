@@ -5,9 +5,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lfvit.errors import ConfigError
 from lfvit.models.attention import attend, attention_weights
-from lfvit.models.reducers.base import Reducer, TokenState, ViTDims, reducer, reducing_blocks
+from lfvit.models.reducers.base import (
+    Reducer,
+    TokenState,
+    ViTDims,
+    per_block,
+    reducer,
+    reducing_blocks,
+)
 from lfvit.models.settings import FrequencySettings
 from lfvit.models.tokens import gather_tokens, num_keep, split_topk
 
@@ -56,22 +62,13 @@ class Frequency(Reducer):
     def __init__(self, settings: FrequencySettings, dims: ViTDims) -> None:
         super().__init__(settings)
         self.blocks = reducing_blocks(settings.blocks, dims.depth)
-        self.removed: list[float] = self._per_block("removed")
-        self.windows: list[int] = self._per_block("windows")
+        self.removed = per_block("removed", settings.removed, len(self.blocks))
+        self.windows = per_block("windows", settings.windows, len(self.blocks))
         self.position_term = settings.position_term
         self.first = self.blocks[0] + 1  # first block with DC tokens
         reweighted = (dims.depth - self.first, dims.num_heads)
         self.w1 = nn.Parameter(torch.full(reweighted, float(settings.w1_init)))
         self.w2 = nn.Parameter(torch.full(reweighted, float(settings.w2_init)))
-
-    def _per_block(self, name: str) -> list[Any]:
-        value, count = getattr(self.settings, name), len(self.blocks)
-        values = list(value) if isinstance(value, (list, tuple)) else [value] * count
-        if len(values) != count:
-            raise ConfigError(
-                f"reducer.{name}={values} needs one value per reducing block: {count}"
-            )
-        return values
 
     def no_weight_decay(self) -> set[str]:
         """w1 and w2 are one number per block and head; 0 is no neutral value of w2."""

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lfvit.errors import ConfigError
-from lfvit.models.reducers.base import Reducer, TokenState, ViTDims, reducer
+from lfvit.models.reducers.base import Reducer, TokenState, ViTDims, per_block, reducer
 from lfvit.models.settings import ToMeSettings
 
 
@@ -56,15 +55,13 @@ class ToMe(Reducer):
 
     def __init__(self, settings: ToMeSettings, dims: ViTDims) -> None:
         super().__init__(settings)
-        self.r = settings.r
+        self.r = per_block("r", settings.r, dims.depth)
         self.proportional = settings.proportional
-        if isinstance(self.r, list) and len(self.r) != dims.depth:
-            raise ConfigError(f"reducer.r={self.r} needs one number per block: {dims.depth}")
 
     def num_merged(self, index: int, state: TokenState) -> int:
         """Pairs merged in block `index`, at most half of the tokens."""
-        r = self.r[index] if isinstance(self.r, list) else self.r
-        pairs = r if isinstance(r, int) else round(r * state.num_patches)
+        r = self.r[index]
+        pairs = round(r * state.num_patches) if r < 1 else int(r)
         return min(pairs, state.num_tokens // 2)
 
     def attention_bias(self, state: TokenState) -> Tensor | None:
