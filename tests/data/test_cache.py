@@ -8,11 +8,10 @@ from test_datamodule import broken, evaluate, fit, folder
 from conftest import NEEDLE_FAST
 from lfvit.commands.train import train
 from lfvit.data import ImageDataModule, NeedleSet
-from lfvit.data import cache as cache_module
 from lfvit.data.augment import TrainTransform, to_tensor
 from lfvit.data.cache import crop_and_resize
 from lfvit.data.settings import AugmentSettings
-from lfvit.errors import ConfigError, DataError
+from lfvit.errors import DataError
 from lfvit.runs.setup import load_trained, open_data
 from lfvit.utils.seeding import seeded
 
@@ -33,8 +32,7 @@ def equal(first, second):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_is_the_same_with_and_without(photographs, workers):
-    augment = {"auto_augment": "rand-m9-mstd0.5-inc1"}  # of training alone
-    data = folder(photographs, cache="device", num_workers=workers, augment=augment)
+    data = folder(photographs, cache="device", num_workers=workers)
     equal(evaluate(data), evaluate(folder(photographs)))
 
 
@@ -103,53 +101,23 @@ def test_unreadable_images_stop_the_run_or_are_skipped(tmp_path):
     assert cached.num_skipped == len(files)
 
 
-def test_too_little_memory_is_named_before_decoding(photographs, monkeypatch):
-    monkeypatch.setattr("lfvit.data.batches.read_image", None)
-    monkeypatch.setattr(cache_module, "free_memory", lambda device: 50_000)
-    # 18 images of 73 x 73 to train on, and one without content
-    with pytest.raises(ConfigError, match=r"device needs 0\.000304 GB on cpu, where 5e-05 GB are"):
-        fit(folder(photographs, cache="device", image_size=64))
-
-
-def test_each_rank_keeps_all_training_images_and_its_part_to_evaluate(photographs, monkeypatch):
-    monkeypatch.setattr(ImageDataModule, "_world_size", 4)
-    for rank in range(4):
-        monkeypatch.setattr(ImageDataModule, "_rank", rank)
-        cached = folder(photographs, cache="device", batch_size=4)
-        assert len(cached.train_dataloader().dataset.images) == 18 + 1
-        loader = cached.val_dataloader()
-        assert len(loader.dataset.images) == len(loader.sampler.indices) + 1
-        (raw,) = map(loader.dataset.fetch, loader)
-        (expected,) = folder(photographs, batch_size=4).val_dataloader()
-        for name in ("images", "targets", "indices"):
-            assert torch.equal(getattr(raw, name), getattr(expected, name))
-
-
-@pytest.mark.parametrize(
-    ("augment", "message"),
-    [
-        ({"color_jitter": 0.3}, r"set augment\.color_jitter=0"),
-        ({"auto_augment": "rand-m9"}, r"set augment\.auto_augment=null"),
-        ({"interpolation": "lanczos"}, r"set augment\.interpolation=bicubic"),
-    ],
-)
-def test_what_the_device_cannot_do_is_refused(photographs, augment, message):
-    with pytest.raises(ConfigError, match=message):
-        fit(folder(photographs, cache="device", augment=augment))
-
-
 def test_a_run_from_the_cache_and_an_evaluation_without_it(tmp_path, composed, photographs):
     """The command line: the cache is a setting of the run, not of the data it is evaluated on."""
     fast = [option for option in NEEDLE_FAST if not option.startswith("data.")]
-    overrides = [*fast, "data=imagefolder", f"data.root={photographs}", "data.cache=device"]
+    overrides = [
+        *fast,
+        "augment=device",
+        "data=imagefolder",
+        f"data.root={photographs}",
+        "data.cache=device",
+    ]
     options = ["data.batch_size=4", "data.num_workers=0", "trainer.max_epochs=1"]
     train(composed("train", *overrides, *options, f"run_dir={tmp_path / 'run'}"))
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     record = load_trained(checkpoint).record
     assert record.data["cache"] == "device"
-    settings = (f"ckpt_path={checkpoint}", "trainer.accelerator=cpu")
-    data = open_data(composed("evaluate", *settings).data, record)
+    data = open_data(None, record)
     assert data.settings.cache is None
-    cached = open_data(composed("evaluate", *settings, "data.cache=device").data, record)
+    cached = open_data({"cache": "device"}, record)
     assert cached.settings.cache == "device"
     equal(evaluate(cached), evaluate(data))

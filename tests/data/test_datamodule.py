@@ -178,7 +178,7 @@ def test_token_boxes_are_as_large_as_their_beta_distribution_says():
 
 def test_repeated_augmentation_repeats_images_not_pixels():
     draws = list(TrainSampler(12, seed=0, repeats=3))
-    images = [draw.index for draw in draws]
+    images = [draw.image_index for draw in draws]
     assert len(draws) == 12
     assert images[0:3] == [images[0]] * 3
     assert len(set(images)) == 4
@@ -198,7 +198,9 @@ def test_ranks_share_an_epoch_without_overlap():
 def test_ranks_evaluate_every_image_once_in_equally_many_batches(size):
     parts = [list(EvalSampler(size, rank=r, world_size=3)) for r in range(3)]
     assert {len(part) for part in parts} == {-(-size // 3)}
-    assert [d.index for part in parts for d in part if d.index >= 0] == list(range(size))
+    assert [d.image_index for part in parts for d in part if d.image_index >= 0] == list(
+        range(size)
+    )
 
 
 def test_padding_is_left_out(photographs, monkeypatch):
@@ -328,11 +330,6 @@ class NoSplit(Squares):
         super().__init__("train")
 
 
-class NoClasses:
-    def __init__(self, split):
-        pass
-
-
 class Other(Squares):
     def __init__(self, split):
         super().__init__(split)
@@ -344,7 +341,6 @@ class Other(Squares):
     [
         (NoSplit, {"root": "x"}, "NoSplit takes neither split nor train"),
         (ByFlag, {}, "ByFlag: missing a required argument: 'root'"),
-        (NoClasses, {}, "NoClasses has no attribute classes"),
         (Other, {}, "class 1 is 'bright' in train but 'light' in val"),
     ],
 )

@@ -9,7 +9,7 @@ from PIL import Image
 from lfvit.data import ImageFolder
 from lfvit.data.classes import readable_names
 from lfvit.data.folders import images_of
-from lfvit.errors import ConfigError, DataError
+from lfvit.errors import DataError
 
 
 def make(root, classes=("a", "b"), count=10):
@@ -70,12 +70,6 @@ def test_folders_that_cannot_work_say_what_was_expected(tmp_path, build, message
     build(tmp_path / "root")
     with pytest.raises(DataError, match=message):
         splits(tmp_path / "root")
-
-
-@pytest.mark.parametrize("fraction", [0, 1, -0.1, "half", True])
-def test_wrong_fractions(tmp_path, fraction):
-    with pytest.raises(ConfigError, match=r"data\.val_fraction="):
-        ImageFolder(root=str(make(tmp_path / "x")), val_fraction=fraction)
 
 
 def test_hidden_files_and_folders_are_not_classes_or_images(tmp_path):

@@ -140,7 +140,7 @@ def bomb():
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
 REFUSED = {
-    "empty": (lambda: b"", "no bytes"),
+    "empty": (lambda: b"", "cannot identify"),
     "text": (lambda: b"<html>404 Not Found</html>", "cannot identify"),
     "a program for Ghostscript": (lambda: POSTSCRIPT, "cannot identify"),
     "a truncated JPEG": (lambda: noise("JPEG")[:2000], "truncated"),

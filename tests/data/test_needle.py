@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from lfvit.data import NeedleSet
-from lfvit.errors import ConfigError
 
 
 def test_an_image_depends_on_its_index_alone():
@@ -46,24 +45,3 @@ def test_the_object_fills_its_box(image_size):
             rough.size - (y1 - y0) * (x1 - 1 - x0)
         )
         assert inside > 1.5 * outside
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        {"train_images": 0},
-        {"num_classes": 1},
-        {"num_classes": 99},
-        {"split": "test"},
-        {"image_size": 16},
-        {"seed": -1},
-    ],
-)
-def test_wrong_settings(setting):
-    with pytest.raises(ConfigError, match=next(iter(setting))):
-        NeedleSet(**setting)
-
-
-def test_out_of_range():
-    with pytest.raises(IndexError):
-        NeedleSet(train_images=4)[4]

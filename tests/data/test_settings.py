@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from lfvit.data.settings import check_data, split_settings
+from lfvit.data.settings import check_data
 from lfvit.errors import ConfigError
 
 WRONG = [
@@ -21,6 +21,9 @@ WRONG = [
     ({"augment": {"crop_pct": 0}}, "augment.crop_pct=0 is not valid"),
     ({"augment": {"interpolation": "cubic"}}, "augment.interpolation='cubic' is unknown"),
     ({"augment": {"mixup": 1.0}, "batch_size": 5}, r"augment\.mixup .*batch_size=5 must be even"),
+    ({"cache": "device", "augment": {"color_jitter": 0.3}}, r"cache=device .* augment=device"),
+    ({"cache": "device", "augment": {"auto_augment": "rand-m9"}}, "changes no colors"),
+    ({"cache": "device", "augment": {"interpolation": "random"}}, "changes no colors"),
     ({"label_maps": "x", "augment": {"cutmix": 0.8}}, r"augment\.cutmix=0\.8 .*mix_token=1"),
     ({"label_maps": "x", "exif": True}, r"data\.exif=True .* set data\.exif=false"),
     ({"label_maps": "x", "cache": "device"}, r"data\.cache=device .* set data\.cache=null"),
@@ -30,7 +33,7 @@ WRONG = [
 @pytest.mark.parametrize(("settings", "message"), WRONG)
 def test_settings_of_the_data_module(settings, message):
     with pytest.raises(ConfigError, match=message):
-        split_settings({"image_size": 32, "batch_size": 4, **settings})
+        check_data({"dataset": {"_target_": "x"}, "image_size": 32, "batch_size": 4, **settings})
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,8 @@ def test_settings_of_the_data_module(settings, message):
         (["data=imagefolder", "data.root=x", "data.val_fraction=1"], "data.val_fraction=1 is not"),
         (["data=huggingface"], "data.path=None is not valid: pass data.path=NAME"),
         (["data.num_classes=9"], "data.num_classes=9 is not valid"),
+        (["data.train_images=0"], "data.train_images=0 is not valid"),
+        (["seed=-1"], "data.seed=-1 is not valid"),
         (["+data.dataset.trian_images=3"], "data.trian_images is no setting; did you mean train"),
         (["image_size=32"], "data.image_size=32 is not valid"),
     ],

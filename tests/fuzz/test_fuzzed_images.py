@@ -91,7 +91,7 @@ def test_a_damaged_image_is_a_picture_or_unreadable(data, split, name, content, 
         path.write_bytes(CORPUS[name])
     assert sample.pixels.shape == (3, S, S)
     assert sample.pixels.dtype == torch.uint8
-    assert sample.index == index
+    assert sample.image_index == index
     if sample.errors:
         assert sample.target == -1
         assert sample.errors[0].startswith(f"{path}: ")

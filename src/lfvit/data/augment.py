@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import Mixup, create_transform
-from timm.data.mixup import mixup_target
+from timm.data.mixup import mixup_target, rand_bbox
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
@@ -56,28 +56,23 @@ class TrainTransform:
 
     def __call__(self, image: Image.Image) -> tuple[Tensor, Crop, bool]:
         """Pixels (3, S, S) uint8, the crop, and whether it is flipped."""
-        (top, left, height, width), interpolation = self._draw_crop(image)
+        (top, left, height, width), interpolation, flipped = self._draw(image.size)
         pixels = resized_crop(image, top, left, height, width, self.crop.size, interpolation)
-        flipped = self._draw_flip()
-        pixels = hflip(pixels) if flipped else pixels
-        crop = _shares(image.size, top, left, height, width)
-        return torch.as_tensor(self.rest(pixels)), crop, flipped
+        pixels = self.rest(hflip(pixels) if flipped else pixels)
+        return torch.as_tensor(pixels), _shares(image.size, top, left, height, width), flipped
 
     def draw(self, size: tuple[int, int]) -> tuple[Crop, bool]:
         """The crop and flip that the same random state gives an image of this width and height."""
-        image = torch.empty(3, size[1], size[0], device="meta")
-        (top, left, height, width), _ = self._draw_crop(image)
-        return _shares(size, top, left, height, width), self._draw_flip()
+        box, _, flipped = self._draw(size)
+        return _shares(size, *box), flipped
 
-    def _draw_crop(self, image: Any) -> tuple[tuple[int, int, int, int], Any]:
+    def _draw(self, size: tuple[int, int]) -> tuple[tuple[int, int, int, int], Any, bool]:
+        image = torch.empty(3, size[1], size[0], device="meta")
         box = self.crop.get_params(image, self.crop.scale, self.crop.ratio)
         interpolation = self.crop.interpolation
         if isinstance(interpolation, (tuple, list)):
             interpolation = random.choice(interpolation)
-        return box, interpolation
-
-    def _draw_flip(self) -> bool:
-        return self.flip is not None and bool(torch.rand(1) < self.flip.p)
+        return box, interpolation, self.flip is not None and bool(torch.rand(1) < self.flip.p)
 
 
 def _shares(size: tuple[int, int], top: int, left: int, height: int, width: int) -> Crop:
@@ -143,20 +138,15 @@ def mix_batch(
     return images, mixup_target(targets, num_classes, 1.0, augment.label_smoothing)
 
 
-def draw_token_box(alpha: float) -> Crop:
-    """Where tokens are mixed in a batch (mix-token, LV-ViT).
-
-    Before it is clipped at the border, the box covers a share of 1 - Beta(alpha, alpha) of the
-    image, centered anywhere in it.
+def draw_token_box(alpha: float, side: int = 1024) -> Crop:
+    """Where tokens are mixed in a batch (mix-token, LV-ViT): cutmix's box.
 
     Args:
-        alpha: of the Beta distribution, above 0.
+        alpha: of the Beta distribution of the share that is kept, above 0.
+        side: positions along a side.
 
     Returns:
         Top, left, bottom, right as shares of the side.
     """
-    half = 0.5 * (1 - np.random.beta(alpha, alpha)) ** 0.5
-    row, column = np.random.rand(2)
-    box = [row - half, column - half, row + half, column + half]
-    top, left, bottom, right = np.clip(box, 0, 1).tolist()
-    return top, left, bottom, right
+    top, bottom, left, right = rand_bbox((side, side), np.random.beta(alpha, alpha))
+    return tuple(float(edge) / side for edge in (top, left, bottom, right))  # type: ignore[return-value]

@@ -55,7 +55,7 @@ def image_name(images: ImageDataset, index: int) -> str:
 class Sample(NamedTuple):
     """One image, loaded.
 
-    pixels: (3, S, S) uint8. target: class index, or `IGNORED`. index: of the image in its dataset.
+    pixels: (3, S, S) uint8. target: class index, or `IGNORED`. image_index: in the dataset.
     box: of the object in pixels, or None. size: width and height of the image in its file. crop,
     flipped: the part of the image that is shown. label_map: see `LabelMaps`, or None. errors: of
     the images that could not be read, each starting with a path or name.
@@ -63,7 +63,7 @@ class Sample(NamedTuple):
 
     pixels: Tensor
     target: int
-    index: int
+    image_index: int
     box: Box | None = None
     size: tuple[int, int] = (0, 0)
     crop: Crop = WHOLE

@@ -1,19 +1,14 @@
-"""`data.cache=device`: the images of a dataset, decoded once, on the device that trains on them.
+"""`data.cache=device`: training images, decoded once, on the device that trains on them.
 
-Evaluation gets from the cache what it would get from the files. Training images are stored whole,
-resized to a square of S / crop_pct pixels a side; the crops and flips that the files would get are
-cut from it on the device. They show the same parts, with no more detail than the square has. The
-device should be a GPU: a CPU decodes and crops most photographs in less time.
-
-Every process of a distributed run keeps all training images, since each epoch deals them out anew,
-and its part of the validation images.
+Images are stored whole, resized to a square of S / crop_pct pixels a side; the crops and flips that
+the files would get are cut from it on the device. They show the same parts, with no more detail
+than the square has. The device should be a GPU: a CPU decodes most photographs in less time.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import copy
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,131 +22,69 @@ from lfvit.data.augment import WHOLE, TrainTransform, to_tensor
 from lfvit.data.batches import LoadedImages, RawBatch, collate
 from lfvit.data.images import resize
 from lfvit.data.sampling import Draw
-from lfvit.errors import ConfigError
 from lfvit.utils.seeding import seeded
 
-MODES = ("bilinear", "bicubic")
 
-
-class CachedBatch(NamedTuple):
-    """Which images of a cache make a batch; a few bytes instead of the pixels.
-
-    split: "train" or "val". rows: (B,) long, their rows in the cache. crops: (B, 4) left, top,
-    right, bottom as shares of width and height. flipped: (B,) bool.
-    """
-
-    split: str
-    rows: Tensor
-    crops: Tensor
-    flipped: Tensor
-
-
-class ImageCache(Dataset[Draw]):
-    """Images on a device. As a dataset it yields the sampler's draws as they are; `collate` turns
-    them into rows and crops, and `fetch` these into images, once they are on the device.
+class ImageCache(Dataset[tuple[int, Tensor, bool]]):
+    """All training images on a device. As a dataset, it yields which part of which image is shown:
+    its row, its crop and whether it is flipped; `fetch` makes batches of these into images.
 
     Args:
-        split: "train" or "val".
         images: what to load.
-        indices: which of them, consecutive; the cache has another row without image.
-        device: where to keep them.
+        device: where to keep them; every process keeps all of them.
         num_workers: processes that decode.
         report: called with every batch that is decoded; may raise.
-        verbose: show a progress bar.
-
-    Raises:
-        ConfigError: too little memory, or an augmentation that is not possible on the device.
     """
 
     def __init__(
         self,
-        split: str,
         images: LoadedImages,
-        indices: range,
         device: torch.device,
         *,
         num_workers: int,
         report: Callable[[RawBatch], None],
-        verbose: bool,
     ) -> None:
-        self.split, self.first, self.length = split, indices.start, len(images)
-        self.transform = None  # where images are used as they are stored
-        varied = isinstance(images.transform, TrainTransform)
-        if varied and not isinstance(images.images[0][0], np.ndarray):
-            self.transform, images = images.transform, stored_whole(images)
-        draws = [*map(Draw, indices), Draw(-1)]
-        shape = (len(draws), 3, images.image_size, images.image_size)
-        check_memory(math.prod(shape), device)
-        self.images = torch.zeros(shape, dtype=torch.uint8, device=device)
+        self.transform: TrainTransform | None = None
+        self.image_size = images.image_size
+        if not isinstance(images.images[0][0], np.ndarray):  # arrays are used as they are
+            self.transform, images = images.transform, _stored_whole(images)
+        side = images.image_size
+        pixels = torch.empty(len(images), 3, side, side, dtype=torch.uint8, device=device)
+        loader = DataLoader(images, batch_size=64, num_workers=num_workers, collate_fn=collate)
         parts: list[RawBatch] = []
-        loader = DataLoader(
-            images, sampler=draws, batch_size=64, num_workers=num_workers, collate_fn=collate
-        )
-        title = f"decoding {len(indices)} {split} images"
-        for batch in track(loader, title, disable=not verbose):
+        for batch in track(loader, f"decoding {len(images)} training images"):
             report(batch)
-            first = 64 * len(parts)
-            self.images[first : first + len(batch.images)] = batch.images
+            pixels[64 * len(parts) :][: len(batch.images)] = batch.images
             parts.append(batch._replace(images=torch.empty(0)))
-        self.targets = torch.cat([part.targets for part in parts]).to(device)
-        self.indices = torch.cat([part.indices for part in parts]).to(device)
         self.sizes = torch.cat([part.sizes for part in parts]).tolist()
-        self.boxes = None
-        if any(part.boxes is not None for part in parts):
-            none = torch.zeros(64, 4, dtype=torch.long)  # of a batch without a readable image
-            boxes = [none[: len(p.targets)] if p.boxes is None else p.boxes for p in parts]
-            self.boxes = torch.cat(boxes).to(device)
+        columns = (torch.cat(c).to(device) for c in list(zip(*parts, strict=True))[1:3])
+        boxes = [part.boxes for part in parts if part.boxes is not None]
+        self.stored = (pixels, *columns, torch.cat(boxes).to(device) if boxes else None)
 
     def __len__(self) -> int:
-        return self.length
+        return len(self.sizes)
 
-    def __getitem__(self, draw: Draw | int) -> Draw:
-        return draw if isinstance(draw, Draw) else Draw(draw, 0)
-
-    def collate(self, draws: Sequence[Draw]) -> CachedBatch:
-        """The rows of a batch, and the crops that the files would get from the same seeds."""
-        rows = [-1 if draw.index < 0 else draw.index - self.first for draw in draws]
-        shown = [(WHOLE, False)] * len(rows)
+    def __getitem__(self, draw: Draw | int) -> tuple[int, Tensor, bool]:
+        row, seed = draw if isinstance(draw, Draw) else (draw, 0)
+        crop, flipped = WHOLE, False
         if self.transform is not None:
-            for number, (row, draw) in enumerate(zip(rows, draws, strict=True)):
-                with seeded(draw.seed or 0, devices=False):
-                    shown[number] = self.transform.draw(self.sizes[row])
-        crops, flipped = map(torch.tensor, zip(*shown, strict=True))
-        return CachedBatch(self.split, torch.tensor(rows), crops, flipped)
+            with seeded(seed or 0, devices=False):
+                crop, flipped = self.transform.draw(self.sizes[row])
+        return row, torch.tensor(crop), flipped
 
-    def fetch(self, batch: CachedBatch) -> RawBatch:
-        """The images of a batch that is on the cache's device."""
-        images, rows = self.images[batch.rows], batch.rows
+    def fetch(self, rows: Tensor, crops: Tensor, flipped: Tensor) -> RawBatch:
+        """The images of a batch that is on the cache's device.
+
+        Args:
+            rows: (B,) long.
+            crops: (B, 4) left, top, right, bottom as shares of width and height.
+            flipped: (B,) bool.
+        """
+        images, targets, indices, boxes = (c if c is None else c[rows] for c in self.stored)
         if self.transform is not None:
-            size, mode = self.transform.crop.size[0], self.transform.crop.interpolation.value
-            images = crop_and_resize(images.float(), batch.crops, batch.flipped, size, mode)
-        boxes = None if self.boxes is None else self.boxes[rows]
-        return RawBatch(images, self.targets[rows], self.indices[rows], boxes, batch.crops)
-
-
-def stored_whole(images: LoadedImages) -> LoadedImages:
-    """Training images without crops and flips, all of each in a square.
-
-    Raises:
-        ConfigError: an augmentation that is not possible on the device.
-    """
-    augment = images.transform.augment
-    possible = {"auto_augment": (None, "null"), "color_jitter": (0, "0"), "interpolation": MODES}
-    for name, valid in possible.items():
-        if (value := getattr(augment, name)) not in valid:
-            raise ConfigError(
-                f"data.cache=device crops and flips images, and cannot do augment.{name}={value}; "
-                f"set augment.{name}={valid[-1]}, or data.cache=null"
-            )
-    whole = copy(images)
-    whole.image_size = math.floor(images.image_size / augment.crop_pct)
-    whole.transform = partial(_squeeze, side=whole.image_size, interpolation=augment.interpolation)
-    return whole
-
-
-def _squeeze(image: Image.Image, side: int, interpolation: str) -> Tensor:
-    """A photograph -> (3, side, side) uint8, all of it, whatever its proportions."""
-    return to_tensor(resize(image, (side, side), interpolation))
+            mode = self.transform.crop.interpolation.value
+            images = crop_and_resize(images.float(), crops, flipped, self.image_size, mode)
+        return RawBatch(images, targets, indices, boxes, crops)
 
 
 def crop_and_resize(
@@ -181,20 +114,14 @@ def crop_and_resize(
     return resized.clamp_(0, 255)
 
 
-def check_memory(needed: int, device: torch.device) -> None:
-    """Refuse what does not fit, before an hour of decoding.
-
-    Raises:
-        ConfigError: `device` has fewer than `needed` bytes free; where that is unknown, none.
-    """
-    free = free_memory(device)
-    if free is not None and needed > free:
-        raise ConfigError(
-            f"data.cache=device needs {needed / 1e9:.3g} GB on {device}, where {free / 1e9:.3g} GB "
-            "are free; set data.cache=null, or a smaller image_size"
-        )
+def _stored_whole(images: LoadedImages) -> LoadedImages:
+    """Training images without crops and flips, all of each in a square."""
+    augment, whole = images.transform.augment, copy(images)
+    side = whole.image_size = math.floor(images.image_size / augment.crop_pct)
+    whole.transform = partial(_squeeze, side=side, interpolation=augment.interpolation)
+    return whole
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that can be allocated on a GPU; None on another device."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+def _squeeze(image: Image.Image, side: int, interpolation: str) -> Tensor:
+    """A photograph -> (3, side, side) uint8, all of it, whatever its proportions."""
+    return to_tensor(resize(image, (side, side), interpolation))

@@ -32,18 +32,13 @@ def read_classes(path: str | Path) -> list[str]:
     """The class names of a file, one a line.
 
     Raises:
-        DataError: unreadable, empty, or a name that occurs twice.
+        DataError: it cannot be read.
     """
     try:
-        lines = Path(path).expanduser().read_text().splitlines()
+        names = Path(path).expanduser().read_text().split("\n")
     except (OSError, ValueError) as error:
         raise DataError(f"data.classes={path}: cannot be read ({error})") from error
-    names = [line.strip() for line in lines if line.strip()]
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if not names or repeated:
-        reason = f"{repeated[0]!r} occurs twice" if repeated else "is empty"
-        raise DataError(f"data.classes={path}: {reason}; expected one class name a line")
-    return names
+    return [name.strip() for name in names if name.strip()]
 
 
 def readable_names(classes: Sequence[str]) -> list[str]:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from lfvit.data.augment import TrainTransform, draw_token_box, eval_transform, mix_batch
 from lfvit.data.batches import (
@@ -25,8 +26,8 @@ from lfvit.data.batches import (
 from lfvit.data.classes import check_same_classes, readable_names
 from lfvit.data.folders import ImageFolder
 from lfvit.data.label_maps import LabelMapFolder
-from lfvit.data.sampling import EvalSampler, LazyLoader, TrainSampler
-from lfvit.data.settings import split_settings
+from lfvit.data.sampling import Draw, EvalSampler, LazyLoader, TrainSampler
+from lfvit.data.settings import check_data
 from lfvit.errors import ConfigError, DataError
 from lfvit.models.resample import downsample
 from lfvit.utils.distributed import gather_list
@@ -41,9 +42,8 @@ log = logging.getLogger(__name__)
 REDUCED_MARGIN = 2
 """How many times the length it is resized to a reduced JPEG's shorter side keeps.
 
-Against decoding in full, at 224 pixels from JPEGs 1024 to 1200 pixels high (40 each, quality 95,
-4:2:0), twice the length differs by 0.8 grey levels on average and 22 at most where the photographs
-have detail in every pixel, by 0.2 and 3 where they are soft; once the length by up to 2.4 and 46.
+Against decoding in full, at 224 pixels from detailed JPEGs 1024 to 1200 pixels high, twice the
+length differs by 0.8 grey levels on average and 22 at most, once the length by 2.4 and 46.
 """
 
 
@@ -61,25 +61,23 @@ class ImageDataModule(L.LightningDataModule):
 
     Attributes:
         train_images, val_images: the datasets, after `setup`.
-        num_skipped: how many unreadable images were skipped; of all processes, after a run of the
-            Trainer.
     """
 
     def __init__(self, dataset: Callable[..., ImageDataset], **settings: Any) -> None:
         super().__init__()
         self.dataset = dataset
-        self.settings, self.options = split_settings(settings)
-        self.augment = self.settings.augment
-        self.image_size = self.settings.image_size
+        given = getattr(dataset, "keywords", {})  # of a partial: what data.dataset sets
+        target = getattr(dataset, "func", dataset)
+        name = f"lfvit.data.{target.__name__}" if target.__module__[:6] == "lfvit." else ""
+        group = {"dataset": {"_target_": name, **given}, **settings}
+        self.settings, self.options = check_data(group)
         self.batch_size = self.settings.batch_size
-        self.seed = self.settings.seed
         self.train_images: ImageDataset
         self.val_images: ImageDataset
         self._classes: list[str] = []
-        side = math.floor(self.image_size / self.augment.crop_pct)
-        self._reduced_side = REDUCED_MARGIN * side if self.settings.reduced_decode else None
-        self._caches: dict[str, ImageCache] = {}
         self._skipped: set[str] = set()  # messages, each starting with a path or name
+        self._cache: ImageCache | None = None
+        self._val_batches: list[RawBatch] = []
 
     @property
     def classes(self) -> list[str]:
@@ -89,24 +87,23 @@ class ImageDataModule(L.LightningDataModule):
 
     @property
     def num_skipped(self) -> int:
-        """See the class."""
+        """How many unreadable images were skipped; of all processes, after a run of the Trainer."""
         return len(self._skipped)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the datasets; called by Lightning, and before it to learn the classes."""
-        if self._classes:
-            return
-        self.train_images, self.val_images = self._open("train"), self._open("val")
-        places = (f"data.{key}={self.options.get(key)}" for key in ("root", "path"))
-        where = next((place for place in places if "None" not in place), "data.dataset")
-        check_same_classes(self.train_images.classes, self.val_images.classes, where)
-        self._classes = readable_names(self.train_images.classes)
+        if not self._classes:
+            self.train_images, self.val_images = self._open("train"), self._open("val")
+            where = self.options.get("root") or self.options.get("path") or "data.dataset"
+            check_same_classes(self.train_images.classes, self.val_images.classes, where)
+            self._classes = readable_names(self.train_images.classes)
 
     def train_dataloader(self) -> DataLoader[Any]:
+        settings = self.settings
         sampler = TrainSampler(
             len(self.train_images),
-            seed=self.seed,
-            repeats=self.augment.repeats,
+            seed=settings.seed,
+            repeats=settings.augment.repeats,
             rank=self._rank,
             world_size=self._world_size,
             done=lambda: self._batches_done * self.batch_size,
@@ -116,40 +113,59 @@ class ImageDataModule(L.LightningDataModule):
                 f"data.batch_size={self.batch_size} is more than the {len(sampler)} training "
                 f"images per process; valid: up to {len(sampler)}"
             )
-        return self._loader("train", sampler)
+        if settings.cache is None:
+            return self._loader(self.train_dataset(), sampler, drop_last=True)
+        from lfvit.data.cache import ImageCache
+
+        if self._cache is None:
+            self._cache = ImageCache(
+                self.train_dataset(),
+                self._device,
+                num_workers=settings.num_workers,
+                report=self._report,
+            )
+        return LazyLoader(self._cache, batch_size=self.batch_size, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
         size, rank, world_size = len(self.val_images), self._rank, self._world_size
-        return self._loader("val", EvalSampler(size, rank=rank, world_size=world_size))
+        sampler = EvalSampler(size, rank=rank, world_size=world_size)
+        loader = self._loader(self.val_dataset(), sampler)
+        if self.settings.cache is None:
+            return loader
+        if not self._val_batches:
+            for batch in loader:
+                self._report(batch)
+                self._val_batches.append(move_data_to_device(batch, self._device))
+        return DataLoader(self._val_batches, batch_size=None)  # type: ignore[arg-type]
 
     def predict_dataloader(self) -> DataLoader[Any]:
         return self.val_dataloader()
 
     def train_dataset(self) -> LoadedImages:
         """The training images, randomly varied."""
-        maps, images = None, self.train_images
-        if self.settings.label_maps is not None:
+        settings, images, maps = self.settings, self.train_images, None
+        if settings.label_maps is not None:
             if not isinstance(images, ImageFolder):
                 raise ConfigError("data.label_maps belongs to photographs in folders")
-            classes = len(self._classes)
-            maps = LabelMapFolder(self.settings.label_maps, images.paths, images.folder, classes)
+            maps = LabelMapFolder(settings.label_maps, images, len(self._classes))
         return LoadedImages(
             images,
-            TrainTransform(self.augment, self.image_size),
-            self.image_size,
-            exif=self.settings.exif,
-            shorter_side=None if self.settings.cache is None else self._reduced_side,
-            neighbors=self.settings.on_error == "skip",
+            TrainTransform(settings.augment, settings.image_size),
+            settings.image_size,
+            exif=settings.exif,
+            shorter_side=None if settings.cache is None else self._reduced_side,
+            neighbors=settings.on_error == "skip",
             label_maps=maps,
         )
 
     def val_dataset(self) -> LoadedImages:
         """The validation images, cropped to S x S."""
+        settings = self.settings
         return LoadedImages(
             self.val_images,
-            eval_transform(self.augment, self.image_size),
-            self.image_size,
-            exif=self.settings.exif,
+            eval_transform(settings.augment, settings.image_size),
+            settings.image_size,
+            exif=settings.exif,
             shorter_side=self._reduced_side,
         )
 
@@ -182,20 +198,20 @@ class ImageDataModule(L.LightningDataModule):
         """Everything that is done to whole batches on the device.
 
         Args:
-            batch: a `RawBatch`, or a `CachedBatch`.
+            batch: a `RawBatch`, or the arguments of `ImageCache.fetch`.
         """
-        if not isinstance(batch, RawBatch):
-            batch = self._caches[batch.split].fetch(batch)
+        if self._cache is not None and not isinstance(batch, RawBatch):
+            batch = self._cache.fetch(*batch)
         images, targets, token_box = normalize(batch.images), batch.targets, None
-        trainer = self.trainer
+        trainer, settings = self.trainer, self.settings
         if trainer is not None:
             images = trainer.precision_plugin.convert_input(images)
         if trainer is not None and trainer.training:
             # seeded per batch: mixing does not depend on what was drawn before
-            with seeded(self.seed, trainer.current_epoch, self._batches_done, self._rank):
-                images, targets = mix_batch(self.augment, images, targets, len(self._classes))
-                if self.augment.mix_token:
-                    token_box = draw_token_box(self.augment.mix_token)
+            with seeded(settings.seed, trainer.current_epoch, self._batches_done, self._rank):
+                images, targets = mix_batch(settings.augment, images, targets, len(self._classes))
+                if settings.augment.mix_token:
+                    token_box = draw_token_box(settings.augment.mix_token)
         return Batch(
             images,
             downsample(images),
@@ -214,23 +230,19 @@ class ImageDataModule(L.LightningDataModule):
 
     def _open(self, role: str) -> ImageDataset:
         """The dataset of the role "train" or "val"."""
-        split = self.settings.train_split if role == "train" else self.settings.val_split
+        settings = self.settings
         available = {
-            "split": split,
+            "split": settings.train_split if role == "train" else settings.val_split,
             "train": role == "train",
-            "image_size": self.image_size,
-            "seed": self.seed,
+            "image_size": settings.image_size,
+            "seed": settings.seed,
             **self.options,
         }
         name = getattr(self.dataset, "func", self.dataset).__name__
         signature = inspect.signature(self.dataset)
-        given = getattr(self.dataset, "keywords", {})  # of a partial: what data.dataset sets
-        arguments = {
-            key: value
-            for key, value in available.items()
-            if key in signature.parameters and key not in given
-        }
-        if not {"split", "train"} & arguments.keys():
+        names = signature.parameters.keys() - getattr(self.dataset, "keywords", {}).keys()
+        arguments = {key: available[key] for key in available if key in names}
+        if not {"split", "train"} & names:
             raise ConfigError(
                 f"data.dataset: {name} takes neither split nor train, so training and validation "
                 "would be the same images; give it an argument split"
@@ -239,47 +251,22 @@ class ImageDataModule(L.LightningDataModule):
             signature.bind(**arguments)
         except TypeError as error:
             raise ConfigError(f"data.dataset: {name}: {error}") from error
-        images = self.dataset(**arguments)
-        if not hasattr(images, "classes"):
-            raise ConfigError(f"data.dataset: {name} has no attribute classes, the class names")
-        return images
+        return self.dataset(**arguments)
 
-    def _loader(self, split: str, sampler: TrainSampler | EvalSampler) -> DataLoader[Any]:
-        images = self.train_dataset() if split == "train" else self.val_dataset()
-        options: dict[str, Any] = {
-            "batch_size": self.batch_size,
-            "sampler": sampler,
-            "drop_last": split == "train",
-        }
-        if self.settings.cache is not None:
-            cache = self._fill_cache(split, images, sampler.indices)
-            return LazyLoader(cache, collate_fn=cache.collate, **options)
+    def _loader(
+        self, images: LoadedImages, sampler: Sampler[Draw], drop_last: bool = False
+    ) -> DataLoader[Any]:
         return LazyLoader(
             images,
+            batch_size=self.batch_size,
+            sampler=sampler,
             num_workers=self.settings.num_workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.settings.num_workers > 0,
+            drop_last=drop_last,
             worker_init_fn=outlast_stop,
-            **options,
+            persistent_workers=self.settings.num_workers > 0,
         )
-
-    def _fill_cache(self, split: str, images: LoadedImages, indices: range) -> "ImageCache":
-        """The cache of "train" or "val" on the trainer's device; the first call decodes."""
-        from lfvit.data.cache import ImageCache
-
-        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
-        if split not in self._caches or self._caches[split].images.device != device:
-            self._caches[split] = ImageCache(
-                split,
-                images,
-                indices,
-                device,
-                num_workers=self.settings.num_workers,
-                report=self._report,
-                verbose=self._rank == 0,
-            )
-        return self._caches[split]
 
     def _report(self, batch: RawBatch) -> None:
         """Count unreadable images.
@@ -289,10 +276,15 @@ class ImageDataModule(L.LightningDataModule):
         """
         if batch.errors and self.settings.on_error == "raise":
             raise DataError(f"{batch.errors[0]}; replace or remove it, or set data.on_error=skip")
-        for message in batch.errors:
-            if message not in self._skipped:
-                self._skipped.add(message)
-                log.warning("skipped (%d so far): %s", self.num_skipped, message)
+        for message in set(batch.errors) - self._skipped:
+            self._skipped.add(message)
+            log.warning("skipped (%d so far): %s", self.num_skipped, message)
+
+    @property
+    def _reduced_side(self) -> int | None:
+        """What a reduced decoding leaves of the shorter side, in pixels."""
+        side = math.floor(self.settings.image_size / self.settings.augment.crop_pct)
+        return REDUCED_MARGIN * side if self.settings.reduced_decode else None
 
     @property
     def _batches_done(self) -> int:
@@ -301,11 +293,15 @@ class ImageDataModule(L.LightningDataModule):
 
     @property
     def _rank(self) -> int:
-        return self.trainer.global_rank if self.trainer is not None else 0
+        return 0 if self.trainer is None else self.trainer.global_rank
 
     @property
     def _world_size(self) -> int:
-        return self.trainer.world_size if self.trainer is not None else 1
+        return 1 if self.trainer is None else self.trainer.world_size
+
+    @property
+    def _device(self) -> torch.device:
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
 
 def normalize(pixels: Tensor) -> Tensor:

@@ -6,9 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from lfvit.data.images import EXTENSIONS
-from lfvit.data.settings import FolderSettings
 from lfvit.errors import DataError
-from lfvit.utils.validation import validate
 
 LAYOUTS = "DIR/train/CLASS/*.jpg with DIR/val/CLASS/*.jpg, or DIR/CLASS/*.jpg"
 
@@ -31,14 +29,12 @@ class ImageFolder:
     Raises:
         DataError: missing or empty folder, train/ without val/, a class with too few images to
             hold one out.
-        ConfigError: a setting out of range.
     """
 
     def __init__(
         self, split: str = "train", *, root: str, val_fraction: float = 0.1, seed: int = 0
     ) -> None:
-        settings = validate(FolderSettings, {"root": root, "val_fraction": val_fraction}, "data")
-        self.root = Path(settings.root).expanduser()
+        self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise DataError(f"data.root={self.root}: no such folder; expected {LAYOUTS}")
         present = [name for name in dict.fromkeys((split, "train", "val")) if self._has(name)]
@@ -49,7 +45,7 @@ class ImageFolder:
         self.folder = self.root / split if present else self.root
         self.classes, self.paths, self.targets = scan(self.folder)
         if not present:
-            held_out = self._held_out(settings.val_fraction, seed)
+            held_out = self._held_out(val_fraction, seed)
             keep = np.flatnonzero(~held_out if split == "train" else held_out)
             self.paths = [self.paths[i] for i in keep]
             self.targets = [self.targets[i] for i in keep]
@@ -127,27 +123,18 @@ def images_of(path: str | Path) -> list[Path]:
 def _images_below(folder: Path) -> list[Path]:
     """Image files in a folder and its subfolders; every folder once, though links make loops."""
     images: list[Path] = []
-    seen = {_identity(folder)}
+    seen = {os.path.realpath(folder)}
     for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         images += [
             Path(parent) / name
             for name in names
             if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
         ]
-        subfolders = {name: _identity(Path(parent) / name) for name in sorted(folders)}
-        folders[:] = []  # os.walk descends into what is left here
-        for name, identity in subfolders.items():
-            if identity not in seen:
-                seen.add(identity)
-                folders.append(name)
+        subfolders = {os.path.realpath(Path(parent) / name): name for name in sorted(folders)}
+        folders[:] = [name for path, name in subfolders.items() if path not in seen]
+        seen |= subfolders.keys()
     return images
 
 
 def _refuse(error: OSError) -> None:
     raise DataError(f"{error.filename}: cannot be listed ({error.strerror})") from error
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    """Device and inode: the same for two names of one folder."""
-    status = folder.stat()
-    return status.st_dev, status.st_ino

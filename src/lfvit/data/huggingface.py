@@ -5,9 +5,7 @@ from typing import Any
 
 from lfvit.data.classes import read_classes
 from lfvit.data.images import UnreadableImageError
-from lfvit.data.settings import HuggingFaceSettings
 from lfvit.errors import ConfigError, DataError
-from lfvit.utils.validation import validate
 
 
 class HuggingFaceDataset:
@@ -30,7 +28,7 @@ class HuggingFaceDataset:
         targets: class index of every image.
 
     Raises:
-        ConfigError: the library is not installed, or a setting is out of range.
+        ConfigError: the library is not installed.
         DataError: no such dataset, split or column; rows without a label, labels without a name.
     """
 
@@ -46,11 +44,8 @@ class HuggingFaceDataset:
         label: str = "label",
         classes: str | None = None,
     ) -> None:
-        settings = HuggingFaceSettings.model_fields
-        given = {key: value for key, value in locals().items() if key in settings}
-        self.settings = validate(HuggingFaceSettings, given, "data")
         self.title = f"{path}[{split}]"
-        rows = _load(split, self.settings)
+        rows = _load(split, path, root, name, data_files or {})
         if "." in label:
             rows = rows.flatten()
         for setting, column in (("image", image), ("label", label)):
@@ -104,18 +99,19 @@ class HuggingFaceDataset:
         return list(names), [index[label] for label in labels]
 
 
-def _load(split: str, settings: HuggingFaceSettings) -> Any:
+def _load(
+    split: str, path: str, root: str | None, name: str | None, data_files: dict[str, Any]
+) -> Any:
     """One split, by memory-mapped files."""
     try:
         import datasets
     except ImportError as error:
         raise ConfigError("this needs the datasets library: pip install -e '.[data]'") from error
-    path, folder = settings.path, Path(settings.path).expanduser()
-    root = None if settings.root is None else Path(settings.root).expanduser()
-    for key, patterns in (settings.data_files or {}).items():
+    folder, base = Path(path).expanduser(), None if root is None else Path(root).expanduser()
+    for key, patterns in data_files.items():
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            if root is not None and not any(root.glob(pattern)):
-                raise DataError(f"data.data_files.{key}={pattern}: no such files in {root}")
+            if base is not None and not any(base.glob(pattern)):
+                raise DataError(f"data.data_files.{key}={pattern}: no such files in {base}")
     try:
         if (folder / "dataset_dict.json").is_file():
             saved = datasets.load_from_disk(str(folder))
@@ -127,9 +123,9 @@ def _load(split: str, settings: HuggingFaceSettings) -> Any:
             return saved[split]
         return datasets.load_dataset(
             str(folder) if folder.exists() else path,
-            settings.name,
-            data_dir=None if root is None else str(root),
-            data_files=settings.data_files,
+            name,
+            data_dir=None if base is None else str(base),
+            data_files=data_files or None,
             split=split,
         )
     except DataError:

@@ -65,17 +65,9 @@ def read_image(
         reason = str(error) or type(error).__name__
         for path in (repr(str(file)), str(file), repr(source)):
             reason = reason.replace(path, "").strip(" :")
-        empty = not file if isinstance(file, bytes) else _is_empty(file)
         raise UnreadableImageError(
-            f"{name or file}: not readable as an image ({'no bytes' if empty else reason})"
+            f"{name or file!s}: not readable as an image ({reason})"
         ) from error
-
-
-def _is_empty(path: str | Path) -> bool:
-    try:
-        return not Path(path).stat().st_size
-    except OSError:
-        return False
 
 
 def _transpose(image: Image.Image) -> Image.Image:

@@ -3,8 +3,6 @@
 A map covers the whole image. It is cut exactly where the image was cropped, and flipped with it.
 """
 
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from lfvit.data.folders import ImageFolder
 from lfvit.data.images import UnreadableImageError
 from lfvit.errors import DataError
 
@@ -53,28 +52,21 @@ class LabelMapFolder:
 
     Args:
         folder: of the maps.
-        images: paths of the training images.
-        base: the folder of classes that they lie in.
+        images: the training images.
         num_classes: C.
 
     Raises:
         DataError: no such folder, an image without a map, or a first map that is none.
     """
 
-    def __init__(
-        self, folder: str | Path, images: Sequence[Path], base: Path, num_classes: int
-    ) -> None:
+    def __init__(self, folder: str | Path, images: ImageFolder, num_classes: int) -> None:
         folder = Path(folder).expanduser()
         if not folder.is_dir():
             raise DataError(f"data.label_maps={folder}: no such folder")
-        self.paths = [folder / path.relative_to(base).with_suffix(".pt") for path in images]
+        relative = (path.relative_to(images.folder) for path in images.paths)
+        self.paths = [folder / path.with_suffix(".pt") for path in relative]
         self.num_classes = num_classes
-        present = {
-            os.path.join(parent, name)
-            for parent, _, names in os.walk(folder, followlinks=True)
-            for name in names
-        }
-        missing = [path for path in self.paths if str(path) not in present]
+        missing = [path for path in self.paths if not path.is_file()]
         if missing:
             raise DataError(
                 f"data.label_maps={folder}: {len(missing)} of {len(self.paths)} training images "

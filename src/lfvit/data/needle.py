@@ -15,9 +15,6 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from lfvit.data.settings import NeedleSettings
-from lfvit.utils.validation import check_choice, validate
-
 Floats = NDArray[np.float32]
 Box = tuple[int, int, int, int]
 
@@ -62,9 +59,6 @@ class NeedleSet(Dataset[tuple[NDArray[np.uint8], int, Box]]):
         image_size: side of the square images in pixels, at least 48.
         num_classes: how many of the patterns occur, 2 to 8, the first ones of `PATTERNS`.
         seed: a natural number; another one gives another set.
-
-    Raises:
-        ConfigError: an argument is outside its range.
     """
 
     def __init__(
@@ -77,15 +71,6 @@ class NeedleSet(Dataset[tuple[NDArray[np.uint8], int, Box]]):
         num_classes: int = 6,
         seed: int = 0,
     ) -> None:
-        settings = {
-            "train_images": train_images,
-            "val_images": val_images,
-            "image_size": image_size,
-            "num_classes": num_classes,
-            "seed": seed,
-        }
-        validate(NeedleSettings, settings, "data")
-        check_choice("split", split, SPLITS)
         num_images = train_images if split == "train" else val_images
         self.image_size = image_size
         self.split = split
@@ -104,12 +89,7 @@ class NeedleSet(Dataset[tuple[NDArray[np.uint8], int, Box]]):
         """Draw image `index`: RGB pixels (H, W, 3), class, and the badge's box.
 
         The box (x0, y0, x1, y1) is in pixels, without its last column x1 and row y1.
-
-        Raises:
-            IndexError: `index` is not in 0 .. len(self) - 1.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"index is {index}, but has to be 0 to {len(self) - 1}")
         target = self.targets[index]
         split = SPLITS.index(self.split)
         rng = np.random.default_rng([self.seed, split, index, self.image_size, len(self.classes)])

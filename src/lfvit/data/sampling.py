@@ -16,11 +16,11 @@ from lfvit.utils.seeding import derive
 class Draw(NamedTuple):
     """One sample to load.
 
-    index: of the image; -1 is a sample without image, which pads the last batch of a process.
+    image_index: -1 is a sample without image, which pads the last batch of a process.
     seed: of its augmentation; None where nothing is random.
     """
 
-    index: int
+    image_index: int
     seed: int | None = None
 
 
@@ -51,7 +51,6 @@ class TrainSampler(Sampler[Draw]):
         done: Callable[[], int] = lambda: 0,
     ) -> None:
         self.size = size
-        self.indices = range(size)
         self.seed = seed
         self.repeats = repeats
         self.rank = rank

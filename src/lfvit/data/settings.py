@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from lfvit.errors import ConfigError
 from lfvit.utils.validation import Settings, validate
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -80,6 +79,12 @@ class DataSettings(Settings):
                 f"augment.{mixes} mixes images in pairs; data.batch_size={self.batch_size} must be "
                 "even"
             )
+        varied = augment.auto_augment or augment.color_jitter
+        if self.cache and (varied or augment.interpolation not in ("bilinear", "bicubic")):
+            raise ValueError(
+                f"data.cache={self.cache} crops and flips images, and changes no colors: set "
+                "augment=device, or data.cache=null"
+            )
         if self.label_maps is None:
             return self
         if mixes:
@@ -112,7 +117,7 @@ class FolderSettings(Settings):
     """Of `ImageFolder`."""
 
     root: Annotated[str, _required("pass data.root=DIR, the folder of photographs")]
-    val_fraction: float = Field(gt=0, lt=1)
+    val_fraction: float = Field(0.1, gt=0, lt=1)
 
 
 class HuggingFaceSettings(Settings):
@@ -130,11 +135,10 @@ class HuggingFaceSettings(Settings):
 class NeedleSettings(Settings):
     """Of `NeedleSet`."""
 
-    train_images: int = Field(ge=1)
-    val_images: int = Field(ge=1)
-    num_classes: int = Field(ge=2, le=8)
+    train_images: int = Field(1, ge=1)
+    val_images: int = Field(1, ge=1)
+    num_classes: int = Field(2, ge=2, le=8)
     image_size: int = Field(ge=48)
-    seed: int = Field(ge=0)
 
 
 DATASETS: dict[str, type[Settings]] = {
@@ -145,39 +149,23 @@ DATASETS: dict[str, type[Settings]] = {
 """Settings of the datasets that come with lfvit, by their `_target_`."""
 
 
-def split_settings(settings: Mapping[str, Any]) -> tuple[DataSettings, dict[str, Any]]:
-    """The checked settings of the DataModule, and the rest, which is for its dataset.
+def check_data(group: Mapping[str, Any]) -> tuple[DataSettings, dict[str, Any]]:
+    """Check the group data, as plain values.
 
-    Args:
-        settings: the group data without `dataset` and Hydra's keys.
+    Returns:
+        The settings of the DataModule, and the rest, which are arguments of the dataset.
 
     Raises:
         ConfigError: names a setting, its value and what would be valid.
     """
+    settings = {key: value for key, value in group.items() if key != "dataset" and key[0] != "_"}
+    dataset = {key: value for key, value in group["dataset"].items() if key[0] != "_"}
     augment = validate(AugmentSettings, settings.get("augment") or {}, "augment")
-    common = {key: settings[key] for key in settings.keys() & DataSettings.model_fields.keys()}
+    common = {key: settings[key] for key in settings if key in DataSettings.model_fields}
     checked = validate(DataSettings, {**common, "augment": augment}, "data")
-    return checked, {key: settings[key] for key in settings if key not in common}
-
-
-def check_data(group: Mapping[str, Any]) -> DataSettings:
-    """Check the group data of a composed config, as plain values.
-
-    Raises:
-        ConfigError: names a setting, its value and what would be valid.
-    """
-    dataset = dict(group.get("dataset") or {})
-    target = dataset.get("_target_")
-    if not isinstance(target, str):
-        raise ConfigError(
-            "data.dataset._target_ is not set; pass a class of images, see docs/data.md"
-        )
-    checked, options = split_settings(
-        {key: group[key] for key in group if key[0] != "_" and key != "dataset"}
-    )
-    if target in DATASETS:
-        schema = DATASETS[target]
-        arguments = {key: value for key, value in dataset.items() if key[0] != "_"}
-        shared = {key: group[key] for key in ("image_size", "seed") if key in schema.model_fields}
-        validate(schema, {**shared, **options, **arguments}, "data")
-    return checked
+    options = {key: settings[key] for key in settings if key not in common}
+    schema = DATASETS.get(group["dataset"]["_target_"])
+    if schema is not None:
+        shared = {key: common[key] for key in common if key in schema.model_fields}
+        validate(schema, {**shared, **options, **dataset}, "data")
+    return checked, options

@@ -28,8 +28,6 @@ def open_groups(overrides: Sequence[str], command: str = "train") -> list[str]:
     """
     groups = [r"trainer\.", r"optimizer\.", r"lr_scheduler\.", r"data\.dataset\."]
     groups.append(r"(callbacks|logger)\.\w+\.")
-    if command == "search":
-        groups.append(r"space\.")
     if command in ON_CHECKPOINTS:
         groups += [r"method\.", r"backbone\.", r"reducer\.", r"data\."]
     opened = re.compile(f"({'|'.join(groups)})[^=]*=")
