@@ -35,13 +35,13 @@ ADDED = {
         ],
         "step_size: 1",
     ),
-    "a callback": (["+callbacks.mine._target_=my_package.MyCallback"], "my_package.MyCallback"),
+    "a callback": (["callbacks.mine._target_=my_package.MyCallback"], "my_package.MyCallback"),
     "a logger": (
-        ["+logger.mine._target_=my_package.MyLogger", "logger.mine.save_dir=logs"],
+        ["logger.mine._target_=my_package.MyLogger", "logger.mine.save_dir=logs"],
         "my_package.MyLogger",
     ),
     "a backbone": (
-        ["method=vit", "backbone={timm:test_vit}", "image_size=64"],
+        ["method=vit", "backbone.timm=test_vit", "image_size=64"],
         "timm: test_vit",
     ),
     "a data set": (["data.dataset._target_=stripes.Stripes", "data.dataset.count=12"], "stripes"),

@@ -18,15 +18,21 @@ def open_groups(overrides: Sequence[str], command: str = "train") -> list[str]:
     """Overrides in which arguments of the classes that conf names need no ``+``.
 
     ``trainer.max_steps=5`` becomes ``++trainer.max_steps=5``; likewise arguments of a callback or
-    logger by its name, of the optimizer, of lr_scheduler and of data.dataset, and in commands on
-    checkpoints what replaces a setting of the method, backbone, reducer or data. The class itself
+    logger by its name, of the optimizer, of lr_scheduler and of data.dataset, and backbone.timm. In
+    commands on checkpoints also what replaces a setting of the method, backbone, reducer or data. The class itself
     refuses unknown names, see `lfvit.utils.validation.instantiate`.
 
     Args:
         overrides: as on the command line.
         command: name of the primary config.
     """
-    groups = [r"trainer\.", r"optimizer\.", r"lr_scheduler\.", r"data\.dataset\."]
+    groups = [
+        r"trainer\.",
+        r"optimizer\.",
+        r"lr_scheduler\.",
+        r"data\.dataset\.",
+        r"backbone\.timm",
+    ]
     groups.append(r"(callbacks|logger)\.\w+\.")
     if command in ON_CHECKPOINTS:
         groups += [r"method\.", r"backbone\.", r"reducer\.", r"data\."]
