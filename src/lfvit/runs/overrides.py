@@ -19,8 +19,8 @@ def open_groups(overrides: Sequence[str], command: str = "train") -> list[str]:
 
     ``trainer.max_steps=5`` becomes ``++trainer.max_steps=5``; likewise arguments of a callback or
     logger by its name, of the optimizer, of lr_scheduler and of data.dataset, and backbone.timm. In
-    commands on checkpoints also what replaces a setting of the method, backbone, reducer or data. The class itself
-    refuses unknown names, see `lfvit.utils.validation.instantiate`.
+    commands on checkpoints also what replaces a setting of the method, backbone, reducer or data.
+    The class itself refuses unknown names, see `lfvit.utils.validation.instantiate`.
 
     Args:
         overrides: as on the command line.
