@@ -19,7 +19,7 @@ from conftest import ROOT
 from lfvit.commands.evaluate import evaluate
 from lfvit.errors import CheckpointError, ConfigError, LFViTError
 from lfvit.models.checkpoints import extract_weights, read_file
-from lfvit.results.artifacts.write import markdown
+from lfvit.results.artifacts.write import to_page
 from lfvit.results.collect import collect
 from lfvit.results.page import read_artifacts, write_page
 from lfvit.results.provenance import without_paths
@@ -240,7 +240,7 @@ def test_a_page_of_markdown_shows_words_as_words(foreign, tmp_path):
     told = {"title": "t", "question": "q", "paper": None, "label": "l", "kind": "table"}
     columns = [{"key": "model", "title": "model", "unit": None, "digits": 0}]
     about = {"columns": columns, "rows": [{"model": NASTY}], "notes": [], "command": NASTY}
-    text = markdown({**told, **about, "commit": "c", "machine": "m"})
+    text = to_page({**told, **about, "commit": "c", "machine": "m"})
     assert "| &lt;/script>&lt;img src=x onerror=alert(1)>\\|\\`a\\`[b\\](javascript" in text
     assert "`` </script>" in text  # a command, in code
 

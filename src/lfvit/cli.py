@@ -14,8 +14,6 @@ from lfvit.utils.error_messages import error_message
 from lfvit.utils.signals import Stopped
 from lfvit.utils.warning_filters import filter_warnings
 
-filter_warnings()
-
 
 def entry_point(main: Callable[[], Any]) -> Callable[[], Any]:
     """Print errors a user can mend as one message; everything else keeps its traceback.
@@ -26,17 +24,18 @@ def entry_point(main: Callable[[], Any]) -> Callable[[], Any]:
 
     @wraps(main)
     def run() -> Any:
+        filter_warnings()
         # Hydra would print and swallow every exception itself
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-        quoted = [quote_path(argument) for argument in sys.argv[1:]]
-        sys.argv[1:] = open_groups(quoted, Path(sys.argv[0]).stem)
+        script, arguments = Path(sys.argv[0]).stem, sys.argv[1:]
+        if script == "predict":  # python predict.py FILE
+            arguments = [a if "=" in a or not Path(a).exists() else f"image={a}" for a in arguments]
+        sys.argv[1:] = open_groups([quote_path(argument) for argument in arguments], script)
         try:
             try:
                 join_launched()
                 result = main()
-                if (
-                    launched_together()
-                ):  # the main process keeps what the others may not have read yet
+                if launched_together():  # the main process keeps what the others have yet to read
                     all_ended()
             finally:
                 well = sweeps.finish()
@@ -51,14 +50,10 @@ def entry_point(main: Callable[[], Any]) -> Callable[[], Any]:
             message = error_message(error)
             if message is None:
                 raise
-            _stop(message)
+            print(f"error: {message}", file=sys.stderr)
+            sys.exit(2)
         if not well:
             sys.exit(1)
         return result
 
     return run
-
-
-def _stop(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)

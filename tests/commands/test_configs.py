@@ -156,7 +156,6 @@ def test_overfitting_works_with_a_published_recipe(composed):
         (["callbacks.nonfinite.action=ignore"], "action='ignore' is unknown; valid: stop, skip"),
         (["callbacks.nonfinite.max_skipped=0"], "max_skipped=0 must be a whole number, 1 or more"),
         (["augment=lv_vit"], r"augment.mix_token=1.0 needs a backbone with an auxiliary head"),
-        (["schedule.aux_weight=0.5"], r"schedule.aux_weight=0.5 needs a backbone with an aux"),
         (["data.label_maps=/maps"], r"data.label_maps=/maps needs a backbone with an aux"),
         (["backbone=lv_vit_micro", "schedule.aux_weight=-1"], r"schedule.aux_weight=-1"),
         (["+method.alhpa=1"], "method.alhpa|'alhpa'"),

@@ -9,7 +9,7 @@ from conftest import NEEDLE_FAST, write_photographs
 from lfvit.commands.predict import predict
 from lfvit.commands.train import train
 from lfvit.data.images import UnreadableImageError
-from lfvit.errors import ConfigError, DataError
+from lfvit.errors import DataError
 
 
 @pytest.fixture
@@ -51,24 +51,6 @@ def test_several_files_without_pictures(run, photographs, tmp_path):
     assert [entry["path"] for entry in found] == files
     assert [len(entry["top"]) for entry in found] == [2, 2]
     assert not list((tmp_path / "out").glob("*.png"))
-
-
-@pytest.mark.parametrize("selector", ["ngca", "gca", "none"])
-def test_the_method_step_by_step(run, photographs, tmp_path, selector):
-    image = str(photographs / "apple" / "00.jpg")
-    settings = ["steps=true", "pictures=false", "threshold=0", f"method.selector={selector}"]
-    (entry,) = run(image, *settings)
-    with Image.open(tmp_path / "out" / entry["steps"]) as picture:
-        assert picture.width > 1000
-        assert len(picture.convert("RGB").resize((300, 200)).getcolors(60_000)) > 1000
-
-
-def test_one_pass_has_no_steps_to_draw(run, composed, photographs, tmp_path):
-    settings = [*NEEDLE_FAST, "method=vit", "trainer.max_epochs=1", f"run_dir={tmp_path / 'vit'}"]
-    train(composed("train", *settings))
-    checkpoint = tmp_path / "vit" / "checkpoints" / "last.ckpt"
-    with pytest.raises(ConfigError, match="steps=true draws two passes"):
-        run(str(photographs / "apple"), "steps=true", checkpoint=checkpoint)
 
 
 def test_broken_images_stop_or_are_counted_and_nothing_is_lost(run, tmp_path, capsys):

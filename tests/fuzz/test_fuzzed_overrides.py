@@ -144,7 +144,7 @@ def place(tmp_path, monkeypatch):
         monkeypatch.setattr(f"lfvit.commands.{name}.start_run", begin)
     monkeypatch.setattr("lfvit.commands.jobs.train", checked_training)
     monkeypatch.setattr("lfvit.commands.search._open", begin)
-    monkeypatch.setattr("lfvit.commands.reproduce.plan", begin)
+    monkeypatch.setattr("lfvit.commands.reproduce.print_plan", begin)
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", begin)  # no network
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)

@@ -1,13 +1,11 @@
-"""Throughput of training alone, and settings out of range."""
+"""Throughput of training alone."""
 
 from types import SimpleNamespace
 
-import pytest
 import torch
 
-from lfvit.errors import ConfigError
 from lfvit.tracking import callbacks
-from lfvit.tracking.callbacks import LogPredictions, Throughput
+from lfvit.tracking.callbacks import Throughput
 
 
 def test_throughput_is_of_training_alone(monkeypatch):
@@ -25,15 +23,3 @@ def test_throughput_is_of_training_alone(monkeypatch):
     throughput.on_train_batch_end(trainer, module, None, batch, 1)
     throughput.on_train_epoch_end(trainer, module)
     assert logged == {"train/images_per_second": 2 * 2 * 6 / 4}
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"images": -1}, "callbacks.predictions.images=-1 must be a whole number, 0 or more"),
-        ({"every_n_epochs": 0}, "callbacks.predictions.every_n_epochs=0 must be a whole number, 1"),
-    ],
-)
-def test_numbers_out_of_range(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        LogPredictions(**settings)

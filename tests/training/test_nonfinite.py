@@ -12,7 +12,7 @@ from torch.nn.utils import get_total_norm
 from conftest import NEEDLE_FAST
 from lfvit.commands.train import train
 from lfvit.errors import TrainingError
-from lfvit.training.callbacks import EMA, all_finite
+from lfvit.training.callbacks import EMA, find_nonfinite
 from lfvit.training.module import Classifier
 
 ONE_EPOCH = (*NEEDLE_FAST, "trainer.max_epochs=1", "lr_scheduler.warmup_epochs=0")  # four steps
@@ -61,7 +61,7 @@ def one_infinite(module):
 
 def test_a_loss_that_is_not_finite_stops_training(composed, damage, tmp_path):
     damage([2], batch=no_number)
-    message = r"the loss is nan at epoch 0, batch 2 \(optimizer step 2\)\. Lower optimizer\.lr"
+    message = r"the loss is nan at epoch 0, batch 2 \(step 2\)\. Lower optimizer\.lr"
     with pytest.raises(TrainingError, match=message):
         train(composed("train", *ONE_EPOCH, f"run_dir={tmp_path}"))
 
@@ -126,7 +126,7 @@ def test_two_processes_decide_alike(composed, damage, tmp_path, action):
     action_ = f"callbacks.nonfinite.action={action}"
     cfg = composed("train", *ONE_EPOCH, *two, action_, f"run_dir={tmp_path}")
     if action == "stop":
-        with pytest.raises(Exception, match=r"TrainingError: the loss (is nan|of process 1)"):
+        with pytest.raises(Exception, match=r"TrainingError: the loss is (nan|finite, but)"):
             train(cfg)
     else:
         assert train(cfg)["train/skipped_steps"] == 1
@@ -153,16 +153,13 @@ def test_the_scaler_of_half_precision_is_left_to_itself(composed, damage, tmp_pa
     assert scaler["scale"] == 2.0**15
     steps = checkpoint["optimizer_states"][0]["state"].values()
     assert {int(state["step"]) for state in steps} == {3}
-    damage([2], batch=no_number)
-    with pytest.raises(TrainingError, match="the loss is nan at epoch 0, batch 2"):
-        train(composed("train", *half, f"run_dir={tmp_path / 'b'}"))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("place", [0, 3, 6])
 def test_one_value_among_many_is_found(value, place):
-    tensors = [torch.full((2, 3), 1e30), torch.zeros(0), torch.full((7,), -3e38)]
-    assert all_finite(tensors)  # large, and a plain norm would overflow
-    assert not get_total_norm(tensors[::2]).isfinite()
-    tensors[2][place] = value
-    assert not all_finite(tensors)
+    tensors = {"a": torch.full((2, 3), 1e30), "b": torch.zeros(0), "c": torch.full((7,), -3e38)}
+    assert find_nonfinite(tensors) is None  # large, and a plain norm would overflow
+    assert not get_total_norm([tensors["a"], tensors["c"]]).isfinite()
+    tensors["c"][place] = value
+    assert find_nonfinite(tensors) == "c"

@@ -29,8 +29,7 @@ from lfvit.runs.devices import find_device
 from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import environment
 from lfvit.runs.setup import Trained, build_model, load_trained, open_data
-from lfvit.tracking.loggers import summarise, tracked
-from lfvit.tracking.media import log_table
+from lfvit.tracking.loggers import log_table, summarise, tracked
 from lfvit.training.losses import pass_losses
 from lfvit.utils.validation import plain, validate
 

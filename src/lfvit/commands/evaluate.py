@@ -24,9 +24,9 @@ from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import environment
 from lfvit.runs.record import model_overrides
 from lfvit.runs.setup import load_trained, open_data
+from lfvit.tracking.callbacks import log_predictions
+from lfvit.tracking.loggers import log_table, tracked
 from lfvit.tracking.loggers import summarise as log_summary
-from lfvit.tracking.loggers import tracked
-from lfvit.tracking.media import log_image, log_predictions, log_table
 from lfvit.tracking.summaries import evaluation_summary
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.distributed import is_main_process
@@ -100,7 +100,6 @@ def evaluate(cfg: DictConfig) -> Evaluation:
             if early_exit:
                 plot_evaluation(evaluation, run_dir / "evaluate.png")
                 log_table(loggers, "threshold_curve", curve.to_dict("records"))
-                log_image(loggers, "evaluation", run_dir / "evaluate.png")
             log_predictions(loggers, model, data, record.threshold, cfg.logged_images)
             _print(evaluation)
             print(f"written to {run_dir}")

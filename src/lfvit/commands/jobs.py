@@ -111,9 +111,11 @@ def run_job(
     Raises:
         LFViTError: anything the user can mend.
     """
-    job, key, main = Path(cfg.run_dir), identity(cfg), is_main_process()
+    job, key = Path(cfg.run_dir), identity(cfg)
     job.mkdir(parents=True, exist_ok=True)
-    with nullcontext() if repeat or not main else _held(_identity_lock(root, key)):
+    (root / ".locks").mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / ".locks" / f"{key}.lock")  # equal jobs take turns
+    with nullcontext() if repeat or not is_main_process() else _held(lock):
         status, name = from_main_process(lambda: _decide(cfg, [root, *reuse], key, repeat))
         folder = Path(name)
         if status == "already done":
@@ -162,11 +164,12 @@ def _decide(cfg: DictConfig, roots: Sequence[Path], key: str, repeat: bool) -> t
     job = Path(cfg.run_dir)
     if cfg.ckpt_path == AUTO:
         check_own_directory(cfg)
-        known = [job] if last_of(job).exists() else []
+        known = [job] if (job / "run.json").exists() else []
     elif repeat or cfg.ckpt_path is not None:
         known = []
     else:
-        known = [path.parent for path in _files(roots, "run.json") if _has_identity(path, key)]
+        records = [p for p in _files(roots, "run.json") if read_json(p).get("identity") == key]
+        known = [path.parent for path in records]
     if is_main_process():  # a process that Lightning started follows the one it would wait for
         for run in known:
             if not _is_done(run):
@@ -177,9 +180,9 @@ def _decide(cfg: DictConfig, roots: Sequence[Path], key: str, repeat: bool) -> t
         commit = read_json(done[0] / "metrics.json").get("commit")
         log.info("already done: %s (%s)", done[0], f"commit {commit}" if commit else "no commit")
         return "already done", str(done[0])
-    own = [run for run in known if last_of(run).exists() and _is_below(run, roots[0])]
-    if own:
-        folder = max(own, key=lambda run: last_of(run).stat().st_mtime)
+    begun = [run for run in known if last_of(run).exists() and run.is_relative_to(roots[0])]
+    if begun:
+        folder = max(begun, key=lambda run: last_of(run).stat().st_mtime)
         log.info("continues %s", folder)
         return "continued", str(folder)
     if cfg.ckpt_path is None and is_main_process():
@@ -265,22 +268,8 @@ def _files(roots: Sequence[Path], name: str) -> list[Path]:
     return [path for paths in found for path in sorted(paths)]
 
 
-def _has_identity(record: Path, key: str) -> bool:
-    return read_json(record).get("identity") == key
-
-
 def _is_done(folder: Path) -> bool:
     return read_json(folder / "run.json").get("status") == "done"
-
-
-def _is_below(folder: Path, root: Path) -> bool:
-    return folder.absolute().is_relative_to(root.absolute())
-
-
-def _identity_lock(root: Path, key: str) -> FileLock:
-    """On all trainings of one identity below a root, so that equal jobs take turns."""
-    (root / ".locks").mkdir(parents=True, exist_ok=True)
-    return FileLock(root / ".locks" / f"{key}.lock")
 
 
 @contextmanager

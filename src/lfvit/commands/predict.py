@@ -10,10 +10,8 @@ from lfvit.data.augment import eval_transform
 from lfvit.data.folders import images_of
 from lfvit.data.images import UnreadableImageError, read_image
 from lfvit.data.settings import AugmentSettings
-from lfvit.errors import ConfigError
 from lfvit.measure.costs import pass_macs
 from lfvit.measure.settings import PredictionSettings
-from lfvit.results.steps import draw_steps
 from lfvit.runs.devices import find_device
 from lfvit.runs.directory import start_run
 from lfvit.runs.record import model_overrides
@@ -41,8 +39,6 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     paths = [path for source in sources for path in images_of(str(source))]
     model, record = load_trained(cfg.ckpt_path, model_overrides(cfg))
     macs = pass_macs(model)
-    if settings.steps and len(macs) == 1:
-        raise ConfigError("steps=true draws two passes; the model of ckpt_path has one")
     run_dir = start_run(cfg)
     model.to(find_device(cfg.accelerator))
     data = record.data
@@ -68,9 +64,6 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
             if settings.pictures:
                 entry["picture"] = f"{number:04d}_{path.stem}.png"
                 draw_predictions([prediction], run_dir / entry["picture"])
-            if settings.steps:
-                entry["steps"] = f"{number:04d}_{path.stem}_steps.png"
-                draw_steps(model, prediction, run_dir / entry["steps"])
             entries.append(entry)
             print(f"\n{path}: pass {entry['exit_pass']}, {entry['gmacs']:.3f} GMACs")
             for line in entry["top"]:

@@ -4,39 +4,71 @@ import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.markdown import Markdown
+from pydantic import Field, model_validator
 
 from lfvit.commands.jobs import run_job
 from lfvit.commands.train import check
 from lfvit.errors import ConfigError
-from lfvit.measure.costs import count_macs
+from lfvit.measure.costs import pass_macs
 from lfvit.measure.schemas import read_evaluation
-from lfvit.models.two_pass import TwoPassViT
 from lfvit.runs.overrides import compose_config
 from lfvit.runs.provenance import environment
 from lfvit.runs.setup import build_model
 from lfvit.runs.sweeps import refuse_launched
-from lfvit.utils.atomic_io import read_json, write_json
+from lfvit.utils.atomic_io import read_json, write_atomic, write_json
 from lfvit.utils.error_messages import error_message
-from lfvit.utils.markdown import code, escape
+from lfvit.utils.markdown import code, print_table, to_markdown
 from lfvit.utils.seeding import derive
-from lfvit.utils.validation import check_names, check_range, check_whole, plain
+from lfvit.utils.validation import Settings, plain, validate
 
 log = logging.getLogger(__name__)
 
-RANGE = ("low", "high", "step", "log")
-SETTINGS = ("experiment", "overrides", "space", "max_gmacs", "seed")
+TITLES = {
+    "number": "trial",
+    "words": "settings",
+    "top1": "top-1 (%)",
+    "gmacs": "GMACs",
+    "exit_fraction": "early",
+}
+FORMATS = {"top1": ".2f", "gmacs": ".4f", "exit_fraction": ".1%"}
+
+
+class Range(Settings):
+    """Of whole numbers if both ends are, in steps, or on a logarithmic scale."""
+
+    low: int | float
+    high: int | float
+    step: int | float | None = None
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Range":
+        if self.low >= self.high:
+            raise ValueError(f"low={self.low} has to be below high={self.high}")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("log=true needs low above 0, and no step")
+        return self
+
+
+class SearchSettings(Settings):
+    """What search.yaml explains. space: full name of a setting -> its values or their range."""
+
+    experiment: str
+    overrides: list[str]
+    trials: Annotated[int, Field(ge=1)]
+    max_gmacs: Annotated[float, Field(gt=0)] | None
+    seed: Annotated[int, Field(ge=0)]
+    space: Annotated[dict[str, Any], Field(min_length=1)]
 
 
 def search(cfg: DictConfig) -> list[dict[str, Any]]:
     """Propose, train and evaluate until there are ``cfg.trials`` trials.
 
-    Maximises top-1 and minimises GMACs, both at the trial's own threshold. A trial that fails is
+    Maximizes top-1 and minimizes GMACs, both at the trial's threshold. A trial that fails is
     listed, and the search goes on. Writes search.json, frontier.md and Optuna's study.log into
     ``cfg.output_dir``, each trial into trials/NUMBER.
 
@@ -45,38 +77,39 @@ def search(cfg: DictConfig) -> list[dict[str, Any]]:
         error, and whether they are on the frontier.
 
     Raises:
-        LFViTError: anything the user can mend, before the first trial.
+        LFViTError: a setting is at fault, before the first trial.
     """
-    states = _optuna().trial.TrialState
-    space = _checked_space(cfg)
-    out = Path(cfg.output_dir)
+    refuse_launched("a search")
+    settings = _checked(cfg)
+    optuna, out = _optuna(), Path(cfg.output_dir)
     out.mkdir(parents=True, exist_ok=True)
     try:
-        alone = FileLock(out / "search.lock").acquire(timeout=0)
+        lock = FileLock(out / "search.lock").acquire(timeout=0)
     except Timeout as error:
         raise ConfigError(f"{out}: another process is searching there; pass output_dir") from error
-    with alone:
-        _check_same(cfg, out)
+    with lock:
+        _check_same(settings, out)
         study = _open(out)
-        while (done := len(_tried(study))) < cfg.trials:
+        while (done := len(_ended(study))) < settings.trials:
             # by trial: a continued search does not propose once more what it began with
-            seed = derive(cfg.seed, len(study.trials))
-            study.sampler = _optuna().samplers.TPESampler(seed=seed)
+            seed = derive(settings.seed, len(study.trials))
+            study.sampler = optuna.samplers.TPESampler(seed=seed)
             trial = study.ask()
-            settings = {key: _suggest(trial, key, values) for key, values in space.items()}
-            log.info("trial %d of %d: %s", done + 1, cfg.trials, _words(settings))
+            chosen = {key: _suggest(trial, key, values) for key, values in settings.space.items()}
+            log.info("trial %d of %d: %s", done + 1, settings.trials, _words(chosen))
             try:
-                point = _try(cfg, settings, out, trial)
+                point = _try(settings, chosen, out, trial)
             except Exception as error:  # whatever it is, the other trials are not lost
                 message = error_message(error)
                 log.error("%s", message or "", exc_info=None if message else error)
                 trial.set_user_attr("error", message or f"{type(error).__name__}: {error}")
-                study.tell(trial, state=states.FAIL)
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
             else:
                 study.tell(trial, [point["top1"], point["gmacs"]])
-            _write(study, cfg, out)
-        rows = _write(study, cfg, out)
-    Console().print(Markdown((out / "frontier.md").read_text()))
+            rows = _write(study, settings, out)
+        rows = _write(study, settings, out)
+    frontier = [row for row in rows if row["frontier"]]
+    print_table([{**row, "words": _words(row["settings"])} for row in frontier], FORMATS, TITLES)
     print(f"written to {out}: frontier.md, search.json")
     for row in rows:
         if row["error"] is not None:
@@ -84,21 +117,32 @@ def search(cfg: DictConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def _checked_space(cfg: DictConfig) -> dict[str, Any]:
-    """The settings to choose by their full name, with their values; all settings are checked."""
-    check_whole("trials", cfg.trials, 1)
-    check_whole("seed", cfg.seed, 0)
-    if cfg.max_gmacs is not None:
-        check_range("max_gmacs", cfg.max_gmacs, 0, above=True)
-    space = _flat(plain(cfg.space))
-    if not space:
-        raise ConfigError("space is empty; name a setting, such as +space.method.region_size=[4,5]")
-    for key, values in space.items():
-        _check_values(key, values)
-    first = {key: _first(values) for key, values in space.items()}
-    compose_config("train", _overrides(cfg, first))
-    refuse_launched("a search")
-    return space
+def _checked(cfg: DictConfig) -> SearchSettings:
+    """The settings, and the config of the first values composed from them."""
+    values = {key: plain(cfg[key]) for key in SearchSettings.model_fields}
+    space = values["space"] = _flat(values["space"])
+    for key, value in space.items():
+        if isinstance(value, dict):
+            space[key] = validate(Range, value, f"space.{key}")
+        elif not isinstance(value, list) or not value:
+            raise ConfigError(
+                f"space.{key}={value!r} must be a list of values, or low and high of a range"
+            )
+    settings = validate(SearchSettings, values)
+    first = {k: v.low if isinstance(v, Range) else v[0] for k, v in settings.space.items()}
+    compose_config("train", _overrides(settings, first))
+    return settings
+
+
+def _flat(space: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their full names; a range is a value, null leaves one out."""
+    flat: dict[str, Any] = {}
+    for key, value in space.items():
+        if isinstance(value, dict) and not value.keys() & {"low", "high"}:
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def _open(out: Path) -> Any:
@@ -119,43 +163,42 @@ def _open(out: Path) -> Any:
     return study
 
 
-def _try(cfg: DictConfig, settings: Mapping[str, Any], out: Path, trial: Any) -> dict[str, Any]:
-    """Train and evaluate one proposal; its accuracy and cost."""
-    run = compose_config("train", _overrides(cfg, settings))
-    trials = out / "trials"
-    run.run_dir = str(trials / f"{trial.number:04d}")
-    check(run)
-    least = _least_gmacs(run)
-    if cfg.max_gmacs is not None and least > cfg.max_gmacs:
+def _try(
+    settings: SearchSettings, chosen: Mapping[str, Any], out: Path, trial: Any
+) -> dict[str, Any]:
+    """Train and evaluate one proposal; its operating point."""
+    overrides, budget = _overrides(settings, chosen), settings.max_gmacs
+    cfg = compose_config("train", overrides)
+    cfg.run_dir = str(out / "trials" / f"{trial.number:04d}")
+    check(cfg)
+    least = pass_macs(build_model(cfg, num_classes=1))[0] / 1e9  # the classes are not read yet
+    if budget is not None and least > budget:
         raise ConfigError(
-            f"costs {least:.4g} GMACs or more, whatever the threshold, and max_gmacs="
-            f"{cfg.max_gmacs:g}; not trained"
+            f"costs {least:.4g} GMACs or more, whatever the threshold, and max_gmacs={budget:g}; "
+            "not trained"
         )
-    done = run_job(run, trials, overrides=_overrides(cfg, settings))
-    if done.evaluation is None:
+    job = run_job(cfg, out / "trials", overrides=overrides)
+    if job.evaluation is None:
         raise ConfigError("left no last.ckpt to evaluate; use callbacks=default")
-    point = read_evaluation(done.evaluation).configured.model_dump()
-    if cfg.max_gmacs is not None:
-        trial.set_constraint("max_gmacs", point["gmacs"] - cfg.max_gmacs)
-    trial.set_user_attr("exit_fraction", point.get("exit_fraction"))
-    trial.set_user_attr("directory", str(done.directory))
+    point = read_evaluation(job.evaluation).configured.model_dump()
+    if budget is not None:
+        trial.set_constraint("max_gmacs", point["gmacs"] - budget)
+    trial.set_user_attr("exit_fraction", point["exit_fraction"])
+    trial.set_user_attr("directory", str(job.directory))
     return point
 
 
-def _least_gmacs(run: DictConfig) -> float:
-    """What every image costs at least; without the classes, which are not read yet."""
-    model = build_model(run, num_classes=1)
-    return count_macs(model, "first" if isinstance(model, TwoPassViT) else None) / 1e9
+def _overrides(settings: SearchSettings, chosen: Mapping[str, Any]) -> list[str]:
+    return [
+        f"experiment={settings.experiment}",
+        *settings.overrides,
+        *(f"{key}={value}" for key, value in chosen.items()),
+    ]
 
 
-def _overrides(cfg: DictConfig, settings: Mapping[str, Any]) -> list[str]:
-    chosen = [f"{key}={value}" for key, value in settings.items()]
-    return [f"experiment={cfg.experiment}", *cfg.overrides, *chosen]
-
-
-def _check_same(cfg: DictConfig, out: Path) -> None:
+def _check_same(settings: SearchSettings, out: Path) -> None:
     """Trials of other settings are not to be compared."""
-    asked = {key: plain(cfg[key]) for key in SETTINGS}
+    asked = settings.model_dump(exclude={"trials"})
     before = read_json(out / "settings.json") or asked
     for key, value in asked.items():
         if before.get(key) != value:
@@ -166,100 +209,54 @@ def _check_same(cfg: DictConfig, out: Path) -> None:
     write_json(out / "settings.json", asked)
 
 
-def _tried(study: Any) -> list[Any]:
+def _ended(study: Any) -> list[Any]:
     """Trials that came to an end, well or not."""
     return [t for t in study.trials if t.state.name == "COMPLETE" or "error" in t.user_attrs]
 
 
-def _write(study: Any, cfg: DictConfig, out: Path) -> list[dict[str, Any]]:
-    tried = _tried(study)
+def _write(study: Any, settings: SearchSettings, out: Path) -> list[dict[str, Any]]:
+    """Write search.json and frontier.md; the trials."""
+    trials, budget = _ended(study), settings.max_gmacs
     # what exceeds the budget beats nothing within it, since it costs more
-    best = {t.number for t in study.best_trials} if any(t.values for t in tried) else set()
-    rows = [
-        {
-            "number": trial.number,
-            "settings": trial.params,
-            "top1": trial.values[0] if trial.values else None,
-            "gmacs": trial.values[1] if trial.values else None,
-            "exit_fraction": trial.user_attrs.get("exit_fraction"),
-            "directory": trial.user_attrs.get("directory"),
-            "error": trial.user_attrs.get("error"),
-            "frontier": trial.number in best
-            and (cfg.max_gmacs is None or trial.values[1] <= cfg.max_gmacs),
-        }
-        for trial in tried
-    ]
-    about = environment()
-    write_json(out / "search.json", {"trials": rows, "environment": about})
-    budget = "" if cfg.max_gmacs is None else f", within {cfg.max_gmacs:g} GMACs"
-    lines = ["| trial | settings | top-1 (%) | GMACs | early (%) |", "|--:|---|--:|--:|--:|"]
+    best = {t.number for t in study.best_trials} if any(t.values for t in trials) else set()
+    rows = []
+    for trial in trials:
+        top1, gmacs = trial.values or (None, None)
+        row = {"number": trial.number, "settings": trial.params, "top1": top1, "gmacs": gmacs}
+        row |= {k: trial.user_attrs.get(k) for k in ("exit_fraction", "directory", "error")}
+        row["frontier"] = trial.number in best and (budget is None or gmacs <= budget)
+        rows.append(row)
+    origin = environment()
+    write_json(out / "search.json", {"trials": rows, "environment": origin})
     front = sorted((row for row in rows if row["frontier"]), key=lambda row: row["gmacs"])
-    for row in front:
-        exits = row["exit_fraction"]
-        lines.append(
-            f"| {row['number']} | {escape(_words(row['settings']))} | {row['top1']:.2f} "
-            f"| {row['gmacs']:.4f} | {'' if exits is None else f'{100 * exits:.1f}'} |"
-        )
+    within = "" if budget is None else f", within {budget:g} GMACs"
     failed = sum(row["error"] is not None for row in rows)
     parts = [
-        f"# The frontier of {len(rows)} trials{budget}",
-        "\n".join(lines),
+        f"# The frontier of {len(rows)} trials{within}",
+        to_markdown([{**r, "words": _words(r["settings"])} for r in front], FORMATS, TITLES),
         f"{failed} of {len(rows)} trials failed. Chosen on the validation images they are "
         "reported on, which favours luck: report a choice on images that no trial has seen, and on "
         "other seeds.",
-        f"{code(about['command'])}, commit {about['commit']}, {about['machine']}.",
+        f"{code(origin['command'])}, commit {origin['commit']}, {origin['machine']}.",
     ]
-    (out / "frontier.md").write_text("\n\n".join(parts) + "\n")
+    write_atomic(out / "frontier.md", "\n\n".join(parts) + "\n")
     return rows
 
 
-def _words(settings: Mapping[str, Any]) -> str:
-    def short(value: Any) -> str:
-        return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-    return " ".join(f"{key}={short(value)}" for key, value in settings.items())
-
-
-def _flat(space: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by their full name; a range is a leaf."""
-    flat: dict[str, Any] = {}
-    for key, value in space.items():
-        if isinstance(value, dict) and not value.keys() & {"low", "high"}:
-            flat |= _flat(value, f"{prefix}{key}.")
-        elif value is not None:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def _words(chosen: Mapping[str, Any]) -> str:
+    return " ".join(
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in chosen.items()
+    )
 
 
-def _check_values(key: str, values: Any) -> None:
-    if isinstance(values, dict):
-        check_names(f"space.{key}", values, RANGE)
-        for end in ("low", "high"):
-            check_range(f"space.{key}.{end}", values.get(end), float("-inf"))
-        if values["low"] >= values["high"]:
-            raise ConfigError(
-                f"space.{key}: low={values['low']} has to be below high={values['high']}"
-            )
-        if values.get("log") and (values["low"] <= 0 or values.get("step") is not None):
-            raise ConfigError(f"space.{key}: log=true needs low above 0, and no step")
-    elif not isinstance(values, list) or not values:
-        raise ConfigError(
-            f"space.{key}={values!r} must be a list of values, or low and high of a range"
-        )
-
-
-def _first(values: Any) -> Any:
-    return values["low"] if isinstance(values, dict) else values[0]
-
-
-def _suggest(trial: Any, key: str, values: Any) -> Any:
+def _suggest(trial: Any, key: str, values: "list[Any] | Range") -> Any:
     if isinstance(values, list):
         return trial.suggest_categorical(key, values)
-    low, high, step = values["low"], values["high"], values.get("step")
-    logarithmic = bool(values.get("log"))
+    low, high, step = values.low, values.high, values.step
     if all(isinstance(number, int) for number in (low, high, step or 1)):
-        return trial.suggest_int(key, low, high, step=step or 1, log=logarithmic)
-    return trial.suggest_float(key, low, high, step=step, log=logarithmic)
+        return trial.suggest_int(key, low, high, step=step or 1, log=values.log)
+    return trial.suggest_float(key, low, high, step=step, log=values.log)
 
 
 def _optuna() -> Any:

@@ -25,7 +25,6 @@ from lfvit.tracking.summaries import training_summary
 from lfvit.training.checkpointing import AtomicCheckpointIO, LastCheckpoint
 from lfvit.training.module import Classifier
 from lfvit.training.optimizers import build_lr_scheduler, build_optimizer
-from lfvit.training.reducers import freeze_unused_weights, learned_reducer
 from lfvit.training.settings import check_training
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.distributed import is_main_process
@@ -80,13 +79,10 @@ def check(cfg: DictConfig, weights_exist: bool = True) -> None:
     Raises:
         ConfigError: naming the setting, its value and what would be valid.
     """
-    check_training(cfg)
-    wrong_start = cfg.pretrained and "timm" not in cfg.backbone  # refused by create_model
-    model = build_model(cfg, num_classes=2, pretrained=wrong_start)
-    learned_reducer(model, cfg.compile)
-    optimizer = build_optimizer(model, instantiate_partial(cfg, "optimizer"))
-    if (lr_scheduler := instantiate_partial(cfg, "lr_scheduler")) is not None:
-        build_lr_scheduler(optimizer, lr_scheduler, cfg.trainer.max_epochs, steps=100)
+    module = build_module(cfg, ["", ""], load=False)
+    optimizer = build_optimizer(module.model, module.optimizer)
+    if module.lr_scheduler is not None:
+        build_lr_scheduler(optimizer, module.lr_scheduler, cfg.trainer.max_epochs, steps=100)
     if cfg.init_from is not None and weights_exist:
         read_file(cfg.init_from)
 
@@ -151,16 +147,19 @@ def build_callbacks(
     return sorted(callbacks, key=lambda callback: isinstance(callback, WeightAveraging))
 
 
-def build_module(cfg: DictConfig, classes: list[str]) -> Classifier:
-    """The model of the config for these classes, with its initial weights, ready to train."""
+def build_module(cfg: DictConfig, classes: list[str], load: bool = True) -> Classifier:
+    """The model of the config for these classes, ready to train.
+
+    load: with the weights it starts from, if the config names some.
+    """
     schedule = check_training(cfg)
+    pretrained = cfg.pretrained and (load or "timm" not in cfg.backbone)  # which has none
     model = build_model(
-        cfg, len(classes), drop_path_rate=schedule.drop_path_rate, pretrained=cfg.pretrained
+        cfg, len(classes), drop_path_rate=schedule.drop_path_rate, pretrained=pretrained
     )
-    if cfg.init_from is not None:
+    if load and cfg.init_from is not None:
         load_checkpoint(model, cfg.init_from, new_head=True)
     teacher = unreduced(model) if schedule.distill_weight else None
-    freeze_unused_weights(model, cfg.image_size)
     return Classifier(
         model,
         schedule,

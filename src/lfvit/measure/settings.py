@@ -57,11 +57,10 @@ class DiagnosisSettings(Settings):
 
 
 class PredictionSettings(Settings):
-    """top: classes to name. pictures, steps: to draw. on_error: of unreadable images."""
+    """top: classes to name. pictures: whether to draw them. on_error: of unreadable images."""
 
     top: Positive = 5
     pictures: bool = True
-    steps: bool = False
     on_error: Literal["raise", "skip"] = "raise"
 
 

@@ -138,7 +138,8 @@ def _numbers(collection: Collection, featured: Iterable[str]) -> dict[str, Any]:
     ]
     imagenet = any(run.evaluation.images == 50_000 for run in collection.runs)
     x = "gmacs" if imagenet or points["share"].isna().all() else "share"
-    spec = accuracy_chart(models, len(first), curves, points, page_data.published(), x)
+    comparable = imagenet or x == "share"
+    spec = accuracy_chart(models, len(first), curves, points, page_data.published(), x, comparable)
     runs = [(run, run.model in first) for model in models for run in collection.by_model()[model]]
     return {
         "spec": spec,
@@ -164,6 +165,7 @@ def _numbers(collection: Collection, featured: Iterable[str]) -> dict[str, Any]:
         "facts": [{"run": run.name, "featured": shown, **_facts(run)} for run, shown in runs],
         "data": sorted({(run.data, run.evaluation.images) for run in collection.runs}),
         "imagenet": imagenet,
+        "show_published": comparable,
         "throughput_from": sorted(set(collection.table["throughput_from"].dropna())),
     }
 

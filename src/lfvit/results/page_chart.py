@@ -27,6 +27,7 @@ def accuracy_chart(
     points: pd.DataFrame,
     published: pd.DataFrame,
     x: str,
+    show_published: bool,
 ) -> dict[str, Any]:
     """Top-1 against cost: early-exit curves, operating points and published figures.
 
@@ -38,13 +39,14 @@ def accuracy_chart(
         featured: how many of them are shown at first.
         curves, points, published: see `lfvit.results.page_data`.
         x: column on the x axis, one of `AXES`.
+        show_published: whether published figures are shown at first.
 
     Returns:
         The Vega-Lite specification.
     """
     hidden = alt.param(name="hidden", value=models[featured:])
     eta = alt.param(name="eta", value=0.7)
-    show_published = alt.param(name="show_published", value=True)
+    published_too = alt.param(name="show_published", value=show_published)
     colours = [f"var(--c{i % COLOURS})" for i in range(len(models))]
     dashes = [[[1, 0], [7, 3], [2, 3]][i // COLOURS % 3] for i in range(len(models))]
     model = {
@@ -93,7 +95,7 @@ def accuracy_chart(
         .transform_filter("abs(datum.threshold - eta) < 0.005")
         .encode(**axes, color=model["color"], tooltip=tooltip),
     )
-    chart = chart.add_params(hidden, eta, show_published).properties(
+    chart = chart.add_params(hidden, eta, published_too).properties(
         width="container", height=420, description="Top-1 accuracy against cost; tables below"
     )
     spec: dict[str, Any] = chart.configure(background="transparent", font="inherit").to_dict()

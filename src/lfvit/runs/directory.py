@@ -1,15 +1,13 @@
 """The directory of a run: its config and origin, run.json, and the lock of the process in it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
-from yaml import YAMLError
 
 from lfvit.errors import ConfigError, StorageError
 from lfvit.runs.identity import digest, settings_of_weights
@@ -23,33 +21,21 @@ LEAVING = 30.0
 
 
 def start_run(cfg: DictConfig) -> Path:
-    """Create the run directory, with config, commit, uncommitted changes and environment in it."""
+    """Create the run directory, with config, commit, uncommitted changes and environment in it.
+
+    A training that continues in its own directory keeps the config it was started with.
+    """
     run_dir = Path(cfg.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     if not is_main_process():
         return run_dir
-    config = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
-    if start := _start_of_continued(cfg):
-        config.init_from = start
-    write_atomic(run_dir / "config.yaml", OmegaConf.to_yaml(config))
+    config, checkpoint = run_dir / "config.yaml", cfg.get("ckpt_path")
+    if checkpoint is None or Path(checkpoint).parent.parent != run_dir or not config.exists():
+        write_atomic(config, OmegaConf.to_yaml(cfg, resolve=True))
     write_json(run_dir / "environment.json", environment())
-    changes = uncommitted_changes()
-    if changes:
+    if changes := uncommitted_changes():
         (run_dir / "uncommitted.diff").write_bytes(changes)
     return run_dir
-
-
-def _start_of_continued(cfg: DictConfig) -> str | None:
-    """The weights that a training once started from which goes on in its own directory."""
-    run_dir = Path(cfg.run_dir).absolute()
-    if "init_from" not in cfg or cfg.ckpt_path is None:
-        return None
-    if Path(cfg.ckpt_path).absolute().parent.parent != run_dir:
-        return None
-    with suppress(OSError, ValueError, YAMLError):
-        before = yaml.safe_load((run_dir / "config.yaml").read_text())
-        return before.get("init_from") if isinstance(before, dict) else None
-    return None
 
 
 @contextmanager
@@ -71,7 +57,14 @@ def training_record(cfg: DictConfig) -> Iterator[None]:
         return
     path = Path(cfg.run_dir) / "run.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = _acquired(path.parent, 0 if cfg.ckpt_path is None else LEAVING)
+    lock = directory_lock(path.parent)
+    try:
+        lock.acquire(timeout=0 if cfg.ckpt_path is None else LEAVING)
+    except Timeout as error:
+        raise ConfigError(
+            f"run_dir={path.parent}: another process is training there; wait for it, or pass "
+            "another directory"
+        ) from error
     for folder in (path.parent, path.parent / "checkpoints"):
         remove_partial(folder)
     record: dict[str, Any] = {"status": "running", "started": now(), "ended": None}
@@ -99,19 +92,6 @@ def training_record(cfg: DictConfig) -> Iterator[None]:
             if record["status"] == "done":
                 raise
         lock.release()
-
-
-def _acquired(folder: Path, seconds: float) -> FileLock:
-    """The lock on a directory, held."""
-    lock = directory_lock(folder)
-    try:
-        lock.acquire(timeout=seconds)
-    except Timeout as error:
-        raise ConfigError(
-            f"run_dir={folder}: another process is training there; wait for it, or pass another "
-            "directory"
-        ) from error
-    return lock
 
 
 def directory_lock(folder: Path) -> FileLock:

@@ -34,6 +34,8 @@ def open_groups(overrides: Sequence[str], command: str = "train") -> list[str]:
         r"backbone\.timm",
     ]
     groups.append(r"(callbacks|logger)\.\w+\.")
+    if command == "search":
+        groups.append(r"space\.")
     if command in ON_CHECKPOINTS:
         groups += [r"method\.", r"backbone\.", r"reducer\.", r"data\."]
     opened = re.compile(f"({'|'.join(groups)})[^=]*=")

@@ -1,7 +1,4 @@
-"""Loggers of a run, open from before its first second of work until its exit code is known.
-
-Every logger gets the same scalars; `lfvit.tracking.media` adds pictures and tables.
-"""
+"""Loggers of a run, open from before its first second of work until its exit code is known."""
 
 import csv
 import inspect
@@ -9,29 +6,26 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import loggers as lightning_loggers
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig
 
 from lfvit.errors import ConfigError
-from lfvit.runs.record import CheckpointRecord
+from lfvit.runs.record import MODEL, CheckpointRecord
 from lfvit.runs.sweeps import in_sweep
 from lfvit.utils.distributed import is_main_process
-from lfvit.utils.validation import plain
+from lfvit.utils.validation import instantiate, plain
 
 log = logging.getLogger(__name__)
 
 TRACKING = "tracking"  # entry of a checkpoint's record, see `tracking_record`
-DESCRIPTION = ("method", "backbone", "reducer", "image_size", "threshold", "seed", "recipe")
-"""Entries of a checkpoint's record that are hyperparameters of its evaluations."""
-TAGGED = ("method", "backbone", "reducer", "data", "schedule")
-"""Groups whose options become tags, such as "method=lf_vit"."""
 
 
 class CSVLogger(lightning_loggers.CSVLogger):
@@ -66,6 +60,8 @@ class WandbLogger(lightning_loggers.WandbLogger):
         super().__init__(**settings)
         self._wandb_init.pop("anonymous", None)  # W&B warns of it, even where it is None
         self.failed = self._sets_data_dir = False
+        for name in ("log_metrics", "log_hyperparams", "log_table", "log_image"):
+            setattr(self, name, partial(self.attempt, getattr(self, name)))
 
     def attempt(self, call: Callable[..., object], *args: Any, **kwargs: Any) -> None:
         """Call a function that uses W&B, unless W&B has failed; the first failure is reported."""
@@ -81,18 +77,6 @@ class WandbLogger(lightning_loggers.WandbLogger):
                 type(error).__name__,
                 error,
             )
-
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        self.attempt(super().log_metrics, metrics, step)
-
-    def log_hyperparams(self, params: Any) -> None:
-        self.attempt(super().log_hyperparams, params)
-
-    def log_table(self, *args: Any, **kwargs: Any) -> None:
-        self.attempt(super().log_table, *args, **kwargs)
-
-    def log_image(self, *args: Any, **kwargs: Any) -> None:
-        self.attempt(super().log_image, *args, **kwargs)
 
     def open(self) -> None:
         """Start the W&B run. Files of tables wait for their upload in the run's folder.
@@ -139,8 +123,7 @@ def tracked(
 ) -> Iterator[list[Logger]]:
     """The loggers of ``cfg.logger``, open; W&B is closed at the end with the exit code.
 
-    They are opened at once, so that a missing account is reported before hours are spent. A W&B run
-    gets a name, a group (the sweep) and tags where ``cfg.logger`` leaves them open.
+    They are opened at once, so that a missing account is reported before hours are spent.
 
     Args:
         cfg: a composed config.
@@ -155,24 +138,23 @@ def tracked(
     """
     loggers: list[Logger] = []
     known = record.tracking if record else {}
-    described = {key: getattr(record, key) for key in DESCRIPTION} if record else {}
+    params = plain(cfg)
+    if record and job_type != "train":  # where the command line leaves them open
+        params |= {key: getattr(record, key) for key in MODEL}
     exit_code = 1
     try:
-        for settings in plain(cfg.logger).values():
+        for name, settings in plain(cfg.logger).items():
             if settings is None:
                 continue
-            target = hydra.utils.get_class(settings["_target_"])
+            target = get_class(settings["_target_"])
             if issubclass(target, WandbLogger):
                 settings = _wandb_settings(settings, cfg, job_type, known)
             if purge_step is not None and "purge_step" in inspect.signature(target).parameters:
                 settings = {**settings, "purge_step": purge_step}
-            logger: Logger = hydra.utils.instantiate(settings)
+            logger: Logger = instantiate(f"logger.{name}", settings)
             loggers.append(logger)
-            params = {**plain(cfg), **({} if job_type == "train" else described)}
             if isinstance(logger, WandbLogger):
                 logger.open()
-                train_run = logger.version if job_type == "train" else known.get("id")
-                params["train_run"] = train_run  # the same for a training and its evaluations
             logger.log_hyperparams(params)
         yield loggers
         exit_code = 0
@@ -182,17 +164,35 @@ def tracked(
                 logger.finish(exit_code)
 
 
-def tracking_record(loggers: Sequence[Logger]) -> dict[str, Any]:
-    """What a checkpoint keeps so that later jobs join the W&B run that wrote it.
+def _wandb_settings(
+    settings: dict[str, Any], cfg: DictConfig, job_type: str, known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """``logger.wandb`` with everything that it leaves open filled in."""
+    if known.get("project") != settings["project"]:
+        known = {}  # runs of two projects have nothing to join
+    defaults = {
+        "id": known.get("id") if job_type == "train" else None,
+        "entity": known.get("entity"),
+        "group": known.get("group") or sweep_group(),
+        "name": f"{cfg.name}/{HydraConfig.get().job.num}" if in_sweep() else cfg.name,
+        "job_type": job_type,
+    }
+    return defaults | {key: value for key, value in settings.items() if value is not None}
 
-    Returns:
-        tags, and id, entity, project and group of the W&B run, each None without one.
-    """
-    known: dict[str, Any] = dict.fromkeys(("id", "entity", "project", "group"))
+
+def sweep_group() -> str | None:
+    """The group of a sweep's runs: the id of W&B's sweep, or the name of Hydra's directory."""
+    folder = Path(HydraConfig.get().sweep.dir).name if in_sweep() else None
+    return os.environ.get("WANDB_SWEEP_ID") or folder
+
+
+def tracking_record(loggers: Sequence[Logger]) -> dict[str, str | None]:
+    """Id, entity, project and group of the W&B run, which a checkpoint keeps for later jobs."""
     for logger in loggers:
         if isinstance(logger, WandbLogger) and is_main_process():
-            known = {key: getattr(logger.experiment, key) or None for key in known}
-    return {**known, "tags": _options()}
+            keys = ("id", "entity", "project", "group")
+            return {key: getattr(logger.experiment, key) or None for key in keys}
+    return {}
 
 
 def summarise(loggers: Sequence[Logger], summary: Mapping[str, Any], step: int = 0) -> None:
@@ -203,7 +203,7 @@ def summarise(loggers: Sequence[Logger], summary: Mapping[str, Any], step: int =
 
     Args:
         loggers: any; text goes to W&B only.
-        summary: by name; None is left out. See `lfvit.tracking.summaries`.
+        summary: by name; None is left out.
         step: optimizer steps taken.
     """
     if not is_main_process():
@@ -220,32 +220,8 @@ def summarise(loggers: Sequence[Logger], summary: Mapping[str, Any], step: int =
         logger.finalize("success")  # once more: the Trainer did so before there was a summary
 
 
-def sweep_group() -> str | None:
-    """The group of a sweep's runs: the id of W&B's sweep, or the name of Hydra's directory."""
-    hydras = Path(HydraConfig.get().sweep.dir).name if in_sweep() else None
-    return os.environ.get("WANDB_SWEEP_ID") or hydras
-
-
-def _wandb_settings(
-    settings: dict[str, Any], cfg: DictConfig, job_type: str, known: Mapping[str, Any]
-) -> dict[str, Any]:
-    """``logger.wandb`` with everything that it leaves open filled in."""
-    options = {**known.get("tags", {}), **_options()}
-    if known.get("project") != settings["project"]:
-        known = {}  # runs of two projects have nothing to join
-    defaults = {
-        "id": known.get("id") if job_type == "train" else None,
-        "entity": known.get("entity"),
-        "group": known.get("group") or sweep_group(),
-        "name": f"{cfg.name}/{HydraConfig.get().job.num}" if in_sweep() else cfg.name,
-        "job_type": job_type,
-    }
-    given = {key: value for key, value in settings.items() if value is not None}
-    tags = [f"{group}={option}"[:64] for group, option in options.items()]
-    return {**defaults, **given, "tags": [*settings.get("tags", []), *tags]}
-
-
-def _options() -> dict[str, str]:
-    """The option that was chosen in each group of `TAGGED`, as far as there is one."""
-    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    return {g: choices[g] for g in TAGGED if choices.get(g) not in (None, "none")}
+def log_table(loggers: Sequence[Logger], name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Log rows with the same keys as a table (W&B only)."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and rows:
+            logger.log_table(name, list(rows[0]), [list(row.values()) for row in rows])

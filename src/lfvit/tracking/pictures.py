@@ -18,7 +18,6 @@ from lfvit.models.resample import downsample
 
 BLUE, ORANGE = "#0072B2", "#D55E00"  # safe for colour blindness
 TITLE: Any = {"fontsize": 9, "parse_math": False}  # a class may be called "$5"
-STYLE: Any = {"font.size": 10, "axes.grid": False}
 
 
 class Prediction(NamedTuple):
@@ -103,26 +102,24 @@ def predict_images(
     confident = logits.softmax(dim=2).amax(dim=2) >= threshold  # (B, P)
     confident[:, -1] = True
     exits = confident.int().argmax(dim=1).tolist()
-    predictions = []
-    for i in range(len(pixels)):
-        prediction = Prediction(
+    size: Any = getattr(model, "region_size", 0)
+    selection = output.selection
+    region = None if selection is None else selection.region
+    return [
+        Prediction(
             image=_to_array(pixels[i]),
             classes=classes,
             logits=logits[i],
             exit_pass=exits[i],
             target=None if targets is None else int(targets[i]),
             box=None if boxes is None else boxes[i],
+            gca=None if selection is None else selection.gca[i].float().cpu(),
+            fine_indices=None if selection is None else selection.fine_indices[i].cpu(),
+            region=None if region is None else tuple(region[i].tolist()),
+            region_size=0 if region is None else size,
         )
-        if (selection := output.selection) is not None:
-            prediction = prediction._replace(
-                gca=selection.gca[i].float().cpu(), fine_indices=selection.fine_indices[i].cpu()
-            )
-            if selection.region is not None:
-                row, column = selection.region[i].tolist()
-                size: Any = model.region_size
-                prediction = prediction._replace(region=(row, column), region_size=size)
-        predictions.append(prediction)
-    return predictions
+        for i in range(len(pixels))
+    ]
 
 
 def draw_predictions(predictions: Sequence[Prediction], path: Path | IO[bytes]) -> None:
@@ -131,33 +128,23 @@ def draw_predictions(predictions: Sequence[Prediction], path: Path | IO[bytes]) 
     Of a one-pass model, the image alone.
     """
     panels = 1 if predictions[0].gca is None else 3
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context({"font.size": 10, "axes.grid": False}):
         figure = Figure(figsize=(2.6 * panels, 2.8 * len(predictions)), layout="constrained")
         grid = figure.subplots(len(predictions), panels, squeeze=False)
-        for axes, prediction in zip(grid, predictions, strict=True):
-            for axis in axes:
+        for axes, one in zip(grid, predictions, strict=True):
+            images, titles = [one.image], [one.caption]
+            if one.gca is not None:
+                images = [one.coarse_image, attention_image(one), second_pass_image(one)]
+                titles = ["first pass", "class attention", "second pass"]
+                titles[0 if one.exited else 2] += f": {one.caption}"
+                titles[2] += ": not run" if one.exited else ""
+                draw_frames(axes[2], one)
+            side = one.image.shape[0]
+            for axis, image, title in zip(axes, images, titles, strict=True):
+                axis.imshow(image, extent=(0, side, side, 0))
                 axis.set_axis_off()
-            if prediction.gca is None:
-                axes[0].imshow(prediction.image)
-                axes[0].set_title(prediction.caption, **TITLE)
-            else:
-                _draw_passes(axes, prediction)
+                axis.set_title(title, **TITLE)
         figure.savefig(path, dpi=120)
-
-
-def _draw_passes(axes: Any, prediction: Prediction) -> None:
-    side = prediction.image.shape[0]
-    first, attention, second = axes
-    first.imshow(prediction.coarse_image, extent=(0, side, side, 0))
-    attention.imshow(attention_image(prediction))
-    second.imshow(second_pass_image(prediction))
-    draw_frames(second, prediction)
-    titles = ["first pass", "class attention", "second pass"]
-    titles[0 if prediction.exited else 2] += f": {prediction.caption}"
-    if prediction.exited:
-        titles[2] += ": not run"
-    for axis, title in zip(axes, titles, strict=True):
-        axis.set_title(title, **TITLE)
 
 
 def second_pass_image(prediction: Prediction) -> np.ndarray:

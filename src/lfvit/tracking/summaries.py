@@ -14,23 +14,14 @@ from lfvit.measure.schemas import Evaluation
 
 
 def training_summary(metrics: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """metrics.json with ``top1``, ``gmacs``, ``exit_fraction`` and each pass's top1 and GMACs."""
-    macs = pass_macs(model)
-    exits = metrics.get("val/exit_fraction", 0.0)
-    top1 = [metrics.get("val/top1")]
-    if len(macs) > 1:
-        top1 = [metrics.get("val/first_top1"), *top1]
-    summary = {
+    """The contents of metrics.json, and the names above."""
+    macs, exits = pass_macs(model), metrics.get("val/exit_fraction", 0.0)
+    return {
         **metrics,
-        "top1": metrics.get("val/early_exit_top1", top1[-1]),
+        "top1": metrics.get("val/early_exit_top1", metrics.get("val/top1")),
         "exit_fraction": exits,
-        "gmacs": (exits * macs[0] + (1 - exits) * sum(macs)) / 1e9,
-        "images_per_second": metrics.get("train/images_per_second"),
+        "gmacs": (sum(macs) - exits * sum(macs[1:])) / 1e9,
     }
-    for i, value in enumerate(top1):
-        summary[f"pass_{i + 1}/top1"] = value
-        summary[f"pass_{i + 1}/gmacs"] = sum(macs[: i + 1]) / 1e9
-    return summary
 
 
 def evaluation_summary(evaluation: Evaluation) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Averaged weights, and what happens when numbers are not finite."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -12,7 +12,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from lfvit.errors import TrainingError
-from lfvit.utils.validation import check_choice, check_whole
+from lfvit.utils.validation import check_choice
 
 log = logging.getLogger(__name__)
 
@@ -24,18 +24,22 @@ ADVICE = (
 
 
 @torch.no_grad()
-def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no value of any tensor is NaN or infinite; waits for the device once."""
-    norm = get_total_norm([t for t in tensors if t.numel()], float("inf"))
-    return bool(norm.isfinite())
+def find_nonfinite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor with a NaN or infinite value; None if there is none.
+
+    Waits for the device once where all are finite.
+    """
+    if get_total_norm([t for t in tensors.values() if t.numel()], float("inf")).isfinite():
+        return None
+    return next(name for name, tensor in tensors.items() if not tensor.isfinite().all())
 
 
 class NonFiniteGuard(Callback):
     """Stops the training, or skips the optimizer step, where a loss or gradient is not finite.
 
     A skipped step changes neither weights nor moments nor averaged weights. It counts in the
-    learning-rate schedule and in ``global_step``. With precision=16-mixed the scaler skips steps
-    whose gradients overflowed, as it always does; only losses are checked then.
+    learning-rate schedule and in ``global_step``. With precision=16-mixed the gradient scaler skips
+    such steps, as it always does.
 
     Several processes decide alike: a loss that is not finite makes all gradients of its backward
     pass NaN, and DistributedDataParallel adds these to those of every process.
@@ -45,14 +49,12 @@ class NonFiniteGuard(Callback):
         max_skipped: with "skip", training stops after so many skipped steps in a row.
 
     Raises:
-        ConfigError: an unknown action, or a limit below 1.
+        ConfigError: an unknown action.
     """
 
     def __init__(self, action: str = "stop", max_skipped: int = 10) -> None:
         check_choice("callbacks.nonfinite.action", action, ("stop", "skip"))
-        check_whole("callbacks.nonfinite.max_skipped", max_skipped, 1)
-        self.action = action
-        self.max_skipped = max_skipped
+        self.max_skipped = max_skipped if action == "skip" else 0
         self.skipped = 0  # steps of this training
         self.in_a_row = 0
         self.last_skipped = -1  # its global_step
@@ -77,59 +79,45 @@ class NonFiniteGuard(Callback):
     ) -> None:
         losses, self._losses = self._losses, []
         gradients = {n: p.grad for n, p in pl_module.named_parameters() if p.grad is not None}
-        if all_finite(gradients.values()):
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        broken = None if scaler is not None else find_nonfinite(gradients)
+        if broken is None:
             self.in_a_row = 0
             return
-        bad = [(index, loss) for index, loss in losses if not loss.isfinite()]
-        flag = torch.tensor(bool(bad), device=trainer.strategy.root_device)
-        ranks = trainer.strategy.all_gather(flag).reshape(-1).nonzero().flatten().tolist()
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if scaler is not None and not ranks:
-            return
-        if bad:
-            reason = f"the loss is {bad[0][1].item()}"
-        elif ranks:
-            reason = f"the loss of process {', '.join(map(str, ranks))} is not finite"
-        else:
-            broken = [name for name, gradient in gradients.items() if not all_finite([gradient])]
-            reason = f"the loss is finite, but the gradient of {broken[0]} is not"
-        batch = bad[0][0] if bad else trainer.fit_loop.batch_idx
-        reason += f" at epoch {trainer.current_epoch}, batch {batch}"
-        reason += f" (optimizer step {trainer.global_step})"
-        if self.action == "stop":
-            raise TrainingError(f"{reason}. {ADVICE}")
+        batch, loss = next((pair for pair in losses if not pair[1].isfinite()), losses[-1])
+        reason = f"the loss is {loss.item()}"
+        if loss.isfinite():
+            reason = f"the loss is finite, but the gradient of {broken} is not"
+        where = f"epoch {trainer.current_epoch}, batch {batch} (step {trainer.global_step})"
+        if self.in_a_row == self.max_skipped:
+            tried = f" after {self.max_skipped} skipped steps" if self.max_skipped else ""
+            raise TrainingError(f"{reason} at {where}{tried}. {ADVICE}")
         self.in_a_row += 1
-        if self.in_a_row > self.max_skipped:
-            raise TrainingError(f"{reason} after {self.max_skipped} skipped steps. {ADVICE}")
         self.skipped += 1
         self.last_skipped = trainer.global_step
         if trainer.is_global_zero:
-            log.warning("skipped a step, %d so far: %s", self.skipped, reason)
-        if scaler is None:
-            optimizer.zero_grad()  # optimizers leave weights without a gradient as they are
+            log.warning("skipped a step, %d so far: %s at %s", self.skipped, reason, where)
+        optimizer.zero_grad()  # optimizers leave weights without a gradient as they are
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if self.action == "skip":
+        if self.max_skipped:
             pl_module.log("train/skipped_steps", float(self.skipped))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._check_weights(pl_module)
+        """Finite gradients can still take a weight out of range, by a step that is too long."""
+        broken = find_nonfinite(dict(pl_module.named_parameters()))
+        if broken is not None:
+            raise TrainingError(
+                f"{broken} is not finite in epoch {trainer.current_epoch}. {ADVICE}"
+            )
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._check_weights(pl_module)
+        self.on_validation_start(trainer, pl_module)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self._check_weights(pl_module)
-
-    def _check_weights(self, module: L.LightningModule) -> None:
-        """Finite gradients can still take a weight out of range, by a step that is too long."""
-        if not all_finite(module.parameters()):
-            broken = [n for n, weight in module.named_parameters() if not all_finite([weight])]
-            raise TrainingError(
-                f"{broken[0]} is not finite in epoch {module.current_epoch}. {ADVICE}"
-            )
+        self.on_validation_start(trainer, pl_module)
 
 
 class EMA(EMAWeightAveraging):

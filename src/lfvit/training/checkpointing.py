@@ -12,10 +12,8 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from lfvit.errors import StorageError
 from lfvit.utils.atomic_io import PARTIAL, rename, write_atomic
 from lfvit.utils.signals import Stopped, StopSignals
-from lfvit.utils.validation import check_range, check_whole
 
 LAST = "last.ckpt"
 PROGRESS = "progress"
@@ -24,26 +22,15 @@ RECENT = 60.0  # seconds: how old a checkpoint may be when a validation starts
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's, with a sync before the rename and one message where writing fails.
-
-    Raises:
-        StorageError: the file cannot be written; the one it would have replaced is still there.
-    """
+    """Lightning's, with a sync before the rename and one message where writing fails."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        if "://" in str(path):  # not a file of this machine
-            super().save_checkpoint(checkpoint, path, storage_options)
-            return
         buffer = io.BytesIO()  # torch's own writer hides why a disk refuses
         torch.save(checkpoint, buffer)
-        path = Path(path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"{path.parent} cannot be made: {error.strerror}") from error
-        write_atomic(path, buffer.getbuffer())
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(Path(path), buffer.getbuffer())
 
 
 class LastCheckpoint(Checkpoint):
@@ -59,9 +46,6 @@ class LastCheckpoint(Checkpoint):
         dirpath: folder of last.ckpt; None saves nothing, and still stops.
         every_n_minutes: age at which it is replaced, at the end of a step; None: not by time.
         every_n_steps: optimizer steps after which it is replaced; None: not by steps.
-
-    Raises:
-        ConfigError: an interval out of range.
     """
 
     def __init__(
@@ -70,10 +54,6 @@ class LastCheckpoint(Checkpoint):
         every_n_minutes: float | None = 10,
         every_n_steps: int | None = None,
     ) -> None:
-        if every_n_minutes is not None:
-            check_range("callbacks.last.every_n_minutes", every_n_minutes, 0)
-        if every_n_steps is not None:
-            check_whole("callbacks.last.every_n_steps", every_n_steps, 1)
         self.path = None if dirpath is None else Path(dirpath) / LAST
         self.every_n_minutes = every_n_minutes
         self.every_n_steps = every_n_steps
@@ -104,12 +84,12 @@ class LastCheckpoint(Checkpoint):
         self.progress |= checkpoint.get(PROGRESS, {})
         trainer.should_stop = self.progress["ended_early"]
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         self._started = self._saved = time.monotonic()
         self.signals.waiting = True
         self.signals.install()
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
         self._publish(trainer)
         self._stop_if_requested(trainer)
 
@@ -133,17 +113,16 @@ class LastCheckpoint(Checkpoint):
         if (self._signal or due) and not validates:
             self._save(trainer)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._publish(trainer)
-        self._stop_if_requested(trainer)
+    def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.on_train_epoch_start(trainer)
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         self._stop_if_requested(trainer)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
         self._save(trainer)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
         self._publish(trainer)
         self.signals.waiting = False
 
@@ -158,8 +137,7 @@ class LastCheckpoint(Checkpoint):
         by_steps = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         by_time = self.every_n_minutes is not None and age >= 60 * self.every_n_minutes
         left = trainer.num_training_batches - done
-        last_chance = 0 < left <= trainer.accumulate_grad_batches and age > RECENT
-        return by_steps or by_time or last_chance
+        return by_steps or by_time or (0 < left <= trainer.accumulate_grad_batches and age > RECENT)
 
     def _save(self, trainer: L.Trainer) -> None:
         dry = trainer.fast_dev_run  # type: ignore[attr-defined]

@@ -14,19 +14,15 @@ from torch.optim import AdamW, Optimizer
 from torchmetrics import MeanMetric
 
 from lfvit.data.batches import Batch
+from lfvit.errors import ConfigError
 from lfvit.models import forward_passes, num_passes
 from lfvit.models.checkpoints import RECORD
+from lfvit.models.reducers.base import Reducer
 from lfvit.models.reduction import forward_tokens
 from lfvit.training.losses import kl_divergence, pass_losses
 from lfvit.training.optimizers import build_lr_scheduler, build_optimizer
-from lfvit.training.reducers import learned_reducer
 from lfvit.training.settings import Schedule
-from lfvit.training.token_labels import (
-    AUX_WEIGHT,
-    TokenTargets,
-    has_aux_head,
-    token_labelling_loss,
-)
+from lfvit.training.token_labels import TokenTargets, has_aux_head, token_labelling_loss
 from lfvit.utils.seeding import seed_all
 
 PASSES = ("first", "second", "third")
@@ -81,8 +77,13 @@ class Classifier(L.LightningModule):
         # not as a submodule, so that it is neither trained nor averaged
         vars(self)["teacher"] = None if teacher is None else teacher.requires_grad_(False).eval()
         self.num_passes = num_passes(model)
-        self.learned = learned_reducer(model, compile_passes) is not None
         self.learns_tokens = has_aux_head(model)
+        self.learned = any(isinstance(m, Reducer) and m.learned for m in model.modules())
+        if self.learned and (self.num_passes > 1 or self.learns_tokens or compile_passes):
+            raise ConfigError(
+                "a reducer with a loss of its own is trained with method=vit, compile=false and a "
+                "backbone without auxiliary head"
+            )
         if compile_passes:
             model.compile()  # in place: names in the state dict stay as they are
         # of earlier passes, then of the last one
@@ -129,9 +130,8 @@ class Classifier(L.LightningModule):
         if self.learns_tokens:
             assert out.dense is not None
             labels = tokens.select(out.selection, getattr(model, "background", True))
-            weight = self.schedule.aux_weight
-            weight = AUX_WEIGHT if weight is None else weight
-            last_loss = token_labelling_loss(out.dense, targets, labels, weight)
+            aux_weight = self.schedule.aux_weight
+            last_loss = token_labelling_loss(out.dense, targets, labels, aux_weight)
         by_pass = pass_losses(out.logits, targets, self.schedule.loss, last_loss)
         losses = {f"{name}_loss": loss for name, loss in zip(PASSES, by_pass, strict=False)}
         if self.teacher is not None:

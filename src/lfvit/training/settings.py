@@ -20,7 +20,7 @@ class Schedule(Settings):
     meant; the learning rate scales linearly with the global batch. drop_path_rate: stochastic depth
     of the last block. distill_weight: of the KL divergence from the teacher, which is the model as
     training found it, without its reducer. aux_weight: of the patch tokens' loss, for backbones
-    with an auxiliary head; null is 0.5 there.
+    with an auxiliary head.
     """
 
     selection_start: NonNegative = 0
@@ -28,7 +28,7 @@ class Schedule(Settings):
     lr_batch: Annotated[int, Field(ge=1)] = 512
     drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     distill_weight: NonNegative = 0.0
-    aux_weight: NonNegative | None = None
+    aux_weight: NonNegative = 0.5
 
     @field_validator("selection_start")
     @classmethod
@@ -83,8 +83,7 @@ def check_training(cfg: Mapping[str, Any]) -> Schedule:
             "starts with; pass pretrained=true or init_from=FILE, or set it to 0"
         )
     if cfg["backbone"].get("family") != "lv_vit":
-        tokens = (("schedule", "aux_weight"), ("augment", "mix_token"), ("data", "label_maps"))
-        for group, name in tokens:
+        for group, name in (("augment", "mix_token"), ("data", "label_maps")):
             if value := cfg[group].get(name):
                 raise ConfigError(
                     f"{group}.{name}={value} needs a backbone with an auxiliary head on its patch "

@@ -13,9 +13,6 @@ from lfvit.models.lv_vit import DenseLogits, TokenMix
 from lfvit.models.selection import Selection, remaining_cells
 from lfvit.models.tokens import gather_tokens
 
-AUX_WEIGHT = 0.5
-"""Weight of the patch tokens' loss in the paper."""
-
 
 def has_aux_head(model: nn.Module) -> bool:
     """Whether the model has an auxiliary head, which classifies patch tokens."""

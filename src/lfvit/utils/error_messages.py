@@ -3,7 +3,6 @@
 import re
 import sys
 import traceback
-from difflib import get_close_matches
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -13,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from lfvit.errors import LFViTError
+from lfvit.utils.validation import suggest
 
 PARSERS = ("hydra._internal", "hydra.core", "omegaconf")
 """What reads command lines and configs, and finds most mistakes in them."""
@@ -20,79 +20,58 @@ PARSERS = ("hydra._internal", "hydra.core", "omegaconf")
 
 def error_message(error: BaseException) -> str | None:
     """The message for an error the user can mend; None for any other, which needs its traceback."""
-    own = _cause(error)
-    if own is not None:
-        return str(own)
-    if isinstance(error, (HydraException, OmegaConfBaseException)) or _composing(error):
-        return _explain(error)
-    return None
+    parsing = isinstance(error, (HydraException, OmegaConfBaseException))
+    # a RuntimeError is how PyTorch reports dead loader processes
+    causes = _causes(error) if parsing or isinstance(error, (LFViTError, RuntimeError)) else []
+    for cause in causes:
+        if isinstance(cause, LFViTError):
+            return str(cause)
+    if not parsing:  # a plain error of Hydra reading the command line, as for scale=-1
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        parsing = bool(frames) and frames[-1].f_globals.get("__name__", "").startswith(PARSERS)
+    return _config_message(error) if parsing else None
 
 
-def _composing(error: BaseException) -> bool:
-    """Whether a plain error comes from Hydra reading the command line, as for scale=-1."""
-    frames = [
-        frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)
-    ]
-    return bool(frames) and frames[-1].startswith(PARSERS)
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and its causes, which run in a circle with OC_CAUSE=1."""
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__
+    return causes
 
 
-def _cause(error: BaseException | None) -> LFViTError | None:
-    """Our own error, or the one inside one of Hydra's, which wraps what instantiate() raises.
-
-    Or inside a RuntimeError, as which PyTorch reports dead loader processes.
-    """
-    if isinstance(error, LFViTError):
-        return error
-    if not isinstance(error, (HydraException, OmegaConfBaseException, RuntimeError)):
-        return None
-    seen: list[BaseException] = []
-    inner = error.__cause__
-    while inner is not None and inner not in seen:  # with OC_CAUSE=1, OmegaConf's causes run round
-        if isinstance(inner, LFViTError):
-            return inner
-        seen.append(inner)
-        inner = inner.__cause__
-    return None
-
-
-def _explain(error: BaseException) -> str:
+def _config_message(error: BaseException) -> str:
     """Hydra's message, with the valid keys where an override names an unknown one."""
     text = str(error)
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is not set; pass {error.full_key}=..."
     if isinstance(error, OverrideParseException):
-        return f'{error.override!r} cannot be read; quote the value: "{_quoted(error.override)}"'
+        key, _, value = error.override.partition("=")
+        return f"{error.override!r} cannot be read; quote the value: \"{key}='{value}'\""
     if isinstance(error, HydraException) and error.__cause__ is not None:
         text += f"\n{error.__cause__}"
     if re.search(r"Could not (find|load) 'hydra/launcher/", text):
         return f"{text}\nthe launchers for sweeps are installed by pip install -e '.[sweep]'"
     match = re.search(r"Could not override '([^']+)'", text)
-    if match is None:
+    valid = _keys_beside(match[1]) if match else []
+    if not match or not valid:
         return text
-    key = match[1]
-    parent, _, leaf = key.rpartition(".")
-    valid = _valid_keys(key, parent)
-    if not valid:
-        return text
-    close = get_close_matches(leaf, valid, n=1)
-    where = f"{parent} has" if parent else "there is"
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"{where} no setting {leaf!r}; {hint}valid: {', '.join(valid)}"
+    parent, _, leaf = match[1].rpartition(".")
+    return (
+        f"{f'{parent} has' if parent else 'there is'} no setting {leaf!r}; {suggest(leaf, valid)}"
+    )
 
 
-def _quoted(override: str) -> str:
-    key, _, value = override.partition("=")
-    return f"{key}='{value}'"
-
-
-def _valid_keys(key: str, parent: str) -> list[str]:
-    """The keys beside the unknown one, from the config composed without it."""
-    script = Path(sys.argv[0]).resolve()
-    overrides = [a for a in sys.argv[1:] if "=" in a and not re.match(rf"\+*{re.escape(key)}=", a)]
+def _keys_beside(key: str) -> list[str]:
+    """The keys beside an unknown one, from the config composed without it."""
+    script, parent = Path(sys.argv[0]).resolve(), key.rpartition(".")[0]
+    others = [a for a in sys.argv[1:] if "=" in a and a.partition("=")[0].lstrip("+") != key]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(script.parent / "conf"), version_base="1.3"):
-            cfg = compose(script.stem, [a for a in overrides if not a.startswith("hydra.")])
+            cfg = compose(script.stem, [a for a in others if not a.startswith("hydra.")])
     except Exception:  # another override is wrong as well: Hydra's own message will do
         return []
     node = OmegaConf.select(cfg, parent) if parent else cfg

@@ -1,150 +1,119 @@
-"""What the figures of artifacts show: the numbers behind each, and the function that draws them."""
+"""The figures of artifacts that follow from evaluations: the numbers, and what draws them."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
-from pathlib import Path
-from statistics import fmean
+from itertools import pairwise, product
 from typing import Any
 
-from lfvit.results.artifacts.comparisons import paired
-from lfvit.results.artifacts.content import (
-    PUBLISHED,
-    SOURCE,
-    Content,
-    Findings,
-    Rows,
-    column,
-    labelled,
-    measure_columns,
-    table,
-)
-from lfvit.results.artifacts.measures import (
-    ETAS,
+import pandas as pd
+
+from lfvit.measure.thresholds import count_by_pass, pass_columns
+from lfvit.results.artifacts import plots
+from lfvit.results.artifacts.settings import Artifact, Row
+from lfvit.results.artifacts.tables import (
     LABELS,
     MEASURES,
-    Evaluation,
-    labels_of,
+    SOURCE,
+    Results,
+    Rows,
+    Table,
+    column,
+    make_table,
+    measure_columns,
     operating_point,
 )
-from lfvit.results.artifacts.probe_figures import by_object_size, depth, one_block, passes, regions
-from lfvit.results.artifacts.probes import image_predictions
-from lfvit.results.artifacts.spec import Artifact
-from lfvit.results.figures import (
-    plot_costs,
-    plot_sweep,
-)
-from lfvit.tracking.pictures import draw_predictions
+from lfvit.results.artifacts.throughput import make_timed_table
+from lfvit.results.paired import PairedRow, compare_models, equal_accuracy, verdict
+from lfvit.results.plots import plot_differences
 
-NAMES = {"frontier.adaptivenn_deit_s": "AdaptiveNN", "frontier.thinkingvit": "ThinkingViT"}
-"""Of published rows that do not say their model."""
+CHOSEN = "max_loss=0.5"
+"""The rule whose threshold stands for a model with early exit."""
+SERIES = {"frontier.adaptivenn_deit_s": "AdaptiveNN", "frontier.thinkingvit": "ThinkingViT"}
+"""Names of published rows that do not say their model."""
 
 
-def figure(artifact: Artifact, found: Findings) -> Content:
-    """The content of a figure, by the way it is drawn."""
-    return BUILDERS[artifact.draw or ""](artifact, found)
-
-
-def cost_curves(artifact: Artifact, found: Findings) -> Content:
-    """Every 0.05 of the threshold of two-pass models, and the one point of the others."""
-    curves: dict[str, Rows] = {}
+def cost_curves(artifact: Artifact, results: Results) -> Table:
+    """Every 0.05 of the threshold of models with early exit, and the one point of the others."""
+    curves = {row.model or row.run: _curve(row, results) for row in artifact.rows}
     rows: Rows = []
-    for row in artifact.rows:
-        points = _curve(found.of(row), row)
-        if points:
-            curves[row["model"]] = points
-        given = points or [{"eta": None, "top1": None, "gmacs": None}]
-        rows += [{"model": row["model"], "source": found.source(row), **point} for point in given]
+    for row, points in zip(artifact.rows, curves.values(), strict=True):
+        label = {"model": row.model, "source": results.source(row)}
+        rows += [{**label, **point} for point in points or [{}]]
     papers = _published_curves(artifact)
     for name, points in papers.items():
-        rows += [{"model": name, "source": PUBLISHED, **point} for point in points]
+        rows += [{"model": name, "source": "published only", **point} for point in points]
     columns = [column("model", "model"), column("eta", "η", None, 2)]
     columns += [*measure_columns("top1", "gmacs", "exits"), SOURCE]
-    rows = [{entry["key"]: row.get(entry["key"]) for entry in columns} for row in rows]
-    comparable = found.scale.comparable
-    plot = partial(labelled, plot_costs, found, curves, papers, comparable) if curves else None
-    return Content(columns, rows, plot=plot)
+    drawn = {name: points for name, points in curves.items() if points}
+    plot = partial(plots.plot_costs, drawn, papers, results.scale) if drawn else None
+    return Table(columns, rows, plot=plot)
 
 
-def _curve(evaluations: Sequence[Evaluation], row: Mapping[str, Any]) -> Rows:
-    """Means over seeds."""
-    if not evaluations:
+def _curve(row: Row, results: Results) -> Rows:
+    """Means over seeds of eta, top1, gmacs and exits, along the thresholds or of one point."""
+    frames = []
+    for run in results.of(row):
+        evaluation = run.evaluation
+        points = [*evaluation.curve[::5], *evaluation.curve[-1:]]
+        if row.at or not points:
+            points = [operating_point(evaluation, row)]  # type: ignore[list-item]
+        keys = ("threshold", "top1", "exit_fraction", "gmacs")
+        frames.append(pd.DataFrame([{k: getattr(p, k) for k in keys} for p in points], dtype=float))
+    if not frames:
         return []
-    keys = {"top1": "top1", "gmacs": "gmacs", "exits": "exit_fraction"}
-    if not evaluations[0]["curve"] or "at" in row:
-        each = [[{"threshold": None, **operating_point(e, row)}] for e in evaluations]
-    else:
-        each = [_some_points(evaluation) for evaluation in evaluations]
-    points = []
-    for same in zip(*each, strict=True):
-        point = {name: _mean([p.get(key) for p in same]) for name, key in keys.items()}
-        point["exits"] = None if point["exits"] is None else 100 * point["exits"]
-        points.append({"eta": same[0]["threshold"], **point})
-    return points
-
-
-def _some_points(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Every 0.05, and both passes for every image at the end."""
-    curve = evaluation["curve"]
-    return [p for p in curve if p["threshold"] in ETAS or p is curve[-1]]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
+    mean = sum(frames[1:], frames[0]) / len(frames)
+    mean["exits"] = 100 * mean.pop("exit_fraction")
+    if len(mean) == 1:  # a threshold chosen for each seed is not a place on the axis
+        mean["threshold"] = None
+    mean = mean.rename(columns={"threshold": "eta"})
+    records: Any = mean.astype(object).where(mean.notna(), None).to_dict("records")
+    return list(records)
 
 
 def _published_curves(artifact: Artifact) -> dict[str, Rows]:
     """Published points by model, named as in the papers, with the window where there is one."""
-    found: dict[str, Rows] = {}
+    curves: dict[str, Rows] = {}
     for source in artifact.published:
-        alone = replace(artifact, published=[source])
-        for row in alone.published_rows():
-            name = str(row.get("model") or NAMES.get(source, source))
+        for row in artifact.model_copy(update={"published": [source]}).published_rows():
+            name = str(row.get("model") or SERIES.get(source, source))
             name += "" if row.get("m") is None else f", m={row['m']}"
             point = {"eta": row.get("eta"), "top1": row["top1"], "gmacs": row["gmacs"]}
-            if point not in found.setdefault(f"{name} (paper)", []):
-                found[f"{name} (paper)"].append(point)
-    return found
+            points = curves.setdefault(f"{name} (paper)", [])
+            if point not in points:
+                points.append(point)
+    return curves
 
 
-def operating_points(artifact: Artifact, found: Findings) -> Content:
-    """A table of each pass, both, and a calibrated threshold; drawn as curves."""
-    rows: Rows = []
+def operating_points(artifact: Artifact, results: Results) -> Table:
+    """A table of every pass and of a chosen threshold, drawn as curves."""
+    rows = []
     for row in artifact.rows:
-        ways: dict[str, str | None] = {"one pass": None}
-        evaluation = found.first(row)
-        if evaluation is not None and evaluation["second"] is not None:
-            ways = {
-                "first pass alone": "first",
-                "both passes": "both",
-                "early exit, calibrated": "calibrated",
-            }
-        rows += [{**row, "way": way, **({"at": at} if at else {})} for way, at in ways.items()]
-    measures = ["threshold", "top1", "gmacs", "exits", *artifact.measures]
-    content = table(replace(artifact, rows=rows, measures=list(dict.fromkeys(measures))), found)
-    content.plot = cost_curves(artifact, found).plot
-    content.notes += _localisation(artifact, found)
-    two_pass = [row for row in artifact.rows if (e := found.first(row)) and e["second"]]
-    if artifact.examples and two_pass and content.plot is not None:
-        evaluation = found.of(two_pass[0])[0]
-        content.plot = partial(_with_examples, content.plot, evaluation, artifact.examples)
-        content.notes.append(
-            f"examples.png beside this file: predictions of {two_pass[0]['model']}, image by image."
-        )
-    return content
+        run = results.first(row)
+        passes = 1 if run is None else run.num_passes
+        ways = ["one pass"] if passes == 1 else [f"pass {i + 1}" for i in range(passes)]
+        ways += [CHOSEN] if passes > 1 else []
+        at = {"one pass": None, CHOSEN: CHOSEN}
+        rows += [
+            row.model_copy(update={"way": "early exit" if w == CHOSEN else w, "at": at.get(w, w)})
+            for w in ways
+        ]
+    measures = dict.fromkeys(["threshold", "top1", "gmacs", "exits", *artifact.measures])
+    settings = {"rows": rows, "measures": list(measures)}
+    table = make_timed_table(artifact.model_copy(update=settings), results)
+    table.plot = cost_curves(artifact, results).plot
+    table.notes += _localisation(artifact, results)
+    return table
 
 
-def _localisation(artifact: Artifact, found: Findings) -> list[str]:
+def _localisation(artifact: Artifact, results: Results) -> list[str]:
     """How often the second pass looks at the object, where the data knows where it is."""
-    shares, chance = [], None
+    shares, chance = [], 0.0
     for row in artifact.rows:
-        parts = (found.first(row) or {}).get("localisation")
-        if parts:
-            shares.append(f"{row['model']} {100 * parts['region']['whole']:.1f} %")
-            chance = chance or parts["random_windows"]["whole"]
-    if chance is None:
+        run = results.first(row)
+        if run is not None and (where := run.evaluation.localisation):
+            shares.append(f"{row.model} {100 * where.region.whole:.1f} %")
+            chance = where.random_windows.whole
+    if not shares:
         return []
     return [
         "Images in which the second pass sees the whole object in full resolution: "
@@ -152,40 +121,25 @@ def _localisation(artifact: Artifact, found: Findings) -> list[str]:
     ]
 
 
-def _with_examples(
-    plot: Callable[[Sequence[Path]], None],
-    evaluation: Evaluation,
-    count: int,
-    paths: Sequence[Path],
-) -> None:
-    """Beside the plot, images with their predictions: half that exit, half that do not."""
-    plot(paths)
-    seen = image_predictions(evaluation, 100)
-    early, late = [s for s in seen if s.exited], [s for s in seen if not s.exited]
-    few = early[: max(count // 2, count - len(late))]
-    draw_predictions(few + late[: count - len(few)], paths[0].with_name("examples.png"))
-
-
-def sweep_setting(artifact: Artifact, found: Findings) -> Content:
+def sweep(artifact: Artifact, results: Results) -> Table:
     """A table, drawn over one of its labels."""
-    content = table(artifact, found)
-    known = [row for row in content.rows if row["source"] == "measured"]
-    x = str(artifact.x)
+    table = make_table(artifact, results)
+    measured = [row for row in table.rows if row["source"] == "measured"]
 
     def titles(keys: Sequence[str]) -> dict[str, str]:
         return {k: MEASURES[k].title + (f" ({u})" if (u := MEASURES[k].unit) else "") for k in keys}
 
-    if known:
-        sides = titles(artifact.left), titles(artifact.right)
-        content.plot = partial(labelled, plot_sweep, found, known, (x, LABELS[x]), *sides)
-    return content
+    if measured and artifact.x:
+        x, sides = (artifact.x, LABELS[artifact.x]), (titles(artifact.left), titles(artifact.right))
+        table.plot = partial(plots.plot_sweep, measured, x, *sides, results.scale)
+    return table
 
 
-def total_cost(artifact: Artifact, found: Findings) -> Content:
-    """Cost of two-pass models, and of a one-pass ViT that is as accurate."""
+def total_cost(artifact: Artifact, results: Results) -> Table:
+    """Cost of models with two passes, and of a one-pass ViT that is as accurate."""
     line: Rows = []
     for row in artifact.yardsticks:
-        line += [{"name": row["model"], **point} for point in _curve(found.of(row), {"at": "both"})]
+        line += [{"model": row.model, "way": "one pass", **point} for point in _curve(row, results)]
     line.sort(key=lambda point: point["gmacs"])
     columns = [
         column("model", "model"),
@@ -195,24 +149,23 @@ def total_cost(artifact: Artifact, found: Findings) -> Content:
         column("ratio", "cost, share of that", "%", 0),
         SOURCE,
     ]
-    rows: Rows = [{"model": p["name"], "way": "one pass", "source": "measured", **p} for p in line]
+    rows: Rows = [{**point, "source": "measured"} for point in line]
     for row in artifact.rows:
-        points = _curve(found.of(row), row)
-        point = points[0] if points else {}
-        equal = cost_at(line, point["top1"]) if point else None
-        ratio = None if equal is None else 100 * point["gmacs"] / equal
-        label = {**labels_of(row), "source": found.source(row)}
-        rows.append({**label, **point, "one_pass": equal, "ratio": ratio})
-    rows = [{entry["key"]: row.get(entry["key"]) for entry in columns} for row in rows]
+        values: dict[str, Any] = {**row.labels, "source": results.source(row)}
+        if points := _curve(row, results):
+            equal = cost_at(line, points[0]["top1"])
+            ratio = None if equal is None else 100 * points[0]["gmacs"] / equal
+            values |= {**points[0], "one_pass": equal, "ratio": ratio}
+        rows.append(values)
     curves: dict[str, Rows] = {"one-pass ViT": line} if line else {}
     for row in artifact.rows:
-        if row["at"] == "both" and found.of(row):
-            curves[row["model"]] = _curve(found.of(row), {})
-    plot = partial(labelled, plot_costs, found, curves, {}, True) if curves else None
-    return Content(columns, rows, plot=plot)
+        if points := _curve(row.model_copy(update={"at": None}), results):
+            curves[row.model or row.run] = points
+    plot = partial(plots.plot_costs, curves, {}, results.scale) if curves else None
+    return Table(columns, rows, plot=plot)
 
 
-def cost_at(line: Sequence[Mapping[str, Any]], top1: float) -> float | None:
+def cost_at(line: Rows, top1: float) -> float | None:
     """GMACs at which a line through points of rising cost first reaches an accuracy.
 
     Returns:
@@ -225,16 +178,82 @@ def cost_at(line: Sequence[Mapping[str, Any]], top1: float) -> float | None:
     return None
 
 
-BUILDERS: dict[str, Callable[[Artifact, Findings], Content]] = {
-    "operating_points": operating_points,
-    "cost_curves": cost_curves,
-    "sweep": sweep_setting,
-    "passes": passes,
-    "regions": regions,
-    "depth": depth,
-    "one_block": one_block,
-    "by_object_size": by_object_size,
-    "total_cost": total_cost,
-    "paired": paired,
-}
-"""Names of ``draw`` in conf/artifact."""
+def passes(artifact: Artifact, results: Results) -> Table:
+    """Images that each pass answers correctly at every threshold, of the first seed."""
+    (row,) = artifact.rows
+    columns = [
+        column("eta", "η", None, 2),
+        column("right_first", "right in the first pass", "%", 2),
+        column("right_second", "right in the second pass", "%", 2),
+        *measure_columns("top1", "gmacs", "exits"),
+    ]
+    if (run := results.first(row)) is None:
+        return Table(columns, [])
+    answers, _ = pass_columns(run.predictions)
+    right = answers == run.predictions["target"].to_numpy()[:, None]  # (N, P)
+    curve = run.evaluation.curve[:101:5]
+    counts = count_by_pass(run.predictions, [right], [point.threshold for point in curve])[:, :, 0]
+    rows: Rows = [
+        {
+            "eta": point.threshold,
+            "right_first": 100 * count[0] / len(right),
+            "right_second": 100 * count[1:].sum() / len(right),
+            "top1": point.top1,
+            "gmacs": point.gmacs,
+            "exits": 100 * point.exit_fraction,
+        }
+        for point, count in zip(curve, counts, strict=True)
+    ]
+    return Table(columns, rows, plot=partial(plots.plot_passes, rows, results.scale))
+
+
+PAIRED_COLUMNS = (
+    column("way", "run"),
+    column("other", "beside"),
+    column("top1", "top-1", "%", 2),
+    column("other_top1", "top-1 of the other", "%", 2),
+    column("difference", "difference", "points", 2),
+    column("low", "95 %, from", "points", 2),
+    column("high", "95 %, to", "points", 2),
+    column("spread", "± over seeds", "points", 2),
+    column("p", "McNemar p, largest of the seeds", None, 4),
+    column("gmacs", "GMACs", "GMAC", 4),
+    column("cost", "cost, share of the other", "%", 1),
+    column("exits", "answered early", "%", 1),
+    column("images", "images"),
+    column("verdict", "in words"),
+    SOURCE,
+)
+
+
+def paired(artifact: Artifact, results: Results) -> Table:
+    """Every row beside every yardstick, image by image and seed by seed."""
+    labels = [column(k, t) for k, t in LABELS.items() if any(k in r.labels for r in artifact.rows)]
+    rows: Rows = []
+    drawn: list[tuple[str, PairedRow]] = []
+    asked: dict[tuple[str, str], dict[str, PairedRow]] = {}
+    for yardstick, row in product(artifact.yardsticks, artifact.rows):
+        if row.run == yardstick.run:
+            continue
+        name, other = str(row.model), str(yardstick.model)
+        ours, theirs = results.of(row), results.of(yardstick)
+        values = {**row.labels, "other": other}
+        values["source"] = results.source(yardstick if ours and not theirs else row)
+        if ours and theirs:
+            way = row.at or "both"
+            compared = compare_models(ours, theirs, way, yardstick.at or "both")
+            values |= {**compared.comparison._asdict(), **compared._asdict()}
+            values |= {"p": max(compared.comparison.p_values), "verdict": verdict(compared)}
+            drawn.append((f"{name} - {other}", compared))
+            asked.setdefault((name, other), {})[way] = compared
+        rows.append(values)
+    notes = [
+        "Differences are taken image by image. 95 %: over images, for these models (bootstrap); ±: "
+        "over seeds, on these images. Thresholds are chosen on one half of the images and reported "
+        "on the other; where a row has fewer images than another, it is on that half."
+    ]
+    for (name, other), ways in asked.items():
+        if {"equal", "budget"} <= ways.keys():
+            notes.append(f"{name} beside {other}: {equal_accuracy(ways['equal'], ways['budget'])}")
+    plot = partial(plot_differences, drawn, footnote=results.scale.label) if drawn else None
+    return Table([*labels, *PAIRED_COLUMNS], rows, notes, plot)

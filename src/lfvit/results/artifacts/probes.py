@@ -1,184 +1,57 @@
-"""What an evaluation does not say, asked of its model and its images.
+"""Figures for which trained models are run again."""
 
-Everything here works on the contents of an evaluate.json, which name the checkpoint and the model
-that was evaluated.
-"""
-
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
-from hydra import compose
 from torch import Tensor
 
-from lfvit.commands.diagnose import diagnose
-from lfvit.data.batches import Sample
 from lfvit.data.datamodule import normalize
-from lfvit.measure.predictions import Predictions, predict_all
+from lfvit.measure.diagnosis import diagnose_batch, summarize
 from lfvit.measure.spectrum import high_frequency_set, received_attention
-from lfvit.measure.throughput import PRECISIONS, compile_model, time_interleaved
 from lfvit.models import reduce, restore
 from lfvit.models.attention import class_attention
-from lfvit.models.two_pass import TwoPassViT
-from lfvit.results.artifacts.measures import Evaluation
-from lfvit.runs.devices import find_device, prediction_trainer
-from lfvit.runs.setup import Trained, load_trained, open_data
+from lfvit.results.artifacts import plots
+from lfvit.results.artifacts.settings import Artifact
+from lfvit.results.artifacts.tables import Results, Rows, Table, column
+from lfvit.results.collect import Run
+from lfvit.results.page_examples import open_run
+from lfvit.results.plots import PANELS
+from lfvit.runs.devices import find_device
 from lfvit.tracking.pictures import Prediction, predict_images
 
 BATCH = 64
 
 
-def reload(evaluation: Evaluation) -> Trained:
-    """The model of an evaluation, as it was evaluated."""
-    settings = {key: evaluation[key] for key in ("method", "backbone", "reducer", "image_size")}
-    return load_trained(evaluation["checkpoint"], settings)
-
-
-def some_samples(trained: Trained, count: int) -> list[Sample]:
-    """Some of the images a model was evaluated on, spread over the classes."""
-    return open_data(None, trained.record).some_validation_samples(count)
-
-
-def all_outputs(evaluation: Evaluation, folder: Path) -> Predictions:
-    """Outputs of every pass for every validation image."""
-    model, record = reload(evaluation)
-    cfg = compose("evaluate")
-    data = open_data(cfg.get("data"), record)
-    return predict_all(prediction_trainer(cfg, folder), model, data, record.seed)
-
-
-def diagnosis(evaluation: Evaluation, folder: Path, images: int) -> dict[str, Any]:
-    """The contents of diagnose.json, with two sets of tokens of equal size."""
-    cfg = compose("diagnose", ["removed=0.5", f"images={images}"])
-    cfg.ckpt_path, cfg.run_dir = evaluation["checkpoint"], str(folder)
-    return diagnose(cfg)
-
-
-def image_predictions(evaluation: Evaluation, count: int) -> list[Prediction]:
-    """Predictions of a model on some of its validation images."""
-    trained = reload(evaluation)
-    record = trained.record
-    samples = some_samples(trained, count)
-    return predict_images(
-        trained.model,
-        torch.stack([sample.pixels for sample in samples]),
-        record.classes,
-        record.threshold,
-        [sample.target for sample in samples],
-        [sample.box for sample in samples],
-    )
-
-
-Point = tuple[Evaluation, Mapping[str, Any]]
-"""An evaluation and one of its operating points; a point with a threshold exits early."""
-
-
-def throughput(
-    points: Sequence[Point],
-    images: int,
-    repeats: int,
-    precision: str = "fp32",
-    compiled: bool = False,
-) -> list[dict[str, Any]]:
-    """Images per second of several models on the same validation images, all taking turns.
+class Probe:
+    """A trained model with some of its validation images, spread over the classes.
 
     Args:
-        points: what to time.
-        images: in the one batch that is timed.
-        repeats: timed rounds; the median counts.
-        precision, compiled: of all models alike, see `lfvit.measure.throughput.PRECISIONS`.
-
-    Returns:
-        For every point a row as benchmark.py writes them. ``exit_fraction`` and ``gmacs`` are those
-        of the timed images.
-    """
-    device, dtype = find_device("auto"), PRECISIONS[precision]
-    models: dict[int, Any] = {}
-    batches: dict[int, Tensor] = {}
-    cases, rows = {}, []
-    for number, (evaluation, point) in enumerate(points):
-        size = evaluation["image_size"]
-        if id(evaluation) not in models:
-            trained = reload(evaluation)
-            models[id(evaluation)] = trained.model.to(device, dtype)
-            if compiled:
-                compile_model(trained.model)
-            if size not in batches:
-                pixels = [sample.pixels for sample in some_samples(trained, images)]
-                batches[size] = normalize(torch.stack(pixels)).to(device, dtype)
-        run, facts = _case(evaluation, point, models[id(evaluation)], batches[size])
-        cases[str(number)] = run
-        count = len(batches[size])
-        rows.append({**facts, "precision": precision, "compiled": compiled, "batch_size": count})
-    seconds = time_interleaved(cases, warmup=2, repeats=repeats, device=device)
-    for number, row in enumerate(rows):
-        row["images_per_second"] = row["batch_size"] / median(seconds[str(number)])
-    return rows
-
-
-def _case(
-    evaluation: Evaluation, point: Mapping[str, Any], model: Any, images: Tensor
-) -> tuple[Callable[[], object], dict[str, Any]]:
-    """What is timed, and the facts known before."""
-    settings = {
-        **evaluation["method"],
-        "reducer": evaluation["reducer"],
-        "ckpt_path": evaluation["checkpoint"],
-    }
-    facts = {
-        "task": "inference",
-        "model": evaluation["method"]["name"],
-        "settings": json.dumps(settings),
-    }
-    if not isinstance(model, TwoPassViT):
-        gmacs = evaluation["first"]["gmacs"]
-        facts |= {"exits": None, "exit_fraction": None, "gmacs": gmacs}
-        return partial(model, images), facts
-    threshold = 0.0 if point is evaluation["first"] else point.get("threshold", 2.0)
-    with torch.inference_mode():
-        share = model.infer(images, threshold).exited.double().mean().item()
-    first, second = (evaluation[name]["gmacs"] for name in ("first", "second"))
-    facts |= {
-        "exits": f"measured at eta={threshold:g}" if "threshold" in point else "stated",
-        "exit_fraction": share,
-        "gmacs": share * first + (1 - share) * second,
-    }
-    return partial(model.infer, images, threshold), facts
-
-
-# --- inside a one-pass ViT ------------------------------------------------------------------------
-
-
-class OnePass:
-    """A one-pass ViT with some of its validation images, on the device.
-
-    Args:
-        evaluation: of the model, which has no reducer.
-        count: of images.
+        run: of the model.
+        count: number of images.
     """
 
-    def __init__(self, evaluation: Evaluation, count: int) -> None:
-        trained = reload(evaluation)
-        samples = some_samples(trained, count)
+    def __init__(self, run: Run, count: int) -> None:
         self.device = find_device("auto")
-        self.vit: Any = trained.model.to(self.device)
-        self.pixels = torch.stack([sample.pixels for sample in samples])
-        self.targets = torch.tensor([sample.target for sample in samples])
+        trained, data = open_run(run)
+        self.model: Any = trained.model.to(self.device)
+        self.record = trained.record
+        self.samples = data.some_validation_samples(count)
+        self.pixels = torch.stack([sample.pixels for sample in self.samples])  # (N, 3, S, S) uint8
+        self.targets = torch.tensor([sample.target for sample in self.samples])
 
     def batches(self) -> Iterator[Tensor]:
+        """Normalised images (B, 3, S, S) on the device."""
         for pixels in self.pixels.split(BATCH):
             yield normalize(pixels.to(self.device))
 
     @torch.inference_mode()
     def accuracy(self) -> float:
-        """Top-1 in percent on these images."""
-        answers = [self.vit(images).argmax(dim=1).cpu() for images in self.batches()]
-        return 100 * (torch.cat(answers) == self.targets).double().mean().item()
+        """Top-1 of a one-pass model on these images, in percent."""
+        predictions = [self.model(images).argmax(dim=1).cpu() for images in self.batches()]
+        return 100 * (torch.cat(predictions) == self.targets).double().mean().item()
 
     def noise_accuracy(self, block: int, strength: float, high: bool) -> float:
         """Accuracy with Gaussian noise on half of the patch tokens after a block.
@@ -188,19 +61,19 @@ class OnePass:
             strength: standard deviation in units of the tokens' root mean square.
             high: on the half that receives most attention in that block, or on the other.
         """
-        prefix, generator = self.vit.num_prefix_tokens, torch.Generator().manual_seed(0)
+        prefix, generator = self.model.num_prefix_tokens, torch.Generator().manual_seed(0)
 
         def disturb(_: Any, __: Any, tokens: Tensor) -> Tensor:
-            chosen = high_frequency_set(seen["received"][:, prefix:], 0.5)  # (B, N)
+            chosen = high_frequency_set(attention["received"][:, prefix:], 0.5)  # (B, N)
             patches = tokens[:, prefix:]
             unit = patches.square().mean(dim=(1, 2), keepdim=True).sqrt()
             noise = torch.randn(patches.shape, generator=generator).to(patches)
             mask = (chosen if high else ~chosen)[:, :, None]
             return torch.cat([tokens[:, :prefix], patches + strength * unit * noise * mask], dim=1)
 
-        with self._listen() as rows:
-            seen: dict[str, Any] = rows[block]
-            handle = self.vit.blocks[block].register_forward_hook(disturb)
+        with self._record_attention() as rows:
+            attention = rows[block]
+            handle = self.model.blocks[block].register_forward_hook(disturb)
             try:
                 return self.accuracy()
             finally:
@@ -213,47 +86,147 @@ class OnePass:
         Both sets hold the share 1 - removed of the patch tokens: those that receive most attention
         from all tokens, and those that receive most from the class token.
         """
-        found: list[list[Tensor]] = [[] for _ in self.vit.blocks]
-        prefix = self.vit.num_prefix_tokens
-        with self._listen() as rows:
+        prefix = self.model.num_prefix_tokens
+        by_batch = []
+        with self._record_attention() as rows:
             for images in self.batches():
-                self.vit(images)
-                for row, values in zip(rows, found, strict=True):
-                    frequency = high_frequency_set(row["received"][:, prefix:], removed)
-                    evit = high_frequency_set(row["class"][:, prefix - 1 :], removed)
-                    both = (frequency & evit).sum(dim=1)
-                    values.append((both / (frequency | evit).sum(dim=1)).cpu())
-        return [torch.cat(values).mean().item() for values in found]
+                self.model(images)
+                for attention in rows:
+                    frequency = high_frequency_set(attention["received"][:, prefix:], removed)
+                    evit = high_frequency_set(attention["class"][:, prefix - 1 :], removed)
+                    both, either = (frequency & evit).sum(dim=1), (frequency | evit).sum(dim=1)
+                    by_batch.append((both / either).cpu())  # (B,)
+        depth = len(self.model.blocks)
+        return [torch.cat(by_batch[block::depth]).mean().item() for block in range(depth)]
 
     def reduced_accuracy(self, method: str, block: int, **options: Any) -> float:
         """Accuracy with a reducer in one block alone (from 0), nothing trained for it."""
-        reduce(self.vit, method, blocks=[block + 1], **options)
+        reduce(self.model, method, blocks=[block + 1], **options)
         try:
-            self.vit.to(self.device)
+            self.model.to(self.device)
             return self.accuracy()
         finally:
-            restore(self.vit)
+            restore(self.model)
 
     @contextmanager
-    def _listen(self) -> Iterator[list[dict[str, Tensor]]]:
-        """The attention that tokens receive in every block of the latest forward."""
-        rows: list[dict[str, Tensor]] = [{} for _ in self.vit.blocks]
+    def _record_attention(self) -> Iterator[list[dict[str, Tensor]]]:
+        """Of every block in the latest forward, the attention that tokens receive.
 
-        def attend_with(attn: Any, row: dict[str, Tensor]) -> Any:
-            def attend(_: Any, __: Any, qkv: Tensor) -> None:
-                q, k, _v = qkv.unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
-                q, k = attn.q_norm(q), attn.k_norm(k)
-                row["received"] = received_attention(q, k, attn.scale)
-                row["class"] = class_attention(attn, q, k)
+        Keys: "received", from all tokens, (B, prefix + N); "class", from the class token,
+        (B, prefix - 1 + N).
+        """
+        rows: list[dict[str, Tensor]] = [{} for _ in self.model.blocks]
 
-            return attend
+        def record(attn: Any, row: dict[str, Tensor], _: Any, __: Any, qkv: Tensor) -> None:
+            q, k, _v = qkv.unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+            q, k = attn.q_norm(q), attn.k_norm(k)
+            row["received"] = received_attention(q, k, attn.scale)
+            row["class"] = class_attention(attn, q, k)
 
         handles = [
-            block.attn.qkv.register_forward_hook(attend_with(block.attn, row))
-            for block, row in zip(self.vit.blocks, rows, strict=True)
+            block.attn.qkv.register_forward_hook(partial(record, block.attn, row))
+            for block, row in zip(self.model.blocks, rows, strict=True)
         ]
         try:
             yield rows
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def depth(artifact: Artifact, results: Results) -> Table:
+    """Panels of a diagnosis, and accuracy under noise on one of two sets of tokens."""
+    (row,) = artifact.rows
+    measures = {
+        key: f"{title}: {legend}"
+        for title in artifact.panels
+        for key, (legend, _) in PANELS[title].items()
+    }
+    columns = [column("block", "block"), *(column(k, t, None, 3) for k, t in measures.items())]
+    if artifact.noise:
+        columns += [
+            column("strength", "noise", "RMS of the tokens", 2),
+            column("high", "top-1 with noise on HF tokens", "%", 2),
+            column("low", "top-1 with noise on LF tokens", "%", 2),
+        ]
+    if (run := results.first(row)) is None:
+        return Table(columns, [])
+    probe = Probe(run, results.scale.probe_images)
+    blocks = summarize([diagnose_batch(probe.model, x, 0.5) for x in probe.batches()])
+    middle = len(probe.model.blocks) // 2 - 1
+    noise: Rows = [
+        {
+            "strength": strength,
+            "high": probe.noise_accuracy(middle, strength, high=True),
+            "low": probe.noise_accuracy(middle, strength, high=False),
+        }
+        for strength in artifact.noise
+    ]
+    note = f"{len(probe.samples)} images. Block 0: what enters the first block."
+    plot = partial(plots.plot_depth, blocks, artifact.panels, noise, results.scale)
+    return Table(columns, [*blocks, *noise], [note], plot)
+
+
+def one_block(artifact: Artifact, results: Results) -> Table:
+    """Overlap with EViT's choice in every block, and accuracy with one reducing block."""
+    (row,) = artifact.rows
+    columns = [
+        column("block", "block"),
+        column("overlap", "overlap with EViT (IoU)", None, 3),
+        column("frequency", "frequency-aware, top-1", "%", 2),
+        column("evit", "EViT, top-1", "%", 2),
+        column("whole", "no reduction, top-1", "%", 2),
+    ]
+    if (run := results.first(row)) is None:
+        return Table(columns, [])
+    probe = Probe(run, results.scale.probe_images)
+    whole, removed = probe.accuracy(), artifact.removed
+    rows: Rows = [
+        {
+            "block": block + 1,
+            "overlap": overlap,
+            "frequency": probe.reduced_accuracy("frequency", block, removed=removed, windows=2),
+            "evit": probe.reduced_accuracy("evit", block, keep_rate=1 - removed),
+            "whole": whole,
+        }
+        for block, overlap in enumerate(probe.overlap(removed))
+    ]
+    note = f"{len(probe.samples)} images."
+    return Table(columns, rows, [note], partial(plots.plot_one_block, rows, results.scale))
+
+
+def regions(artifact: Artifact, results: Results) -> Table:
+    """The same images under several models with two passes."""
+    columns = [
+        column("number", "image"),
+        column("class", "class"),
+        column("model", "model"),
+        column("prediction", "prediction"),
+        column("pass", "answered by"),
+        column("window", "window (row, column)"),
+    ]
+    drawn: dict[str, list[Prediction]] = {}
+    for row in artifact.rows:
+        if (run := results.first(row)) is not None:
+            probe = Probe(run, artifact.examples)
+            classes, threshold = probe.record.classes, probe.record.threshold
+            boxes = [sample.box for sample in probe.samples]
+            targets = probe.targets.tolist()
+            drawn[str(row.model)] = predict_images(
+                probe.model, probe.pixels, classes, threshold, targets, boxes
+            )
+    rows: Rows = [
+        {
+            "number": number,
+            "class": prediction.classes[prediction.target or 0],
+            "model": model,
+            "prediction": f"{prediction.label}, {prediction.confidence:.0%}",
+            "pass": f"pass {prediction.exit_pass + 1}",
+            "window": prediction.region and ", ".join(map(str, prediction.region)),
+        }
+        for number, images in enumerate(zip(*drawn.values(), strict=True), 1)
+        for model, prediction in zip(drawn, images, strict=True)
+    ]
+    plot = partial(plots.plot_regions, drawn, results.scale) if drawn else None
+    note = "Colour: what the second pass sees in full resolution, or would have seen."
+    return Table(columns, rows, [note], plot)

@@ -1,127 +1,130 @@
 """Artifacts as files: JSON, Markdown, CSV, and pictures of figures."""
 
-import csv
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lfvit.results.artifacts.content import Content
-from lfvit.results.artifacts.spec import Artifact
+import pandas as pd
+
+from lfvit.results.artifacts import figures, probes
+from lfvit.results.artifacts.settings import Artifact, Scale
+from lfvit.results.artifacts.tables import Results, Table
+from lfvit.results.artifacts.throughput import make_timed_table
 from lfvit.runs.provenance import environment
 from lfvit.utils.atomic_io import write_json
-from lfvit.utils.markdown import code, escape
+from lfvit.utils.markdown import code, to_markdown
 
 
-def write_artifact(
-    artifact: Artifact, content: Content, folder: Path, scale: Mapping[str, Any]
-) -> dict[str, Any]:
+def make_artifact(artifact: Artifact, results: Results, folder: Path) -> dict[str, Any]:
+    """Make an artifact and write it, see `write_artifact`."""
+    if artifact.draw is None:
+        table = make_timed_table(artifact, results)
+    else:
+        module = figures if hasattr(figures, artifact.draw) else probes
+        table = getattr(module, artifact.draw)(artifact, results)
+    table.notes = [*artifact.notes, *table.notes, *_notes(artifact, results)]
+    return write_artifact(artifact, table, folder, results.scale)
+
+
+def _notes(artifact: Artifact, results: Results) -> list[str]:
+    """What the scale and missing runs mean for an artifact."""
+    scale, runs = results.scale, artifact.runs
+    notes = [f"Run failed: {run}, {results.failed[run]}." for run in runs if run in results.failed]
+    notes += [
+        f"Left out at this scale: {run}, {results.left_out[run]}."
+        for run in runs
+        if run in results.left_out
+    ]
+    notes += [f"{run}: {results.starts[run]}." for run in runs if run in results.starts]
+    notes += scale.remarks_on(runs)
+    if scale.note and artifact.paper:
+        notes.append(scale.note)
+    if artifact.published and not scale.comparable:
+        notes.append("Not comparable with the published figures, so no differences are given.")
+    if len(scale.seeds) == 1:
+        return [*notes, "One seed."]
+    seeds = ", ".join(map(str, scale.seeds))
+    return [
+        *notes,
+        f"Means over {len(scale.seeds)} seeds ({seeds}), ± the sample standard deviation. Pictures "
+        "of images, diagnoses and throughput: the first seed.",
+    ]
+
+
+def write_artifact(artifact: Artifact, table: Table, folder: Path, scale: Scale) -> dict[str, Any]:
     """Write NAME.md, NAME.csv, pictures and, last, artifact.json into a folder.
 
-    What was timed for it goes into benchmark.json, as benchmark.py writes it.
+    What was timed goes into benchmark.json, as benchmark.py writes it.
 
     Args:
         folder: of this artifact.
-        scale: name and label of the scale.
 
     Returns:
         The contents of artifact.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for pattern in (f"{artifact.name}.*", "examples.png", "benchmark.json"):
+    for pattern in (f"{artifact.name}.*", "benchmark.json"):
         for old in folder.glob(pattern):
             old.unlink()  # a figure that can no longer be drawn should not stay
-    pictures = [folder / f"{artifact.name}.{kind}" for kind in ("png", "svg")]
-    if content.plot is not None:
-        content.plot(pictures)
-    about = environment()
-    if content.timed:
-        write_json(folder / "benchmark.json", {"environment": about, "rows": content.timed})
-    told = {
+    if table.plot is not None:
+        table.plot([folder / f"{artifact.name}.{kind}" for kind in ("png", "svg")])
+    origin = environment()
+    if table.timings:
+        write_json(folder / "benchmark.json", {"environment": origin, "rows": table.timings})
+    content = {
         "name": artifact.name,
         "title": artifact.title,
         "question": artifact.question,
         "paper": artifact.paper,
-        "kind": artifact.kind,
-        "scale": scale["name"],
-        "label": scale["label"],
-        "columns": content.columns,
-        "rows": content.rows,
-        "notes": content.notes,
-        "command": about["command"],
-        "commit": about["commit"],
-        "machine": about["machine"],
+        "kind": "table" if artifact.draw is None else "figure",
+        "scale": scale.name,
+        "label": scale.label,
+        "columns": table.columns,
+        "rows": table.rows,
+        "notes": table.notes,
+        **{key: origin[key] for key in ("command", "commit", "machine")},
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    keys = [entry["key"] for entry in content.columns]
-    with (folder / f"{artifact.name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, keys)
-        writer.writeheader()
-        writer.writerows(content.rows)
-    (folder / f"{artifact.name}.md").write_text(markdown(told))
-    write_json(folder / "artifact.json", told)
-    return told
+    keys = [entry["key"] for entry in table.columns]
+    pd.DataFrame(table.rows, columns=keys).to_csv(folder / f"{artifact.name}.csv", index=False)
+    (folder / f"{artifact.name}.md").write_text(to_page(content))
+    write_json(folder / "artifact.json", content)
+    return content
 
 
-def markdown(told: Mapping[str, Any]) -> str:
-    """The contents of artifact.json as a page of its own."""
-    parts = [f"# {told['title']}", told["question"]]
-    if told["paper"]:
-        parts[1] += f" ({told['paper']})"
-    parts.append(f"**{told['label']}**")
-    if told["kind"] == "figure":
-        parts.append(f"![{told['title']}]({told['name']}.png)")
-    parts.append(_table(told["columns"], told["rows"]))
-    if told["notes"]:
-        parts.append("\n".join(f"- {note}" for note in told["notes"]))
-    parts.append(f"{code(told['command'])}, commit {told['commit']}, {told['machine']}.")
+def to_page(content: dict[str, Any]) -> str:
+    """The contents of artifact.json as a page of Markdown."""
+    parts = [f"# {content['title']}", content["question"]]
+    if content["paper"]:
+        parts[1] += f" ({content['paper']})"
+    parts.append(f"**{content['label']}**")
+    if content["kind"] == "figure":
+        parts.append(f"![{content['title']}]({content['name']}.png)")
+    titles, formats = {}, {}
+    for entry in content["columns"]:
+        key, unit, digits = entry["key"], entry["unit"], entry["digits"]
+        shown = unit and unit not in entry["title"]
+        titles[key] = entry["title"] + (f" ({unit})" if shown else "")
+        if unit or digits:
+            formats[key] = f"{'+' if key.endswith('_difference') else ''}.{digits}f"
+    parts.append(to_markdown(content["rows"], formats, titles))
+    if content["notes"]:
+        parts.append("\n".join(f"- {note}" for note in content["notes"]))
+    parts.append(f"{code(content['command'])}, commit {content['commit']}, {content['machine']}.")
     return "\n\n".join(parts) + "\n"
 
 
-def _table(columns: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> str:
-    titles, marks = [], []
-    for entry in columns:
-        unit = (
-            f" ({entry['unit']})" if entry["unit"] and entry["unit"] not in entry["title"] else ""
-        )
-        titles.append(f"{entry['title']}{unit}")
-        numbers = [row[entry["key"]] for row in rows if row[entry["key"]] is not None]
-        words = any(isinstance(value, str) for value in numbers)
-        marks.append("---" if words else "--:")
-    lines = [f"| {' | '.join(titles)} |", f"|{'|'.join(marks)}|"]
-    for row in rows:
-        cells = [escape(format_value(row[entry["key"]], entry)) for entry in columns]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def format_value(value: Any, entry: Mapping[str, Any]) -> str:
-    """A value as its column shows it: empty for None, differences with their sign."""
-    if value is None:
-        return ""
-    if isinstance(value, float) and entry["digits"]:
-        sign = "+" if entry["key"].endswith("_difference") else ""
-        return f"{value:{sign}.{entry['digits']}f}"
-    if isinstance(value, float) and entry["unit"]:
-        return f"{value:.0f}"
-    return str(value)
-
-
-def write_index(told: Sequence[Mapping[str, Any]], output: Path) -> None:
-    """artifacts/index.json with all names in order, and README.md, which links them."""
-    folder = output / "artifacts"
-    write_json(folder / "index.json", [entry["name"] for entry in told])
+def write_index(output: Path, names: Sequence[str]) -> None:
+    """artifacts/index.json and README.md, of all artifacts there are, in the order of the names."""
+    paths = [output / "artifacts" / name / "artifact.json" for name in names]
+    made = [json.loads(path.read_text()) for path in paths if path.exists()]
+    write_json(output / "artifacts" / "index.json", [entry["name"] for entry in made])
     lines = [
         f"- [{entry['name']}](artifacts/{entry['name']}/{entry['name']}.md): {entry['title']}"
         + (f" ({entry['paper']})" if entry["paper"] else "")
-        for entry in told
+        for entry in made
     ]
-    label = told[0]["label"] if told else ""
+    label = made[0]["label"] if made else ""
     (output / "README.md").write_text("\n\n".join(["# Artifacts", label, "\n".join(lines)]) + "\n")
-
-
-def written(output: Path, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The artifact.json of every named artifact that is there, in the order of the names."""
-    paths = [output / "artifacts" / name / "artifact.json" for name in names]
-    return [json.loads(path.read_text()) for path in paths if path.exists()]

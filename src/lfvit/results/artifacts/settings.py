@@ -1,0 +1,254 @@
+# ruff: noqa: RUF012  (pydantic copies the defaults)
+"""What conf/artifact, conf/runs and conf/scale may say, checked without PyTorch."""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from fnmatch import filter as matching
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from lfvit.errors import ConfigError
+from lfvit.utils.validation import Settings, check_choice, validate
+
+PAPERS = Path(__file__).parents[1] / "papers.yaml"
+
+Drawing = Literal[
+    "operating_points",
+    "cost_curves",
+    "sweep",
+    "passes",
+    "regions",
+    "depth",
+    "one_block",
+    "total_cost",
+    "paired",
+]
+Measure = Literal[
+    "top1",
+    "gmacs",
+    "first",
+    "second",
+    "exits",
+    "second_share",
+    "threshold",
+    "covered",
+    "whole",
+    "throughput",
+]
+
+
+class Row(Settings):
+    """One row of an artifact: its run, the operating point, and labels.
+
+    Attributes:
+        run: a name in conf/runs.
+        eta: the operating point at this threshold.
+        at: the operating point of this rule, such as "pass 1" or "max_loss=0.5"; "equal" and
+            "budget" in paired comparisons, see `lfvit.results.comparisons`. Without both: the last
+            pass.
+        others: labels. The published row with the same labels stands beside ours.
+    """
+
+    run: str
+    at: str | None = None
+    eta: float | None = Field(None, ge=0, le=1.01, multiple_of=0.01)
+    model: str | None = None
+    way: str | None = None
+    method: str | None = None
+    name: str | None = None
+    resolution: int | None = None
+    tokens: int | None = None
+    m: int | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    selector: str | None = None
+    image: str | None = None
+    loss: str | None = None
+    reuse: str | None = None
+    to: str | None = None
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """Labels that are set; eta is one."""
+        return self.model_dump(exclude={"run", "at"}, exclude_none=True)
+
+
+class Artifact(Settings):
+    """One table or figure.
+
+    Attributes:
+        name: of its folder. title, question, notes: sentences for the reader.
+        paper: such as "LF-ViT, Table 2".
+        draw: how a figure is drawn; None for a table.
+        rows, yardsticks: models, and the models that they are compared with.
+        measures: columns that are computed.
+        published: tables of papers.yaml, such as "lf_vit.table2_vs_backbone".
+        x, left, right: of "sweep": a label, and measures on the two axes.
+        panels, noise: of "depth". removed: of "one_block". examples: number of images drawn.
+    """
+
+    name: str
+    title: str
+    question: str
+    rows: list[Row]
+    paper: str | None = None
+    draw: Drawing | None = None
+    measures: list[Measure] = []
+    published: list[str] = []
+    yardsticks: list[Row] = []
+    x: Literal["eta", "m", "alpha", "beta"] | None = None
+    left: list[Measure] = []
+    right: list[Measure] = []
+    panels: list[str] = []
+    noise: list[float] = []
+    removed: float = 0.3
+    examples: int = Field(0, ge=0)
+    notes: list[str] = []
+
+    @property
+    def runs(self) -> list[str]:
+        """Names of the runs it needs, yardsticks first, each once."""
+        return list(dict.fromkeys(row.run for row in [*self.yardsticks, *self.rows]))
+
+    def published_rows(self) -> list[dict[str, Any]]:
+        """The published rows of all its sources, in order."""
+        return [row for source in self.published for row in published(source)]
+
+
+class Run(Settings):
+    """One entry of conf/runs.
+
+    Attributes:
+        train: parts of the scale and overrides of train.py, in order.
+        start: the run whose weights training starts from.
+        evaluate: instead of train: overrides of evaluate.py for the weights of `start`.
+    """
+
+    train: list[str] = []
+    start: str | None = None
+    evaluate: list[str] = []
+
+    @model_validator(mode="after")
+    def _trains_or_evaluates(self) -> "Run":
+        if bool(self.train) == bool(self.evaluate and self.start):
+            raise ValueError("a run needs train, or start and evaluate")
+        return self
+
+
+class Scale(Settings):
+    """One option of conf/scale; conf/scale/base.yaml says what each setting means."""
+
+    name: str
+    label: str
+    note: str | None
+    comparable: bool
+    generated: bool
+    seeds: list[int] = Field(min_length=1)
+    artifacts: list[str] | None
+    probe_images: int = Field(ge=1)
+    speed_images: int = Field(ge=1)
+    speed_repeats: int = Field(ge=1)
+    speed_precision: Literal["fp32", "bf16"]
+    speed_compile: bool
+    train_images: int | None
+    num_classes: int | None
+    overrides: list[str]
+    parts: dict[str, list[str]]
+    starts: dict[str, str]
+    leave_out: dict[str, str]
+    remarks: dict[str, str]
+
+    def check_names(self, runs: Iterable[str], artifacts: Iterable[str]) -> None:
+        """Refuse names of runs, artifacts and parts that there are not.
+
+        Raises:
+            ConfigError: with the closest name.
+        """
+        runs = list(runs)
+        for name in self.artifacts or []:
+            check_choice("scale.artifacts", name, artifacts)
+        for part, run in self.starts.items():
+            check_choice("scale.starts", part, self.parts)
+            check_choice(f"scale.starts.{part}", run, runs)
+        for group in ("leave_out", "remarks"):
+            for pattern in getattr(self, group):
+                if not matching(runs, pattern):
+                    check_choice(f"scale.{group}", pattern, runs)
+
+    def left_out(self, runs: Iterable[str]) -> dict[str, str]:
+        """Run -> why this scale leaves it out."""
+        runs = list(runs)
+        return {run: why for p, why in self.leave_out.items() for run in matching(runs, p)}
+
+    def remarks_on(self, runs: Iterable[str]) -> list[str]:
+        """What a reader must know about these runs, each once."""
+        runs = list(runs)
+        return [text for pattern, text in self.remarks.items() if matching(runs, pattern)]
+
+
+def read_artifacts(cfg: Mapping[str, Any], runs: Iterable[str]) -> dict[str, Artifact]:
+    """All artifacts of a plain config, in its order.
+
+    Args:
+        cfg: name -> settings of `Artifact`.
+        runs: names of the runs there are.
+
+    Raises:
+        ConfigError: an unknown setting, run, measure, drawing or published source.
+    """
+    runs, artifacts = list(runs), {}
+    for name, settings in cfg.items():
+        where = f"artifact.{name}"
+        artifact = validate(Artifact, {"name": name, **settings}, where)
+        for row in [*artifact.rows, *artifact.yardsticks]:
+            check_choice(f"{where}.rows.run", row.run, runs)
+        artifact.published_rows()
+        artifacts[name] = artifact
+    return artifacts
+
+
+def choose(artifacts: Mapping[str, Artifact], words: str | Iterable[str] | None) -> list[Artifact]:
+    """The artifacts with these names, or with names of which a word is a whole part.
+
+    "table2" is in lf_vit_table2 and cf_vit_table2, "cf_vit" in all of CF-ViT; nothing is all.
+
+    Raises:
+        ConfigError: a word that matches none, with the closest ones.
+    """
+    if isinstance(words, str):
+        words = words.replace(",", " ").split()
+    chosen: set[str] = set()
+    for word in words or ():
+        hits = {word} & set(artifacts) or {n for n in artifacts if f"_{word}_" in f"_{n}_"}
+        if not hits:
+            parts = {part for name in artifacts for part in (name, name.rpartition("_")[2])}
+            close = get_close_matches(word, sorted(parts), n=3) or sorted(artifacts)
+            raise ConfigError(f"artifacts={word!r} is unknown; close: {', '.join(close)}")
+        chosen |= hits
+    return [artifact for name, artifact in artifacts.items() if not chosen or name in chosen]
+
+
+def published(source: str) -> list[dict[str, Any]]:
+    """Rows of papers.yaml, such as those of "lf_vit.table2_vs_backbone".
+
+    Raises:
+        ConfigError: there are none of that name.
+    """
+    tables = _papers()
+    check_choice("published", source, tables)
+    return [dict(row) for row in tables[source]]
+
+
+@cache
+def _papers() -> dict[str, list[dict[str, Any]]]:
+    papers = yaml.safe_load(PAPERS.read_text())
+    return {
+        f"{paper}.{table}": rows
+        for paper, tables in papers.items()
+        for table, rows in tables.items()
+        if isinstance(rows, list)
+    }

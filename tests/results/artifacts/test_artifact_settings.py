@@ -1,0 +1,141 @@
+"""The shipped artifacts, runs and scales: complete, named, and documented."""
+
+import pytest
+
+from conftest import ROOT
+from lfvit.commands.reproduce_runs import plan_runs, read_runs
+from lfvit.errors import ConfigError
+from lfvit.results.artifacts import figures, probes
+from lfvit.results.artifacts.__main__ import SCALES, to_page
+from lfvit.results.artifacts.settings import Scale, choose, published, read_artifacts
+from lfvit.runs.overrides import compose_config
+from lfvit.utils.validation import plain
+
+
+@pytest.fixture(scope="module")
+def cfg():
+    return compose_config("reproduce")
+
+
+@pytest.fixture(scope="module")
+def artifacts(cfg):
+    return read_artifacts(plain(cfg.artifact), plain(cfg.runs))
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ("overview", ["overview"]),
+        ("table2 figure7", ["lf_vit_table2", "lf_vit_figure7", "cf_vit_table2"]),
+        (["table7", "question_eta"], ["lf_vit_table7", "question_eta"]),
+        ("lf_vit_table1", ["lf_vit_table1"]),
+        ("frequency,methods", ["methods", *(f"frequency_{n}" for n in ("table1", "table3"))]),
+    ],
+)
+def test_artifacts_are_chosen_by_whole_parts_of_their_names(artifacts, words, names):
+    chosen = [artifact.name for artifact in choose(artifacts, words)]
+    assert chosen[: len(names)] == names
+    assert all("figure" in name for name in chosen[len(names) :])
+    assert choose(artifacts, None) == list(artifacts.values()) == choose(artifacts, "")
+
+
+@pytest.mark.parametrize(
+    ("word", "close"), [("tabel2", "table2"), ("qestion_eta", "question_eta"), ("zzz", "overview")]
+)
+def test_an_unknown_word_names_the_close_ones(artifacts, word, close):
+    with pytest.raises(ConfigError, match=f"artifacts='{word}' is unknown; close: .*{close}"):
+        choose(artifacts, ["overview", word])
+
+
+def test_every_table_and_figure_of_the_papers_is_there(artifacts):
+    papers = {artifact.paper for artifact in artifacts.values()}
+    frequency = "Frequency-aware token reduction"
+    assert {f"LF-ViT, Table {n}" for n in range(1, 8)} <= papers
+    assert {f"LF-ViT, Figure {n}" for n in range(4, 8)} <= papers
+    assert {f"CF-ViT, Table {n}" for n in range(1, 6)} <= papers
+    assert {f"{frequency}, Table {n}" for n in (1, 3)} <= papers
+    assert {f"{frequency}, Figure {n}" for n in (1, 2, 4, 6)} <= papers
+
+
+def test_rows_of_tables_meet_their_published_ones(artifacts):
+    """Only what the paper prints elsewhere has no published row."""
+    alone = []
+    for artifact in artifacts.values():
+        if artifact.draw is None and artifact.published:
+            papers = [paper.items() for paper in artifact.published_rows()]
+            counts = [sum(row.labels.items() <= p for p in papers) for row in artifact.rows]
+            assert sum(counts) >= 2
+            alone += [
+                (artifact.name, row.model)
+                for row, count in zip(artifact.rows, counts, strict=True)
+                if count != 1
+            ]
+    assert alone == [("cf_vit_table3", "CF-ViT")] * 2
+
+
+def test_every_run_is_needed_and_every_way_of_drawing_exists(artifacts, cfg):
+    assert {name for artifact in artifacts.values() for name in artifact.runs} == set(cfg.runs)
+    for artifact in artifacts.values():
+        draw = artifact.draw
+        assert draw is None or hasattr(figures, draw) or hasattr(probes, draw)
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_runs_of_every_scale_can_be_built(name, tmp_path):
+    settings = [f"scale={name}", "scale.seeds=[0]", f"output_dir={tmp_path}"]
+    cfg = compose_config("reproduce", settings)
+    scale, runs = Scale(**plain(cfg.scale)), read_runs(plain(cfg.runs))
+    artifacts = read_artifacts(plain(cfg.artifact), runs)
+    scale.check_names(runs, artifacts)
+    words = ["lf_vit_table1", "lf_vit_table3", "cf_vit_table3", "frequency_table3"]
+    planned = plan_runs(cfg, scale, runs, choose(artifacts, words))
+    keys = list(planned)
+    for number, run in enumerate(planned.values()):
+        assert run.state == "to do"
+        assert run.start is None or keys.index(run.start) < number
+
+
+def test_trainings_start_where_the_scale_says(tmp_path):
+    """By the last part; runs of other sizes begin at random weights."""
+    starts = ["+scale.starts.vit=vit_half", "+scale.starts.lf_vit=vit_half", "scale.seeds=[3]"]
+    cfg = compose_config("reproduce", [*starts, f"output_dir={tmp_path}"])
+    scale, runs = Scale(**plain(cfg.scale)), read_runs(plain(cfg.runs))
+    names = ["lf_vit", "lf_vit_large", "vit_tiny", "cf_vit", "frequency", "tome"]
+    rows = [{"run": name} for name in names]
+    table = {"title": "t", "question": "q", "rows": rows}
+    planned = plan_runs(cfg, scale, runs, read_artifacts({"all": table}, runs).values())
+    assert {key: run.start for key, run in planned.items()} == {
+        "vit_half/seed3": None,
+        "lf_vit/seed3": "vit_half/seed3",
+        "lf_vit_large/seed3": None,
+        "vit_tiny/seed3": None,
+        "cf_vit/seed3": None,
+        "vit/seed3": "vit_half/seed3",
+        "frequency/seed3": "vit/seed3",
+        "tome/seed3": "vit/seed3",
+    }
+    start = planned["vit_half/seed3"].folder / "checkpoints" / "last.ckpt"
+    assert planned["lf_vit/seed3"].cfg.init_from == str(start)
+
+
+def test_patterns_leave_out_all_runs_that_they_match(cfg):
+    patterns = {"*_tiny": "small", "lf_vit": "why", "*_m4": "so"}
+    left_out = Scale(**{**plain(cfg.scale), "leave_out": patterns}).left_out(cfg.runs)
+    assert left_out["vit_tiny"] == left_out["tome_tiny"] == "small"
+    assert left_out["lf_vit"] == "why"
+    assert left_out["lf_vit_large_m4"] == "so"
+    assert "frequency_tiny_o1" not in left_out
+
+
+def test_published_rows_are_those_of_the_papers():
+    assert published("lf_vit.table7_loss") == [
+        {"loss": "ce_ce", "first": 76.1, "second": 80.4},
+        {"loss": "ce_kl", "first": 76.1, "second": 80.8},
+    ]
+    with pytest.raises(ConfigError, match=r"lf_vit.figure4' is unknown; .*valid: lf_vit.table1"):
+        published("lf_vit.figure4")  # words, no rows
+
+
+def test_the_list_of_artifacts_is_up_to_date():
+    written = (ROOT / "docs" / "reproduce.md").read_text()
+    assert written == to_page(), "run: python -m lfvit.results.artifacts"
