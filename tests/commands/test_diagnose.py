@@ -79,7 +79,7 @@ def test_other_weights_with_a_description(run, photographs, tmp_path):
     ("setting", "message"),
     [
         ("removed=1", "removed=1 is not valid"),
-        ("removed=0.001", "removed=0.001 of 49 tokens is not one; valid: from 0.0204"),
+        ("removed=0.001", "removed=0.001 of 49 tokens is less than one"),
         ("images=0", "images=0 is not valid"),
     ],
 )

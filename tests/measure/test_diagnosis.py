@@ -113,17 +113,9 @@ def test_shortened_and_foreign_blocks_are_refused(tiny):
     between = build()
     between.blocks[2].register_forward_hook(lambda _, __, out: out[:, :-5])
     for vit, block in ((between, 4), (build(block_fn=ShortInside), 1)):
-        with pytest.raises(ConfigError, match=f"from 50 to 45 at block {block}; .*the full grid"):
+        with pytest.raises(ConfigError, match=f"from 50 to 45 at block {block}; .*reducer=none"):
             diagnose_batch(vit, images_of(1, 56), 0.3)
         assert not vit.blocks[0].norm1._forward_pre_hooks
-    changed = build()
-    changed.blocks[1].register_forward_hook(lambda _, __, out: 2 * out)
-    with pytest.raises(ConfigError, match="entering block 3 are not those .* valid: timm's"):
-        diagnose_batch(changed, images_of(1, 56), 0.3)
-    skipping = build()
-    skipping.blocks[1].forward = lambda x, **_: x
-    with pytest.raises(ConfigError, match="do not call their parts"):
-        diagnose_batch(skipping, images_of(1, 56), 0.3)
     parallel = build(block_fn=ParallelScalingBlock)
     with pytest.raises(ConfigError, match="type ParallelScalingBlock cannot be traced"):
         diagnose_batch(parallel, images_of(1, 56), 0.3)

@@ -69,7 +69,7 @@ def test_anything_else_is_refused(tmp_path, change, message):
         read_evaluation(path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000])
 def test_no_evaluation_at_all(tmp_path, text):
     (tmp_path / "evaluate.json").write_text(text)
     with pytest.raises(DataError, match=r"evaluate\.json: "):
@@ -92,20 +92,11 @@ def test_predictions_survive_the_file(tmp_path, passes):
     assert rows["confidence_1"].dtype == "float32"
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"confidence_1": 1.5}, "holds values that are not probabilities"),
-        ({"prediction_2": -1}, "holds values that are not class indices"),
-        ({"target": 0.5}, "holds values that are not class indices"),
-        ({"image": "same"}, "holds no image, or one twice"),
-        ({"second": 1}, "holds the columns image, target, prediction_1"),
-    ],
-)
-def test_files_with_other_predictions(tmp_path, change, message):
+@pytest.mark.parametrize("change", [{"image": "same"}, {"second": 1}])
+def test_files_with_other_predictions(tmp_path, change):
     path = tmp_path / "p.parquet"
     predictions().table().reset_index().assign(**change).to_parquet(path, index=False)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match="not the predictions of this version"):
         read_predictions(path)
 
 

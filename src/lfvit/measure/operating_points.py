@@ -1,11 +1,13 @@
 """The one table of operating points: every pass, the configured threshold, and every rule."""
 
 from collections.abc import Iterator, Sequence
+from math import ceil
 from typing import Any
 
 import pandas as pd
 
 from lfvit.measure.risk import certified_threshold, images_needed
+from lfvit.measure.schemas import OperatingPoint
 from lfvit.measure.settings import EvaluationSettings
 from lfvit.measure.thresholds import (
     NO_EXIT,
@@ -14,9 +16,6 @@ from lfvit.measure.thresholds import (
     stratified_split,
     sweep,
 )
-
-Choice = tuple[str, float | None, str | None]
-"""Rule, threshold, and the reason why there is none."""
 
 
 def operating_points(
@@ -39,77 +38,76 @@ def operating_points(
     Raises:
         ConfigError: too few images to hold some out.
     """
+
+    def measure(images: pd.DataFrame, threshold: float | None) -> dict[str, Any]:
+        points = sweep(images, macs, [NO_EXIT, NO_EXIT if threshold is None else threshold])
+        last, point = points.to_dict("records")
+        about = {"images": len(images), "chosen_on": 0, "reference_top1": last["top1"]}
+        return about if threshold is None else point | about
+
     classes, _ = pass_columns(predictions)
-    last = sweep(predictions, macs, [NO_EXIT]).iloc[0]
-    whole = {"images": len(predictions), "chosen_on": 0, "reference_top1": last["top1"]}
-    rows: list[dict[str, Any]] = []
-    for i in range(classes.shape[1]):
-        final = i == classes.shape[1] - 1
-        rows.append(
-            {
-                "rule": f"pass {i + 1}",
-                "threshold": None,
-                "top1": 100 * float((classes[:, i] == predictions["target"]).mean()),
-                "exit_fraction": 0.0 if final else 1.0,
-                "gmacs": sum(macs[: i + 1]) / 1e9,
-                "consistency": float((classes[:, i] != classes[:, -1]).mean()),
-                **whole,
-            }
-        )
-    if classes.shape[1] > 1:
+    rows = []
+    for i in range(len(macs)):
+        point = {
+            "rule": f"pass {i + 1}",
+            "top1": 100 * float((classes[:, i] == predictions["target"]).mean()),
+            "exit_fraction": float(i < len(macs) - 1),
+            "gmacs": sum(macs[: i + 1]) / 1e9,
+            "consistency": float((classes[:, i] != classes[:, -1]).mean()),
+        }
+        rows.append(measure(predictions, None) | point)
+    if len(macs) > 1:
         if rules.threshold is not None:
-            point = sweep(predictions, macs, [rules.threshold]).iloc[0].to_dict()
-            rows.append({"rule": "threshold", **point, **whole})
+            rows.append(measure(predictions, rules.threshold) | {"rule": "threshold"})
         split = stratified_split(predictions["target"], rules.calibration, rules.calibration_seed)
-        chosen, rest = (predictions.iloc[part] for part in split)
-        reference = sweep(rest, macs, [NO_EXIT]).iloc[0]["top1"]
-        held_out = {"images": len(rest), "chosen_on": len(chosen), "reference_top1": reference}
-        for rule, threshold, reason in choose_thresholds(chosen, macs, rules):
-            point = {} if threshold is None else sweep(rest, macs, [threshold]).iloc[0].to_dict()
-            rows.append({"rule": rule, **point, "reason": reason, **held_out})
-    names = ["rule", "threshold", "top1", "exit_fraction", "gmacs", "consistency"]
-    table = pd.DataFrame(rows, columns=[*names, "images", "chosen_on", "reason", "reference_top1"])
+        calibration, rest = (predictions.iloc[part] for part in split)
+        for rule, threshold, reason in choose_thresholds(calibration, macs, rules):
+            choice = {"rule": rule, "chosen_on": len(calibration), "reason": reason}
+            rows.append(measure(rest, threshold) | choice)
+    table = pd.DataFrame(rows, columns=list(OperatingPoint.model_fields))
     return table.astype(object).where(table.notna(), None)
 
 
 def choose_thresholds(
     calibration: pd.DataFrame, macs: Sequence[float], rules: EvaluationSettings
-) -> Iterator[Choice]:
-    """The threshold of every rule, from the calibration images alone."""
-    grid = default_thresholds()
-    curve = sweep(calibration, macs, grid)
-    best = curve["top1"].max()
-    # every threshold that changes anything: the confidences before the last pass
+) -> Iterator[tuple[str, float | None, str | None]]:
+    """Each rule, its threshold from the calibration images, and why there is none."""
+    curve = sweep(calibration, macs)
     _, confidence = pass_columns(calibration)
-    steps = sweep(calibration, macs, [*sorted({*confidence[:, :-1].ravel().tolist()}), NO_EXIT])
+    highest = sorted(confidence[:, :-1].max(axis=1).tolist(), reverse=True)
+
+    def with_exits(share: float) -> float:
+        """The largest threshold at which at least this share of the images exits."""
+        exits = ceil(share * len(highest) - 1e-9)
+        return highest[exits - 1] if exits > 0 else NO_EXIT
+
+    def cheapest(top1: float) -> float | None:
+        """The cheapest threshold with at least this accuracy, None if there is none."""
+        good = curve[curve["top1"] >= top1]
+        return None if good.empty else float(good.loc[good["gmacs"].idxmin(), "threshold"])
+
     if rules.max_loss is not None:
-        good = curve[curve["top1"] >= curve["top1"].iloc[-1] - rules.max_loss]
-        yield f"max_loss={rules.max_loss:g}", good.loc[good["gmacs"].idxmin(), "threshold"], None
+        last = curve["top1"].iloc[-1]
+        yield f"max_loss={rules.max_loss:g}", cheapest(last - rules.max_loss), None
     if rules.max_gmacs is not None:
-        within = steps[steps["gmacs"] <= rules.max_gmacs * (1 + 1e-9)]
-        rule = f"max_gmacs={rules.max_gmacs:g}"
-        if within.empty:
-            yield rule, None, f"the first pass alone costs {macs[0] / 1e9:.4g} GMACs"
-        else:  # the grid, and the threshold that spends the budget to the full
-            spent = within.loc[within["gmacs"].idxmax(), "threshold"]
-            points = sweep(calibration, macs, [spent, *grid])
-            points = points[points["gmacs"] <= rules.max_gmacs * (1 + 1e-9)]
-            ordered = points.sort_values(["top1", "gmacs"], ascending=[False, True], kind="stable")
-            yield rule, ordered["threshold"].iloc[0], None
+        first, budget = macs[0] / 1e9, rules.max_gmacs * (1 + 1e-9)
+        # the grid, and of two passes the threshold that spends the budget to the full
+        spent = with_exits(1 - min(1, max(0, budget - first) / (sum(macs[1:]) / 1e9)))
+        points = sweep(calibration, macs, [spent, *default_thresholds()])
+        points = points[points["gmacs"] <= budget]
+        best = points.sort_values(["top1", "gmacs"], ascending=[False, True], kind="stable")
+        threshold = None if best.empty else float(best["threshold"].iloc[0])
+        reason = f"the first pass alone costs {first:.4g} GMACs" if best.empty else None
+        yield f"max_gmacs={rules.max_gmacs:g}", threshold, reason
     if rules.min_top1 is not None:
-        good = curve[curve["top1"] >= rules.min_top1]
-        rule = f"min_top1={rules.min_top1:g}"
-        if good.empty:
-            yield rule, None, f"no threshold reaches more than {best:.2f} %"
-        else:
-            yield rule, good.loc[good["gmacs"].idxmin(), "threshold"], None
+        threshold, top1 = cheapest(rules.min_top1), curve["top1"].max()
+        reason = f"no threshold reaches more than {top1:.2f} %" if threshold is None else None
+        yield f"min_top1={rules.min_top1:g}", threshold, reason
     if rules.max_second is not None:
-        good = steps[1 - steps["exit_fraction"] <= rules.max_second + 1e-9]
-        yield f"max_second={rules.max_second:g}", good["threshold"].max(), None
+        yield f"max_second={rules.max_second:g}", with_exits(1 - rules.max_second), None
     if rules.risk is not None:
         for loss in rules.risk.losses:
             for eps in rules.risk.eps:
                 threshold = certified_threshold(calibration, loss, eps, rules.risk.delta)
-                needed = images_needed(eps, rules.risk.delta)
-                reason = f"needs at least {needed} calibration images"
-                yield f"{loss}<={eps:g}", threshold, reason if threshold is None else None
+                needed = f"needs at least {images_needed(eps, rules.risk.delta)} calibration images"
+                yield f"{loss}<={eps:g}", threshold, needed if threshold is None else None

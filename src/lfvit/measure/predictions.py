@@ -16,7 +16,7 @@ from lfvit.data import Batch, ImageDataModule
 from lfvit.errors import DataError
 from lfvit.measure.localisation import coverage, region_mask
 from lfvit.measure.schemas import PassResult
-from lfvit.measure.thresholds import prediction_columns
+from lfvit.measure.thresholds import prediction_table
 from lfvit.models.passes import forward_passes
 from lfvit.utils.distributed import gather_list
 from lfvit.utils.seeding import seed_all
@@ -45,12 +45,7 @@ class Predictions(NamedTuple):
 
     def table(self) -> pd.DataFrame:
         """The table of `lfvit.measure.thresholds`, indexed by image."""
-        columns = {
-            name: column.numpy() if column.is_floating_point() else column.int().numpy()
-            for name, column in prediction_columns(self.logits, self.targets).items()
-        }
-        names = pd.Index(self.images or range(len(self.targets)), name="image")
-        return pd.DataFrame(columns, index=names)
+        return prediction_table(self.logits, self.targets, self.images)
 
 
 class _Collector(L.LightningModule):
@@ -153,24 +148,8 @@ def read_predictions(path: Path) -> pd.DataFrame:
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: cannot be read ({reason}); run evaluate.py again") from error
-    if fault := _fault(rows):
-        raise DataError(f"{path}: {fault}; run evaluate.py again")
+    passes = range(1, 1 + (len(rows.columns) - 2) // 2)
+    names = [f"{name}_{i}" for i in passes for name in ("prediction", "confidence")]
+    if not passes or list(rows) != ["image", "target", *names] or rows["image"].duplicated().any():
+        raise DataError(f"{path}: not the predictions of this version; run evaluate.py again")
     return rows.set_index("image")
-
-
-def _fault(rows: pd.DataFrame) -> str | None:
-    """The first thing wrong with the rows of a file."""
-    passes = (len(rows.columns) - 2) // 2
-    names = [f"{name}_{i}" for i in range(1, passes + 1) for name in ("prediction", "confidence")]
-    if not passes or list(map(str, rows)) != ["image", "target", *names]:
-        return f"holds the columns {', '.join(map(str, rows))}"[:200]
-    classes, confidences = rows[["target", *names[::2]]], rows[names[1::2]]
-    if any(kind.kind != "i" for kind in classes.dtypes) or (classes < 0).any(axis=None):
-        return "holds values that are not class indices"
-    if any(kind.kind != "f" for kind in confidences.dtypes) or not (
-        confidences.ge(0) & confidences.le(1 + 1e-5)
-    ).all(axis=None):
-        return "holds values that are not probabilities"
-    if rows.empty or rows["image"].duplicated().any():
-        return "holds no image, or one twice"
-    return None if rows["image"].map(type).eq(str).all() else "holds images that have no name"

@@ -20,59 +20,44 @@ distribution, not about a class; and it does not hold where the calibration imag
 or picked the checkpoint.
 """
 
-from collections.abc import Sequence
 from math import ceil, log, log1p
 
 import numpy as np
 import pandas as pd
 from scipy.stats import binom
 
-from lfvit.measure.thresholds import count_by_pass, default_thresholds, pass_columns
+from lfvit.measure.thresholds import default_thresholds, early_exits, predictions_at
 
 
 def certified_threshold(
-    predictions: pd.DataFrame,
-    loss: str,
-    eps: float,
-    delta: float,
-    thresholds: Sequence[float] | None = None,
+    predictions: pd.DataFrame, loss: str, eps: float, delta: float
 ) -> float | None:
-    """The smallest threshold certified to keep the risk at or below eps.
+    """The smallest of 1.01, 1.00, ... 0.00 that is certified to keep the risk at or below eps.
+
+    The loss of an image is 0 or 1. "consistency": its prediction is not the last pass's. "gap": it
+    is wrong and the last pass is correct. The gap itself, 1[early wrong] - 1[last wrong], is also
+    -1 where only the early pass is correct. Its positive part admits the exact binomial test, and a
+    bound on its risk bounds the gap; what it gives away are those images. A Hoeffding-Bentkus test
+    of the gap rescaled from [-1, 1] to [0, 1] needs 46,000 images to certify eps = 1 % at
+    delta = 0.1 without one failure, this one 230.
 
     Args:
         predictions: of the n calibration images, see `lfvit.measure.thresholds`.
-        loss: see `losses`.
+        loss: "consistency" or "gap".
         eps, delta: in (0, 1).
-        thresholds: the sequence of tests; default 1.01, 1.00, ... 0.00. It has to be chosen without
-            looking at these images.
 
     Returns:
         None where not even the first threshold can be certified, see `images_needed`.
     """
-    etas = default_thresholds()[::-1] if thresholds is None else list(thresholds)
-    failures = count_by_pass(predictions, [losses(predictions, loss)], etas).sum(axis=(1, 2))
-    p_values = binom.cdf(failures, len(predictions), eps)  # exact, of "the risk is above eps"
+    etas = default_thresholds()[::-1]
+    _, predicted = early_exits(predictions, etas)  # (T, N)
+    last, target = predictions_at(predictions).to_numpy(), predictions["target"].to_numpy()
+    fails = predicted != last
+    if loss == "gap":
+        fails &= (predicted != target) & (last == target)
+    p_values = binom.cdf(fails.sum(axis=1), len(predictions), eps)
     certified = int(np.cumprod(p_values <= delta).sum())
     return etas[certified - 1] if certified else None
-
-
-def losses(predictions: pd.DataFrame, loss: str) -> np.ndarray:
-    """(N, P) bool: the loss of an image if that pass classes it.
-
-    "consistency": its prediction is not the last pass's.
-
-    "gap": it is wrong and the last pass is correct. The gap itself, 1[early wrong] - 1[last wrong],
-    is also -1 where only the early pass is correct. This is its positive part: 0 or 1, so the exact
-    binomial test applies, and a bound on its risk bounds the gap. A Hoeffding-Bentkus test of the
-    gap rescaled from [-1, 1] to [0, 1] needs 46,000 images to certify eps = 1 % at delta = 0.1
-    without one failure, this one 230. What it gives away are the images that only the early pass
-    classifies correctly.
-    """
-    classes, _ = pass_columns(predictions)
-    if loss == "consistency":
-        return classes != classes[:, -1:]
-    correct = classes == predictions["target"].to_numpy()[:, None]
-    return ~correct & correct[:, -1:]
 
 
 def images_needed(eps: float, delta: float) -> int:

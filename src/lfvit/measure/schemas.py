@@ -164,17 +164,12 @@ def read_evaluation(path: Path) -> Evaluation:
 
 
 def parse_evaluation(content: Any, where: str) -> Evaluation:
-    """The evaluation in plain JSON values. Args and errors as `read_evaluation`."""
-    if not isinstance(content, dict):
-        raise DataError(f"{where}: not an evaluation, but a {type(content).__name__}")
-    if content.get("format") != FORMAT:
+    """The evaluation in plain JSON values; `where` they are from. Errors as `read_evaluation`."""
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DataError(f"{where}: written by another version of lfvit; run evaluate.py again")
     try:
         return Evaluation(**content)
-    except (ValidationError, TypeError, RecursionError) as error:
-        reason = str(error)
-        if isinstance(error, ValidationError):
-            fault = error.errors(include_url=False)[0]
-            place = ".".join(map(str, fault["loc"]))
-            reason = f"{place}={str(fault['input'])[:80]!r}: {fault['msg']}"
-        raise DataError(f"{where}: {reason}; run evaluate.py again") from error
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        name, value = ".".join(map(str, fault["loc"])), repr(fault["input"])[:80]
+        raise DataError(f"{where}: {name}={value}: {fault['msg']}; evaluate again") from error

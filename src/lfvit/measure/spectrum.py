@@ -1,10 +1,9 @@
-"""How smooth are the tokens? The quantities in the figures of "Frequency-Aware Token Reduction for
+"""How smooth tokens are: the quantities in the figures of "Frequency-Aware Token Reduction for
 Efficient Vision Transformer" (Lee et al., NeurIPS 2025), as functions of tensors.
 
-Self-attention averages, so tokens grow alike with depth: what is left after their mean is taken
-away, the high frequencies, shrinks. The mean over all patch tokens of an image is their DC signal.
-The class token and other prefix tokens are not part of any of this, except as queries in
-`received_attention`.
+Self-attention averages, so tokens grow alike with depth: what is left after subtracting their mean,
+the high frequencies, shrinks. The mean over all patch tokens of an image is their DC signal. The
+class token and other prefix tokens are left out, except as queries in `received_attention`.
 """
 
 import torch
@@ -13,20 +12,20 @@ from torch import Tensor
 
 from lfvit.errors import ConfigError
 from lfvit.models.tokens import num_keep, topk_indices
-from lfvit.utils.validation import check_range
 
-FLOOR = 1e-6  # of a channel's largest amplitude: what counts as nothing
+FLOOR = 1e-6
+"""Amplitudes below this share of a channel's largest one are raised to it."""
 
 
 def relative_log_amplitude(tokens: Tensor) -> Tensor:
     """How much weaker the highest spatial frequencies are than the mean (their Figure 1).
 
     The tokens of an image are a map of g x g cells. Of each channel's 2-D Fourier transform, the
-    mean natural log amplitude on the ring max(|u|, |v|) = floor(g / 2), the highest frequencies
-    that the grid holds, minus the log amplitude at u = v = 0; averaged over channels. The figure's
-    measure is that of Park & Kim (ICLR 2022), who take the corner u = v alone; the ring holds all
-    directions. Amplitudes below 1e-6 of the channel's largest count as that. Compare blocks, not
-    grids: the DC amplitude of g * g tokens grows with g^2, that of independent noise with g.
+    mean natural log amplitude on the ring max(|u|, |v|) = floor(g / 2), the highest frequencies of
+    the grid, minus the log amplitude at u = v = 0; averaged over channels. The figure's measure is
+    that of Park & Kim (ICLR 2022), who take the corner u = v alone; the ring holds all directions.
+    Compare blocks, not grids: the DC amplitude of g * g tokens grows with g^2, that of independent
+    noise with g.
 
     Args:
         tokens: (B, g*g, D), row-major.
@@ -37,7 +36,12 @@ def relative_log_amplitude(tokens: Tensor) -> Tensor:
     Raises:
         ConfigError: not a square grid of at least 2 x 2.
     """
-    g = grid_side(tokens.shape[1])
+    g = round(tokens.shape[1] ** 0.5)
+    if g * g != tokens.shape[1] or g < 2:
+        raise ConfigError(
+            f"{tokens.shape[1]} patch tokens are not a square grid of at least 2 x 2, which "
+            "spatial frequencies need"
+        )
     maps = tokens.float().transpose(1, 2).unflatten(2, (g, g))  # (B, D, g, g)
     amplitude = torch.fft.fft2(maps).abs()
     floor = FLOOR * amplitude.amax(dim=(2, 3), keepdim=True)
@@ -57,8 +61,7 @@ def high_frequency_energy(tokens: Tensor) -> Tensor:
     """Squared distance of every token from the mean of all, in units of the mean squared norm.
 
     The root of its mean over a set of tokens is the high-frequency amplitude of the set. Over all
-    tokens this amplitude is the share ||X - mean|| / ||X||, between 0 (all alike) and 1 (mean 0);
-    sets of one image are in the same unit, so that they can be compared.
+    tokens this is ||X - mean|| / ||X||, between 0 (all alike) and 1 (mean 0).
 
     Args:
         tokens: (B, N, D)
@@ -77,8 +80,7 @@ def received_attention(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
     """Attention every token receives, averaged over heads and over all queries.
 
     The paper's score: the column mean of the attention without its constant part (Eq. 5-7), up to
-    that constant. One head at a time, so that memory holds B * N * N numbers. In float32, also
-    under mixed precision.
+    that constant. One head at a time, so that memory holds B * N * N numbers; in float32.
 
     Args:
         queries, keys: (B, H, N, d) as they enter the product, after any norm.
@@ -87,13 +89,11 @@ def received_attention(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
     Returns:
         (B, N) float32, summing to 1.
     """
-    heads = queries.shape[1]
     received = torch.zeros(queries.shape[0], queries.shape[2], device=queries.device)
     with torch.autocast(queries.device.type, enabled=False):
-        for head in range(heads):
-            q, k = queries[:, head].float(), keys[:, head].float()  # (B, N, d)
+        for q, k in zip(queries.float().unbind(1), keys.float().unbind(1), strict=True):
             received += (q * scale @ k.transpose(1, 2)).softmax(dim=2).mean(dim=1)
-    return received / heads
+    return received / queries.shape[1]
 
 
 def high_frequency_set(scores: Tensor, removed: float) -> Tensor:
@@ -101,36 +101,16 @@ def high_frequency_set(scores: Tensor, removed: float) -> Tensor:
 
     Args:
         scores: (B, N) of the patch tokens, see `received_attention`; the first of equals wins.
-        removed: share of low-frequency tokens.
+        removed: share of low-frequency tokens, in (0, 1).
 
     Returns:
         (B, N) bool, True for high frequency.
 
     Raises:
-        ConfigError: a share that leaves one of the sets empty.
+        ConfigError: a share of less than one token.
     """
-    check_range("removed", removed, 0, 1, above=True, below=True)
     tokens = scores.shape[1]
     kept = num_keep(1 - removed, tokens)
     if kept == tokens:
-        raise ConfigError(
-            f"removed={removed} of {tokens} tokens is not one; valid: from {1 / tokens:.3g} and "
-            "below 1"
-        )
+        raise ConfigError(f"removed={removed} of {tokens} tokens is less than one")
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, topk_indices(scores, kept), True)
-
-
-def masked_mean(values: Tensor, chosen: Tensor) -> Tensor:
-    """Mean of values (B, N) where chosen (B, N) is True, for every image: (B,)."""
-    return (values * chosen).sum(dim=1) / chosen.sum(dim=1)
-
-
-def grid_side(tokens: int) -> int:
-    """g of a sequence of g * g patch tokens."""
-    g = round(tokens**0.5)
-    if g * g != tokens or g < 2:
-        raise ConfigError(
-            f"{tokens} patch tokens are not a square grid of at least 2 x 2, which spatial "
-            "frequencies need"
-        )
-    return g

@@ -6,6 +6,7 @@ softmax probability. See `lfvit.measure.predictions`.
 """
 
 from collections.abc import Sequence
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -52,33 +53,28 @@ def sweep_thresholds(
             f"logits of {len(first_logits)} and {len(second_logits)} images and {len(targets)} "
             "targets: both passes and the targets must come from the same images, at least one"
         )
-    columns = prediction_columns([first_logits, second_logits], targets)
-    predictions = pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
+    predictions = prediction_table([first_logits, second_logits], targets)
     rows: Any = sweep(predictions, [macs_first, macs_second], thresholds).to_dict("records")
     return rows
 
 
-def prediction_columns(logits: Sequence[Any], targets: Any) -> dict[str, Any]:
-    """Columns of the table of predictions, as tensors.
+def prediction_table(logits: Sequence[Any], targets: Any, images: Any = None) -> pd.DataFrame:
+    """The table of predictions, from the logits (N, C) of each pass and class indices (N,).
 
-    Args:
-        logits: (N, C) of each pass.
-        targets: (N,) class indices.
+    images: names of the images, the index of the table.
     """
-    columns = {"target": targets}
+    columns = {"target": targets.cpu().numpy().astype("int32")}
     for i, of_pass in enumerate(logits, 1):
         confidence, predicted = of_pass.float().softmax(dim=1).max(dim=1)
-        columns |= {f"prediction_{i}": predicted, f"confidence_{i}": confidence}
-    return columns
+        columns[f"prediction_{i}"] = predicted.cpu().numpy().astype("int32")
+        columns[f"confidence_{i}"] = confidence.cpu().numpy()
+    return pd.DataFrame(columns, index=pd.Index(images or range(len(targets)), name="image"))
 
 
 def sweep(
     predictions: pd.DataFrame, macs: Sequence[float], thresholds: Sequence[float] | None = None
 ) -> pd.DataFrame:
     """Accuracy and cost of early exit at every threshold.
-
-    An image exits at the first pass whose confidence is at least the threshold, or at the last
-    pass. It takes a few sorts, whatever the number of thresholds.
 
     Args:
         predictions: N images and P passes.
@@ -90,68 +86,49 @@ def sweep(
         last pass; gmacs, mean per image; consistency, share of the images whose prediction is not
         the last pass's.
     """
-    etas = default_thresholds() if thresholds is None else list(thresholds)
-    classes, _ = pass_columns(predictions)
-    correct = classes == predictions["target"].to_numpy()[:, None]
-    differs = classes != classes[:, -1:]
-    counts = count_by_pass(predictions, [np.ones_like(correct), correct, differs], etas)
-    exits = counts[:, :, 0]  # (T, P)
-    before = exits.cumsum(axis=1) - exits  # (T, P) images that exit before each pass
-    num_correct, num_different = counts[:, :, 1:].sum(axis=1).T
-    n = len(predictions)
-    return pd.DataFrame(
-        {
-            "threshold": np.asarray(etas, dtype=float),
-            "top1": 100.0 * num_correct / n,
-            "exit_fraction": before[:, -1] / n,
-            "gmacs": (n - before) / n @ np.asarray(macs, dtype=float) / 1e9,
-            "consistency": num_different / n,
+    etas = np.asarray(default_thresholds() if thresholds is None else thresholds, dtype=float)
+    target, gmacs = predictions["target"].to_numpy(), np.cumsum(macs) / 1e9
+    last = predictions[f"prediction_{len(macs)}"].to_numpy()
+    parts = []
+    for part in np.array_split(etas, ceil(len(etas) * len(predictions) / 1e7)):  # bounds memory
+        exit_pass, predicted = early_exits(predictions, part)
+        columns = {
+            "threshold": part,
+            "top1": 100 * (predicted == target).mean(axis=1),
+            "exit_fraction": (exit_pass < len(macs) - 1).mean(axis=1),
+            "gmacs": gmacs[exit_pass].mean(axis=1),
+            "consistency": (predicted != last).mean(axis=1),
         }
-    )
+        parts.append(pd.DataFrame(columns))
+    return pd.concat(parts, ignore_index=True)
 
 
-def count_by_pass(
-    predictions: pd.DataFrame, flags: Sequence[np.ndarray], thresholds: Sequence[float]
-) -> np.ndarray:
-    """How many flagged images exit at each pass, at each threshold.
+def early_exits(
+    predictions: pd.DataFrame, thresholds: Sequence[float] | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where each image exits, and the class predicted there.
 
-    An image exits at pass i where the threshold is above every confidence before it and at most its
-    own, so the count is a difference of two counts of images above the threshold.
+    An image exits at the first pass whose confidence is at least the threshold, or at the last.
 
     Args:
         predictions: N images and P passes.
-        flags: F arrays (N, P) of bool; [n, i] is for image n exiting at pass i.
-        thresholds: T of them, in any order.
+        thresholds: T of them.
 
     Returns:
-        (T, P, F) int64.
+        Exit passes, from 0, and class indices, (T, N) each.
     """
-    _, confidence = pass_columns(predictions)
-    highest = np.maximum.accumulate(confidence, axis=1)
-    highest[:, -1] = np.inf  # at the last pass all that are left
-    etas = np.asarray(thresholds, dtype=np.float32)
-    marked = np.stack(flags, axis=2).astype(np.int64)  # (N, P, F)
-    counts = []
-    for i in range(highest.shape[1]):
-        count = _count_from(highest[:, i], marked[:, i], etas)
-        if i:
-            count = count - _count_from(highest[:, i - 1], marked[:, i], etas)
-        counts.append(count)
-    return np.stack(counts, axis=1)
-
-
-def _count_from(values: np.ndarray, flags: np.ndarray, etas: np.ndarray) -> np.ndarray:
-    """Sum of flags (N, F) over the rows whose value (N,) is at least eta: (T, F)."""
-    order = np.argsort(-values)
-    total = np.concatenate([np.zeros_like(flags[:1]), flags[order].cumsum(axis=0)])
-    return total[np.searchsorted(-values[order], -etas, side="right")]
+    classes, confidence = pass_columns(predictions)
+    etas = np.asarray(thresholds, dtype=np.float32)  # PyTorch compares in float32
+    exits = confidence >= etas[:, None, None]  # (T, N, P)
+    exits[..., -1] = True
+    exit_pass = exits.argmax(axis=2)
+    return exit_pass, classes[np.arange(len(classes)), exit_pass]
 
 
 def pass_columns(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Predicted classes and confidences of the passes, (N, P) each."""
-    passes = range(1, 1 + sum(str(name).startswith("prediction_") for name in predictions))
-    classes = predictions[[f"prediction_{i}" for i in passes]].to_numpy()
-    return classes, predictions[[f"confidence_{i}" for i in passes]].to_numpy()
+    classes = predictions.filter(like="prediction_").to_numpy()
+    return classes, predictions.filter(like="confidence_").to_numpy()
 
 
 def predictions_at(predictions: pd.DataFrame, threshold: float = NO_EXIT) -> pd.Series:
@@ -159,11 +136,7 @@ def predictions_at(predictions: pd.DataFrame, threshold: float = NO_EXIT) -> pd.
 
     threshold: 0 gives the first pass's prediction, `NO_EXIT` the last pass's.
     """
-    classes, confidence = pass_columns(predictions)
-    exits = confidence >= np.float32(threshold)  # as PyTorch compares float32 with a number
-    exits[:, -1] = True
-    exit_pass = exits.argmax(axis=1)
-    return pd.Series(classes[np.arange(len(classes)), exit_pass], index=predictions.index)
+    return pd.Series(early_exits(predictions, [threshold])[1][0], index=predictions.index)
 
 
 def correct_at(predictions: pd.DataFrame, threshold: float = NO_EXIT) -> pd.Series:

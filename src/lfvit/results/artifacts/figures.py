@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from lfvit.measure.thresholds import count_by_pass, pass_columns
+from lfvit.measure.thresholds import early_exits
 from lfvit.results.artifacts import plots
 from lfvit.results.artifacts.settings import Artifact, Row
 from lfvit.results.artifacts.tables import (
@@ -189,20 +189,20 @@ def passes(artifact: Artifact, results: Results) -> Table:
     ]
     if (run := results.first(row)) is None:
         return Table(columns, [])
-    answers, _ = pass_columns(run.predictions)
-    right = answers == run.predictions["target"].to_numpy()[:, None]  # (N, P)
     curve = run.evaluation.curve[:101:5]
-    counts = count_by_pass(run.predictions, [right], [point.threshold for point in curve])[:, :, 0]
+    exit_pass, predicted = early_exits(run.predictions, [point.threshold for point in curve])
+    right = predicted == run.predictions["target"].to_numpy()  # (T, N)
+    first = exit_pass == 0
     rows: Rows = [
         {
             "eta": point.threshold,
-            "right_first": 100 * count[0] / len(right),
-            "right_second": 100 * count[1:].sum() / len(right),
+            "right_first": 100 * (right[i] & first[i]).mean(),
+            "right_second": 100 * (right[i] & ~first[i]).mean(),
             "top1": point.top1,
             "gmacs": point.gmacs,
             "exits": 100 * point.exit_fraction,
         }
-        for point, count in zip(curve, counts, strict=True)
+        for i, point in enumerate(curve)
     ]
     return Table(columns, rows, plot=partial(plots.plot_passes, rows, results.scale))
 
