@@ -142,7 +142,7 @@ SLOW = Population(
     [1.0, 0.9, 0.8] * 5,
 )
 POPULATIONS = {"steep": STEEP, "slow": SLOW}  # steep: the risk goes from 0 to 5.025 % in one step
-TRIALS, N, EPS, DELTA = 2000, 209, 0.05, 0.1
+TRIALS, N, EPS, DELTA = 400, 209, 0.05, 0.1
 
 
 def violations(population, loss, draw):

@@ -23,28 +23,18 @@ from lfvit.measure.throughput import (
     threshold_for,
     time_interleaved,
 )
-from lfvit.models.passes import early_exit, forward_passes
+from lfvit.models.passes import early_exit
 from lfvit.results.speed import print_speed, write_speed
 from lfvit.runs.devices import find_device
 from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import environment
 from lfvit.runs.setup import Trained, build_model, load_trained, open_data
 from lfvit.tracking.loggers import log_table, summarise, tracked
-from lfvit.training.losses import pass_losses
 from lfvit.utils.validation import plain, validate
 
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-
-
-class Setting(NamedTuple):
-    """What all models of one comparison have in common. task: "inference" or "training"."""
-
-    task: str
-    precision: str
-    compiled: bool
-    device: torch.device
 
 
 class Case(NamedTuple):
@@ -59,11 +49,10 @@ def benchmark(cfg: DictConfig) -> list[Row]:
 
     Writes benchmark.csv, .json, .md and .png. Weights are random and inputs are noise: speed
     depends on neither, because the share of images that exits is stated. With ``ckpt_path``, a
-    trained model runs on its validation images as well, at its threshold. With ``training``, a
-    training step is timed in the same way.
+    trained model runs on its validation images as well, at its threshold.
 
     Returns:
-        One row per task, model and setting.
+        One row per model and setting.
 
     Raises:
         LFViTError: a setting or the checkpoint is at fault.
@@ -85,24 +74,21 @@ def benchmark(cfg: DictConfig) -> list[Row]:
         "compile_mode": cfg.compile_mode,
     }
     about = {"settings": shared, "environment": environment()}
-    tasks = ("inference", "training") if settings.training else ("inference",)
     rows: list[Row] = []
     with tracked(cfg, "benchmark", trained.record if trained else None) as loggers:
-        for combination in product(tasks, settings.precision, settings.compile, [device]):
-            setting = Setting(*combination)
+        for precision, compiled in product(settings.precision, settings.compile):
             models = build_models(cfg, trained)
-            training = setting.task == "training"
             for model in models.values():
-                model.train(training).to(device, PRECISIONS[setting.precision])
-                if setting.compiled:
-                    compile_model(model, training=training, mode=settings.compile_mode)
+                model.eval().to(device, PRECISIONS[precision])
+                if compiled:
+                    compile_model(model, mode=settings.compile_mode)
             for batch_size in settings.batch_sizes:
                 try:
-                    rows += time_models(cfg, settings, setting, models, macs, trained, batch_size)
+                    timed = time_models(cfg, settings, models, macs, trained, batch_size)
                 except torch.cuda.OutOfMemoryError:
-                    log.warning("%s: a batch of %d does not fit", setting.task, batch_size)
+                    log.warning("a batch of %d does not fit", batch_size)
                     break
-                mark_best(rows)
+                rows += [{**row, "precision": precision, "compiled": compiled} for row in timed]
                 write_speed(run_dir, about, rows)  # an interrupted run keeps what it has timed
         log_table(loggers, "benchmark", rows)
         summarise(loggers, {name_of(row): row["images_per_second"] for row in rows})
@@ -137,24 +123,23 @@ def build_models(cfg: DictConfig, trained: Trained | None) -> dict[str, nn.Modul
 def time_models(
     cfg: DictConfig,
     settings: BenchmarkSettings,
-    setting: Setting,
     models: dict[str, nn.Module],
     macs: dict[str, list[float]],
     trained: Trained | None,
     batch_size: int,
 ) -> list[Row]:
     """Time all models in turns on one batch size; a row for every model and exit fraction."""
-    dtype = PRECISIONS[setting.precision]
+    parameter = next(next(iter(models.values())).parameters())
     side = cfg.image_size if trained is None else trained.record.image_size
     torch.manual_seed(cfg.seed)
-    noise = torch.randn(batch_size, 3, side, side).to(setting.device, dtype)
+    noise = torch.randn(batch_size, 3, side, side).to(parameter)
     cases: list[Case] = []
     for name, model in models.items():
         images, described, threshold = noise, plain(cfg.models.get(name)), None
         if name == "trained" and trained is not None:
             samples = open_data(cfg.get("data"), trained.record).some_validation_samples(batch_size)
-            pixels = normalize(torch.stack([sample.pixels for sample in samples]))
-            images, threshold = pixels.to(setting.device, dtype), trained.record.threshold
+            images = normalize(torch.stack([sample.pixels for sample in samples])).to(parameter)
+            threshold = trained.record.threshold
             described = {**trained.record.method, "ckpt_path": str(cfg.ckpt_path)}
         columns = {
             "model": name,
@@ -164,9 +149,7 @@ def time_models(
             "gmacs": sum(macs[name]) / 1e9,
             "batch_size": len(images),
         }
-        if setting.task == "training":
-            cases.append(Case(training_step(model, images), columns))
-        elif len(macs[name]) == 1:
+        if len(macs[name]) == 1:
             cases.append(Case(partial(model, images), columns))
         elif threshold is not None:
             columns["exits"] = f"measured at eta={threshold:g}"
@@ -182,8 +165,7 @@ def time_models(
         {str(number): case.run for number, case in enumerate(cases)},
         warmup=settings.warmup,
         repeats=settings.repeats,
-        device=setting.device,
-        gradients=setting.task == "training",
+        device=parameter.device,
     )
     base_time, base = float(np.median(seconds["0"])), cases[0].columns
     rows = []
@@ -192,11 +174,7 @@ def time_models(
         speedup, ideal = base_time / median, base["gmacs"] / case.columns["gmacs"]
         rows.append(
             {
-                "task": setting.task,
                 **case.columns,
-                "precision": setting.precision,
-                "compiled": setting.compiled,
-                "best_batch": None,
                 "images_per_second": count / median,
                 "images_per_second_slowest": count / max(times),
                 "images_per_second_fastest": count / min(times),
@@ -207,7 +185,7 @@ def time_models(
                 "ideal_speedup": ideal,
                 "share_of_ideal": speedup / ideal,
                 "repeats": len(times),
-                "peak_memory_mb": peak_memory(case.run, setting.device),
+                "peak_memory_mb": peak_memory(case.run, parameter.device),
             }
         )
     return rows
@@ -228,37 +206,10 @@ def early_exit_case(
     return Case(run, columns | {"exit_fraction": exits, "gmacs": gmacs})
 
 
-def training_step(model: nn.Module, images: Tensor) -> Callable[[], None]:
-    """Forward, loss, backward and optimizer step; every image goes through every pass."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)  # the same work, the weights stay
-
-    def step() -> None:
-        logits = forward_passes(model, images).logits
-        targets = torch.arange(len(images), device=images.device) % logits[0].shape[1]
-        torch.stack(pass_losses(logits, targets)).sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def mark_best(rows: list[Row]) -> None:
-    """Of every model and setting, mark the batch size with the highest throughput so far."""
-    best: dict[Any, Row] = {}
-    for row in rows:
-        exits = row["exit_fraction"] if row["exits"] == "stated" else row["exits"]
-        group = (*(row[key] for key in ("task", "model", "precision", "compiled")), exits)
-        row["best_batch"] = False
-        if group not in best or row["images_per_second"] > best[group]["images_per_second"]:
-            best[group] = row
-    for row in best.values():
-        row["best_batch"] = True
-
-
 def name_of(row: Row) -> str:
-    """What loggers call a row's throughput: task, model and setting."""
+    """What loggers call a row's throughput: model and setting."""
     setting = f"{row['precision']}{'_compiled' if row['compiled'] else ''}"
-    name = f"{row['task']}/{row['model']}/{setting}/batch_{row['batch_size']}"
+    name = f"{row['model']}/{setting}/batch_{row['batch_size']}"
     if row["exit_fraction"] is not None:
         name += f"/exits_{row['exit_fraction']:.2f}"
     return f"{name}/images_per_second"

@@ -68,7 +68,7 @@ class BenchmarkSettings(Settings):
     """What benchmark.py times. Every precision is combined with every value of compile.
 
     batch_sizes, exit_fractions: of two-pass models, the share of images that stop early.
-    training: time a training step as well. threads: of the CPU, None leaves them to PyTorch.
+    threads: of the CPU, None leaves them to PyTorch.
     warmup, repeats: untimed and timed rounds.
     """
 
@@ -77,7 +77,6 @@ class BenchmarkSettings(Settings):
     precision: Annotated[list[Literal["fp32", "bf16"]], BeforeValidator(_listed)]
     compile: Annotated[list[bool], BeforeValidator(_listed)]
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"]
-    training: bool
     threads: Positive | None
     warmup: Annotated[int, Field(ge=0)]
     repeats: Positive

@@ -19,9 +19,8 @@ def time_interleaved(
     warmup: int,
     repeats: int,
     device: torch.device,
-    gradients: bool = False,
 ) -> dict[str, list[float]]:
-    """Seconds of every repetition of every case.
+    """Seconds of every repetition of every case, in inference mode.
 
     The cases take turns, so that a machine that slows down slows all of them. Each timing starts
     and ends with the device idle.
@@ -30,10 +29,9 @@ def time_interleaved(
         cases: name -> what is timed.
         warmup: untimed rounds first.
         repeats: timed rounds.
-        gradients: whether the cases need them; otherwise everything runs in inference mode.
     """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
-    with torch.inference_mode(mode=not gradients):
+    with torch.inference_mode():
         for round_ in range(warmup + repeats):
             for name, run in cases.items():
                 _synchronize(device)
@@ -50,10 +48,9 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def compile_model(model: nn.Module, *, training: bool = False, mode: str = "default") -> None:
-    """Compile a model in place; for inference each pass apart, since what is between depends on
-    the data."""
-    if num_passes(model) > 1 and not training:
+def compile_model(model: nn.Module, mode: str = "default") -> None:
+    """Compile a model in place; each pass by itself, since what is between depends on the data."""
+    if num_passes(model) > 1:
         two_pass: Any = model
         two_pass.compile_passes(mode=mode)
     else:
@@ -78,6 +75,7 @@ def threshold_for(model: nn.Module, images: Tensor, exit_fraction: float) -> flo
     return (confidence[exits - 1] + confidence[exits]).item() / 2
 
 
+@torch.inference_mode()
 def peak_memory(run: Callable[[], object], device: torch.device) -> float | None:
     """Peak memory of one call in 1e6 bytes; None on a CPU."""
     if device.type != "cuda":

@@ -60,7 +60,7 @@ def write_speed(folder: Path, about: Mapping[str, Any], rows: Rows) -> None:
         f"{settings['backbone']}, {settings['image_size']} x {settings['image_size']} pixels.",
         "Medians of interleaved repetitions, with the slowest and the fastest; latency per batch. "
         "The speed-up is over the first row of the same batch size, its ideal the ratio of their "
-        "multiply-accumulates. A star marks the batch size of highest throughput of those listed.",
+        "multiply-accumulates.",
         *(f"## {title}\n\n{to_markdown(g, FORMATS, TITLES)}" for title, g in groups.items()),
         "![Measured against ideal speed-up](benchmark.png)",
     ]
@@ -76,13 +76,9 @@ def print_speed(rows: Rows) -> None:
 
 
 def _groups(rows: Rows) -> dict[str, pd.DataFrame]:
-    """Title -> the rows that are compared with each other, a star after the best batch size."""
-    table = pd.DataFrame(rows)
-    star = table["best_batch"].map({True: "*"}).fillna("")
-    table["batch_size"] = table["batch_size"].astype(str) + star
+    """Title -> the rows that are compared with each other."""
+    groups = pd.DataFrame(rows).groupby(["precision", "compiled"], sort=False)
     return {
-        f"{task.capitalize()}, {precision}, {'compiled' if compiled else 'not compiled'}": group
-        for (task, precision, compiled), group in table.groupby(
-            ["task", "precision", "compiled"], sort=False
-        )
+        f"{precision}, {'compiled' if compiled else 'not compiled'}": group
+        for (precision, compiled), group in groups
     }
