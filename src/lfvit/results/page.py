@@ -16,52 +16,47 @@ import jinja2
 import pandas as pd
 
 from lfvit.results import page_data
-from lfvit.results.collect import Collection, Run, collect
+from lfvit.results.collect import Collection, collect
 from lfvit.results.page_chart import AXES, COLOURS, accuracy_chart, render_chart
 from lfvit.results.page_examples import choose_models, make_examples
 from lfvit.results.provenance import without_paths
 from lfvit.results.report import FORMATS, POINT_TITLES
 from lfvit.runs.directory import is_name
 from lfvit.runs.provenance import commit
-from lfvit.utils.markdown import format_cells
+from lfvit.utils.markdown import Cells, format_cells
 
 HERE = Path(__file__).parent
 MAX_FEATURED = 12  # models shown at once unless some were chosen
 PAGE_FORMATS = FORMATS | {
+    "top1_std": ".2f",
     "share": ".0f",
     "images_per_second": ",.0f",
-    "threshold": ".4g",
-    "epochs": "",
+    "chosen_on": ",",
     "train_images": ",",
-    "parameters": ".2f",
-    "minutes": ".1f",
+    "parameters": ",",
+    "train_seconds": ",.0f",
 }
-POINTS = {
-    "model": "model",
-    "rule": "rule",
-    "seeds": "seeds",
-    **{name: POINT_TITLES[name] for name in ("threshold", "top1")},
+TITLES = POINT_TITLES | {
     "top1_std": "±",
-    **{name: POINT_TITLES[name] for name in ("gmacs",)},
     "share": "of one pass (%)",
-    **{name: POINT_TITLES[name] for name in ("exit_fraction", "consistency")},
     "images_per_second": "images/s",
-    "chosen_on": "chosen on",
-    "images": "images",
-}
-CURVE = {name: POINT_TITLES[name] for name in ("threshold", "top1", "exit_fraction", "gmacs")}
-RUNS = {
-    "run": "run",
     "path": "folder",
-    "seed": "seed",
-    "epochs": "epochs",
     "train_images": "training images",
-    "parameters": "parameters (M)",
-    "minutes": "minutes",
-    "trained": "trained at",
-    "evaluated": "evaluated at",
-    "status": "status",
+    "train_seconds": "seconds",
+    "evaluation_command": "evaluated with",
+    "evaluation_commit": "evaluated at",
+    "command": "trained with",
+    "commit": "trained at",
 }
+POINTS = (
+    *("model", "rule", "seeds", "threshold", "top1", "top1_std", "gmacs", "share"),
+    *("exit_fraction", "consistency", "images_per_second", "chosen_on", "images"),
+)
+CURVE = ("threshold", "top1", "exit_fraction", "gmacs")
+RUNS = (
+    *("path", "model", "seed", "epochs", "train_images", "parameters", "train_seconds", "machine"),
+    *("commit", "evaluation_commit", "precision", "status", "command", "evaluation_command"),
+)
 
 
 def write_page(
@@ -126,43 +121,40 @@ def write_page(
 
 
 def _numbers(collection: Collection, featured: Iterable[str]) -> dict[str, Any]:
-    """The chart, and every table twice: of featured models, and of the others."""
+    """The chart and the tables."""
     known = list(collection.by_model())
     first = [model for model in dict.fromkeys(featured) if model in known] or known[:MAX_FEATURED]
     models = [*first, *(model for model in known if model not in first)]
     curves, points = page_data.curves(collection), page_data.points(collection)
     points = points.sort_values("model", key=lambda names: names.map(models.index), kind="stable")
-    points["kind"] = [
-        "pass" if rule.startswith("pass") else "guarantee" if "<=" in rule else "rule"
-        for rule in points["rule"]
-    ]
     imagenet = any(run.evaluation.images == 50_000 for run in collection.runs)
     x = "gmacs" if imagenet or points["share"].isna().all() else "share"
     comparable = imagenet or x == "share"
-    spec = accuracy_chart(models, len(first), curves, points, page_data.published(), x, comparable)
-    runs = [(run, run.model in first) for model in models for run in collection.by_model()[model]]
+    reasons = points["reason"].map(lambda reason: f": {reason}" if isinstance(reason, str) else "")
+    table = points.assign(
+        rule=points["rule"].str.replace("<=", " ≤ ") + reasons,
+        chosen_on=points["chosen_on"].where(points["chosen_on"] > 0).astype("Int64"),
+    )
+    runs = collection.table.drop_duplicates("path").astype(object)
+    for name in ("command", "evaluation_command"):
+        runs[name] = runs[name].map(lambda text: without_paths(str(text)), na_action="ignore")
     return {
-        "spec": spec,
-        "axes": {
-            name: (text, points[name].notna().any(), name == x) for name, text in AXES.items()
-        },
-        "models": [
-            {"name": model, "colour": i % COLOURS, "featured": model in first}
-            for i, model in enumerate(models)
-        ],
-        "points": [_points_table(points[points["model"].isin(first) == part]) for part in (1, 0)],
+        "spec": accuracy_chart(
+            models, len(first), curves, points, page_data.published(), x, comparable
+        ),
+        "axes": {key: (text, points[key].notna().any(), key == x) for key, text in AXES.items()},
+        "models": [(model, i % COLOURS, model in first) for i, model in enumerate(models)],
+        "points": _cells(table, POINTS),
         "curves": [
-            {"model": model, "featured": model in first, **_curve_table(of_model)}
-            for model in models
-            if len(of_model := curves[curves["model"] == model])
-        ],
-        "runs": [
-            format_cells(
-                [_run_row(run) for run, shown in runs if shown == part], PAGE_FORMATS, RUNS
+            (
+                model,
+                [f"{eta:.2f}" for eta in rows["threshold"]],
+                _cells(rows, CURVE, threshold=".2f"),
             )
-            for part in (True, False)
+            for model in models
+            if len(rows := curves[curves["model"] == model])
         ],
-        "facts": [{"run": run.name, "featured": shown, **_facts(run)} for run, shown in runs],
+        "runs": _cells(runs, RUNS),
         "data": sorted({(run.data, run.evaluation.images) for run in collection.runs}),
         "imagenet": imagenet,
         "show_published": comparable,
@@ -170,63 +162,10 @@ def _numbers(collection: Collection, featured: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def _points_table(points: pd.DataFrame) -> Any:
-    reasons = points["reason"].map(lambda reason: f": {reason}" if isinstance(reason, str) else "")
-    rules = points["rule"].str.replace("<=", " ≤ ") + reasons
-    chosen_on = points["chosen_on"].where(points["chosen_on"] > 0)
-    table = points.assign(rule=rules, chosen_on=chosen_on.astype("Int64"))
-    titles = {name: text for name, text in POINTS.items() if table[name].notna().any()}
-    return format_cells(table, PAGE_FORMATS | {"top1_std": ".2f", "chosen_on": ","}, titles)
-
-
-def _curve_table(curve: pd.DataFrame) -> dict[str, Any]:
-    thresholds = [f"{threshold:.2f}" for threshold in curve["threshold"]]
-    return {
-        "thresholds": thresholds,
-        "cells": format_cells(curve, PAGE_FORMATS | {"threshold": ".2f"}, CURVE),
-    }
-
-
-def _run_row(run: Run) -> dict[str, Any]:
-    metrics = run.metrics
-    return {
-        "run": run.name,
-        "path": run.path,
-        "seed": run.seed,
-        "epochs": metrics.get("epochs"),
-        "train_images": metrics.get("train_images"),
-        "parameters": metrics["parameters"] / 1e6 if metrics.get("parameters") else None,
-        "minutes": metrics["train_seconds"] / 60 if metrics.get("train_seconds") else None,
-        "trained": run.environment.get("commit"),
-        "evaluated": run.evaluation.environment.get("commit"),
-        "status": run.status,
-    }
-
-
-def _facts(run: Run) -> dict[str, Any]:
-    """How a run was trained and evaluated, in words."""
-    trained, evaluated = run.environment, run.evaluation.environment
-    facts = {"Trained": "elsewhere; the run folder is not here"}
-    if trained.get("command"):
-        facts["Trained"] = without_paths(str(trained["command"]))
-        facts["From"] = run.start
-        facts["On"] = f"{run.metrics.get('machine')}, {trained.get('threads')} threads"
-    facts["Evaluated"] = without_paths(str(evaluated.get("command") or ""))
-    facts["Precision"] = run.evaluation.precision
-    packages = trained.get("packages") or evaluated.get("packages") or {}
-    facts["Packages"] = ", ".join(f"{name} {version}" for name, version in packages.items())
-    location, temperature = run.evaluation.localisation, run.evaluation.temperature
-    if location is not None:
-        facts["Region"] = (
-            f"covers the whole object in {location.region.whole:.1%} of the images, a random "
-            f"window in {location.random_windows.whole:.1%}"
-        )
-    if temperature is not None and temperature.after is not None:
-        facts["Calibration"] = (
-            f"temperature {temperature.temperature:.3f}; expected calibration error of the first "
-            f"pass {temperature.before.ece:.2f} % before, {temperature.after.ece:.2f} % after"
-        )
-    return {"facts": facts}
+def _cells(table: pd.DataFrame, columns: Iterable[str], **formats: str) -> Cells:
+    """The columns that have values, as text."""
+    titles = {name: TITLES.get(name, name) for name in columns if table[name].notna().any()}
+    return format_cells(table, PAGE_FORMATS | formats, titles)
 
 
 def read_artifacts(folder: Path) -> list[dict[str, Any]]:

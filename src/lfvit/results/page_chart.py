@@ -48,13 +48,7 @@ def accuracy_chart(
     eta = alt.param(name="eta", value=0.7)
     published_too = alt.param(name="show_published", value=show_published)
     colours = [f"var(--c{i % COLOURS})" for i in range(len(models))]
-    dashes = [[[1, 0], [7, 3], [2, 3]][i // COLOURS % 3] for i in range(len(models))]
-    model = {
-        "color": alt.Color("model:N", legend=None, scale=alt.Scale(domain=models, range=colours)),
-        "strokeDash": alt.StrokeDash(
-            "model:N", legend=None, scale=alt.Scale(domain=models, range=dashes)
-        ),
-    }
+    colour = alt.Color("model:N", legend=None, scale=alt.Scale(domain=models, range=colours))
     axes = {
         "x": alt.X(x, type="quantitative", title=AXES[x], scale=alt.Scale(zero=False)),
         "y": alt.Y("top1:Q", title="top-1 (%)", scale=alt.Scale(zero=False)),
@@ -71,17 +65,15 @@ def accuracy_chart(
         papers.mark_point(size=40, **pale).encode(
             **axes, tooltip=_tooltip("model", "source", "setting", "top1", "gmacs")
         ),
-        lines.mark_line(strokeWidth=2.5).encode(**axes, **model, order="threshold:Q"),
+        lines.mark_line(strokeWidth=2.5).encode(**axes, color=colour, order="threshold:Q"),
         lines.mark_point(size=60, opacity=0).encode(**axes, tooltip=tooltip),
         marks.mark_rule(strokeWidth=1.5)
         .transform_calculate(low="datum.top1 - datum.top1_std", high="datum.top1 + datum.top1_std")
         .transform_filter("isValid(datum.top1_std)")
-        .encode(
-            x=axes["x"], y=alt.Y("low:Q", title="top-1 (%)"), y2="high:Q", color=model["color"]
-        ),
+        .encode(x=axes["x"], y=alt.Y("low:Q", title="top-1 (%)"), y2="high:Q", color=colour),
         marks.mark_point(filled=True, size=90, opacity=1).encode(
             **axes,
-            color=model["color"],
+            color=colour,
             shape=alt.Shape(
                 "kind:N",
                 legend=None,
@@ -93,7 +85,7 @@ def accuracy_chart(
         ),
         lines.mark_point(size=220, strokeWidth=3, opacity=1)
         .transform_filter("abs(datum.threshold - eta) < 0.005")
-        .encode(**axes, color=model["color"], tooltip=tooltip),
+        .encode(**axes, color=colour, tooltip=tooltip),
     )
     chart = chart.add_params(hidden, eta, published_too).properties(
         width="container", height=420, description="Top-1 accuracy against cost; tables below"

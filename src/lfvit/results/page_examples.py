@@ -57,10 +57,10 @@ def make_examples(runs: Sequence[Run], count: int) -> dict[str, Any]:
     """
     missing: list[str] = []
     models: list[tuple[Run, list[Prediction]]] = []
-    pixels, threshold = torch.empty(0), None
+    pixels, threshold = torch.empty(0), 0.0
     for run in runs:
         try:
-            trained, data = open_run(run)
+            (model, record), data = open_run(run)
             samples = data.some_validation_samples(SEARCHED)
         except (LFViTError, OSError, ValueError) as error:
             missing.append(f"{run.name}: {error}")
@@ -69,28 +69,25 @@ def make_examples(runs: Sequence[Run], count: int) -> dict[str, Any]:
         if models and not torch.equal(images, pixels):
             missing.append(f"{run.name}: other validation images than {models[0][0].name}")
             continue
+        if not models:
+            pixels, threshold = images, record.threshold
         targets, boxes = [s.target for s in samples], [s.box for s in samples]
-        eta, classes = trained.record.threshold, trained.record.classes
         with seeded(0):
-            predictions = predict_images(trained.model, images, classes, eta, targets, boxes)
-        pixels, threshold = images, eta if threshold is None else threshold
+            predictions = predict_images(
+                model, images, record.classes, record.threshold, targets, boxes
+            )
         models.append((run, predictions))
-    kinds: dict[tuple[bool, bool], list[int]] = {}
-    for i, prediction in enumerate(models[0][1] if models else []):
-        kinds.setdefault((prediction.exited, prediction.correct), []).append(i)
     groups = []
-    for title, exited, right, text in KINDS if models else ():
-        of_kind = kinds.get((exited, right), [])
-        chosen = _different_classes(of_kind, models[0][1])[: max(1, count // len(KINDS))]
-        images_shown = [_show([(run, found[i]) for run, found in models]) for i in chosen]
-        groups.append({"title": title, "text": text, "found": len(of_kind), "images": images_shown})
-    return {
-        "groups": groups,
-        "missing": missing,
-        "searched": len(pixels),
-        "by": models[0][0].name if models else "",
-        "threshold": threshold,
-    }
+    for title, exited, correct, text in KINDS if models else ():
+        lead = models[0][1]
+        kind = [i for i, one in enumerate(lead) if (one.exited, one.correct) == (exited, correct)]
+        share = max(1, count // len(KINDS))
+        chosen = kind[:: max(1, len(kind) // share)][:share]  # of different classes
+        shown = [_show([(run, predictions[i]) for run, predictions in models]) for i in chosen]
+        groups.append({"title": title, "text": text, "count": len(kind), "images": shown})
+    by = models[0][0].name if models else ""
+    about = {"searched": len(pixels), "by": by, "threshold": threshold}
+    return {"groups": groups, "missing": missing, **about}
 
 
 def open_run(run: Run) -> tuple[Trained, ImageDataModule]:
@@ -114,17 +111,6 @@ def open_run(run: Run) -> tuple[Trained, ImageDataModule]:
         record = trained.record.model_copy(update={"data": given})
         data = open_data(None, record)
         return trained, data
-
-
-def _different_classes(indices: list[int], predictions: list[Prediction]) -> list[int]:
-    """The images in another order: one of each class before the second of any."""
-    seen: dict[int | None, int] = {}
-    turns = []
-    for i in indices:
-        target = predictions[i].target
-        seen[target] = seen.get(target, 0) + 1
-        turns.append((seen[target], i))
-    return [i for _, i in sorted(turns)]
 
 
 def _show(predictions: list[tuple[Run, Prediction]]) -> dict[str, Any]:
