@@ -30,6 +30,8 @@ print("imported", [name for name in heavy if name in sys.modules])
         ("train", ["trainer.max_epochs=0"], "error: trainer.max_epochs=0"),
         ("train", ["schedule.loss=ce"], "error: schedule.loss='ce' is unknown"),
         ("train", ["data.batch_size=0"], "error: data.batch_size=0"),
+        ("train", ["method.alpha=3"], "error: method.alpha=3"),
+        ("train", ["method.region_size=9"], "error: method.region_size=9 does not fit the 7 x 7"),
         ("evaluate", ["ckpt_path=x", "max_loss=-1"], "error: max_loss=-1"),
     ],
 )

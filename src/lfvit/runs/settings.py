@@ -9,6 +9,7 @@ from lfvit.measure.settings import (
     EvaluationSettings,
     PredictionSettings,
 )
+from lfvit.models.settings import check_model
 from lfvit.training.settings import check_training
 from lfvit.utils.validation import plain, validate
 
@@ -33,6 +34,14 @@ def check_settings(cfg: DictConfig, command: str = "train") -> None:
     if command == "train":
         check_training(cfg)
         check_data(plain(cfg.data))
+        method, backbone = plain(cfg.method), plain(cfg.backbone)
+        check_model(
+            method.pop("name"),
+            backbone=backbone.get("timm", backbone),
+            reducer=plain(cfg.reducer),
+            options=method,
+            image_size=cfg.image_size,
+        )
     else:
         schema = COMMANDS[command]
         validate(schema, {key: plain(cfg[key]) for key in schema.model_fields if key in cfg})
