@@ -16,8 +16,8 @@ from hydra import compose, initialize_config_dir
 from conftest import NEEDLE_FAST, ROOT
 from lfvit.commands.train import check
 from lfvit.errors import ConfigError
-from lfvit.runs.devices import trainer_settings
 from lfvit.runs.overrides import open_groups
+from lfvit.runs.setup import trainer_settings
 
 PAGE = (ROOT / "docs" / "distributed.md").read_text()
 LONG = (ROOT / "docs" / "long-runs.md").read_text()

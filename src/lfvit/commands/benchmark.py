@@ -25,10 +25,9 @@ from lfvit.measure.throughput import (
 )
 from lfvit.models.passes import early_exit
 from lfvit.results.speed import print_speed, write_speed
-from lfvit.runs.devices import find_device
 from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import environment
-from lfvit.runs.setup import Trained, build_model, load_trained, open_data
+from lfvit.runs.setup import Trained, build_model, find_device, load_trained, open_data
 from lfvit.tracking.loggers import log_table, summarise, tracked
 from lfvit.utils.validation import plain, validate
 

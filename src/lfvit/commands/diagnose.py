@@ -12,11 +12,10 @@ from lfvit.measure.diagnosis import diagnose_batch, summarize
 from lfvit.measure.settings import DiagnosisSettings
 from lfvit.models import zoo
 from lfvit.results.plots import plot_diagnosis
-from lfvit.runs.devices import find_device
 from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import environment
 from lfvit.runs.record import model_overrides
-from lfvit.runs.setup import load_trained, open_data
+from lfvit.runs.setup import find_device, load_trained, open_data
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.markdown import print_table
 from lfvit.utils.validation import validate

@@ -19,11 +19,10 @@ from lfvit.measure.settings import EvaluationSettings
 from lfvit.measure.temperature import scale_temperature
 from lfvit.measure.thresholds import stratified_split, sweep
 from lfvit.results.plots import plot_evaluation
-from lfvit.runs.devices import prediction_trainer
 from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import environment
 from lfvit.runs.record import model_overrides
-from lfvit.runs.setup import load_trained, open_data
+from lfvit.runs.setup import load_trained, open_data, prediction_trainer
 from lfvit.tracking.callbacks import log_predictions
 from lfvit.tracking.loggers import log_table, tracked
 from lfvit.tracking.loggers import summarise as log_summary

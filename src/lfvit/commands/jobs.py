@@ -30,7 +30,7 @@ from lfvit.utils.distributed import (
     launched_together,
 )
 from lfvit.utils.signals import call
-from lfvit.utils.validation import check_switch, plain
+from lfvit.utils.validation import plain
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +71,6 @@ def run(cfg: DictConfig) -> Job:
     hydra_cfg, sweep = HydraConfig.get(), in_sweep()
     repeat = not sweep if cfg.repeat is None else cfg.repeat
     evaluated = sweep if cfg.evaluate is None else cfg.evaluate
-    check_switch("repeat", repeat)
-    check_switch("evaluate", evaluated)
     apart = sweep or evaluated or not repeat  # Lightning's processes would start all that again
     return run_job(
         cfg,

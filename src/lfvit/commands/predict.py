@@ -12,10 +12,9 @@ from lfvit.data.images import UnreadableImageError, read_image
 from lfvit.data.settings import AugmentSettings
 from lfvit.measure.costs import pass_macs
 from lfvit.measure.settings import PredictionSettings
-from lfvit.runs.devices import find_device
 from lfvit.runs.directory import start_run
 from lfvit.runs.record import model_overrides
-from lfvit.runs.setup import load_trained
+from lfvit.runs.setup import find_device, load_trained
 from lfvit.tracking.pictures import Prediction, draw_predictions, predict_images
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.validation import validate

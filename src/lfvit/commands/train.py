@@ -14,12 +14,11 @@ from lfvit.errors import ConfigError
 from lfvit.measure.costs import count_macs
 from lfvit.models.checkpoints import load_checkpoint, read_file
 from lfvit.models.reduction import unreduced
-from lfvit.runs.devices import trainer_settings
 from lfvit.runs.directory import start_run, training_record
 from lfvit.runs.provenance import commit, machine
 from lfvit.runs.record import make_record
 from lfvit.runs.resume import LAYOUT, check_data, check_resume
-from lfvit.runs.setup import build_model, make_data
+from lfvit.runs.setup import build_model, make_data, trainer_settings
 from lfvit.tracking.loggers import TRACKING, summarise, tracked, tracking_record
 from lfvit.tracking.summaries import training_summary
 from lfvit.training.checkpointing import AtomicCheckpointIO, LastCheckpoint
@@ -28,7 +27,6 @@ from lfvit.training.optimizers import build_lr_scheduler, build_optimizer
 from lfvit.training.settings import check_training
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.distributed import is_main_process
-from lfvit.utils.seeding import told_of_random_order
 from lfvit.utils.signals import StopSignals
 from lfvit.utils.validation import instantiate, plain
 
@@ -60,8 +58,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         layout = check_data(cfg, resumed, data, trainer)
         module = build_module(cfg, data.classes)
         module.record |= {TRACKING: tracking_record(loggers), LAYOUT: layout}
-        with told_of_random_order(cfg.deterministic):
-            trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
         metrics = collect_metrics(trainer, module, data)
         if is_main_process():
             write_json(run_dir / "metrics.json", metrics)

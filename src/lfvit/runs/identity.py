@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 from omegaconf import DictConfig, open_dict
 
+from lfvit.models.weight_files import weights_digest
+from lfvit.models.zoo import locate
 from lfvit.utils.distributed import count_processes
 from lfvit.utils.validation import plain
 
@@ -61,15 +64,12 @@ def settings_of_weights(cfg: DictConfig) -> dict[str, Any]:
     with suppress(TypeError, ValueError):  # the Trainer refuses what is no number
         settings["trainer"]["devices"] = count_processes(settings["trainer"])
         settings["trainer"].pop("num_nodes", None)
-    if settings["init_from"] is not None:
-        settings["init_from"] = _weights_digest(settings["init_from"])
+    if settings["init_from"] is not None and (path := locate(settings["init_from"])).is_file():
+        settings["init_from"] = weights_digest(path)
     if settings["data"].get("root") is not None:
         settings["data"]["root"] = str(Path(settings["data"]["root"]).expanduser().absolute())
-    return {
-        key: value
-        for key, value in flatten(settings).items()
-        if not any(key == name or key.startswith(f"{name}.") for name in NOT_WEIGHTS)
-    }
+    ignored = re.compile(rf"({'|'.join(map(re.escape, NOT_WEIGHTS))})(\.|$)")
+    return {key: value for key, value in flatten(settings).items() if not ignored.match(key)}
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -81,12 +81,3 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _weights_digest(source: str) -> str:
-    """Of the weights in a file; its path where there is none yet."""
-    from lfvit.models.checkpoints import weights_digest
-    from lfvit.models.zoo import locate
-
-    path = locate(source)
-    return weights_digest(path) if path.is_file() else source

@@ -2,17 +2,17 @@
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 PROJECT_ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = (
-    "lfvit",
     "torch",
     "torchvision",
     "lightning",
@@ -35,7 +35,7 @@ def environment() -> dict[str, Any]:
         "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": commit(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in PACKAGES},
         "machine": machine(),
         "threads": torch.get_num_threads(),
     }
@@ -52,17 +52,13 @@ def machine() -> str:
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    words = f"{_processor()}, {cores} cores, {platform.system()}"
+    cpuinfo = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
+    processor = model[1] if model else platform.processor() or platform.machine()
+    words = f"{processor}, {cores} cores, {platform.system()}"
     if torch.cuda.is_available():
         words = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, {words}"
     return words
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def uncommitted_changes() -> bytes:
@@ -82,12 +78,3 @@ def _git(*arguments: str) -> bytes:
     command = ["git", "-C", str(PROJECT_ROOT), *arguments]
     done = subprocess.run(command, capture_output=True, check=False)
     return done.stdout if done.returncode == 0 or "--no-index" in arguments else b""
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

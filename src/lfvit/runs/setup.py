@@ -1,22 +1,24 @@
-"""From configs and checkpoints to models and data, for every command."""
+"""From configs and checkpoints to models, data and Trainers, for every command."""
 
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra.utils import get_method
+import lightning as L
+import torch
+from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-import lfvit.data
 from lfvit.data import ImageDataModule
 from lfvit.data.settings import DATASETS
 from lfvit.errors import CheckpointError, ConfigError, DataError
 from lfvit.models import create_model
 from lfvit.models.checkpoints import extract_weights, load_checkpoint, read_file
 from lfvit.runs.record import LOCATIONS, CheckpointRecord, make_absolute, override, read_record
-from lfvit.utils.validation import plain, validate
+from lfvit.utils.distributed import launched, number_of_devices
+from lfvit.utils.validation import check_choice, plain, validate
 
 NOT_OF_METHODS = {
     "pretrained",
@@ -164,22 +166,69 @@ def make_data(settings: Mapping[str, Any], trusted: bool = True) -> ImageDataMod
     Raises:
         ConfigError: unknown settings, or a class that is not run.
     """
-    dataset = settings.get("dataset")
-    target = dataset.get("_target_") if isinstance(dataset, dict) else None
+    target = (settings.get("dataset") or {}).get("_target_")
     if not isinstance(target, str):
         raise ConfigError("data.dataset names no class; pass data=imagefolder, or another option")
-    if target in DATASETS:
-        make: Any = getattr(lfvit.data, target.rpartition(".")[2])
-    elif trusted:
-        make = get_method(target)
-    else:
+    if not trusted and target not in DATASETS:
         raise ConfigError(
             f"data.dataset._target_={target!r} is named by a file, and is only run if the command "
             f"line names it as well; of this project: {', '.join(DATASETS)}"
         )
-    arguments = {key: value for key, value in dataset.items() if key[0] != "_"}
+    arguments = {key: value for key, value in settings["dataset"].items() if key[0] != "_"}
     others = {k: v for k, v in settings.items() if k != "dataset" and k[0] != "_"}
-    return ImageDataModule(partial(make, **arguments), **others)
+    return ImageDataModule(partial(get_method(target), **arguments), **others)
+
+
+def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
+    """Arguments of Lightning's Trainer; precision "auto" is bfloat16 where there is a GPU.
+
+    Raises:
+        ConfigError: other devices than torchrun or srun started processes for.
+    """
+    settings: dict[str, Any] = instantiate(plain(cfg.trainer), _convert_="all")
+    # set either way: PyTorch would keep what the last job of this process asked for
+    settings.setdefault("deterministic", bool(cfg.get("deterministic", False)))
+    if settings.get("precision") == "auto":
+        gpu = settings.get("accelerator") != "cpu" and torch.cuda.is_available()
+        settings["precision"] = "bf16-mixed" if gpu else "32-true"
+    here, devices, nodes = launched(), settings.get("devices", 1), settings.get("num_nodes")
+    if here is None:
+        if nodes not in (None, 1):
+            raise ConfigError(
+                f"trainer.num_nodes={nodes} needs a process for every device of every node, "
+                "started with torchrun or srun, see docs/distributed.md"
+            )
+        return settings
+    if devices in ("auto", "-1", -1):
+        settings["devices"] = here.processes // here.nodes
+    settings["num_nodes"] = here.nodes if nodes is None else nodes
+    if number_of_devices(settings["devices"]) * settings["num_nodes"] != here.processes:
+        raise ConfigError(
+            f"{here.processes} processes were started on {here.nodes} node(s), but "
+            f"trainer.devices={devices} and trainer.num_nodes={nodes} ask for others; use "
+            "trainer=ddp, whose trainer.devices=auto takes as many as were started"
+        )
+    return settings
+
+
+def prediction_trainer(cfg: DictConfig, run_dir: Path) -> L.Trainer:
+    """Lightning's Trainer for going through a set of images once."""
+    return L.Trainer(
+        **trainer_settings(cfg),
+        logger=False,
+        enable_checkpointing=False,
+        default_root_dir=run_dir,
+        use_distributed_sampler=False,
+    )
+
+
+def find_device(accelerator: str) -> torch.device:
+    """auto, cpu or gpu; auto is the GPU where there is one."""
+    check_choice("accelerator", accelerator, ["auto", "cpu", "gpu"])
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise ConfigError("accelerator=gpu, but no GPU is visible; use accelerator=cpu")
+    gpu = accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if gpu else "cpu")
 
 
 def _num_classes(content: Mapping[str, Any], path: str | Path) -> int:

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from lfvit.errors import TrainingError
-
 
 def derive(*keys: int) -> int:
     """One well-mixed 31-bit seed from several non-negative integers."""
@@ -46,24 +44,3 @@ def seeded(*keys: int, devices: bool = True) -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
-
-
-@contextmanager
-def told_of_random_order(asked: bool) -> Iterator[None]:
-    """PyTorch's refusal of an operation that has no deterministic form, with what to do about it.
-
-    Args:
-        asked: whether ``deterministic=true`` was set.
-
-    Raises:
-        TrainingError: naming the operation.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not asked or "deterministic" not in str(error):
-            raise
-        raise TrainingError(
-            f"deterministic=true: {str(error).split(', but you set')[0]}. Replace it, or train "
-            "with deterministic=false and expect runs that differ in their last digits"
-        ) from error

@@ -19,7 +19,7 @@ from lfvit.results.artifacts.tables import Results, Rows, Table, column
 from lfvit.results.collect import Run
 from lfvit.results.page_examples import open_run
 from lfvit.results.plots import PANELS
-from lfvit.runs.devices import find_device
+from lfvit.runs.setup import find_device
 from lfvit.tracking.pictures import Prediction, predict_images
 
 BATCH = 64
