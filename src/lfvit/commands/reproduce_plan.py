@@ -15,9 +15,8 @@ from lfvit.data.batches import Batch
 from lfvit.measure.costs import count_macs
 from lfvit.models.resample import downsample
 from lfvit.results.artifacts.settings import Scale
-from lfvit.runs.devices import find_device, trainer_settings
 from lfvit.runs.provenance import machine
-from lfvit.runs.setup import make_data
+from lfvit.runs.setup import find_device, make_data, trainer_settings
 from lfvit.utils.markdown import print_table
 from lfvit.utils.validation import plain
 

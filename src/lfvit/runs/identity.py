@@ -10,7 +10,6 @@ from typing import Any
 
 from omegaconf import DictConfig, open_dict
 
-from lfvit.models.weight_files import weights_digest
 from lfvit.models.zoo import locate
 from lfvit.utils.distributed import count_processes
 from lfvit.utils.validation import plain
@@ -65,6 +64,8 @@ def settings_of_weights(cfg: DictConfig) -> dict[str, Any]:
         settings["trainer"]["devices"] = count_processes(settings["trainer"])
         settings["trainer"].pop("num_nodes", None)
     if settings["init_from"] is not None and (path := locate(settings["init_from"])).is_file():
+        from lfvit.models.checkpoints import weights_digest
+
         settings["init_from"] = weights_digest(path)
     if settings["data"].get("root") is not None:
         settings["data"]["root"] = str(Path(settings["data"]["root"]).expanduser().absolute())

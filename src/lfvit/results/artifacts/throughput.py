@@ -16,7 +16,7 @@ from lfvit.results.artifacts.settings import Artifact
 from lfvit.results.artifacts.tables import Results, Rows, Table, make_table, operating_point
 from lfvit.results.collect import Run
 from lfvit.results.page_examples import open_run
-from lfvit.runs.devices import find_device
+from lfvit.runs.setup import find_device
 
 
 def make_timed_table(artifact: Artifact, results: Results) -> Table:
