@@ -78,7 +78,6 @@ def test_settings_of_the_initial_weights_come_last(runs):
     """A method overridden at the evaluation, and a training that started from another."""
     evaluation = runs / "lf_1" / "evaluation"
     edit(evaluation / "evaluate.json", method={"name": "lf_vit", "selector": "random"})
-    (evaluation / "config.yaml").write_text("{risk: {delta: 0.1}, method: {selector: random}}")
     start = str(runs / "vit_0" / "checkpoints" / "last.ckpt")
     make_run(runs / "vit_1", "vit", optimizer={"lr": 0.002}, init_from=start)
     names = models(runs)

@@ -1,5 +1,6 @@
 """`evaluate(cfg)`: accuracy and cost of every pass, threshold and operating point of a model."""
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -58,6 +59,8 @@ def evaluate(cfg: DictConfig) -> Evaluation:
         predictions = predict_all(trainer, model, data, record.seed)
         macs = pass_macs(model)
         table = predictions.table()
+        paths = [data.options.get(key) for key in ("root", "path")]
+        dataset = getattr(data.dataset, "func", data.dataset)
         early_exit = len(macs) > 1
         curve = sweep(table, macs).drop(columns="consistency") if early_exit else pd.DataFrame()
         temperature = localisation = None
@@ -80,7 +83,7 @@ def evaluate(cfg: DictConfig) -> Evaluation:
             reducer=record.reducer,
             image_size=record.image_size,
             seed=record.seed,
-            data=getattr(data.dataset, "func", data.dataset).__name__,
+            data=next((Path(str(p)).name for p in paths if p), dataset.__name__),
             precision=str(trainer.precision),
             images=len(table),
             skipped_images=data.num_skipped,

@@ -115,7 +115,8 @@ class Localisation(Schema):
 class Evaluation(Schema):
     """The contents of evaluate.json.
 
-    data: name of the data set. images: that were evaluated. skipped_images: that could not be read.
+    data: name of the data set, of its folder if it is one. images: that were evaluated.
+    skipped_images: that could not be read.
     curve, temperature: empty and None for a model with one pass. localisation: None without boxes.
     settings: rules and the split of the images.
     environment: command, commit, machine, threads and versions of packages.

@@ -35,8 +35,6 @@ def main() -> None:
     add("--mean", action="store_true", help="of .csv, .parquet: one row per model, over its seeds")
     add("--artifacts", type=Path, metavar="DIR", help="of .html: the folder of index.json")
     add("--examples", type=int, default=8, metavar="N", help="of .html: images to show")
-    note = "of .md: a page of Markdown to include with its pictures; may be repeated"
-    add("--notes", type=Path, action="append", default=[], metavar="FILE", help=note)
     options = parser.parse_args()
     try:
         _write(options)
@@ -51,9 +49,6 @@ def _write(options: argparse.Namespace) -> None:
         if output.suffix not in SUFFIXES:
             valid = ", ".join(SUFFIXES)
             raise DataError(f"--output {output}: unknown suffix {output.suffix!r}; valid: {valid}")
-    for notes in options.notes:
-        if not notes.is_file():
-            raise DataError(f"--notes {notes}: no such file")
     collection = collect(options.folders)
     text = {"title": options.title, "intro": options.intro}
     for output in outputs:
@@ -63,7 +58,7 @@ def _write(options: argparse.Namespace) -> None:
         elif output.suffix == ".md":
             words = ["TEXT" if word == options.intro else word for word in sys.argv[1:]]
             command = without_paths(shlex.join(["python", "-m", "lfvit.results", *words]))
-            write_report(collection, output, notes=options.notes, command=command, **text)
+            write_report(collection, output, command=command, **text)
         else:
             write_table(collection, output, mean=options.mean)
     for path, reason in collection.skipped:

@@ -78,11 +78,8 @@ class Run:
 
     @property
     def data(self) -> str:
-        """Name of the data set: of its folder, or of the class that generates it."""
-        configs = (self.evaluation_config, self.config)
-        groups = [config.get("data") for config in configs]
-        roots = [group.get("root") for group in groups if isinstance(group, dict)]
-        return next((Path(str(root)).name for root in roots if root), self.evaluation.data)
+        """Name of the data set."""
+        return self.evaluation.data
 
     @property
     def checkpoint(self) -> Path:
@@ -228,22 +225,20 @@ class _Reader:
         )
         start = start_folder(config, training) if training and config.get("init_from") else None
         before, trained = (self.load(start / name if start else None) for name in files[:2])
-        evaluation_config = self.load(folder / "config.yaml")
         model = evaluation.model_dump(include={"method", "backbone", "reducer", "image_size"})
         settings_key = {  # in the order in which differences are named
             "label": label,
             "model": model,
             "training": _without(config, NO_SETTING | ({"init_from"} if before else set())),
             "weights": None if config else evaluation.checkpoint,
-            "threshold": evaluation.configured.threshold,
-            "evaluation": _without(evaluation_config, NO_SETTING | model.keys()),
+            "evaluation": {"data": evaluation.data, **evaluation.settings.model_dump()},
             "init_from": _without(before, NO_SETTING),
         }
         return Run(
             folder=folder,
             path=self.path(folder),
             evaluation=evaluation,
-            evaluation_config=evaluation_config,
+            evaluation_config=self.load(folder / "config.yaml"),
             config=config,
             metrics=metrics,
             environment=environment,

@@ -1,7 +1,5 @@
 """A Markdown page of results: accuracy, cost, paired differences, thresholds and provenance."""
 
-import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -60,7 +58,6 @@ def write_report(
     *,
     title: str = "Results",
     intro: str = "",
-    notes: Sequence[Path] = (),
     command: str = "",
 ) -> None:
     """Write a Markdown page about some runs, with its plots beside it.
@@ -69,7 +66,6 @@ def write_report(
         collection: see `lfvit.results.collect.collect`.
         output: the page.
         title, intro: at the top.
-        notes: pages of Markdown to include with their pictures, such as that of an artifact.
         command: that writes the page, stated at its end.
 
     Raises:
@@ -91,7 +87,6 @@ def write_report(
         _accuracy(collection, models),
         f"![Accuracy against cost]({plot.name})",
         *_paired_sections(models, output),
-        *[include_page(page, output) for page in notes],
         *[_thresholds(runs[0]) for runs in models.values()],
         "## How the models were trained\n\n"
         + "\n".join(f"- **{escape(name)}**: {provenance(runs)}" for name, runs in models.items()),
@@ -100,22 +95,6 @@ def write_report(
         f"*Written by {code(command)}, commit {commit()}.*" if command else "",
     ]
     output.write_text("\n\n".join(part for part in parts if part) + "\n")
-
-
-def include_page(page: Path, output: Path) -> str:
-    """A page as a part of another: headings one deeper, pictures copied to images/ beside it."""
-
-    def copied(link: re.Match[str]) -> str:
-        picture = page.parent / link[2]
-        if not picture.is_file():
-            return link[0]
-        copy = output.parent / "images" / f"{output.stem}_{picture.name}"
-        copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(picture, copy)
-        return f"![{link[1]}](images/{copy.name})"
-
-    text = re.sub(r"^(#+ )", r"#\1", page.read_text().strip(), flags=re.MULTILINE)
-    return re.sub(r"!\[([^\]]*)\]\(([^)\s]+)\)", copied, text)
 
 
 def reference_model(models: Models) -> str | None:
