@@ -216,13 +216,6 @@ def test_between_epochs_the_images_of_a_step_may_be_divided_anew(composed, runs,
         train(composed("train", *start))
 
 
-@pytest.mark.parametrize("setting", ["every_n_minutes=-1", "every_n_steps=0"])
-def test_an_interval_that_cannot_be_is_refused(composed, tmp_path, setting):
-    cfg = composed("train", *NEEDLE_FAST, f"callbacks.last.{setting}", f"run_dir={tmp_path}")
-    with pytest.raises(Exception, match="callbacks.last.every_n"):
-        train(cfg)
-
-
 def test_without_checkpoints_a_run_still_stops(composed, tmp_path):
     settings = (*RECIPE, "callbacks=none", *signal_at(signal.SIGINT, 3, tmp_path / "once"))
     settings = [s for s in settings if not s.startswith(("callbacks.last", "callbacks.progress"))]

@@ -114,32 +114,24 @@ def build_trainer(
 def build_callbacks(
     cfg: DictConfig, logs: bool = True, signals: StopSignals | None = None
 ) -> list[L.Callback]:
-    """The callbacks of the config, those of the group that are null left out.
+    """The callbacks of the config; what names no class, such as null, is left out.
 
     Args:
         cfg: a composed training config.
         logs: whether there are loggers.
         signals: see `build_trainer`.
-
-    Raises:
-        ConfigError: a value that is no callback.
     """
-    callbacks: list[L.Callback] = []
-    for name, settings in plain(cfg.callbacks).items():
-        if settings is not None and not isinstance(settings, dict):
-            raise ConfigError(
-                f"callbacks.{name}={settings} is no callback; leave it out with "
-                f"callbacks.{name}=null"
-            )
-        if settings and "_target_" in settings:  # a schedule sets a value of one that is not there
-            callbacks.append(instantiate(f"callbacks.{name}", settings))
+    callbacks: list[L.Callback] = [
+        instantiate(f"callbacks.{name}", settings)
+        for name, settings in plain(cfg.callbacks).items()
+        if isinstance(settings, dict) and "_target_" in settings
+    ]
     if not logs:
         callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
-    if not any(isinstance(c, LastCheckpoint) for c in callbacks):
-        callbacks.append(LastCheckpoint())  # saves nothing, but stops
-    for callback in callbacks:
-        if signals is not None and isinstance(callback, LastCheckpoint):
-            callback.signals = signals
+    last = next((c for c in callbacks if isinstance(c, LastCheckpoint)), None)
+    if last is None:
+        callbacks.append(last := LastCheckpoint())  # saves nothing, but stops
+    last.signals = signals or last.signals
     # averaged weights leave the model at the end of a validation: after all others have used them
     return sorted(callbacks, key=lambda callback: isinstance(callback, WeightAveraging))
 

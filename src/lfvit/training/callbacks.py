@@ -103,31 +103,20 @@ class NonFiniteGuard(Callback):
         if self.max_skipped:
             pl_module.log("train/skipped_steps", float(self.skipped))
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Finite gradients can still take a weight out of range, by a step that is too long."""
-        broken = find_nonfinite(dict(pl_module.named_parameters()))
-        if broken is not None:
-            raise TrainingError(
-                f"{broken} is not finite in epoch {trainer.current_epoch}. {ADVICE}"
-            )
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.on_validation_start(trainer, pl_module)
-
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self.on_validation_start(trainer, pl_module)
+        """Finite gradients can still take a weight out of range, by a step that is too long."""
+        broken = find_nonfinite(dict(pl_module.named_parameters()))
+        if broken is not None:
+            epoch = trainer.current_epoch
+            raise TrainingError(f"{broken} is not finite in epoch {epoch}. {ADVICE}")
 
 
 class EMA(EMAWeightAveraging):
     """Lightning's exponential moving average, without the optimizer steps that were skipped."""
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        self._guards = [c for c in trainer.callbacks if isinstance(c, NonFiniteGuard)]
-
-    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        if step_idx is not None and any(g.last_skipped == step_idx for g in self._guards):
-            return False
-        return super().should_update(step_idx, epoch_idx)
+    def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
+        skipped = [c.last_skipped for c in trainer.callbacks if isinstance(c, NonFiniteGuard)]
+        if trainer.global_step - 1 not in skipped:
+            super().on_train_batch_end(trainer, *arguments)

@@ -93,6 +93,8 @@ class LastCheckpoint(Checkpoint):
         self._publish(trainer)
         self._stop_if_requested(trainer)
 
+    on_validation_start = on_train_epoch_start
+
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         self._publish(trainer)
         if self._signal:
@@ -113,9 +115,6 @@ class LastCheckpoint(Checkpoint):
         if (self._signal or due) and not validates:
             self._save(trainer)
 
-    def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
-        self.on_train_epoch_start(trainer)
-
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         self._stop_if_requested(trainer)
 
@@ -134,7 +133,7 @@ class LastCheckpoint(Checkpoint):
     def _is_due(self, trainer: L.Trainer, done: int) -> bool:
         """Whether it is time for a checkpoint, after `done` batches of an epoch."""
         age = time.monotonic() - self._saved
-        by_steps = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
+        by_steps = bool(self.every_n_steps) and trainer.global_step % self.every_n_steps == 0
         by_time = self.every_n_minutes is not None and age >= 60 * self.every_n_minutes
         left = trainer.num_training_batches - done
         return by_steps or by_time or (0 < left <= trainer.accumulate_grad_batches and age > RECENT)

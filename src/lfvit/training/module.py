@@ -108,14 +108,9 @@ class Classifier(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses = self.learned_reducer_losses(batch) if self.learned else self.losses(batch)
         loss: Any = sum(losses.values())
-        shown = losses if len(losses) > 1 else {}
-        for name, value in {**shown, "loss": loss}.items():
-            self.log(
-                f"train/{name}",
-                value.detach(),
-                prog_bar=name == "loss",
-                batch_size=len(batch.images),
-            )
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.images))
+        for name, value in losses.items():
+            self.log(f"train/{name}", value.detach(), batch_size=len(batch.images))
         return loss
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -126,9 +121,9 @@ class Classifier(L.LightningModule):
         if self.learns_tokens:
             tokens = TokenTargets.of(batch, model, self.num_classes)
             targets, options["mix"] = tokens.images, tokens.mix
-        out = forward_passes(model, batch.images, batch.coarse_images, **options)
+        inputs = (batch.images, batch.coarse_images)
+        out: Any = forward_passes(model, *inputs, **options)
         if self.learns_tokens:
-            assert out.dense is not None
             labels = tokens.select(out.selection, getattr(model, "background", True))
             aux_weight = self.schedule.aux_weight
             last_loss = token_labelling_loss(out.dense, targets, labels, aux_weight)
@@ -136,10 +131,9 @@ class Classifier(L.LightningModule):
         losses = {f"{name}_loss": loss for name, loss in zip(PASSES, by_pass, strict=False)}
         if self.teacher is not None:
             with torch.no_grad():
-                taught = forward_passes(
-                    self.teacher, batch.images, batch.coarse_images, **options
-                ).logits
-            losses["distill_loss"] = self.distill_loss(out.logits[-1], taught[-1])
+                taught = forward_passes(self.teacher, *inputs, **options).logits[-1]
+            divergence = kl_divergence(out.logits[-1], taught)
+            losses["distill_loss"] = self.schedule.distill_weight * divergence
         return losses
 
     def learned_reducer_losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -151,15 +145,12 @@ class Classifier(L.LightningModule):
         if self.teacher is not None:
             with torch.no_grad():
                 wanted, taught, _ = forward_tokens(self.teacher, batch.images)
-            losses["distill_loss"] = self.distill_loss(logits, wanted)
+            divergence = kl_divergence(logits, wanted)
+            losses["distill_loss"] = self.schedule.distill_weight * divergence
         loss = model.blocks.reducer.loss(state, patches, taught)
         if loss is not None:
             losses["reducer_loss"] = loss
         return losses
-
-    def distill_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Weighted KL divergence of logits (B, C) from the teacher's."""
-        return self.schedule.distill_weight * kl_divergence(student, teacher)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Means over the images of all processes; samples that are no image do not count."""
@@ -186,10 +177,9 @@ class Classifier(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The learning rate scales linearly with the images per optimizer step."""
         trainer: Any = self.trainer
-        processes, batches = trainer.world_size, trainer.accumulate_grad_batches
-        images_per_step = trainer.datamodule.batch_size * processes * batches
-        scale = images_per_step / self.schedule.lr_batch
-        optimizer = build_optimizer(self.model, self.optimizer, scale)
+        images = trainer.datamodule.batch_size * trainer.world_size
+        lr_scale = images * trainer.accumulate_grad_batches / self.schedule.lr_batch
+        optimizer = build_optimizer(self.model, self.optimizer, lr_scale)
         if self.lr_scheduler is None:
             return optimizer
         steps = trainer.estimated_stepping_batches

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lfvit.data.batches import Batch
-from lfvit.errors import ConfigError
 from lfvit.models import num_passes
 from lfvit.models.lv_vit import DenseLogits, TokenMix
 from lfvit.models.selection import Selection, remaining_cells
@@ -72,10 +71,9 @@ class TokenTargets(NamedTuple):
         if not background:
             return fine
         g = selection.gca.shape[-1]
-        cells = (
-            self.patches.unflatten(1, (g, 2, g, 2)).mean(dim=(2, 4)).flatten(1, 2)
-        )  # (B, g*g, C)
-        return torch.cat([fine, gather_tokens(cells, remaining_cells(selection.cells, g))], dim=1)
+        cells = self.patches.unflatten(1, (g, 2, g, 2)).mean(dim=(2, 4))  # (B, g, g, C)
+        coarse = gather_tokens(cells.flatten(1, 2), remaining_cells(selection.cells, g))
+        return torch.cat([fine, coarse], dim=1)
 
 
 def token_labelling_loss(
@@ -90,16 +88,6 @@ def token_labelling_loss(
 
     Returns:
         A scalar, in nats.
-
-    Raises:
-        ConfigError: the model ends with another number of tokens than there are labels.
     """
-    reached, labelled = dense.token_logits.shape[1], tokens.shape[1]
-    if reached != labelled:
-        raise ConfigError(
-            f"{reached} of {labelled} tokens reach the auxiliary head: a model that drops or "
-            "merges tokens inside its blocks cannot learn token labels; reduce it after training, "
-            "or use a backbone without auxiliary head, such as deit_small"
-        )
     loss = F.cross_entropy(dense.token_logits.flatten(0, 1), tokens.flatten(0, 1))
     return F.cross_entropy(dense.class_logits, images) + weight * loss
