@@ -145,3 +145,16 @@ def trained_run(
     run_dir = tmp_path_factory.mktemp("run")
     train(composed("train", *NEEDLE_FAST, f"run_dir={run_dir}"))
     return run_dir
+
+
+@pytest.fixture(scope="session")
+def trained_vit(
+    tmp_path_factory: pytest.TempPathFactory, composed: Callable[..., DictConfig]
+) -> Path:
+    """The last checkpoint of a tiny one-pass ViT, trained for an epoch on the needle set."""
+    from lfvit.commands.train import train
+
+    run_dir = tmp_path_factory.mktemp("vit")
+    settings = ("method=vit", "trainer.max_epochs=1", f"run_dir={run_dir}")
+    train(composed("train", *NEEDLE_FAST, *settings))
+    return run_dir / "checkpoints" / "last.ckpt"

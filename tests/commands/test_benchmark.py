@@ -6,10 +6,8 @@ import json
 import pytest
 import torch
 
-from conftest import NEEDLE_FAST
 from lfvit.commands.benchmark import benchmark
 from lfvit.commands.evaluate import evaluate
-from lfvit.commands.train import train
 from lfvit.errors import ConfigError
 
 FEW = tuple(f"~models.{name}" for name in ("cf_vit", "evit", "tome", "frequency"))
@@ -80,30 +78,12 @@ def test_a_trained_model_exits_as_it_does_on_its_images(composed, trained_run, t
     assert same_size[0] == pytest.approx(found.passes[0].gmacs)
 
 
-def test_a_one_pass_checkpoint_has_no_exits(composed, tmp_path):
-    settings = [*NEEDLE_FAST, "method=vit", "trainer.max_epochs=1", f"run_dir={tmp_path}"]
-    train(composed("train", *settings))
-    checkpoint = f"ckpt_path={tmp_path / 'checkpoints' / 'last.ckpt'}"
-    rows = benchmark(composed("benchmark", *FAST, checkpoint, f"run_dir={tmp_path / 'speed'}"))
+def test_a_one_pass_checkpoint_has_no_exits(composed, trained_vit, tmp_path):
+    settings = [*FAST, f"ckpt_path={trained_vit}", f"run_dir={tmp_path}"]
+    rows = benchmark(composed("benchmark", *settings))
     trained = [row for row in rows if row["model"] == "trained"]
     assert [row["exit_fraction"] for row in trained] == [None, None]  # of two batch sizes
     assert trained[0]["gmacs"] == pytest.approx(rows[0]["gmacs"])
-
-
-def test_compiled(composed, tmp_path, monkeypatch):
-    """Everything that is timed is compiled; the compiler itself is not what is tested here."""
-    compiled = []
-    original = torch.compile
-
-    def eager(function, **options):
-        compiled.append(function)
-        return original(function, backend="eager", **options)
-
-    monkeypatch.setattr(torch, "compile", eager)
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode: compiled.append(self))
-    overrides = ["batch_sizes=[2]", "compile=true", f"run_dir={tmp_path}"]
-    benchmark(composed("benchmark", *FAST, *overrides))
-    assert len(compiled) == 3
 
 
 @pytest.mark.parametrize(
@@ -124,29 +104,21 @@ def test_wrong_settings(composed, tmp_path, override, message):
 
 
 def test_several_settings_in_one_run(composed, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode: None)
-    overrides = ["precision=[fp32,bf16]", "compile=[false,true]", "exit_fractions=[0]"]
-    overrides += [f"run_dir={tmp_path}"]
+    """Every model is compiled, each pass by itself; the compiler is not tested here."""
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda f, **_: compiled.append(f) or f)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode: compiled.append(self))
+    overrides = ["precision=[fp32,bf16]", "compile=[false,true]", "exit_fractions=0"]
+    overrides += ["logger=csv", "batch_sizes=2", f"run_dir={tmp_path}"]
     rows = benchmark(composed("benchmark", *FAST, *overrides))
     settings = [(row["precision"], row["compiled"]) for row in rows]
-    assert list(dict.fromkeys(settings)) == [
-        ("fp32", False),
-        ("fp32", True),
-        ("bf16", False),
-        ("bf16", True),
-    ]
-    page = (tmp_path / "benchmark.md").read_text()
-    assert page.count("\n## ") == 4
-
-
-def test_rows_go_to_the_loggers_as_well(composed, tmp_path):
-    settings = ["logger=csv", "batch_sizes=[2]", "exit_fractions=[0]", f"run_dir={tmp_path}"]
-    rows = benchmark(composed("benchmark", *FAST, *settings))
+    assert settings[::2] == settings[1::2]  # of two models
+    assert settings[::2] == [("fp32", False), ("fp32", True), ("bf16", False), ("bf16", True)]
+    assert len(compiled) == 2 * 3
+    assert (tmp_path / "benchmark.md").read_text().count("\n## ") == 4
     with (tmp_path / "metrics.csv").open() as file:
         (line,) = csv.DictReader(file)
-    found = {name: float(value) for name, value in line.items() if value}
-    assert found["vit/fp32/batch_2/images_per_second"] == rows[0]["images_per_second"]
+    assert float(line["vit/fp32/batch_2/images_per_second"]) == rows[0]["images_per_second"]
 
 
 def test_a_batch_too_large_ends_the_list_and_keeps_the_rows(composed, tmp_path, monkeypatch):
