@@ -34,6 +34,11 @@ def nasty_patterns() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def nasty() -> str:
+    return NASTY
+
+
+@pytest.fixture(scope="session")
 def runs(tmp_path_factory) -> Path:
     """A folder of four runs without checkpoints: lf_0, lf_1, cf_0 and vit_0."""
     return make_runs(tmp_path_factory.mktemp("runs"))

@@ -7,7 +7,6 @@ import shutil
 
 import pandas as pd
 import pytest
-from report_runs import NASTY
 from synthetic import edit
 
 from lfvit.errors import DataError
@@ -75,23 +74,23 @@ def test_nothing_comes_from_elsewhere(page):
     assert len(text) < 3e6
 
 
-def test_names_cannot_leave_their_place(runs, tmp_path):
+def test_names_cannot_leave_their_place(runs, nasty, tmp_path):
     folder = shutil.copytree(runs / "lf_0", tmp_path / "<img src=y onerror=alert(2)>")
     path = folder / "evaluation" / "evaluate.json"
-    edit(path, method={**json.loads(path.read_text())["method"], "name": NASTY})
-    write_page([tmp_path], tmp_path / "page.html", title=NASTY, intro=NASTY, examples=0)
+    edit(path, method={**json.loads(path.read_text())["method"], "name": nasty})
+    write_page([tmp_path], tmp_path / "page.html", title=nasty, intro=nasty, examples=0)
     text = (tmp_path / "page.html").read_text()
-    assert NASTY in set(rows_of(tmp_path / "page.html", "points")["model"])
-    assert NASTY not in text
-    assert html.escape(NASTY) in text
+    assert nasty in set(rows_of(tmp_path / "page.html", "points")["model"])
+    assert nasty not in text
+    assert html.escape(nasty) in text
     assert "<img src=y" not in text
     assert text.count("</script>") == 3
 
 
-def test_examples_of_every_kind_beside_each_other(page_with_examples):
+def test_examples_of_every_kind_beside_each_other(page_with_examples, nasty):
     text = page_with_examples.read_text()
-    assert NASTY not in text
-    assert html.escape(NASTY) in text  # below an image of that class
+    assert nasty not in text
+    assert html.escape(nasty) in text  # below an image of that class
     for title in ("Easy and right", "Easy and wrong", "Hard and right", "Hard and wrong"):
         assert title in text
     images = text.count('alt="An image of class')
@@ -154,14 +153,15 @@ def test_the_curve_against_speed(runs, tmp_path):
         | {"batch_size": 1, "gmacs": gmacs, "images_per_second": speed}
         for share, gmacs, speed in ((0.0, both, 10.0), (1.0, first, 40.0))
     ]
-    (tmp_path / "benchmark.json").write_text(json.dumps({"rows": rows}))
+    content = {"rows": rows, "environment": {"machine": "a machine"}}
+    (tmp_path / "benchmark.json").write_text(json.dumps(content))
     write_page([runs / "lf_0", tmp_path], tmp_path / "page.html", examples=0)
     curve = rows_of(tmp_path / "page.html", "curves")
     for shown, point in zip(curve["images_per_second"], evaluation.curve, strict=True):
         seconds = point.exit_fraction / 40 + (1 - point.exit_fraction) / 10
         assert shown == pytest.approx(1 / seconds)
     text = (tmp_path / "page.html").read_text()
-    assert "Images per second: batch 1, fp32, machine unknown" in text
+    assert "Images per second: batch 1, fp32, a machine" in text
 
 
 def test_nothing_to_show(tmp_path):

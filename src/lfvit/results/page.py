@@ -40,6 +40,7 @@ TITLES = POINT_TITLES | {
     "top1_std": "±",
     "share": "of one pass (%)",
     "images_per_second": "images/s",
+    "chosen_on": "chosen on",
     "path": "folder",
     "train_images": "training images",
     "train_seconds": "seconds",
@@ -146,11 +147,7 @@ def _numbers(collection: Collection, featured: Iterable[str]) -> dict[str, Any]:
         "models": [(model, i % COLOURS, model in first) for i, model in enumerate(models)],
         "points": _cells(table, POINTS),
         "curves": [
-            (
-                model,
-                [f"{eta:.2f}" for eta in rows["threshold"]],
-                _cells(rows, CURVE, threshold=".2f"),
-            )
+            (model, _cells(rows, CURVE, threshold=".2f"))
             for model in models
             if len(rows := curves[curves["model"] == model])
         ],

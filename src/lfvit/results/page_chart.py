@@ -50,7 +50,13 @@ def accuracy_chart(
     colours = [f"var(--c{i % COLOURS})" for i in range(len(models))]
     colour = alt.Color("model:N", legend=None, scale=alt.Scale(domain=models, range=colours))
     axes = {
-        "x": alt.X(x, type="quantitative", title=AXES[x], scale=alt.Scale(zero=False)),
+        "x": alt.X(
+            x,
+            type="quantitative",
+            title=AXES[x],
+            scale=alt.Scale(zero=False),
+            axis=alt.Axis(tickCount=10, labelOverlap="greedy"),
+        ),
         "y": alt.Y("top1:Q", title="top-1 (%)", scale=alt.Scale(zero=False)),
     }
     shown = "indexof(hidden, datum.model) < 0"
