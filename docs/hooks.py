@@ -10,9 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def on_files(files: Files, config: Any) -> Files:
-    files.append(
-        File.generated(config, "contributing.md", content=(ROOT / "CONTRIBUTING.md").read_text())
-    )
+    guide = (ROOT / "CONTRIBUTING.md").read_text().replace("](docs/", "](")
+    files.append(File.generated(config, "contributing.md", content=guide))
     files.append(File.generated(config, "configuration.md", content=configuration()))
     return files
 
