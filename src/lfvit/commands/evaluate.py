@@ -31,7 +31,7 @@ from lfvit.tracking.summaries import evaluation_summary
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.distributed import is_main_process
 from lfvit.utils.markdown import print_table
-from lfvit.utils.validation import check_whole, plain, validate
+from lfvit.utils.validation import plain, validate
 
 
 def evaluate(cfg: DictConfig) -> Evaluation:
@@ -48,7 +48,6 @@ def evaluate(cfg: DictConfig) -> Evaluation:
     settings = validate(
         EvaluationSettings, {name: plain(cfg[name]) for name in EvaluationSettings.model_fields}
     )
-    check_whole("logged_images", cfg.logged_images, 0)
     model: Any
     model, record = load_trained(cfg.ckpt_path, model_overrides(cfg))
     settings = settings.model_copy(update={"threshold": record.threshold})

@@ -19,7 +19,7 @@ from lfvit.runs.record import model_overrides
 from lfvit.runs.setup import Trained, load_trained
 from lfvit.runtime import CARD, FORMAT, load, run
 from lfvit.utils.atomic_io import write_json
-from lfvit.utils.validation import check_range, validate
+from lfvit.utils.validation import validate
 
 BATCHES = (1, 2, 5)  # images in each check; graphs are captured with another number
 
@@ -36,7 +36,8 @@ def export(cfg: DictConfig) -> dict[str, Any]:
             the model.
     """
     check_packages()
-    check_range("tolerance", cfg.tolerance, 0, above=True)
+    if not cfg.tolerance > 0:
+        raise ConfigError(f"tolerance={cfg.tolerance} must be above 0")
     trained = load_trained(cfg.ckpt_path, model_overrides(cfg))
     card = describe(trained)
     passes = export_passes(trained.model, trained.record.image_size)

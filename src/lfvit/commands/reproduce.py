@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from pydantic import PositiveInt
 
 from lfvit.commands.reproduce_plan import print_plan
 from lfvit.commands.reproduce_runs import (
@@ -23,12 +24,20 @@ from lfvit.results.artifacts.tables import Results, Table
 from lfvit.results.artifacts.write import make_artifact, write_artifact, write_index
 from lfvit.results.collect import Run, collect
 from lfvit.results.page import write_page
-from lfvit.utils.validation import check_switch, check_whole, plain, validate
+from lfvit.utils.validation import Settings, plain, validate
 
 log = logging.getLogger(__name__)
 
 FEATURED = ("overview", "methods")
 """Artifacts whose models the report page shows first."""
+
+
+class ReproduceSettings(Settings):
+    """What reproduce.yaml explains."""
+
+    plan: bool
+    fresh: bool
+    jobs: PositiveInt
 
 
 def reproduce(cfg: DictConfig) -> dict[str, Any]:
@@ -46,9 +55,7 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
         TrainingError: at the end, if something failed.
     """
     scale = validate(Scale, plain(cfg.scale), "scale")
-    check_switch("plan", cfg.plan)
-    check_switch("fresh", cfg.fresh)
-    check_whole("jobs", cfg.jobs, 1)
+    validate(ReproduceSettings, {key: cfg[key] for key in ReproduceSettings.model_fields})
     if cfg.data_root is not None and scale.generated:
         raise ConfigError(
             f"data_root={cfg.data_root}: scale={scale.name} generates its images; leave DATA out, "

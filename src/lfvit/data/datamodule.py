@@ -32,7 +32,7 @@ from lfvit.errors import ConfigError, DataError
 from lfvit.models.resample import downsample
 from lfvit.utils.distributed import gather_list
 from lfvit.utils.seeding import seeded
-from lfvit.utils.signals import outlast_stop
+from lfvit.utils.signals import outlive_signals
 
 if TYPE_CHECKING:
     from lfvit.data.cache import ImageCache
@@ -264,7 +264,7 @@ class ImageDataModule(L.LightningDataModule):
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             drop_last=drop_last,
-            worker_init_fn=outlast_stop,
+            worker_init_fn=outlive_signals,
             persistent_workers=self.settings.num_workers > 0,
         )
 

@@ -160,4 +160,6 @@ class LastCheckpoint(Checkpoint):
         hint = f"; to continue, repeat the command with ckpt_path={self.path}" if exists else ""
         environment = getattr(trainer.strategy, "cluster_environment", None)
         child = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
-        return Stopped(self._signal or self.signals.requested or signal.SIGTERM, hint, quiet=child)
+        # Lightning ends the main process if one that it started ends with another status than 0
+        signum = self._signal or self.signals.requested or signal.SIGTERM
+        return Stopped(signum, hint, 0 if child else None)

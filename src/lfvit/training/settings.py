@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lfvit.errors import ConfigError
-from lfvit.utils.validation import Settings, check_range, check_whole, plain, validate
+from lfvit.utils.validation import Settings, plain, validate
 
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -75,8 +75,13 @@ def check_training(cfg: Mapping[str, Any]) -> Schedule:
     start = validate(TrainSettings, {name: cfg[name] for name in names if name in cfg})
     schedule = validate(Schedule, plain(cfg["schedule"]), "schedule")
     max_epochs = cfg["trainer"]["max_epochs"]
-    check_whole("trainer.max_epochs", max_epochs, 1)
-    check_range("schedule.selection_start", schedule.selection_start, 0, max_epochs)
+    if not isinstance(max_epochs, int) or max_epochs < 1:
+        raise ConfigError(f"trainer.max_epochs={max_epochs!r} must be a whole number, 1 or more")
+    if schedule.selection_start > max_epochs:
+        raise ConfigError(
+            f"schedule.selection_start={schedule.selection_start} is after the last of "
+            f"trainer.max_epochs={max_epochs}"
+        )
     if schedule.distill_weight and not (start.pretrained or start.init_from or start.ckpt_path):
         raise ConfigError(
             f"schedule.distill_weight={schedule.distill_weight} learns from the weights training "

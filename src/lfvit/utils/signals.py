@@ -23,16 +23,15 @@ class Stopped(BaseException):
 
     Attributes:
         signal: the one that came.
-        status: the exit status, 128 and the signal's number, as shells say it.
+        status: the exit status; by default 128 and the signal's number, as in shells.
         hint: how to go on.
     """
 
-    def __init__(self, signum: int, hint: str = "", quiet: bool = False) -> None:
-        super().__init__(signum, hint, quiet)
+    def __init__(self, signum: int, hint: str = "", status: int | None = None) -> None:
+        super().__init__(signum, hint, status)
         self.signal = signal.Signals(signum)
         self.hint = hint
-        # Lightning kills the process that started this one if this one ends with another status
-        self.status = 0 if quiet else 128 + signum
+        self.status = 128 + signum if status is None else status
 
     def __str__(self) -> str:
         return f"stopped by {self.signal.name}{self.hint}"
@@ -110,7 +109,7 @@ def call(command: Sequence[str]) -> int:
             raise
 
 
-def outlast_stop(worker: int) -> None:
+def outlive_signals(worker: int) -> None:
     """For loader processes: a signal to the whole group must not take them before the last step.
 
     They end with the process they work for; an alarm ends those that hang.

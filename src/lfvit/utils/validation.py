@@ -96,15 +96,14 @@ def instantiate(where: str, settings: Mapping[str, Any], *args: Any, **kwargs: A
     if not isinstance(target, str):
         raise ConfigError(f"{where} names no class; set {where}._target_")
     try:
-        parameters = inspect.signature(get_method(target)).parameters.values()
+        accepted = inspect.signature(get_method(target)).parameters
     except ImportError as error:
         raise ConfigError(f"{where}._target_={target}: {error}") from error
     except ValueError:  # no Python signature
-        parameters = ()
-    if parameters and all(p.kind != p.VAR_KEYWORD for p in parameters):
-        names = [p.name for p in parameters]
-        reserved = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
-        check_names(where, settings.keys() - set(reserved), names)
+        accepted = {}
+    unknown = [name for name in settings if name[0] != "_" and name not in accepted]
+    if unknown and accepted and "**" not in str(list(accepted.values())[-1]):
+        raise ConfigError(f"{where} has no setting {unknown[0]!r}; {suggest(unknown[0], accepted)}")
     try:
         return hydra_instantiate(settings, *args, **{"_convert_": "all", **kwargs})
     except InstantiationException as error:
@@ -131,44 +130,3 @@ def check_choice(name: str, value: Any, valid: Iterable[str]) -> None:
     valid = list(valid)
     if value not in valid:
         raise ConfigError(f"{name}={value!r} is unknown; {suggest(str(value), valid)}")
-
-
-def check_switch(name: str, value: Any) -> None:
-    """`value` is on or off."""
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name}={value!r} must be true or false")
-
-
-def check_whole(name: str, value: Any, least: int) -> None:
-    """`value` is a whole number, at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{name}={value!r} must be a whole number, {least} or more")
-
-
-def check_range(
-    name: str,
-    value: Any,
-    low: float,
-    high: float | None = None,
-    *,
-    above: bool = False,
-    below: bool = False,
-) -> None:
-    """`value` is a number from `low` to `high`; `above` and `below` leave the ends out."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if number:
-        low_ok = value > low if above else value >= low
-        high_ok = high is None or (value < high if below else value <= high)
-        if low_ok and high_ok:
-            return
-    start = f"above {low:g}" if above else f"from {low:g}"
-    end = "" if high is None else f" and below {high:g}" if below else f" up to {high:g}"
-    raise ConfigError(f"{name}={value!r} is out of range; valid: a number {start}{end}")
-
-
-def check_names(group: str, settings: Iterable[str], valid: Iterable[str]) -> None:
-    """Every name is one that exists."""
-    valid = list(valid)
-    unknown = sorted(set(settings) - set(valid))
-    if unknown:
-        raise ConfigError(f"{group} has no setting {unknown[0]!r}; {suggest(unknown[0], valid)}")
