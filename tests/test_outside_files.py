@@ -172,7 +172,7 @@ def test_no_target_in_a_record_is_called(forged, composed, changes, tmp_path, mo
 def test_records_are_plain_values(forged, composed, tmp_path):
     """What looks like an interpolation is text: it is neither resolved nor written resolved."""
     words = {"id": LEAK, "project": LEAK, "tags": {"method": LEAK}}
-    checkpoint = forged(schedule={"epochs": LEAK}, tracking=words, commit=LEAK)
+    checkpoint = forged(recipe={"schedule": LEAK}, tracking=words, commit=LEAK)
     cfg = composed(
         *("evaluate", f"ckpt_path={checkpoint}", "data.num_workers=0"),
         *("logger=many", "~logger.wandb", "logged_images=2", "trainer.accelerator=cpu"),

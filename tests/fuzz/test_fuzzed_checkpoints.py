@@ -255,7 +255,7 @@ def test_a_weight_that_is_one_number(resumed, tmp_path, name):
     ("key", "value"),
     [
         *[("method", {}), ("method", None), ("backbone", 3), ("classes", [1])],
-        *[("schedule", {"": 1}), ("backbone", {"": None})],
+        *[("recipe", 3), ("backbone", {"": None})],
     ],
 )
 def test_records_that_no_training_writes(resumed, tmp_path, no_training, key, value):

@@ -51,6 +51,14 @@ class CheckpointRecord(Settings):
             raise ValueError("its name is missing")
         return value
 
+    @field_validator("data")
+    @classmethod
+    def _with_dataset(cls, value: dict[str, Any]) -> dict[str, Any]:
+        dataset = value.get("dataset")
+        if value and not (isinstance(dataset, dict) and isinstance(dataset.get("_target_"), str)):
+            raise ValueError("it names no dataset")
+        return value
+
 
 def make_record(cfg: DictConfig, classes: list[str]) -> dict[str, Any]:
     """The record of a training's checkpoints, without tracking and layout."""

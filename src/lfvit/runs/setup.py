@@ -116,7 +116,7 @@ def open_data(chosen: Any, record: CheckpointRecord) -> ImageDataModule:
             raise ConfigError("the checkpoint names no data; pass data=imagefolder data.root=DIR")
         for key in LOCATIONS:
             if key in chosen and key not in own:
-                kind = str(own.get("dataset", {}).get("_target_")).rpartition(".")[2]
+                kind = own["dataset"]["_target_"].rpartition(".")[2]
                 raise ConfigError(
                     f"data.{key} is set, but the checkpoint was trained on {kind}, which has no "
                     "such setting; say which kind of data it is as well: data=imagefolder, "
