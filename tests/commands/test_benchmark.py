@@ -54,7 +54,6 @@ def test_the_yardsticks_are_timed_beside_the_two_pass_models(composed, tmp_path)
     assert all(gmacs[name, None] < gmacs["vit", None] for name in ("evit", "tome", "frequency"))
     assert gmacs["both", 0.0] < gmacs["lf_vit", 0.0]
     assert gmacs["both", 1.0] == gmacs["lf_vit", 1.0]
-    assert (tmp_path / "benchmark.png").stat().st_size > 10_000
 
 
 def test_a_trained_model_exits_as_it_does_on_its_images(composed, trained_run, tmp_path):

@@ -46,7 +46,7 @@ class Case(NamedTuple):
 def benchmark(cfg: DictConfig) -> list[Row]:
     """Time every model in every precision, compiled or not, at every batch size and exit fraction.
 
-    Writes benchmark.csv, .json, .md and .png. Weights are random and inputs are noise: speed
+    Writes benchmark.csv, .json and .md. Weights are random and inputs are noise: speed
     depends on neither, because the share of images that exits is stated. With ``ckpt_path``, a
     trained model runs on its validation images as well, at its threshold.
 

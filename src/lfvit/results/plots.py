@@ -1,4 +1,4 @@
-"""Plots of results with matplotlib: accuracy against cost, paired differences, speed, diagnosis."""
+"""Plots of results with matplotlib: accuracy against cost, paired differences, diagnosis."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"  # safe for colour blindness
 PALETTE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#B8A400", "#000000", GREY)
-MARKERS = "os^Dv<>"  # of passes and of batch sizes, in order
+MARKERS = "os^Dv<>"  # of passes
 STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -60,45 +60,25 @@ def new_figure(
 
 
 def plot_evaluation(evaluation: Evaluation, path: Path) -> None:
-    """Accuracy against cost with the chosen operating points, and both against the threshold."""
+    """Accuracy against cost of early exit, with the operating points that rules chose."""
     points = pd.DataFrame([dict(point) for point in evaluation.operating_points])
     points = points[(points["chosen_on"] > 0) & points["top1"].notna()]
     certified = points["rule"].str.contains("<=")
-    curve = pd.DataFrame([dict(point) for point in evaluation.curve])
-    with new_figure([path], 9, 4.2) as figure:
-        left, right = figure.subplots(1, 2)
-        draw_model(left, "early exit", [evaluation], BLUE)
-        for chosen, marker, colour, text in (
-            (points[~certified], "D", ORANGE, "threshold chosen on other images"),
-            (points[certified], "^", GREEN, "threshold with bounded risk"),
-        ):
-            style: Any = {"color": colour, "ms": 5, "ls": "none", "label": text, "zorder": 4}
-            if len(chosen):
-                left.plot(chosen["gmacs"], chosen["top1"], marker, **style)
-        draw_pass_markers(left, len(evaluation.passes))
-        left.set(xlabel=COST, ylabel="top-1 (%)")
-        figure.legend(loc="outside lower center", ncols=3, fontsize=8)
-        right.plot(curve["threshold"], curve["top1"], color=BLUE)
-        right.set(xlabel="threshold η", ylabel="top-1 (%)", xlim=(0, 1.01))
-        right.yaxis.label.set_color(BLUE)
-        exits = right.twinx()
-        exits.plot(curve["threshold"], 100 * curve["exit_fraction"], color=ORANGE, ls="--")
-        exits.set(ylabel="early exits (%)", ylim=(0, 100))
-        exits.yaxis.label.set_color(ORANGE)
-        exits.grid(False)
-        exits.spines["right"].set_visible(True)
+    with new_figure([path], 6.5, 4.8) as figure:
+        axes = figure.subplots()
+        draw_model(axes, "early exit", [evaluation], BLUE)
+        axes.plot("gmacs", "top1", "D", color=ORANGE, data=points[~certified], label="rules")
+        axes.plot("gmacs", "top1", "^", color=GREEN, data=points[certified], label="bounded risk")
+        _finish(axes, len(evaluation.passes))
 
 
-def plot_accuracy_cost(models: Mapping[str, Sequence[Evaluation]], paths: Sequence[Path]) -> None:
+def plot_accuracy_cost(models: Mapping[str, Sequence[Evaluation]], path: Path) -> None:
     """Top-1 against GMACs of several models: name -> one evaluation per seed."""
-    with new_figure(paths, 7.5, 4.8) as figure:
+    with new_figure([path], 7.5, 4.8) as figure:
         axes = figure.subplots()
         for (name, seeds), colour in zip(models.items(), cycle(PALETTE), strict=False):
             draw_model(axes, name, seeds, colour)
-        draw_pass_markers(axes, max(len(seeds[0].passes) for seeds in models.values()))
-        axes.set(xlabel=COST, ylabel="top-1 (%)")
-        axes.margins(0.06, 0.1)
-        figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+        _finish(axes, max(len(seeds[0].passes) for seeds in models.values()))
 
 
 def draw_model(axes: Axes, name: str, seeds: Sequence[Evaluation], colour: str) -> None:
@@ -120,10 +100,13 @@ def draw_model(axes: Axes, name: str, seeds: Sequence[Evaluation], colour: str) 
         axes.errorbar(place["gmacs"], place["top1"], yerr=yerr, fmt=marker, **style)
 
 
-def draw_pass_markers(axes: Axes, passes: int) -> None:
-    """Entries of the legend: which marker is which pass."""
+def _finish(axes: Axes, passes: int) -> None:
+    """Titles, and a legend below the axes that says which marker is which pass."""
     for number, marker in zip(range(passes if passes > 1 else 0), MARKERS, strict=False):
         axes.errorbar([], [], fmt=marker, color=GREY, label=f"pass {number + 1}")
+    axes.set(xlabel=COST, ylabel="top-1 (%)")
+    axes.margins(0.06, 0.1)
+    axes.figure.legend(loc="outside lower center", ncols=3, fontsize=8)
 
 
 def plot_differences(
@@ -145,30 +128,6 @@ def plot_differences(
         axes.grid(False, axis="y")
         orange = "; orange: single seeds" if any(row.seeds > 1 for _, row in rows) else ""
         axes.set_xlabel(f"difference in top-1, points\n(line: 95 % interval over images{orange})")
-
-
-def plot_speed(groups: Mapping[str, pd.DataFrame], path: Path) -> None:
-    """Measured speed-up against the ratio of MACs: title -> rows of benchmark.py in one panel."""
-    columns = min(len(groups), 2)
-    lines = -(-len(groups) // columns)
-    with new_figure([path], 6 * columns, 5 * lines) as figure:
-        grid = figure.subplots(lines, columns, squeeze=False).flatten()
-        for axes in grid[len(groups) :]:
-            axes.set_axis_off()
-        for axes, (title, rows) in zip(grid, groups.items(), strict=False):
-            sizes = rows["batch_size"].astype(str).str.rstrip("*")
-            markers = dict(zip(sizes.unique(), cycle(MARKERS), strict=False))
-            colours = dict(zip(rows["model"].unique(), cycle(PALETTE), strict=False))
-            for (name, size), same in rows.groupby(["model", sizes], sort=False):
-                style: Any = {"color": colours[name], "ls": "none", "label": f"{name}, {size}"}
-                axes.plot(same["ideal_speedup"], same["measured_speedup"], markers[size], **style)
-            end = 1.05 * rows[["ideal_speedup", "measured_speedup"]].max(axis=None)
-            axes.plot([0, end], [0, end], color=GREY, ls=":", lw=1, zorder=0)
-            base = rows["compared_with"].iloc[0]
-            axes.set(title=title, xlim=(0, end), ylim=(0, end))
-            axes.set(xlabel=f"MACs of {base} / MACs", ylabel=f"speed-up over {base}")
-            place: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": 3}
-            axes.legend(title="model, batch size", fontsize=7, title_fontsize=7, **place)
 
 
 def plot_diagnosis(diagnosis: Mapping[str, Any], paths: Sequence[Path]) -> None:

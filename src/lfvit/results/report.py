@@ -76,7 +76,7 @@ def write_report(
     models = collection.by_model()
     plot = output.with_name(f"{output.stem}_accuracy_vs_gmacs.png")
     evaluations = {name: [run.evaluation for run in runs] for name, runs in models.items()}
-    plot_accuracy_cost(evaluations, [plot])
+    plot_accuracy_cost(evaluations, plot)
     counts = sorted({(run.data, run.evaluation.images) for run in collection.runs})
     images = ", ".join(f"{count:,} validation images of {escape(data)}" for data, count in counts)
     parts = [

@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from lfvit.results.plots import plot_speed
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.markdown import code, print_table, to_markdown
 
@@ -37,7 +36,7 @@ FORMATS = {
 
 
 def write_speed(folder: Path, about: Mapping[str, Any], rows: Rows) -> None:
-    """Write benchmark.csv, .json, .md and .png.
+    """Write benchmark.csv, .json and .md.
 
     Args:
         folder: of the run.
@@ -51,7 +50,6 @@ def write_speed(folder: Path, about: Mapping[str, Any], rows: Rows) -> None:
     common |= {**settings, **{key: packages[key] for key in ("torch", "timm")}}
     pd.DataFrame(rows).assign(**common).to_csv(folder / "benchmark.csv", index=False)
     groups = _groups(rows)
-    plot_speed(groups, folder / "benchmark.png")
     text = [
         "# Speed",
         f"{code(environment['command'])}, commit {environment['commit']}, "
@@ -62,7 +60,6 @@ def write_speed(folder: Path, about: Mapping[str, Any], rows: Rows) -> None:
         "The speed-up is over the first row of the same batch size, its ideal the ratio of their "
         "multiply-accumulates.",
         *(f"## {title}\n\n{to_markdown(g, FORMATS, TITLES)}" for title, g in groups.items()),
-        "![Measured against ideal speed-up](benchmark.png)",
     ]
     (folder / "benchmark.md").write_text("\n\n".join(text) + "\n")
 
