@@ -110,7 +110,7 @@ def typed(command, example, monkeypatch):
     assert program == "python"
     monkeypatch.chdir(example["cwd"])
     monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(example["cwd"] / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", example["cwd"] / "cache")
     if script == "-m":
         module, *arguments = arguments
         monkeypatch.setattr(sys, "argv", [module, *arguments])

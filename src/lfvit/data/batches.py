@@ -1,6 +1,6 @@
 """From images to batches: what worker processes load, and what the model receives."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -135,7 +135,7 @@ class LoadedImages(Dataset[Sample]):
     def __init__(
         self,
         images: ImageDataset,
-        transform: Callable[[Any], Any],
+        transform: Any,
         image_size: int,
         *,
         exif: bool = False,
@@ -191,8 +191,12 @@ class LoadedImages(Dataset[Sample]):
                 )
             return Sample(to_tensor(image), int(target), index, box, image.shape[1::-1])
         if not isinstance(image, Image.Image):
-            name = None if isinstance(image, (str, Path)) else image_name(self.images, index)
-            image = read_image(image, name=name, exif=self.exif, shorter_side=self.shorter_side)
+            image = read_image(
+                image,
+                name=None if isinstance(image, (str, Path)) else image_name(self.images, index),
+                exif=self.exif,
+                shorter_side=self.shorter_side,
+            )
         image = image if image.mode == "RGB" else to_rgb(image)
         label_map = None if self.label_maps is None else self.label_maps.read(index)
         sample = Sample(torch.empty(0), int(target), index, box, full_size(image))

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from copy import copy
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ class ImageCache(Dataset[tuple[int, Tensor, bool]]):
         self.sizes = torch.cat([part.sizes for part in parts]).tolist()
         columns = (torch.cat(c).to(device) for c in list(zip(*parts, strict=True))[1:3])
         boxes = [part.boxes for part in parts if part.boxes is not None]
-        self.stored = (pixels, *columns, torch.cat(boxes).to(device) if boxes else None)
+        self.stored: Any = (pixels, *columns, torch.cat(boxes).to(device) if boxes else None)
 
     def __len__(self) -> int:
         return len(self.sizes)

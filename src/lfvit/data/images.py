@@ -65,9 +65,8 @@ def read_image(
         reason = str(error) or type(error).__name__
         for path in (repr(str(file)), str(file), repr(source)):
             reason = reason.replace(path, "").strip(" :")
-        raise UnreadableImageError(
-            f"{name or file!s}: not readable as an image ({reason})"
-        ) from error
+        called = name or (str(file) if isinstance(file, (str, Path)) else "image")
+        raise UnreadableImageError(f"{called}: not readable as an image ({reason})") from error
 
 
 def _transpose(image: Image.Image) -> Image.Image:

@@ -24,9 +24,9 @@ class AugmentSettings(Settings):
     crops.
     """
 
-    crop_scale: tuple[Share, Share] = Field((0.08, 1.0), strict=False)
+    crop_scale: tuple[Share, Share] = Field(default=(0.08, 1.0), strict=False)
     hflip: Share = 0.5
-    color_jitter: float = Field(0.0, ge=0)
+    color_jitter: float = Field(default=0.0, ge=0)
     auto_augment: str | None = None
     interpolation: Literal["bicubic", "bilinear", "lanczos", "random"] = "bicubic"
     erasing: Share = 0.0
@@ -35,9 +35,9 @@ class AugmentSettings(Settings):
     mix_prob: Share = 1.0
     mix_switch: Share = 0.5
     mix_token: Alpha = 0.0
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    repeats: int = Field(1, ge=1)
-    crop_pct: float = Field(0.875, gt=0, le=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    repeats: int = Field(default=1, ge=1)
+    crop_pct: float = Field(default=0.875, gt=0, le=1)
 
     @property
     def eval_interpolation(self) -> str:
@@ -58,9 +58,9 @@ class DataSettings(Settings):
     """
 
     image_size: int = Field(ge=2)
-    batch_size: int = Field(64, ge=1)
-    num_workers: int = Field(0, ge=0)
-    seed: int = Field(0, ge=0)
+    batch_size: int = Field(default=64, ge=1)
+    num_workers: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0)
     augment: AugmentSettings = AugmentSettings()
     on_error: Literal["raise", "skip"] = "raise"
     cache: Literal["device"] | None = None
@@ -117,7 +117,7 @@ class FolderSettings(Settings):
     """Of `ImageFolder`."""
 
     root: Annotated[str, _required("pass data.root=DIR, the folder of photographs")]
-    val_fraction: float = Field(0.1, gt=0, lt=1)
+    val_fraction: float = Field(default=0.1, gt=0, lt=1)
 
 
 class HuggingFaceSettings(Settings):
@@ -135,9 +135,9 @@ class HuggingFaceSettings(Settings):
 class NeedleSettings(Settings):
     """Of `NeedleSet`."""
 
-    train_images: int = Field(1, ge=1)
-    val_images: int = Field(1, ge=1)
-    num_classes: int = Field(2, ge=2, le=8)
+    train_images: int = Field(default=1, ge=1)
+    val_images: int = Field(default=1, ge=1)
+    num_classes: int = Field(default=2, ge=2, le=8)
     image_size: int = Field(ge=48)
 
 
