@@ -97,16 +97,6 @@ def test_too_few_images_certify_nothing(n, threshold, loss):
     assert found == threshold
 
 
-def test_ties_in_confidence_count_together():
-    """One threshold passes a hundred equal images: all of their failures are counted there."""
-    n = 400
-    first = torch.zeros(n, dtype=torch.long)
-    second = (torch.arange(n) < 50).long()
-    rows = table(torch.full((n,), 0.75), first, second, second)
-    assert certified_threshold(rows, "consistency", 0.05, 0.1) == 0.76
-    assert certified_threshold(rows, "consistency", 0.2, 0.1) == 0
-
-
 class Population:
     """A few kinds of images, each with a confidence and what becomes of it: (kinds,) each.
 

@@ -84,7 +84,7 @@ def predictions(passes=2, n=4, classes=6):
 
 @pytest.mark.parametrize("passes", [1, 2, 3])
 def test_predictions_survive_the_file(tmp_path, passes):
-    save_predictions(predictions(passes), tmp_path / "p.parquet")
+    save_predictions(predictions(passes).table(), tmp_path / "p.parquet")
     rows = read_predictions(tmp_path / "p.parquet")
     pd.testing.assert_frame_equal(rows, predictions(passes).table())
     names = [f"{n}_{i + 1}" for i in range(passes) for n in ("prediction", "confidence")]
@@ -101,7 +101,7 @@ def test_files_with_other_predictions(tmp_path, change):
 
 
 def test_files_without_predictions(tmp_path):
-    with pytest.raises(DataError, match="no such file; run evaluate.py again"):
+    with pytest.raises(DataError, match=r"\(FileNotFoundError\); run evaluate.py again"):
         read_predictions(tmp_path / "p.parquet")
     (tmp_path / "p.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match="cannot be read"):

@@ -96,7 +96,7 @@ def evaluate(cfg: DictConfig) -> Evaluation:
         )
         log_summary(loggers, evaluation_summary(evaluation))
         if is_main_process():
-            save_predictions(predictions, run_dir / FILE)
+            save_predictions(table, run_dir / FILE)
             write_json(run_dir / "evaluate.json", evaluation.model_dump())
             if early_exit:
                 plot_evaluation(evaluation, run_dir / "evaluate.png")

@@ -1,16 +1,13 @@
 """The predictions of every pass for every image, and the file predictions.parquet."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.classification import multiclass_accuracy
 
 from lfvit.data import Batch, ImageDataModule
 from lfvit.errors import DataError
@@ -122,17 +119,16 @@ def pass_results(predictions: Predictions, macs: list[float]) -> list[PassResult
     """
     results = []
     for i, logits in enumerate(predictions.logits):
-        classes = logits.shape[1]
-        accuracy = partial(multiclass_accuracy, logits, predictions.targets, classes, "micro")
-        top1, top5 = (100 * accuracy(top_k=min(k, classes)).item() for k in (1, 5))
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (N, 5)
+        hits = (best == predictions.targets[:, None]).double()
+        top1, top5 = 100 * hits[:, 0].mean().item(), 100 * hits.sum(dim=1).mean().item()
         results.append(PassResult(top1=top1, top5=top5, gmacs=sum(macs[: i + 1]) / 1e9))
     return results
 
 
-def save_predictions(predictions: Predictions, path: Path) -> None:
+def save_predictions(table: pd.DataFrame, path: Path) -> None:
     """Write the table of predictions, a row per image."""
-    table = predictions.table().reset_index()
-    table.to_parquet(path, index=False, compression="zstd")
+    table.reset_index().to_parquet(path, index=False, compression="zstd")
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
@@ -141,12 +137,10 @@ def read_predictions(path: Path) -> pd.DataFrame:
     Raises:
         DataError: there is no such file, or it holds something else.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; run evaluate.py again")
     try:
-        rows = pq.ParquetFile(path).read().to_pandas(ignore_metadata=True)
+        rows = pd.read_parquet(path)
     except (OSError, ValueError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = type(error).__name__
         raise DataError(f"{path}: cannot be read ({reason}); run evaluate.py again") from error
     passes = range(1, 1 + (len(rows.columns) - 2) // 2)
     names = [f"{name}_{i}" for i in passes for name in ("prediction", "confidence")]
