@@ -19,11 +19,12 @@ from lfvit.data.folders import images_of
 from lfvit.data.images import FILTERS, read_image
 from lfvit.data.settings import AugmentSettings
 from lfvit.errors import ConfigError, ExportError
-from lfvit.models.export import ExportedPass, capture, export_passes, write_onnx
+from lfvit.models.export import PassModule, capture, pass_modules, write_onnx
 from lfvit.models.reducers import REDUCERS
 from lfvit.models.reuse import REUSE
 from lfvit.models.selectors import SELECTORS
 from lfvit.models.tokens import topk_indices
+from lfvit.runs.record import CheckpointRecord
 from lfvit.runs.setup import Trained
 from lfvit.utils.atomic_io import write_json
 
@@ -43,14 +44,14 @@ def small(method, **options):
 
 def written(model, method, folder, **augment):
     """The files that export.py would write."""
-    record = {
-        "method": {"name": method},
-        "classes": [f"class {i}" for i in range(CLASSES)],
-        "image_size": SIZE,
-        "threshold": 0.7,
-        "data": {"augment": augment},
-    }
-    passes = export_passes(model, SIZE)
+    record = CheckpointRecord(
+        method={"name": method},
+        backbone={},
+        classes=[f"class {i}" for i in range(CLASSES)],
+        image_size=SIZE,
+        data={"augment": augment},
+    )
+    passes = pass_modules(model, images(3))
     for one in passes:
         write_onnx(one, folder / f"{one.name}.onnx")
     card = {**describe(Trained(model, record)), "files": [f"{one.name}.onnx" for one in passes]}
@@ -106,7 +107,7 @@ def test_equal_scores_are_settled_as_in_pytorch(tmp_path):
     """The first of equal values wins in both."""
     values = torch.randint(3, (3, 30), generator=torch.Generator().manual_seed(0)).float()
     write_onnx(
-        ExportedPass("ranked", Ranked(), {"values": values}, ("order",)), tmp_path / "ranked.onnx"
+        PassModule("ranked", Ranked(), {"values": values}, ("order",)), tmp_path / "ranked.onnx"
     )
     session = onnxruntime.InferenceSession(tmp_path / "ranked.onnx")
     found = runtime.run(session, {"values": values.numpy()})["order"]
@@ -118,7 +119,7 @@ def test_files_that_answer_differently_are_refused(two_pass):
     with pytest.raises(
         ExportError, match=r"first_pass\.onnx differs from PyTorch by .* tolerance="
     ):
-        check_parity(export_passes(model, SIZE), folder, 1e-12)
+        check_parity(pass_modules(model, images(3)), folder, 1e-12)
 
 
 @pytest.mark.parametrize("interpolation", sorted(FILTERS))
@@ -194,7 +195,7 @@ CAPTURED = [
 @pytest.mark.parametrize(("method", "options"), CAPTURED)
 def test_every_pass_is_a_graph_for_any_number_of_images(method, options):
     model = small(method, **{"backbone": SHALLOW, **options})
-    for one in export_passes(model, SIZE):
+    for one in pass_modules(model, images(3)):
         graph = capture(one).module()
         for count in (1, 4):
             inputs = [value[:1].expand(count, *value.shape[1:]) for value in one.inputs.values()]
@@ -204,8 +205,8 @@ def test_every_pass_is_a_graph_for_any_number_of_images(method, options):
 
 @pytest.mark.parametrize("selector", sorted(RANDOM))
 def test_chance_cannot_be_exported(selector):
-    first, _ = export_passes(small("lf_vit", selector=selector), SIZE)
-    with pytest.raises(ConfigError, match=rf"selector='{selector}' draws at random"):
+    first, _ = pass_modules(small("lf_vit", selector=selector), images(3))
+    with pytest.raises(ConfigError, match="first_pass draws at random"):
         capture(first)
 
 

@@ -12,7 +12,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from lfvit.data.settings import AugmentSettings
 from lfvit.errors import ConfigError, ExportError
 from lfvit.measure.costs import pass_macs
-from lfvit.models.export import ExportedPass, export_passes, write_onnx
+from lfvit.models.export import PassModule, pass_modules, write_onnx
 from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import commit
 from lfvit.runs.record import model_overrides
@@ -40,17 +40,18 @@ def export(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(f"tolerance={cfg.tolerance} must be above 0")
     trained = load_trained(cfg.ckpt_path, model_overrides(cfg))
     card = describe(trained)
-    passes = export_passes(trained.model, trained.record.image_size)
-    card["files"] = [f"{exported.name}.onnx" for exported in passes]
+    size = trained.record.image_size
+    passes = pass_modules(trained.model, torch.zeros(3, 3, size, size))
+    card["files"] = [f"{one_pass.name}.onnx" for one_pass in passes]
     run_dir = start_run(cfg)
-    for exported, name in zip(passes, card["files"], strict=True):
-        write_onnx(exported, run_dir / name)
+    for one_pass, name in zip(passes, card["files"], strict=True):
+        write_onnx(one_pass, run_dir / name)
     write_json(run_dir / CARD, card)
     card["largest_difference"] = check_parity(passes, run_dir, cfg.tolerance)
     write_json(run_dir / CARD, card)
-    for exported, name in zip(passes, card["files"], strict=True):
+    for one_pass, name in zip(passes, card["files"], strict=True):
         size = (run_dir / name).stat().st_size / 1e6
-        difference = card["largest_difference"][exported.name]
+        difference = card["largest_difference"][one_pass.name]
         print(f"{name}: {size:.1f} MB, largest difference from PyTorch {difference:.1e}")
     print(f"checked on batches of {', '.join(map(str, BATCHES))} images; written to {run_dir}")
     print(f"without PyTorch: python -m lfvit.runtime {run_dir} IMAGE...")
@@ -90,7 +91,7 @@ def describe(trained: Trained) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def check_parity(passes: list[ExportedPass], folder: Path, tolerance: float) -> dict[str, float]:
+def check_parity(passes: list[PassModule], folder: Path, tolerance: float) -> dict[str, float]:
     """The largest difference of onnxruntime from PyTorch, of each pass on the same inputs.
 
     Every floating-point output of a pass is compared. Chosen cells are not: scores that are equal
@@ -105,22 +106,22 @@ def check_parity(passes: list[ExportedPass], folder: Path, tolerance: float) -> 
     runtime = load(folder)
     size = runtime.card["image_size"]
     generator = torch.Generator().manual_seed(0)
-    largest = {exported.name: 0.0 for exported in passes}
+    largest = {one_pass.name: 0.0 for one_pass in passes}
     for count in BATCHES:
         values = {"images": torch.randn(count, 3, size, size, generator=generator)}
-        for exported, session in zip(passes, runtime.sessions, strict=True):
-            expected = exported.module(*(values[name] for name in exported.inputs))
+        for one_pass, session in zip(passes, runtime.sessions, strict=True):
+            expected = one_pass.module(*(values[name] for name in one_pass.inputs))
             expected = expected if isinstance(expected, tuple) else (expected,)
             try:
                 found = run(session, {name: value.numpy() for name, value in values.items()})
             except Exception as error:  # onnxruntime's errors have no common base
-                raise ExportError(f"{exported.name}.onnx does not run: {error}") from error
-            for name, value in zip(exported.outputs, expected, strict=True):
+                raise ExportError(f"{one_pass.name}.onnx does not run: {error}") from error
+            for name, value in zip(one_pass.outputs, expected, strict=True):
                 if value.is_floating_point():
                     scale = max(1.0, float(value.abs().max()))
                     difference = float(np.abs(value.numpy() - found[name]).max()) / scale
-                    largest[exported.name] = max(largest[exported.name], difference)
-            values |= dict(zip(exported.outputs, expected, strict=True))
+                    largest[one_pass.name] = max(largest[one_pass.name], difference)
+            values |= dict(zip(one_pass.outputs, expected, strict=True))
         for name, difference in largest.items():
             if not difference <= tolerance:  # also if it is not a number
                 raise ExportError(

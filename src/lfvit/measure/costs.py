@@ -6,18 +6,16 @@ activations, constant factors, softmax and resizing count nothing. fvcore does n
 attention, which is off while it counts.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from fvcore.nn import FlopCountAnalysis
-from torch import Tensor, nn
+from torch import nn
 
 from lfvit.errors import ConfigError
-from lfvit.models.passes import num_passes
-from lfvit.models.resample import downsample
-from lfvit.models.two_pass import FirstPass
+from lfvit.models.export import PassModule, pass_modules
 
 _COUNTED: dict[Any, list[float]] = {}
 """MACs of the passes by model configuration."""
@@ -37,9 +35,9 @@ def count_macs(model: nn.Module, stage: str | None = None) -> float:
     """
     if stage not in (None, *STAGES):
         raise ConfigError(f"stage={stage!r} is unknown; valid: first, second, None")
-    if stage is not None and num_passes(model) == 1:
-        raise ConfigError(f"stage={stage!r}: a {type(model).__name__} has one pass; use stage=None")
     macs = pass_macs(model)
+    if stage is not None and len(macs) == 1:
+        raise ConfigError(f"stage={stage!r}: a {type(model).__name__} has one pass; use stage=None")
     return sum(macs) if stage is None else macs[STAGES.index(stage)]
 
 
@@ -51,8 +49,9 @@ def pass_macs(model: nn.Module) -> list[float]:
     """
     key = _configuration(model)
     if key not in _COUNTED:
+        images = next(model.parameters()).new_zeros(1, 3, *_image_size(model))
         with _countable(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            _COUNTED[key] = _count(model, _image_size(model))
+            _COUNTED[key] = [_trace(one_pass) for one_pass in pass_modules(model, images)]
     return list(_COUNTED[key])
 
 
@@ -76,52 +75,23 @@ def _configuration(model: nn.Module) -> Any:
 
 def _image_size(model: Any) -> tuple[int, int]:
     """Height and width of the images a model is made for."""
-    side = getattr(model, "image_size", None)
+    if hasattr(model, "image_size"):
+        return model.image_size, model.image_size
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    if side is None and size is None:
+    if size is None:
         raise ConfigError(
             f"cannot count this {type(model).__name__}, whose image size is unknown; use a ViT of "
             "timm or a model of lfvit.create_model"
         )
-    return (side, side) if side is not None else tuple(size)
+    return size[0], size[1]
 
 
-def _count(model: Any, size: tuple[int, int]) -> list[float]:
-    images = next(model.parameters()).new_zeros(1, 3, *size)
-    if num_passes(model) == 1:
-        return [_trace(_Call(model, type(model).forward), images)]
-    first_pass, second_pass = type(model).first_pass, type(model).second_pass  # not compiled ones
-    coarse_images = downsample(images)
-    first = first_pass(model, images, coarse_images)
-    selection = model.select(first.scores)
-
-    def second_logits(model: Any, images: Tensor, *first: Tensor) -> Tensor:
-        return second_pass(model, images, FirstPass(*first), selection).logits
-
-    return [
-        _trace(_Call(model, lambda model, x: tuple(first_pass(model, images, x))), coarse_images),
-        _trace(_Call(model, second_logits), images, *first),
-    ]
-
-
-class _Call(nn.Module):
-    """A function of a model as a module with the model's weights, which is what fvcore traces."""
-
-    def __init__(self, model: nn.Module, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.model = model
-        self.function = function
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.function(self.model, *inputs)
-
-
-def _trace(module: nn.Module, *inputs: Tensor) -> float:
-    analysis = FlopCountAnalysis(module.eval(), inputs)
+def _trace(one_pass: PassModule) -> float:
+    analysis = FlopCountAnalysis(one_pass.module, tuple(one_pass.inputs.values()))
     analysis.unsupported_ops_warnings(False)
     analysis.uncalled_modules_warnings(False)
     analysis.tracer_warnings("none")
-    macs = float(analysis.total())
+    macs = float(analysis.total() - analysis.by_operator()["upsample_bilinear2d"])
     if hidden := [op for op in analysis.unsupported_ops() if "attention" in op]:
         raise ConfigError(f"cannot count {hidden[0]}: attention must be computed unfused")
     return macs
@@ -129,16 +99,22 @@ def _trace(module: nn.Module, *inputs: Tensor) -> float:
 
 @contextmanager
 def _countable(model: nn.Module) -> Iterator[None]:
-    """For a while, evaluation mode, and fused attention off."""
-    fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
+    """For a while, evaluation mode, nothing compiled, and fused attention off."""
     modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        for module in fused:
+    changed = [  # fvcore cannot trace compiled functions
+        (module, name, vars(module)[name])
+        for module in model.modules()
+        for name in ("fused_attn", "_compiled_call_impl", "first_pass", "second_pass")
+        if name in vars(module)
+    ]
+    for module, name, _ in changed:
+        delattr(module, name)
+        if name == "fused_attn":
             module.fused_attn = False  # type: ignore[assignment]
+    try:
         yield
     finally:
-        for module in fused:
-            module.fused_attn = True  # type: ignore[assignment]
+        for module, name, value in changed:
+            setattr(module, name, value)
         for module, training in modes.items():
             module.training = training

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.export
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
 
 from lfvit.errors import ConfigError, ExportError
 from lfvit.models.selection import Selection
@@ -19,8 +19,8 @@ OPSET = 18
 ONE_FILE = 1_500_000_000  # bytes of weights; above, ONNX keeps them in a file of their own
 
 
-class ExportedPass(NamedTuple):
-    """One pass as a module of tensors.
+class PassModule(NamedTuple):
+    """One pass as a module from tensors to tensors.
 
     name: "first_pass", "second_pass", or "model" of a one-pass model.
     inputs: by name, an example of 3 images. outputs: names of what the module returns.
@@ -32,11 +32,10 @@ class ExportedPass(NamedTuple):
     outputs: tuple[str, ...]
 
 
-class FirstPassModule(nn.Module):
-    """The first pass and the selection: images (B, 3, S, S) -> a tuple of tensors.
+class _FirstPass(nn.Module):
+    """The first pass and the selection: images (B, 3, S, S) -> tensors of `FirstPass`, `Selection`.
 
-    Returns logits, coarse, features (see `FirstPass`), gca, cells, fine_indices and, of window
-    selectors, region (see `Selection`).
+    Returns logits, coarse, features, gca, cells, fine_indices and, of window selectors, region.
     """
 
     outputs = ("logits", "coarse", "features", "gca", "cells", "fine_indices", "region")
@@ -52,7 +51,7 @@ class FirstPassModule(nn.Module):
         return tensors if region is None else (*tensors, region)
 
 
-class SecondPassModule(nn.Module):
+class _SecondPass(nn.Module):
     """The second pass from outputs of the first: logits (B, C)."""
 
     inputs = ("coarse", "features", "cells", "fine_indices")
@@ -70,62 +69,60 @@ class SecondPassModule(nn.Module):
         return self.model.second_pass(images, first, selection).logits
 
 
-def export_passes(model: nn.Module, image_size: int) -> list[ExportedPass]:
-    """The passes of a model of `lfvit.create_model`, in evaluation mode, in their order."""
-    images = next(model.parameters()).new_zeros(3, 3, image_size, image_size)
+def pass_modules(model: nn.Module, images: Tensor) -> list[PassModule]:
+    """The passes of a model of `lfvit.create_model`, in evaluation mode, in their order.
+
+    Args:
+        images: (3, 3, S, S), an example.
+    """
     model.eval()
     if not isinstance(model, TwoPassViT):
-        return [ExportedPass("model", model, {"images": images}, ("logits",))]
-    first = FirstPassModule(model).eval()
+        return [PassModule("model", model, {"images": images}, ("logits",))]
+    first, second = _FirstPass(model).eval(), _SecondPass(model).eval()
     with torch.no_grad():
-        tensors = first(images)
-    outputs = dict(zip(first.outputs, tensors, strict=False))  # without a region, the last is out
-    second_inputs = {name: outputs[name] for name in SecondPassModule.inputs}
+        outputs = dict(zip(first.outputs, first(images), strict=False))  # region may be missing
+    inputs = {"images": images, **{name: outputs[name] for name in second.inputs}}
     return [
-        ExportedPass("first_pass", first, {"images": images}, tuple(outputs)),
-        ExportedPass(
-            "second_pass",
-            SecondPassModule(model).eval(),
-            {"images": images, **second_inputs},
-            ("logits",),
-        ),
+        PassModule("first_pass", first, {"images": images}, tuple(outputs)),
+        PassModule("second_pass", second, inputs, ("logits",)),
     ]
 
 
-def capture(exported: ExportedPass) -> ExportedProgram:
+def capture(one_pass: PassModule) -> Any:
     """Trace a pass with torch.export, for any number of images.
+
+    Returns:
+        A `torch.export.ExportedProgram`.
 
     Raises:
         ConfigError: the pass draws at random, as random selectors do.
         ExportError: it cannot be captured, such as a selector that branches on its scores.
     """
-    inputs = tuple(exported.inputs.values())
+    shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in one_pass.inputs)
     try:
         with torch.no_grad(), _exporter_silenced():
             program = torch.export.export(
-                exported.module, inputs, dynamic_shapes=tuple({0: Dim.DYNAMIC} for _ in inputs)
+                one_pass.module, tuple(one_pass.inputs.values()), dynamic_shapes=shapes
             )
     except Exception as error:  # every kind, from whatever the pass does
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ExportError(f"{exported.name} cannot be exported: {reason[0]}") from error
+        raise ExportError(f"{one_pass.name} cannot be exported: {reason[0]}") from error
     drawn = [node for node in program.graph.nodes if _is_random(node.target)]
     if drawn:
-        model = getattr(exported.module, "model", None)
         raise ConfigError(
-            f"method.selector={getattr(model, 'selector', None)!r} draws at random "
-            f"({drawn[0].target}), and an exported model must be deterministic; export a model "
-            "with another selector, such as ngca or gca"
+            f"{one_pass.name} draws at random ({drawn[0].target}), and an exported model must be "
+            "deterministic; export with another method.selector, such as ngca or gca"
         )
     return program
 
 
-def write_onnx(exported: ExportedPass, path: Path) -> None:
+def write_onnx(one_pass: PassModule, path: Path) -> None:
     """Write a pass as ONNX; inputs and outputs have their names, the first axis is free.
 
     Raises:
         ConfigError, ExportError: see `capture`; or an operation that ONNX does not have.
     """
-    program = capture(exported)
+    program = capture(one_pass)
     weights = sum(p.numel() * p.element_size() for p in program.parameters())
     try:
         with torch.no_grad(), _exporter_silenced():
@@ -133,8 +130,8 @@ def write_onnx(exported: ExportedPass, path: Path) -> None:
                 program,
                 (),
                 path,
-                input_names=list(exported.inputs),
-                output_names=list(exported.outputs),
+                input_names=list(one_pass.inputs),
+                output_names=list(one_pass.outputs),
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
@@ -142,7 +139,7 @@ def write_onnx(exported: ExportedPass, path: Path) -> None:
                 custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise ExportError(f"{exported.name} cannot be written as ONNX: {error}") from error
+        raise ExportError(f"{one_pass.name} cannot be written as ONNX: {error}") from error
 
 
 def _stable_sort(

@@ -30,4 +30,4 @@ def num_keep(ratio: float, n: int) -> int:
     The product is rounded to 9 decimals first: 0.92 of 25 is 23, not the 24 that the rounding error
     of binary fractions gives.
     """
-    return math.ceil(round(ratio * n, 9))
+    return math.ceil(round(ratio * int(n), 9))
