@@ -252,7 +252,7 @@ def test_what_fails_does_not_lose_the_others(tmp_path, monkeypatch):
     def broken(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("lfvit.results.artifacts.plots.plot_passes", broken)
+    monkeypatch.setattr("lfvit.results.artifacts.plots.plot_panels", broken)
     cfg = configured(
         tmp_path, "artifacts=[lf_vit_table7,lf_vit_figure7,overview,frequency_figure1]"
     )
@@ -307,7 +307,7 @@ TWO = "artifacts=[overview]"
         (["scale.probe_images=0"], "scale.probe_images=0 is not valid"),
         (["+scale.starts.nobody=vit"], "scale.starts='nobody' is unknown"),
         (["+scale.starts.vit=nobody"], "scale.starts.vit='nobody' is unknown"),
-        (["+scale.leave_out.nobody=why"], "scale.leave_out='nobody' is unknown"),
+        (["+scale.leave_out.nobody=why"], "scale.remarks='nobody' is unknown"),
         (["runs.lf_vit.train=[lfvit]", TWO], "train='lfvit' is unknown; did you mean lf_vit"),
         (["+runs.lf_vit.start=nobody", TWO], "runs.lf_vit.start='nobody' is unknown"),
         (["+runs.lf_vit.start=tome", TWO], "runs.lf_vit.start='tome' is unknown"),
@@ -316,6 +316,7 @@ TWO = "artifacts=[overview]"
         (["~runs.tome.start", "artifacts=methods"], "a run needs train, or start and evaluate"),
         (['overrides=["method.alpha=2"]', TWO], "run lf_vit: .*alpha=2"),
         (["+artifact.overview.colour=red"], "artifact.overview.colour is no setting"),
+        (["artifact.overview.rows=[{run:vit,colour:red}]"], "label='colour' is unknown"),
         (["artifact.overview.draw=pie"], "artifact.overview.draw='pie' is unknown"),
         (["artifact.lf_vit_table7.measures=[speed]"], "measures.0='speed' is unknown"),
         (["artifact.lf_vit_table7.published=[lf_vit.table8]"], "published='lf_vit.table8' is unkn"),

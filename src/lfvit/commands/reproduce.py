@@ -10,26 +10,22 @@ from pydantic import PositiveInt
 
 from lfvit.commands.reproduce_plan import print_plan
 from lfvit.commands.reproduce_runs import (
-    Done,
+    Outcome,
     Planned,
     key_of,
     make_runs,
     plan_runs,
     prepare_folders,
-    read_runs,
 )
 from lfvit.errors import ConfigError, TrainingError
-from lfvit.results.artifacts.settings import Artifact, Scale, choose, read_artifacts
+from lfvit.results.artifacts.settings import Run, Scale, choose, read_artifacts
 from lfvit.results.artifacts.tables import Results, Table
 from lfvit.results.artifacts.write import make_artifact, write_artifact, write_index
-from lfvit.results.collect import Run, collect
+from lfvit.results.collect import collect
 from lfvit.results.page import write_page
 from lfvit.utils.validation import Settings, plain, validate
 
 log = logging.getLogger(__name__)
-
-FEATURED = ("overview", "methods")
-"""Artifacts whose models the report page shows first."""
 
 
 class ReproduceSettings(Settings):
@@ -62,10 +58,9 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
             "or use SCALE=imagenette or SCALE=imagenet"
         )
     reuse = [Path(folder).expanduser() for folder in cfg.reuse]
-    for folder in reuse:
-        if not folder.is_dir():
-            raise ConfigError(f"reuse={folder}: no such folder; name a folder of run directories")
-    runs = read_runs(plain(cfg.runs))
+    if missing := [folder for folder in reuse if not folder.is_dir()]:
+        raise ConfigError(f"reuse={missing[0]}: no such folder; name a folder of run directories")
+    runs = {str(name): validate(Run, plain(run), f"runs.{name}") for name, run in cfg.runs.items()}
     artifacts = read_artifacts(plain(cfg.artifact), runs)
     scale.check_names(runs, artifacts)
     chosen = choose(artifacts, scale.artifacts if cfg.artifacts is None else cfg.artifacts)
@@ -75,9 +70,8 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
     if cfg.plan:
         return print_plan(planned, scale)
     prepare_folders(planned.values(), cfg.fresh)
+    results = collect_results(scale, planned, make_runs(planned, reuse, cfg.jobs), runs)
     out = Path(cfg.output_dir)
-    made = make_runs(planned, reuse, cfg.jobs) if planned else {}
-    results = _results(scale, planned, made, scale.left_out(runs))
     failed = {f"run {name}": error for name, error in results.failed.items()}
     contents = {}
     for artifact in chosen:
@@ -91,7 +85,18 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
             empty = Table([], [], [f"Not made: {error}"])
             contents[artifact.name] = write_artifact(artifact, empty, folder, scale)
     write_index(out, list(artifacts))
-    _write_page(out, artifacts, results)
+    # of all runs and artifacts there are, those of earlier calls included
+    root = (out / "runs").resolve()
+    names = {run.folder: name for name, seeds in results.runs.items() for run in seeds}
+    found = collect(
+        [root, out / "artifacts"],
+        lambda f: f.relative_to(root).parts[0] if f.is_relative_to(root) else names.get(f),
+    )
+    if found.runs:
+        options: dict[str, Any] = {"artifacts": out / "artifacts", "intro": scale.label}
+        first = [artifacts[name] for name in ("overview", "methods") if name in artifacts]
+        options["featured"] = [run for artifact in first for run in artifact.runs]
+        write_page(found, out / "report.html", title="Tables and figures of the papers", **options)
     log.info("written to %s: README.md and report.html show everything", out)
     if failed:
         raise TrainingError(
@@ -101,50 +106,25 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
     return contents
 
 
-def _results(
+def collect_results(
     scale: Scale,
     planned: Mapping[str, Planned],
-    made: Mapping[str, Done | str],
-    left_out: Mapping[str, str],
+    outcomes: Mapping[str, Outcome],
+    runs: Mapping[str, Run],
 ) -> Results:
     """The results by name of a run, which is there with all of its seeds or not at all."""
-    done = {key: result for key, result in made.items() if isinstance(result, Done)}
-    folders = [result.evaluation for result in done.values()]
-    found = {run.folder: run for run in collect(folders).runs}
-    runs: dict[str, list[Run]] = {}
-    failed, starts = {}, {}
-    for name in dict.fromkeys(run.name for run in planned.values()):
-        keys = [key_of(name, seed) for seed in scale.seeds]
-        errors = [error for key in keys if isinstance(error := made[key], str)]
+    results = Results(scale, {}, {}, scale.left_out(runs), {})
+    folders = {
+        k: done.evaluation.resolve() for k, done in outcomes.items() if not isinstance(done, str)
+    }
+    found = {run.folder: run for run in collect(list(folders.values())).runs}
+    for name in runs:
+        keys = [key for seed in scale.seeds if (key := key_of(name, seed)) in planned]
+        errors = [error for key in keys if isinstance(error := outcomes[key], str)]
         if errors:
-            failed[name] = errors[0]
-            continue
-        runs[name] = [found[done[key].evaluation.resolve()] for key in keys]
-        if origin := planned[keys[0]].origin:
-            starts[name] = origin
-    return Results(scale, runs, failed, left_out, starts)
-
-
-def _write_page(out: Path, artifacts: Mapping[str, Artifact], results: Results) -> None:
-    """report.html about all runs and artifacts there are, those of earlier calls included."""
-    root = (out / "runs").resolve()
-    names = {run.folder: name for name, seeds in results.runs.items() for run in seeds}
-
-    def label(folder: Path) -> str | None:
-        above = folder.relative_to(root).parts[0] if folder.is_relative_to(root) else None
-        return above or names.get(folder)
-
-    # first the speeds of models that were timed in turns with all others of the first view
-    first = [f for name in FEATURED if (f := out / "artifacts" / name).is_dir()]
-    collection = collect([root, *first, out / "artifacts"], label)
-    if collection.runs:
-        write_page(
-            collection,
-            out / "report.html",
-            artifacts=out / "artifacts",
-            title="Tables and figures of the papers",
-            intro=results.scale.label,
-            featured=[
-                run for name in FEATURED if name in artifacts for run in artifacts[name].runs
-            ],
-        )
+            results.failed[name] = errors[0]
+        elif keys:
+            results.runs[name] = [found[folders[key]] for key in keys]
+            if origin := planned[keys[0]].origin:
+                results.starts[name] = origin
+    return results

@@ -3,15 +3,15 @@
 import logging
 import os
 import shutil
-import subprocess
-import sys
-import threading
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from itertools import product
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from omegaconf import DictConfig
 
 from lfvit.commands.jobs import evaluate_once, run_job
@@ -20,13 +20,12 @@ from lfvit.errors import ConfigError, LFViTError, TrainingError
 from lfvit.results.artifacts.settings import Artifact, Run, Scale
 from lfvit.runs.identity import identity
 from lfvit.runs.overrides import compose_config
-from lfvit.runs.provenance import PROJECT_ROOT
 from lfvit.runs.record import CheckpointRecord, make_record, model_overrides, override
 from lfvit.runs.resume import last_of
 from lfvit.runs.setup import build_model
 from lfvit.utils.atomic_io import read_json
 from lfvit.utils.signals import StopSignals
-from lfvit.utils.validation import check_choice, validate
+from lfvit.utils.validation import check_choice
 
 log = logging.getLogger(__name__)
 
@@ -34,17 +33,11 @@ log = logging.getLogger(__name__)
 class Planned(NamedTuple):
     """One seed of a run of conf/runs.
 
-    Attributes:
-        name, seed: of the run.
-        start: key of the one whose weights it starts from, or evaluates as they are.
-        folder: its directory.
-        overrides: of train.py; empty for weights that are evaluated as they are.
-        cfg: composed from `overrides`, without the start.
-        evaluate: overrides of evaluate.py.
+    start: key of the one whose weights it starts from, or evaluates as they are. folder: its
+    directory. overrides: of train.py, and cfg, composed from them; None without a training.
+    evaluate: overrides of evaluate.py.
     """
 
-    name: str
-    seed: int
     start: str | None
     folder: Path
     overrides: list[str]
@@ -52,23 +45,14 @@ class Planned(NamedTuple):
     evaluate: list[str]
 
     @property
-    def state(self) -> str:
-        """As far as its directory tells: done, begun, or to do."""
-        record, job = (read_json(self.folder / name) for name in ("run.json", "job.json"))
-        if (self.folder / "evaluation" / "evaluate.json").exists() or "evaluation" in job:
-            return "done"
-        return "begun" if record else "to do"
-
-    @property
     def origin(self) -> str | None:
-        """A sentence about the weights it starts from."""
-        if self.start is None:
-            return None
+        """The weights it starts from, in words."""
         if self.cfg is None:
             return (
                 f"the weights of {self.start} with {' '.join(self.evaluate)}, not trained further"
             )
-        return f"{self.cfg.trainer.max_epochs} epochs from the weights of {self.start}"
+        epochs = self.cfg.trainer.max_epochs
+        return self.start and f"{epochs} epochs from the weights of {self.start}"
 
 
 class Done(NamedTuple):
@@ -76,6 +60,10 @@ class Done(NamedTuple):
 
     directory: Path
     evaluation: Path
+
+
+Outcome = Done | str
+"""Where the results of a run are, or why it failed."""
 
 
 def key_of(name: str, seed: int) -> str:
@@ -97,36 +85,35 @@ def plan_runs(
         ConfigError: naming the run and the setting.
     """
     planned: dict[str, Planned] = {}
-    composed: dict[str, DictConfig] = {}
-    left_out = scale.left_out(runs)
+    trained = [name for name, run in runs.items() if run.train]
 
-    def add(name: str, seed: int, above: tuple[str, ...] = ()) -> None:
-        key = key_of(name, seed)
-        if key in planned:
-            return
+    def add(name: str, seed: int, above: tuple[str, ...] = ()) -> str:
+        key, run = key_of(name, seed), runs[name]
         if name in above:
             raise ConfigError(f"runs: {', '.join(above)} start from each other")
-        run = runs[name]
-        start = run.start or (scale.starts.get(run.train[-1]) if run.train else None)
+        if key in planned:
+            return key
+        start = run.start or scale.starts.get((run.train or [""])[-1])
         if start is not None:
-            check_choice(f"runs.{name}.start", start, [n for n, r in runs.items() if r.train])
-            add(start, seed, (*above, name))
+            check_choice(f"runs.{name}.start", start, trained)
+            start = add(start, seed, (*above, name))
         folder = Path(cfg.output_dir) / "runs" / name / f"seed{seed}"
+        overrides = _overrides(cfg, scale, name, run.train, seed) if run.train else []
         try:
-            training = _compose(cfg, scale, name, run, composed)
-            if training is not None:
-                training.seed, training.run_dir = seed, str(folder)
-                if start is not None:
-                    training.init_from = str(last_of(planned[key_of(start, seed)].folder))
-                check(training, weights_exist=start is None)
+            training = compose_config("train", overrides) if run.train else None
+            if training is None:
+                _check_evaluation(planned[str(start)].cfg, run.evaluate)
             else:
-                _check_evaluation(planned[key_of(str(start), seed)], run)
+                training.run_dir = str(folder)
+                if start is not None:
+                    training.init_from = str(last_of(planned[start].folder))
+                check(training, weights_exist=start is None)
         except LFViTError as error:
             raise type(error)(f"run {name}: {error}") from error
-        overrides = [*_overrides(cfg, scale, name, run), f"seed={seed}"] if run.train else []
-        begins = None if start is None else key_of(start, seed)
-        planned[key] = Planned(name, seed, begins, folder, overrides, training, run.evaluate)
+        planned[key] = Planned(start, folder, overrides, training, run.evaluate)
+        return key
 
+    left_out = scale.left_out(runs)
     for artifact in artifacts:
         for seed, name in product(scale.seeds, artifact.runs):
             if name not in left_out:
@@ -134,32 +121,23 @@ def plan_runs(
     return planned
 
 
-def _overrides(cfg: DictConfig, scale: Scale, name: str, run: Run) -> list[str]:
-    """Of train.py, without the seed."""
+def _overrides(
+    cfg: DictConfig, scale: Scale, name: str, train: Sequence[str], seed: int
+) -> list[str]:
+    """Of train.py: those of the scale and its parts, of the run, and of the command line."""
     overrides = list(scale.overrides)
-    for word in run.train:
+    for word in train:
         if "=" not in word:
             check_choice(f"runs.{name}.train", word, scale.parts)
         overrides += [word] if "=" in word else scale.parts[word]
     root = [] if cfg.data_root is None else [f"data.root={cfg.data_root}"]
-    return [*overrides, *root, *cfg.overrides, f"name={name}"]
+    return [*overrides, *root, *cfg.overrides, f"name={name}", f"seed={seed}"]
 
 
-def _compose(
-    cfg: DictConfig, scale: Scale, name: str, run: Run, composed: dict[str, DictConfig]
-) -> DictConfig | None:
-    """The training config of a run, composed once for all seeds; None without a training."""
-    if not run.train:
-        return None
-    if name not in composed:
-        composed[name] = compose_config("train", _overrides(cfg, scale, name, run))
-    return composed[name].copy()
-
-
-def _check_evaluation(start: Planned, run: Run) -> None:
+def _check_evaluation(trained: Any, overrides: Sequence[str]) -> None:
     """Build the model that is going to be evaluated."""
-    evaluation = compose_config("evaluate", [*run.evaluate, "ckpt_path=start"])
-    record = override(make_record(start.cfg, []), model_overrides(evaluation))  # type: ignore[arg-type]
+    evaluation = compose_config("evaluate", [*overrides, "ckpt_path=start"])
+    record = override(make_record(trained, []), model_overrides(evaluation))
     build_model(CheckpointRecord(**record), num_classes=2)
 
 
@@ -172,11 +150,9 @@ def prepare_folders(runs: Iterable[Planned], fresh: bool) -> None:
     runs = [run for run in runs if run.folder.exists()]
     for run in runs:
         record = read_json(run.folder / "run.json")
-        known = bool(record) or (run.folder / "job.json").exists()
-        other = (
-            record and not fresh and run.start is None and record["identity"] != identity(run.cfg)
-        )
-        if other or not known:
+        known = record or (run.folder / "job.json").exists()
+        same = fresh or run.start or record.get("identity") in (None, identity(run.cfg))  # type: ignore[arg-type]
+        if not known or not same:
             raise ConfigError(
                 f"{run.folder} holds something else than this run; pass another output_dir, or "
                 "fresh=true to repeat the chosen runs in their places"
@@ -185,89 +161,60 @@ def prepare_folders(runs: Iterable[Planned], fresh: bool) -> None:
         shutil.rmtree(run.folder)
 
 
-def make_runs(
-    runs: Mapping[str, Planned], reuse: Sequence[Path], jobs: int
-) -> dict[str, Done | str]:
+def make_runs(runs: Mapping[str, Planned], reuse: Sequence[Path], jobs: int) -> dict[str, Outcome]:
     """Train and evaluate every run, as far as that is not done; one failing run costs no other.
 
     Args:
         runs: each after the one it starts from.
         reuse: folders in which finished trainings of the same identity count.
-        jobs: trainings at a time. What fails beside others is tried once more, alone.
-
-    Returns:
-        Key -> where its results are, or why it failed.
+        jobs: runs at a time, each in a process.
     """
-    if jobs > 1:
-        _train_side_by_side(runs, reuse, jobs)
-    results: dict[str, Done | str] = {}
+    outcomes = _make_side_by_side(runs, reuse, jobs) if jobs > 1 else {}
     for number, (key, run) in enumerate(runs.items(), 1):
-        log.info("run %d of %d: %s", number, len(runs), key)
-        results[key] = make_run(run, results.get(run.start or ""), reuse)
-    return results
+        if key not in outcomes:
+            log.info("run %d of %d: %s", number, len(runs), key)
+            outcomes[key] = make_run(run, outcomes.get(run.start or ""), reuse)
+    return {key: outcomes[key] for key in runs}
 
 
-def _train_side_by_side(runs: Mapping[str, Planned], reuse: Sequence[Path], jobs: int) -> None:
-    """Train and evaluate by train.py, several at a time.
+def _make_side_by_side(
+    runs: Mapping[str, Planned], reuse: Sequence[Path], jobs: int
+) -> dict[str, Outcome]:
+    """Those that came to an end; all, unless a process was killed.
 
     A signal stops those that are under way, each saving where it is, and starts no other.
     """
-    finished = {
-        record["identity"]: path.parent
-        for root in reuse
-        for path in root.glob("**/run.json")
-        if (record := read_json(path)).get("status") == "done"
-    }
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    environment = {"OMP_NUM_THREADS": str(max(1, (cores or 1) // jobs)), **os.environ}
-    processes: list[subprocess.Popen[bytes]] = []
-    stopped = threading.Event()
-
-    def train(run: Planned, start: "Future[Path] | None") -> Path:
-        cfg: Any = run.cfg.copy()  # type: ignore[union-attr]
-        if start is not None:
-            cfg.init_from = str(last_of(start.result()))
-        if (key := identity(cfg)) in finished or stopped.is_set():
-            return finished.get(key, run.folder)
-        command = [sys.executable, str(PROJECT_ROOT / "train.py"), *run.overrides]
-        command += ["repeat=false", "evaluate=true", f"hydra.run.dir={run.folder}"]
-        command += [f"init_from={cfg.init_from or 'null'}"]
-        run.folder.mkdir(parents=True, exist_ok=True)
-        with (run.folder / "output.txt").open("ab") as file:
-            processes.append(subprocess.Popen(command, stdout=file, stderr=file, env=environment))
-            status = processes[-1].wait()
-        log.info("%s, seed %d: ended with status %d", run.name, run.seed, status)
-        return run.folder
-
-    with StopSignals(), ThreadPoolExecutor(jobs) as pool:
-        futures: dict[str, Future[Path]] = {}
+    outcomes: dict[str, Outcome] = {}
+    waiting, running = dict(runs), dict[Future[Outcome], str]()
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (threads,))
+    with StopSignals(), pool:
         try:
-            # what waits for a start comes after what does not
-            for key, run in sorted(runs.items(), key=lambda item: _depth(item[1], runs)):
-                if run.cfg is not None:
-                    futures[key] = pool.submit(train, run, futures.get(run.start or ""))
-            wait(futures.values())
-        except BaseException:  # a signal
-            stopped.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
+            while waiting or running:
+                ready = [key for key, run in waiting.items() if run.start in (None, *outcomes)]
+                for key in ready[: jobs - len(running)]:
+                    run = waiting.pop(key)
+                    running[pool.submit(make_run, run, outcomes.get(run.start or ""), reuse)] = key
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    outcomes[key := running.pop(future)] = future.result()
+                    log.info("%d of %d: %s", len(outcomes), len(runs), key)
+        except BrokenProcessPool:
+            log.warning("a process was killed; the rest is made one after the other")
+        except BaseException:
+            for process in active_children():
                 process.terminate()
             raise
+    return outcomes
 
 
-def _depth(run: Planned, runs: Mapping[str, Planned]) -> int:
-    """How many trainings have to come before it."""
-    return 0 if run.start is None else 1 + _depth(runs[run.start], runs)
-
-
-def make_run(run: Planned, start: Done | str | None, reuse: Sequence[Path]) -> Done | str:
-    """Train and evaluate one run, or say what went wrong.
+def make_run(run: Planned, start: Outcome | None, reuse: Sequence[Path]) -> Outcome:
+    """Train and evaluate one run.
 
     Args:
-        start: what became of the run that it starts from.
+        start: of the run that it starts from.
         reuse: see `make_runs`.
     """
-    roots = [run.folder.parents[1], *reuse]
+    root = run.folder.parents[1]
     try:
         if isinstance(start, str):
             raise TrainingError(f"starts from {run.start}, which failed")
@@ -275,20 +222,14 @@ def make_run(run: Planned, start: Done | str | None, reuse: Sequence[Path]) -> D
             assert start is not None
             directory = start.directory
             run.folder.mkdir(parents=True, exist_ok=True)
-            path, _ = evaluate_once(directory, run.folder, roots, run.evaluate)
+            path, _ = evaluate_once(directory, run.folder, [root, *reuse], run.evaluate)
         else:
             cfg = run.cfg.copy()
             cfg.init_from = None if start is None else str(last_of(start.directory))
-            job = run_job(cfg, roots[0], reuse=reuse, overrides=run.overrides)
-            directory, path = job.directory, job.evaluation
+            _, directory, _, path = run_job(cfg, root, reuse=reuse, overrides=run.overrides)
         if path is None:
             raise TrainingError("left no last.ckpt to evaluate; use callbacks=default")
         return Done(directory, path.parent)
     except Exception as error:  # whatever it is, it must not lose the other runs
-        log.error("%s, seed %d, failed", run.name, run.seed, exc_info=error)
+        log.error("%s failed", run.folder, exc_info=error)
         return f"{type(error).__name__}: {error}"
-
-
-def read_runs(cfg: Mapping[str, Any]) -> dict[str, Run]:
-    """conf/runs, checked."""
-    return {str(name): validate(Run, entry, f"runs.{name}") for name, entry in cfg.items()}

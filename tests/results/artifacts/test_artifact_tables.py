@@ -6,7 +6,7 @@ import pytest
 
 from lfvit.errors import DataError
 from lfvit.measure.schemas import FORMAT, parse_evaluation
-from lfvit.results.artifacts.figures import cost_at, cost_curves
+from lfvit.results.artifacts.figures import cost_curves
 from lfvit.results.artifacts.settings import Artifact, Row, Scale
 from lfvit.results.artifacts.tables import MEASURES, Results, make_table, operating_point
 from lfvit.results.artifacts.write import to_page
@@ -56,7 +56,7 @@ def results_of(comparable=True, **evaluations):
         name: [Run(Path(), "", parse_evaluation(content, "")) for content in seeds]
         for name, seeds in evaluations.items()
     }
-    return Results(scale, runs, left_out={"gone": "no reason"})
+    return Results(scale, runs, {}, {"gone": "no reason"}, {})
 
 
 def artifact(*rows, **settings):
@@ -126,34 +126,24 @@ def test_measures_of_both_passes():
     assert values == pytest.approx(
         {
             **{"top1": 79.1, "gmacs": 1.75, "first": 76.0, "second": 81.0, "throughput": None},
-            **{"exits": 79.0, "second_share": 21.0, "threshold": 0.47},
-            **{"covered": None, "whole": None},
+            **{"exits": 79.0, "threshold": 0.47, "covered": None},
         }
     )
     assert MEASURES["second"].value(one, operating_point(one, Row(run="x"))) is None
-    last = operating_point(two, Row(run="x"))
-    assert MEASURES["second_share"].value(two, last) == 100
 
 
 def test_curves_are_means_over_seeds():
     other = {**TWO_PASS, "curve": [{**p, "top1": p["top1"] + 1} for p in CURVE]}
     rows = (ROWS[1] | {"eta": None}, ROWS[1] | {"eta": None, "at": "pass 2", "model": "Both"})
     results = results_of(lf_vit=[TWO_PASS, other])
-    table = cost_curves(artifact(*rows, published=["frontier.thinkingvit"]), results)
+    settings = {"published": ["frontier.thinkingvit"], "measures": []}
+    table = cost_curves(artifact(*rows, **settings), results)
     points = {
         name: [row for row in table.rows if row["model"] == name] for name in ("LF-ViT", "Both")
     }
     assert [row["top1"] for row in points["LF-ViT"]] == [79.5, 81.4]
     assert [(row["eta"], row["top1"]) for row in points["Both"]] == [(None, 81.0)]
     assert table.rows[-1]["source"] == "published only"
-
-
-def test_cost_at_equal_accuracy():
-    line = [{"top1": t, "gmacs": g} for t, g in ((72.0, 1.0), (80.0, 5.0), (81.0, 9.0))]
-    assert cost_at(line, 76.0) == pytest.approx(3.0)
-    assert cost_at(line, 80.5) == pytest.approx(7.0)
-    assert cost_at(line, 81.0) == pytest.approx(9.0)
-    assert cost_at(line, 71.9) is cost_at(line, 81.1) is None
 
 
 def test_a_page_has_its_numbers_and_where_they_came_from():

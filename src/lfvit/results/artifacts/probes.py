@@ -18,7 +18,7 @@ from lfvit.results.artifacts.settings import Artifact
 from lfvit.results.artifacts.tables import Results, Rows, Table, column
 from lfvit.results.collect import Run
 from lfvit.results.page_examples import open_run
-from lfvit.results.plots import PANELS
+from lfvit.results.plots import BLUE, GREEN, GREY, ORANGE, PANELS
 from lfvit.runs.setup import find_device
 from lfvit.tracking.pictures import Prediction, predict_images
 
@@ -137,21 +137,20 @@ class Probe:
 def depth(artifact: Artifact, results: Results) -> Table:
     """Panels of a diagnosis, and accuracy under noise on one of two sets of tokens."""
     (row,) = artifact.rows
-    measures = {
-        key: f"{title}: {legend}"
-        for title in artifact.panels
-        for key, (legend, _) in PANELS[title].items()
-    }
-    columns = [column("block", "block"), *(column(k, t, None, 3) for k, t in measures.items())]
+    lines = {title: PANELS[title] for title in artifact.panels}
+    columns = [column("block", "block")]
+    for title, measures in lines.items():
+        columns += [column(k, f"{title}: {text}", None, 3) for k, (text, _) in measures.items()]
     if artifact.noise:
         columns += [
             column("strength", "noise", "RMS of the tokens", 2),
             column("high", "top-1 with noise on HF tokens", "%", 2),
             column("low", "top-1 with noise on LF tokens", "%", 2),
         ]
-    if (run := results.first(row)) is None:
+    runs = results.of(row)
+    if not runs:
         return Table(columns, [])
-    probe = Probe(run, results.scale.probe_images)
+    probe = Probe(runs[0], results.scale.probe_images)
     blocks = summarize([diagnose_batch(probe.model, x, 0.5) for x in probe.batches()])
     middle = len(probe.model.blocks) // 2 - 1
     noise: Rows = [
@@ -162,8 +161,12 @@ def depth(artifact: Artifact, results: Results) -> Table:
         }
         for strength in artifact.noise
     ]
+    panels = [plots.Panel(blocks, ("block", "block"), title, lines[title]) for title in lines]
+    if noise:
+        sets = {"high": ("noise on HF tokens", ORANGE), "low": ("noise on LF tokens", BLUE)}
+        panels.append(plots.Panel(noise, ("strength", "noise"), "top-1 (%)", sets))
     note = f"{len(probe.samples)} images. Block 0: what enters the first block."
-    plot = partial(plots.plot_depth, blocks, artifact.panels, noise, results.scale)
+    plot = partial(plots.plot_panels, panels, results.scale)
     return Table(columns, [*blocks, *noise], [note], plot)
 
 
@@ -177,9 +180,10 @@ def one_block(artifact: Artifact, results: Results) -> Table:
         column("evit", "EViT, top-1", "%", 2),
         column("whole", "no reduction, top-1", "%", 2),
     ]
-    if (run := results.first(row)) is None:
+    runs = results.of(row)
+    if not runs:
         return Table(columns, [])
-    probe = Probe(run, results.scale.probe_images)
+    probe = Probe(runs[0], results.scale.probe_images)
     whole, removed = probe.accuracy(), artifact.removed
     rows: Rows = [
         {
@@ -191,42 +195,42 @@ def one_block(artifact: Artifact, results: Results) -> Table:
         }
         for block, overlap in enumerate(probe.overlap(removed))
     ]
+    colours = {"frequency": ORANGE, "evit": BLUE, "whole": GREY}
+    names = {entry["key"]: entry["title"].partition(",")[0] for entry in columns}
+    lines = {key: (names[key], colour) for key, colour in colours.items()}
+    overlaps = {"overlap": ("frequency-aware and EViT", GREEN)}
+    panels = [
+        plots.Panel(rows, ("block", "block"), "overlap (IoU)", overlaps),
+        plots.Panel(rows, ("block", "reduced block"), "top-1 (%)", lines),
+    ]
     note = f"{len(probe.samples)} images."
-    return Table(columns, rows, [note], partial(plots.plot_one_block, rows, results.scale))
+    return Table(columns, rows, [note], partial(plots.plot_panels, panels, results.scale))
 
 
 def regions(artifact: Artifact, results: Results) -> Table:
     """The same images under several models with two passes."""
-    columns = [
-        column("number", "image"),
-        column("class", "class"),
-        column("model", "model"),
-        column("prediction", "prediction"),
-        column("pass", "answered by"),
-        column("window", "window (row, column)"),
-    ]
     drawn: dict[str, list[Prediction]] = {}
     for row in artifact.rows:
-        if (run := results.first(row)) is not None:
+        for run in results.of(row)[:1]:
             probe = Probe(run, artifact.examples)
-            classes, threshold = probe.record.classes, probe.record.threshold
+            record, targets = probe.record, probe.targets.tolist()
             boxes = [sample.box for sample in probe.samples]
-            targets = probe.targets.tolist()
-            drawn[str(row.model)] = predict_images(
-                probe.model, probe.pixels, classes, threshold, targets, boxes
+            drawn[row.title] = predict_images(
+                probe.model, probe.pixels, record.classes, record.threshold, targets, boxes
             )
     rows: Rows = [
         {
-            "number": number,
+            "image": number,
             "class": prediction.classes[prediction.target or 0],
             "model": model,
             "prediction": f"{prediction.label}, {prediction.confidence:.0%}",
-            "pass": f"pass {prediction.exit_pass + 1}",
-            "window": prediction.region and ", ".join(map(str, prediction.region)),
+            "answered by": f"pass {prediction.exit_pass + 1}",
+            "window (row, column)": prediction.region and "{}, {}".format(*prediction.region),
         }
         for number, images in enumerate(zip(*drawn.values(), strict=True), 1)
         for model, prediction in zip(drawn, images, strict=True)
     ]
+    columns = [column(key, key) for key in (rows[0] if rows else ("image", "model"))]
     plot = partial(plots.plot_regions, drawn, results.scale) if drawn else None
     note = "Colour: what the second pass sees in full resolution, or would have seen."
     return Table(columns, rows, [note], plot)

@@ -1,80 +1,74 @@
-# ruff: noqa: RUF012  (pydantic copies the defaults)
 """What conf/artifact, conf/runs and conf/scale may say, checked without PyTorch."""
+# ruff: noqa: RUF012  (pydantic copies the defaults)
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from fnmatch import filter as matching
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from lfvit.errors import ConfigError
 from lfvit.utils.validation import Settings, check_choice, validate
 
 PAPERS = Path(__file__).parents[1] / "papers.yaml"
+LABELS = {
+    "model": "model",
+    "way": "run",
+    "method": "method",
+    "name": "setting",
+    "resolution": "resolution",
+    "tokens": "tokens",
+    "m": "m",
+    "eta": "η",
+    "alpha": "α",  # noqa: RUF001
+    "beta": "β",
+    "selector": "selector",
+    "image": "image",
+    "loss": "loss",
+    "reuse": "reuse",
+    "to": "added to",
+}
+"""Labels of rows, in the order of their columns, and the titles of these."""
 
-Drawing = Literal[
-    "operating_points",
-    "cost_curves",
-    "sweep",
-    "passes",
-    "regions",
-    "depth",
-    "one_block",
-    "total_cost",
-    "paired",
-]
-Measure = Literal[
-    "top1",
-    "gmacs",
-    "first",
-    "second",
-    "exits",
-    "second_share",
-    "threshold",
-    "covered",
-    "whole",
-    "throughput",
-]
+Drawing = Literal["cost_curves", "sweep", "passes", "regions", "depth", "one_block", "paired"]
+Measure = Literal["top1", "gmacs", "first", "second", "exits", "threshold", "covered", "throughput"]
+Count = Annotated[int, Field(ge=1)]
 
 
 class Row(Settings):
-    """One row of an artifact: its run, the operating point, and labels.
+    """One row of an artifact; what else it says are labels, see `LABELS`.
 
     Attributes:
         run: a name in conf/runs.
-        eta: the operating point at this threshold.
-        at: the operating point of this rule, such as "pass 1" or "max_loss=0.5"; "equal" and
-            "budget" in paired comparisons, see `lfvit.results.comparisons`. Without both: the last
-            pass.
-        others: labels. The published row with the same labels stands beside ours.
+        at: the operating point of this rule, such as "pass 1" or "max_loss=0.5"; in paired
+            comparisons see `lfvit.results.paired.WAYS`. Without it and eta: the last pass.
+        eta: the operating point at this threshold; also a label.
     """
+
+    model_config = ConfigDict(extra="allow")
 
     run: str
     at: str | None = None
-    eta: float | None = Field(None, ge=0, le=1.01, multiple_of=0.01)
-    model: str | None = None
-    way: str | None = None
-    method: str | None = None
-    name: str | None = None
-    resolution: int | None = None
-    tokens: int | None = None
-    m: int | None = None
-    alpha: float | None = None
-    beta: float | None = None
-    selector: str | None = None
-    image: str | None = None
-    loss: str | None = None
-    reuse: str | None = None
-    to: str | None = None
+    eta: Annotated[float, Field(ge=0, le=1.01, multiple_of=0.01)] | None = None
+
+    @model_validator(mode="after")
+    def _known_labels(self) -> "Row":
+        for name in self.labels:
+            check_choice("label", name, LABELS)
+        return self
 
     @property
     def labels(self) -> dict[str, Any]:
-        """Labels that are set; eta is one."""
+        """The published row with the same labels stands beside this one."""
         return self.model_dump(exclude={"run", "at"}, exclude_none=True)
+
+    @property
+    def title(self) -> str:
+        return str(self.labels.get("model", self.run))
 
 
 class Artifact(Settings):
@@ -87,8 +81,8 @@ class Artifact(Settings):
         rows, yardsticks: models, and the models that they are compared with.
         measures: columns that are computed.
         published: tables of papers.yaml, such as "lf_vit.table2_vs_backbone".
-        x, left, right: of "sweep": a label, and measures on the two axes.
-        panels, noise: of "depth". removed: of "one_block". examples: number of images drawn.
+        x, y: of "sweep": a label, and the measures of its panels.
+        panels, noise: of "depth". removed: of "one_block". examples: images of "regions".
     """
 
     name: str
@@ -100,13 +94,12 @@ class Artifact(Settings):
     measures: list[Measure] = []
     published: list[str] = []
     yardsticks: list[Row] = []
-    x: Literal["eta", "m", "alpha", "beta"] | None = None
-    left: list[Measure] = []
-    right: list[Measure] = []
+    x: Literal["eta", "m", "alpha", "beta"] = "eta"
+    y: list[Measure] = []
     panels: list[str] = []
     noise: list[float] = []
     removed: float = 0.3
-    examples: int = Field(0, ge=0)
+    examples: Count = 6
     notes: list[str] = []
 
     @property
@@ -149,13 +142,13 @@ class Scale(Settings):
     generated: bool
     seeds: list[int] = Field(min_length=1)
     artifacts: list[str] | None
-    probe_images: int = Field(ge=1)
-    speed_images: int = Field(ge=1)
-    speed_repeats: int = Field(ge=1)
+    probe_images: Count
+    speed_images: Count
+    speed_repeats: Count
     speed_precision: Literal["fp32", "bf16"]
     speed_compile: bool
-    train_images: int | None
-    num_classes: int | None
+    train_images: Count | None
+    num_classes: Count | None
     overrides: list[str]
     parts: dict[str, list[str]]
     starts: dict[str, str]
@@ -168,26 +161,18 @@ class Scale(Settings):
         Raises:
             ConfigError: with the closest name.
         """
-        runs = list(runs)
         for name in self.artifacts or []:
             check_choice("scale.artifacts", name, artifacts)
         for part, run in self.starts.items():
             check_choice("scale.starts", part, self.parts)
             check_choice(f"scale.starts.{part}", run, runs)
-        for group in ("leave_out", "remarks"):
-            for pattern in getattr(self, group):
-                if not matching(runs, pattern):
-                    check_choice(f"scale.{group}", pattern, runs)
+        for pattern in [*self.leave_out, *self.remarks]:
+            if not matching(runs, pattern):
+                check_choice("run in scale.leave_out or scale.remarks", pattern, runs)
 
     def left_out(self, runs: Iterable[str]) -> dict[str, str]:
         """Run -> why this scale leaves it out."""
-        runs = list(runs)
         return {run: why for p, why in self.leave_out.items() for run in matching(runs, p)}
-
-    def remarks_on(self, runs: Iterable[str]) -> list[str]:
-        """What a reader must know about these runs, each once."""
-        runs = list(runs)
-        return [text for pattern, text in self.remarks.items() if matching(runs, pattern)]
 
 
 def read_artifacts(cfg: Mapping[str, Any], runs: Iterable[str]) -> dict[str, Artifact]:
@@ -200,12 +185,11 @@ def read_artifacts(cfg: Mapping[str, Any], runs: Iterable[str]) -> dict[str, Art
     Raises:
         ConfigError: an unknown setting, run, measure, drawing or published source.
     """
-    runs, artifacts = list(runs), {}
+    artifacts = {}
     for name, settings in cfg.items():
-        where = f"artifact.{name}"
-        artifact = validate(Artifact, {"name": name, **settings}, where)
-        for row in [*artifact.rows, *artifact.yardsticks]:
-            check_choice(f"{where}.rows.run", row.run, runs)
+        artifact = validate(Artifact, {"name": name, **settings}, f"artifact.{name}")
+        for run in artifact.runs:
+            check_choice(f"artifact.{name}.rows.run", run, runs)
         artifact.published_rows()
         artifacts[name] = artifact
     return artifacts
@@ -238,17 +222,12 @@ def published(source: str) -> list[dict[str, Any]]:
     Raises:
         ConfigError: there are none of that name.
     """
-    tables = _papers()
-    check_choice("published", source, tables)
-    return [dict(row) for row in tables[source]]
+    check_choice("published", source, _papers())
+    return _papers()[source]
 
 
 @cache
 def _papers() -> dict[str, list[dict[str, Any]]]:
-    papers = yaml.safe_load(PAPERS.read_text())
-    return {
-        f"{paper}.{table}": rows
-        for paper, tables in papers.items()
-        for table, rows in tables.items()
-        if isinstance(rows, list)
-    }
+    papers = yaml.safe_load(PAPERS.read_text(encoding="utf-8"))
+    tables = {f"{paper}.{name}": t for paper, named in papers.items() for name, t in named.items()}
+    return {name: rows for name, rows in tables.items() if isinstance(rows, list)}

@@ -8,72 +8,44 @@ from typing import Any, NamedTuple
 
 from lfvit.errors import DataError
 from lfvit.measure.schemas import CurvePoint, Evaluation, OperatingPoint
-from lfvit.results.artifacts.settings import Artifact, Row, Scale
+from lfvit.results.artifacts.settings import LABELS, Artifact, Row, Scale
 from lfvit.results.collect import Run
 
 Rows = list[dict[str, Any]]
 Point = OperatingPoint | CurvePoint
 
-LABELS = {
-    "model": "model",
-    "way": "run",
-    "method": "method",
-    "name": "setting",
-    "resolution": "resolution",
-    "tokens": "tokens",
-    "m": "m",
-    "eta": "η",
-    "alpha": "α",  # noqa: RUF001
-    "beta": "β",
-    "selector": "selector",
-    "image": "image",
-    "loss": "loss",
-    "reuse": "reuse",
-    "to": "added to",
-}
-"""Labels of rows, in the order of their columns, and the titles of these."""
-
 
 class Measure(NamedTuple):
-    """A computed column: its title, unit and digits, and its value at an operating point.
-
-    comparable: whether a difference from the published figure means anything.
-    """
+    """A computed column: its title, unit and digits, and its value at an operating point."""
 
     title: str
     unit: str | None
     digits: int
     value: Callable[[Evaluation, Point], float | None]
-    comparable: bool = True
 
 
 def _percent(share: float | None) -> float | None:
     return None if share is None else 100 * share
 
 
-def _localised(evaluation: Evaluation, key: str) -> float | None:
-    where = evaluation.localisation
-    return None if where is None else 100 * getattr(where.region, key)
+def _pass_top1(evaluation: Evaluation, index: int) -> float | None:
+    return evaluation.passes[index].top1 if index < len(evaluation.passes) else None
 
 
 MEASURES = {
-    "top1": Measure("top-1", "%", 2, lambda _, point: point.top1),
-    "gmacs": Measure("GMACs", "GMAC", 4, lambda _, point: point.gmacs),
-    "first": Measure("first pass top-1", "%", 2, lambda e, _: e.passes[0].top1),
-    "second": Measure(
-        "second pass top-1", "%", 2, lambda e, _: e.passes[1].top1 if len(e.passes) > 1 else None
-    ),
+    "top1": Measure("top-1", "%", 2, lambda _, p: p.top1),
+    "gmacs": Measure("GMACs", "GMAC", 4, lambda _, p: p.gmacs),
+    "first": Measure("first pass top-1", "%", 2, lambda e, _: _pass_top1(e, 0)),
+    "second": Measure("second pass top-1", "%", 2, lambda e, _: _pass_top1(e, 1)),
     "exits": Measure("answered early", "%", 1, lambda _, p: _percent(p.exit_fraction)),
-    "second_share": Measure(
-        "second passes",
+    "threshold": Measure("η chosen", None, 2, lambda _, p: p.threshold),
+    "covered": Measure(
+        "object covered",
         "%",
         1,
-        lambda _, p: None if p.exit_fraction is None else 100 * (1 - p.exit_fraction),
+        lambda e, _: _percent(e.localisation and e.localisation.region.covered),
     ),
-    "threshold": Measure("η chosen", None, 2, lambda _, point: point.threshold),
-    "covered": Measure("object covered", "%", 1, lambda e, _: _localised(e, "covered")),
-    "whole": Measure("whole object covered", "%", 1, lambda e, _: _localised(e, "whole")),
-    "throughput": Measure("images/s", "images/s", 0, lambda *_: None, comparable=False),
+    "throughput": Measure("images/s", "images/s", 0, lambda *_: None),  # measured apart
 }
 
 
@@ -85,22 +57,18 @@ class Results:
         scale: its settings.
         runs: name of a run -> one for each seed.
         failed, left_out: name of a run -> why it is not in `runs`.
-        starts: name of a run -> a sentence about the weights that it started from.
+        starts: name of a run -> the weights that it started from, in words.
     """
 
     scale: Scale
-    runs: Mapping[str, list[Run]]
-    failed: Mapping[str, str] = field(default_factory=dict)
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    starts: Mapping[str, str] = field(default_factory=dict)
+    runs: dict[str, list[Run]]
+    failed: dict[str, str]
+    left_out: dict[str, str]
+    starts: dict[str, str]
 
     def of(self, row: Row) -> list[Run]:
         """All seeds of a row's run; none where it is missing."""
         return self.runs.get(row.run, [])
-
-    def first(self, row: Row) -> Run | None:
-        """The first seed."""
-        return next(iter(self.of(row)), None)
 
     def source(self, row: Row) -> str:
         """Where the figures of a row come from."""
@@ -138,7 +106,7 @@ def column(key: str, title: str, unit: str | None = None, digits: int = 0) -> di
 
 def measure_columns(*keys: str) -> list[dict[str, Any]]:
     """Columns of measures, without the paper's."""
-    return [column(k, MEASURES[k].title, MEASURES[k].unit, MEASURES[k].digits) for k in keys]
+    return [column(key, *MEASURES[key][:3]) for key in keys]
 
 
 SOURCE = column("source", "source")
@@ -166,68 +134,49 @@ def make_table(
 ) -> Table:
     """Every published row with ours beside it, in the paper's order, then what only we have.
 
+    Differences from the published figures are given at a comparable scale.
+
     Args:
         speeds: index of a row -> images per second, where that is measured.
     """
     ours: Rows = []
     for index, row in enumerate(artifact.rows):
         values = {**row.labels, "source": results.source(row)}
-        values |= _over_seeds(row, artifact.measures, results)
+        for key in artifact.measures:
+            values |= _over_seeds(key, row, results.of(row))
         if speeds and index in speeds:
             values["throughput"] = speeds[index]
         ours.append(values)
     left = list(range(len(ours)))
     rows: Rows = []
     for paper in artifact.published_rows():
-        same = (i for i in left if artifact.rows[i].labels.items() <= paper.items())
-        match = next(same, None)
+        match = next((i for i in left if artifact.rows[i].labels.items() <= paper.items()), None)
+        left = [i for i in left if i != match]
         labels = {key: paper[key] for key in LABELS if key in paper}
         row = {**labels, "source": "published only"} if match is None else ours[match]
-        left = [i for i in left if i != match]
-        rows.append({**row, **_published(row, paper, artifact, results.scale.comparable)})
+        for key in artifact.measures:
+            mine, theirs = row.get(key), paper.get(key)
+            row[f"{key}_paper"] = theirs
+            compared = results.scale.comparable and key != "throughput"
+            if compared and mine is not None and theirs is not None:
+                row[f"{key}_difference"] = mine - theirs
+        rows.append(row)
     rows += [ours[i] for i in left]
-    return Table(_columns(artifact.measures, rows), rows)
-
-
-def _over_seeds(row: Row, measures: Sequence[str], results: Results) -> dict[str, Any]:
-    """Means over seeds, and their sample standard deviations as ``_spread``."""
-    values: dict[str, Any] = {}
-    evaluations = [run.evaluation for run in results.of(row)]
-    for key in measures:
-        per_seed = [MEASURES[key].value(e, operating_point(e, row)) for e in evaluations]
-        known = [value for value in per_seed if value is not None]
-        values[key] = fmean(known) if known else None
-        if len(known) > 1:
-            values[f"{key}_spread"] = stdev(known)
-    return values
-
-
-def _published(
-    row: Mapping[str, Any], paper: Mapping[str, Any], artifact: Artifact, comparable: bool
-) -> dict[str, Any]:
-    """The published measures, and ours minus theirs at a comparable scale."""
-    values: dict[str, Any] = {}
-    for key in artifact.measures:
-        ours, theirs = row.get(key), paper.get(key)
-        values[f"{key}_paper"] = theirs
-        if comparable and MEASURES[key].comparable and None not in (ours, theirs):
-            values[f"{key}_difference"] = ours - theirs
-    return values
-
-
-def _columns(measures: Sequence[str], rows: Rows) -> list[dict[str, Any]]:
-    """Labels, measures, and what stands beside a measure in any row."""
     columns = [column(key, title) for key, title in LABELS.items() if any(key in r for r in rows)]
-    for entry in measure_columns(*measures):
+    for entry in measure_columns(*artifact.measures):
         columns.append(entry)
-        beside = {
-            "spread": ("±", entry["digits"]),
-            "paper": ("paper", 1 if entry["unit"] == "%" else min(entry["digits"], 2)),
-            "difference": ("difference", entry["digits"]),
-        }
-        for suffix, (title, digits) in beside.items():
-            key = f"{entry['key']}_{suffix}"
+        for suffix, title in (("spread", "±"), ("paper", "paper"), ("difference", "difference")):
+            key, digits = f"{entry['key']}_{suffix}", entry["digits"]
+            if suffix == "paper":  # as printed
+                digits = 1 if entry["unit"] == "%" else min(digits, 2)
             if any(row.get(key) is not None for row in rows):
-                title = f"{entry['title']}, {title}"
-                columns.append(column(key, title, entry["unit"], digits))
-    return [*columns, SOURCE]
+                columns.append(column(key, f"{entry['title']}, {title}", entry["unit"], digits))
+    return Table([*columns, SOURCE], rows)
+
+
+def _over_seeds(key: str, row: Row, runs: Sequence[Run]) -> dict[str, float | None]:
+    """Mean of a measure over seeds, and its sample standard deviation as ``_spread``."""
+    points = [(run.evaluation, operating_point(run.evaluation, row)) for run in runs]
+    values = [value for p in points if (value := MEASURES[key].value(*p)) is not None]
+    spread = {f"{key}_spread": stdev(values)} if len(values) > 1 else {}
+    return {key: fmean(values) if values else None, **spread}

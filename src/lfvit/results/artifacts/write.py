@@ -3,6 +3,7 @@
 import datetime
 import json
 from collections.abc import Sequence
+from fnmatch import filter as matching
 from pathlib import Path
 from typing import Any
 
@@ -32,25 +33,20 @@ def _notes(artifact: Artifact, results: Results) -> list[str]:
     """What the scale and missing runs mean for an artifact."""
     scale, runs = results.scale, artifact.runs
     notes = [f"Run failed: {run}, {results.failed[run]}." for run in runs if run in results.failed]
-    notes += [
-        f"Left out at this scale: {run}, {results.left_out[run]}."
-        for run in runs
-        if run in results.left_out
-    ]
+    out = results.left_out
+    notes += [f"Left out at this scale: {run}, {out[run]}." for run in runs if run in out]
     notes += [f"{run}: {results.starts[run]}." for run in runs if run in results.starts]
-    notes += scale.remarks_on(runs)
+    notes += [text for pattern, text in scale.remarks.items() if matching(runs, pattern)]
     if scale.note and artifact.paper:
         notes.append(scale.note)
     if artifact.published and not scale.comparable:
         notes.append("Not comparable with the published figures, so no differences are given.")
-    if len(scale.seeds) == 1:
-        return [*notes, "One seed."]
     seeds = ", ".join(map(str, scale.seeds))
-    return [
-        *notes,
-        f"Means over {len(scale.seeds)} seeds ({seeds}), ± the sample standard deviation. Pictures "
-        "of images, diagnoses and throughput: the first seed.",
-    ]
+    several = (
+        f"Means over seeds {seeds}, ± the sample standard deviation. Pictures of images, diagnoses "
+        "and throughput: the first seed."
+    )
+    return [*notes, several if len(scale.seeds) > 1 else f"One seed: {seeds}."]
 
 
 def write_artifact(artifact: Artifact, table: Table, folder: Path, scale: Scale) -> dict[str, Any]:
