@@ -162,7 +162,7 @@ def test_trainings_side_by_side_give_what_they_give_alone(tmp_path, everything):
         "vit": {"train": ["vit"]},
         "lf_vit_tome": {"start": "lf_vit", "evaluate": ["reducer=tome"]},
     }
-    with pytest.raises(TrainingError, match=r"lf_vit: .*output.txt") as raised:
+    with pytest.raises(TrainingError, match=r"run lf_vit: ") as raised:
         reproduce(one_table(tmp_path, runs, "jobs=2"))
     assert "lf_vit_tome: TrainingError: starts from lf_vit/seed0, which failed" in str(raised.value)
     alone = {row["model"]: row["top1"] for row in everything[1]["methods"]["rows"]}
@@ -182,7 +182,7 @@ def test_a_signal_stops_what_runs_and_starts_nothing_else(tmp_path):
         return [json.loads(path.read_text())["status"] for path in found]
 
     def send():
-        while records() != ["running"] * 2:
+        while len(list((tmp_path / "runs").glob("*/seed0/checkpoints/last.ckpt"))) < 2:
             time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGTERM)
 
