@@ -109,18 +109,22 @@ def test_files_without_predictions(tmp_path):
 
 
 def test_batches_are_joined_in_order():
-    whole = predictions(n=6)
+    """A batch of fillers, as the last of a process may be, has no images and no boxes."""
+    whole = predictions(n=6)._replace(boxes=torch.arange(24).view(6, 4))
     parts = [
         Predictions(
-            [logits[rows] for logits in whole.logits], whole.targets[rows], whole.images[rows]
+            [logits[rows] for logits in whole.logits],
+            whole.targets[rows],
+            whole.images[rows],
+            whole.boxes[rows] if rows.start != rows.stop else None,
         )
         for rows in (slice(0, 4), slice(4, 4), slice(4, 6))
     ]
     joined = join(parts)
-    assert torch.equal(joined.targets, whole.targets)
     assert joined.images == whole.images
     assert all(map(torch.equal, joined.logits, whole.logits))
-    assert joined.boxes is joined.cells is None
+    assert torch.equal(joined.boxes, whole.boxes)
+    assert joined.cells is None
     with pytest.raises(DataError, match="no image could be read"):
         join(parts[1:2])
 

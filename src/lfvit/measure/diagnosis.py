@@ -165,7 +165,7 @@ def summarize(batches: Sequence[Sequence[dict[str, Tensor]]]) -> list[dict[str, 
             values = torch.cat([part[name] for part in parts]).double()  # (N, L + 1)
             columns[name] = values.mean(dim=0).tolist()
             columns[f"{name}_std"] = values.std(dim=0, correction=0).tolist()
-        for block, values in enumerate(zip(*columns.values(), strict=True)):
-            measures = dict(zip(columns, (None if v != v else v for v in values), strict=True))
+        for block, row in enumerate(zip(*columns.values(), strict=True)):
+            measures = dict(zip(columns, (None if v != v else v for v in row), strict=True))
             rows.append({"pass": number, "block": block, **measures})
     return rows

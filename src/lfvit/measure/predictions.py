@@ -99,16 +99,16 @@ def join(batches: list[Predictions]) -> Predictions:
     Raises:
         DataError: there are no images.
     """
+    batches = [batch for batch in batches if len(batch.targets)]
+    if not batches:
+        raise DataError("no image could be read")
     passes, targets, images, *others = zip(*batches, strict=True)
-    joined = Predictions(
+    return Predictions(
         [torch.cat(logits) for logits in zip(*passes, strict=True)],
         torch.cat(targets),
         None if images[0] is None else [name for names in images for name in names],
         *(None if column[0] is None else torch.cat(column) for column in others),
     )
-    if not len(joined.targets):
-        raise DataError("no image could be read")
-    return joined
 
 
 def pass_results(predictions: Predictions, macs: list[float]) -> list[PassResult]:
