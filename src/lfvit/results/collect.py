@@ -106,7 +106,7 @@ class Run:
     @property
     def is_plain(self) -> bool:
         """One pass and no token reducer: what costs are compared with."""
-        return self.num_passes == 1 and self.evaluation.reducer.get("name", "none") == "none"
+        return self.num_passes == 1 and self.evaluation.reducer["name"] == "none"
 
 
 @dataclass(frozen=True)

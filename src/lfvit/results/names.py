@@ -43,7 +43,7 @@ def with_names(runs: Sequence["Run"]) -> list["Run"]:
 
 def method_name(run: "Run") -> str:
     """Method and reducer, such as "LF-ViT + ToMe"; "as is": added to weights trained without it."""
-    method, reducer = run.evaluation.method["name"], run.evaluation.reducer["name"]
+    method, reducer = str(run.evaluation.method["name"]), str(run.evaluation.reducer["name"])
     name = METHODS.get(method, method)
     if reducer == "none":
         return name

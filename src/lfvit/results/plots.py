@@ -18,7 +18,7 @@ from lfvit.measure.schemas import Evaluation
 if TYPE_CHECKING:
     from lfvit.results.paired import PairedRow
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"  # safe for colour blindness
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"  # safe for color blindness
 PALETTE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#B8A400", "#000000", GREY)
 MARKERS = "os^Dv<>"  # of passes
 STYLE: Any = {
@@ -42,7 +42,7 @@ PANELS: dict[str, dict[str, tuple[str, str]]] = {
     "Two sets: similarity to DC": {"hf_dc_similarity": HF, "lf_dc_similarity": LF},
     "Two sets: amplitude without DC": {"hf_amplitude": HF, "lf_amplitude": LF},
 }
-"""Panels of `plot_diagnosis`: title, and for each measure in it legend and colour."""
+"""Panels of `plot_diagnosis`: title, and for each measure in it legend and color."""
 
 
 @contextmanager
@@ -76,26 +76,26 @@ def plot_accuracy_cost(models: Mapping[str, Sequence[Evaluation]], path: Path) -
     """Top-1 against GMACs of several models: name -> one evaluation per seed."""
     with new_figure([path], 7.5, 4.8) as figure:
         axes = figure.subplots()
-        for (name, seeds), colour in zip(models.items(), cycle(PALETTE), strict=False):
-            draw_model(axes, name, seeds, colour)
+        for (name, seeds), color in zip(models.items(), cycle(PALETTE), strict=False):
+            draw_model(axes, name, seeds, color)
         _finish(axes, max(len(seeds[0].passes) for seeds in models.values()))
 
 
-def draw_model(axes: Axes, name: str, seeds: Sequence[Evaluation], colour: str) -> None:
+def draw_model(axes: Axes, name: str, seeds: Sequence[Evaluation], color: str) -> None:
     """Mean over seeds of the early-exit curve and of every pass; bands and bars: one sample std."""
     if seeds[0].curve:
         rows = pd.DataFrame([dict(point) for seed in seeds for point in seed.curve])
         groups = rows.groupby("threshold")[["top1", "gmacs"]]
         mean = groups.mean()[groups.size() == len(seeds)]
         std = groups.std()["top1"].reindex(mean.index).fillna(0)
-        axes.plot(mean["gmacs"], mean["top1"], color=colour, label=name)
+        axes.plot(mean["gmacs"], mean["top1"], color=color, label=name)
         low, high = mean["top1"] - std, mean["top1"] + std
-        axes.fill_between(mean["gmacs"], low, high, color=colour, alpha=0.2, lw=0)
+        axes.fill_between(mean["gmacs"], low, high, color=color, alpha=0.2, lw=0)
     for number, marker in zip(range(len(seeds[0].passes)), MARKERS, strict=False):
         measured = pd.DataFrame([dict(seed.passes[number]) for seed in seeds])
         place, error = measured[["gmacs", "top1"]].mean(), measured["top1"].std()
         label = None if seeds[0].curve or number else name
-        style: Any = {"color": colour, "capsize": 3, "zorder": 3, "label": label}
+        style: Any = {"color": color, "capsize": 3, "zorder": 3, "label": label}
         yerr = None if pd.isna(error) or seeds[0].curve else error
         axes.errorbar(place["gmacs"], place["top1"], yerr=yerr, fmt=marker, **style)
 
@@ -143,8 +143,8 @@ def plot_diagnosis(diagnosis: Mapping[str, Any], paths: Sequence[Path]) -> None:
         grid = figure.subplots(len(passes), len(PANELS), sharex=True, squeeze=False)
         for name, line in zip(passes, grid, strict=True):
             for axes, curves in zip(line, PANELS.values(), strict=True):
-                for measure, (_, colour) in curves.items():
-                    draw_measure(axes, rows[rows["pass"] == name], measure, colour)
+                for measure, (_, color) in curves.items():
+                    draw_measure(axes, rows[rows["pass"] == name], measure, color)
             line[0].set_ylabel(f"pass {name}", fontweight="bold")
             for axes, above in zip(line[1:], grid[0, 1:], strict=True):
                 if axes is not above:  # log amplitudes of different grids are not comparable
@@ -159,9 +159,9 @@ def plot_diagnosis(diagnosis: Mapping[str, Any], paths: Sequence[Path]) -> None:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def draw_measure(axes: Axes, rows: pd.DataFrame, measure: str, colour: str) -> None:
+def draw_measure(axes: Axes, rows: pd.DataFrame, measure: str, color: str) -> None:
     """One measure of a pass over its blocks, with its spread, where the blocks have a value."""
     rows = rows.dropna(subset=[measure])
     mean, std = rows[measure].astype(float), rows[f"{measure}_std"].astype(float)
-    axes.plot(rows["block"], mean, color=colour, marker="o", ms=3.5)
-    axes.fill_between(rows["block"], mean - std, mean + std, color=colour, alpha=0.15, lw=0)
+    axes.plot(rows["block"], mean, color=color, marker="o", ms=3.5)
+    axes.fill_between(rows["block"], mean - std, mean + std, color=color, alpha=0.15, lw=0)

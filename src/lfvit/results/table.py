@@ -69,7 +69,7 @@ def _facts(run: "Run") -> dict[str, Any]:
     return {
         "path": run.path,
         "method": evaluation.method["name"],
-        "reducer": evaluation.reducer.get("name", "none"),
+        "reducer": evaluation.reducer["name"],
         "image_size": evaluation.image_size,
         "checkpoint": Path(evaluation.checkpoint).name,
         "precision": evaluation.precision,
