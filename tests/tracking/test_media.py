@@ -8,9 +8,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import lfvit
 from lfvit.data.batches import Sample
 from lfvit.data.datamodule import normalize
-from lfvit.tracking.callbacks import log_predictions
 from lfvit.tracking.loggers import log_table, summarise, tracked
-from lfvit.tracking.pictures import predict_images
+from lfvit.tracking.pictures import log_predictions, predict_images
 from small_vits import randomise
 from wandb_file import read_offline_run
 

@@ -24,10 +24,9 @@ from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import environment
 from lfvit.runs.record import model_overrides
 from lfvit.runs.setup import load_trained, open_data, prediction_trainer
-from lfvit.tracking.callbacks import log_predictions
-from lfvit.tracking.loggers import log_table, tracked
+from lfvit.tracking.loggers import evaluation_summary, log_table, tracked
 from lfvit.tracking.loggers import summarise as log_summary
-from lfvit.tracking.summaries import evaluation_summary
+from lfvit.tracking.pictures import log_predictions
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.distributed import is_main_process
 from lfvit.utils.markdown import print_table

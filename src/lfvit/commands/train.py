@@ -19,8 +19,13 @@ from lfvit.runs.provenance import commit, machine
 from lfvit.runs.record import make_record
 from lfvit.runs.resume import LAYOUT, check_data, check_resume
 from lfvit.runs.setup import build_model, make_data, trainer_settings
-from lfvit.tracking.loggers import TRACKING, summarise, tracked, tracking_record
-from lfvit.tracking.summaries import training_summary
+from lfvit.tracking.loggers import (
+    TRACKING,
+    summarise,
+    tracked,
+    tracking_record,
+    training_summary,
+)
 from lfvit.training.checkpointing import AtomicCheckpointIO, LastCheckpoint
 from lfvit.training.module import Classifier
 from lfvit.training.optimizers import build_lr_scheduler, build_optimizer

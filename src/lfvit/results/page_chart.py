@@ -63,7 +63,7 @@ def accuracy_chart(
     lines = alt.Chart(alt.NamedData("curves")).transform_filter(shown)
     marks = alt.Chart(alt.NamedData("points")).transform_filter(shown)
     papers = alt.Chart(alt.NamedData("published")).transform_filter("show_published")
-    pale = {"opacity": 0.55, "color": "var(--pale)"}
+    pale: Any = {"opacity": 0.55, "color": "var(--pale)"}
     tooltip = _tooltip("model", "threshold", "top1", "exit_fraction", "gmacs", "images_per_second")
     point_tooltip = [*tooltip[:1], *_tooltip("rule"), *tooltip[1:], *_tooltip("seeds", "images")]
     chart = alt.layer(

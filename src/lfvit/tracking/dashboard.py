@@ -45,7 +45,7 @@ def build_report(project: str, entity: str | None = None, group: str | None = No
         return wr.LinePlot(title=title, x="epoch", y=[*metrics], layout=layout)
 
     measured = [wr.SummaryMetric(name) for name in ("gmacs", "exit_fraction", "top1")]
-    columns = [*(wr.Config(name) for name in SETTINGS), *measured]
+    columns: list[Any] = [*(wr.Config(name) for name in SETTINGS), *measured]
     points = wr.ScatterPlot(
         title="top1 against gmacs", x=measured[0], y=measured[2], layout=wr.Layout(w=12, h=9)
     )

@@ -12,12 +12,14 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import loggers as lightning_loggers
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from omegaconf import DictConfig
+from torch import nn
 
 from lfvit.errors import ConfigError
+from lfvit.measure.costs import pass_macs
+from lfvit.measure.schemas import Evaluation
 from lfvit.runs.record import MODEL, CheckpointRecord
 from lfvit.runs.sweeps import in_sweep
 from lfvit.utils.distributed import is_main_process
@@ -41,7 +43,7 @@ class CSVLogger(lightning_loggers.CSVLogger):
     def __init__(self, save_dir: str, *, purge_step: int | None = None, **settings: Any) -> None:
         super().__init__(save_dir, **settings)
         path = Path(self.log_dir) / "metrics.csv"
-        if purge_step is not None and path.exists() and rank_zero_only.rank == 0:
+        if purge_step is not None and path.exists() and is_main_process():
             with path.open(newline="") as file:  # None in a row that a power cut left incomplete
                 rows = [row for row in csv.DictReader(file) if None not in row.values()]
             kept: Any = [row for row in rows if int(row["step"]) < purge_step]
@@ -203,7 +205,7 @@ def summarise(loggers: Sequence[Logger], summary: Mapping[str, Any], step: int =
 
     Args:
         loggers: any; text goes to W&B only.
-        summary: by name; None is left out.
+        summary: by name, see `training_summary`; None is left out.
         step: optimizer steps taken.
     """
     if not is_main_process():
@@ -225,3 +227,29 @@ def log_table(loggers: Sequence[Logger], name: str, rows: Sequence[Mapping[str, 
     for logger in loggers:
         if isinstance(logger, WandbLogger) and rows:
             logger.log_table(name, list(rows[0]), [list(row.values()) for row in rows])
+
+
+def training_summary(metrics: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Results of a training for `summarise`: metrics.json, and names that evaluations share.
+
+    top1 (percent), gmacs (1e9 multiply-accumulates per image, on average) and exit_fraction (images
+    answered before the last pass) are those at the model's threshold.
+    """
+    macs, exits = pass_macs(model), metrics.get("val/exit_fraction", 0.0)
+    return {
+        **metrics,
+        "top1": metrics.get("val/early_exit_top1", metrics.get("val/top1")),
+        "exit_fraction": exits,
+        "gmacs": (sum(macs) - exits * sum(macs[1:])) / 1e9,
+    }
+
+
+def evaluation_summary(evaluation: Evaluation) -> dict[str, Any]:
+    """As `training_summary`, and every operating point, under names such as "max_loss=0.5/top1"."""
+    names = ("threshold", "top1", "exit_fraction", "gmacs")
+    summary = {key: getattr(evaluation, key) for key in ("images", "skipped_images", "checkpoint")}
+    summary |= {name: getattr(evaluation.configured, name) for name in names}
+    for point in evaluation.operating_points:
+        rule = point.rule.replace(" ", "_")
+        summary |= {f"{rule}/{name}": getattr(point, name) for name in names}
+    return summary

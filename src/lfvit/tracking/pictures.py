@@ -1,20 +1,26 @@
 """Predictions on a few images, and pictures of them: class attention and what each pass sees."""
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 import torch
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 from torch import Tensor, nn
 
+from lfvit.data import ImageDataModule
 from lfvit.data.datamodule import normalize
 from lfvit.models.passes import forward_passes
 from lfvit.models.resample import downsample
+from lfvit.tracking.loggers import WandbLogger
+from lfvit.utils.distributed import is_main_process
 
 BLUE, ORANGE = "#0072B2", "#D55E00"  # safe for colour blindness
 TITLE: Any = {"fontsize": 9, "parse_math": False}  # a class may be called "$5"
@@ -190,3 +196,62 @@ def draw_frames(axes: Axes, prediction: Prediction) -> None:
 def _to_array(pixels: Tensor) -> np.ndarray:
     """(3, H, W) in 0..255 -> (H, W, 3) uint8."""
     return pixels.round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+
+
+def log_predictions(
+    loggers: Sequence[Logger],
+    model: nn.Module,
+    data: ImageDataModule,
+    threshold: float,
+    count: int,
+    step: int | None = None,
+) -> None:
+    """Log predictions on some validation images, spread over the classes.
+
+    W&B gets "predictions", a table, and "regions", a picture per image with class attention and the
+    second pass's input (see `draw_predictions`); TensorBoard gets the pictures as one.
+
+    Args:
+        loggers: others than these two get nothing; without these two, nothing is computed.
+        model: on any device.
+        data: set up for validation.
+        threshold: eta.
+        count: number of images.
+        step: optimizer steps taken.
+
+    Raises:
+        DataError: none of the images can be read.
+    """
+    media = [log for log in loggers if isinstance(log, WandbLogger | TensorBoardLogger)]
+    if not (media and count and is_main_process()):
+        return
+    samples = data.some_validation_samples(count)
+    pixels = torch.stack([sample.pixels for sample in samples])
+    targets, boxes = [s.target for s in samples], [s.box for s in samples]
+    predictions = predict_images(model, pixels, data.classes, threshold, targets, boxes)
+    for logger in media:
+        if isinstance(logger, WandbLogger):
+            logger.attempt(_log_wandb, logger, predictions, step)
+        else:
+            picture = np.asarray(_picture(predictions))
+            logger.experiment.add_image("regions", picture, step, dataformats="HWC")
+            logger.experiment.flush()
+
+
+def _log_wandb(logger: WandbLogger, predictions: Sequence[Prediction], step: int | None) -> None:
+    import wandb
+
+    rows: list[list[Any]] = []
+    for one in predictions:
+        target = None if one.target is None else one.classes[one.target]
+        rows.append([wandb.Image(one.image), target, one.label, one.confidence, one.exit_pass + 1])
+    columns = ["image", "target", "prediction", "confidence", "exit_pass"]
+    logger.log_table("predictions", columns, rows, step=step)
+    captions = [one.caption for one in predictions]
+    logger.log_image("regions", [_picture([one]) for one in predictions], step, caption=captions)
+
+
+def _picture(predictions: Sequence[Prediction]) -> Image.Image:
+    file = BytesIO()
+    draw_predictions(predictions, file)
+    return Image.open(file).convert("RGB")
