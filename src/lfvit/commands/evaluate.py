@@ -108,50 +108,35 @@ def evaluate(cfg: DictConfig) -> Evaluation:
 
 def _print(evaluation: Evaluation) -> None:
     """The operating points, and what they leave out, on the terminal."""
-    held_out = [point for point in evaluation.operating_points if point.chosen_on]
+    points = evaluation.operating_points
+    titles = {
+        "rule": "operating point",
+        "threshold": "threshold",
+        "top1": "top-1 %",
+        "exit_fraction": "early exit",
+        "gmacs": "GMACs",
+        "chosen_on": "chosen on",
+    }
+    formats = {"threshold": ".4g", "top1": ".2f", "exit_fraction": ".1%", "gmacs": ".3f"}
     caption = None
-    if held_out:
-        point = held_out[0]
+    if points[-1].chosen_on:
         caption = (
-            f"* chosen on {point.chosen_on} images, measured on the other {point.images}, where "
-            f"the last pass reaches {point.reference_top1:.2f} %"
+            f"A threshold chosen on some images is measured on the other {points[-1].images}, "
+            f"where the last pass reaches {points[-1].reference_top1:.2f} %."
         )
-    rows = [
-        {
-            **point.model_dump(),
-            "rule": point.rule + (" *" if point.chosen_on else ""),
-            "eta": "" if point.threshold is None else f"{point.threshold:.4g}",
-        }
-        for point in evaluation.operating_points
-    ]
-    print_table(
-        rows,
-        formats={"top1": ".2f", "exit_fraction": ".1%", "gmacs": ".3f"},
-        titles={
-            "rule": "operating point",
-            "eta": "threshold",
-            "top1": "top-1 %",
-            "exit_fraction": "early exit",
-            "gmacs": "GMACs",
-        },
-        title=f"{evaluation.images} images",
-        caption=caption,
-    )
-    for point in held_out:
+    rows = [point.model_dump() for point in points]
+    print_table(rows, formats, titles, title=f"{evaluation.images} images", caption=caption)
+    for point in points:
         if point.reason is not None:
             print(f"{point.rule}: {point.reason}")
-    scaling = evaluation.temperature
-    if scaling is not None and scaling.after is not None:
+    if (scaling := evaluation.temperature) is not None and scaling.after is not None:
         print(
             f"temperature {scaling.temperature:.3f} takes the first pass's calibration error from "
             f"{scaling.before.ece:.2f} to {scaling.after.ece:.2f} points"
         )
-    elif scaling is not None:
-        print("temperature: none between 0.01 and 100 is best on the calibration images")
-    if evaluation.localisation is not None:
-        region, random = evaluation.localisation.region, evaluation.localisation.random_windows
+    if (found := evaluation.localisation) is not None:
         print(
-            f"the region covers {region.covered:.1%} of the object (random windows: "
-            f"{random.covered:.1%}), all of it in {region.whole:.1%} of the images "
-            f"({random.whole:.1%})"
+            f"the region covers {found.region.covered:.1%} of the object (random windows: "
+            f"{found.random_windows.covered:.1%}), all of it in {found.region.whole:.1%} of the "
+            f"images ({found.random_windows.whole:.1%})"
         )
