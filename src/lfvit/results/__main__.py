@@ -54,7 +54,7 @@ def _write(options: argparse.Namespace) -> None:
     for output in outputs:
         if output.suffix == ".html":
             media = {"artifacts": options.artifacts, "examples": options.examples}
-            write_page(options.folders, output, **media, **text)
+            write_page(collection, output, **media, **text)
         elif output.suffix == ".md":
             words = ["TEXT" if word == options.intro else word for word in sys.argv[1:]]
             command = without_paths(shlex.join(["python", "-m", "lfvit.results", *words]))
