@@ -7,7 +7,6 @@ new one is covered here by itself.
 import re
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -18,9 +17,7 @@ from lfvit.models import METHODS
 from lfvit.models.backbone import FAMILIES
 from lfvit.models.reducers import REDUCERS
 from lfvit.models.reuse import REUSE
-from lfvit.models.selection import fine_patches
 from lfvit.models.selectors import SELECTORS
-from lfvit.models.tokens import num_keep
 from small_vits import randomise
 
 PATCH = 4
@@ -137,29 +134,6 @@ def test_early_exit_is_both_passes_and_a_choice(given, batch, thresholds, bucket
             assert not found.exited.any() or threshold <= 1
 
 
-@each
-@given(given=models(TWO_PASS), batch=st.integers(1, 3))
-def test_the_chosen_cells_are_distinct_and_inside(given, batch):
-    model, images = build(given), images_for(given, batch)
-    with torch.inference_mode():
-        selection = model(images).selection
-    grid, m = model.grid, given["region_size"]
-    candidates = grid**2 if selection.region is None else m * m
-    share = 1.0 if given["selector"] == "none" else given["alpha"]
-    count = num_keep(share, candidates)
-    assert selection.cells.shape == (batch, count)
-    assert (selection.cells.diff(dim=1) > 0).all()  # ascending, so that none is there twice
-    assert ((selection.cells >= 0) & (selection.cells < grid**2)).all()
-    assert torch.equal(selection.fine_indices, fine_patches(selection.cells, grid))
-    assert (selection.fine_indices.diff(dim=1) > 0).all()
-    if selection.region is not None:
-        assert ((selection.region >= 0) & (selection.region <= grid - m)).all()
-        row, column = selection.cells // grid, selection.cells % grid
-        for place, axis in ((row, 0), (column, 1)):
-            offset = place - selection.region[:, axis : axis + 1]
-            assert ((offset >= 0) & (offset < m)).all()
-
-
 WRONG = st.one_of(
     st.none(),
     st.sampled_from([-1, 0, 0.5, 3, 100, -0.5, 2.5, float("nan"), float("inf"), True]),
@@ -185,9 +159,3 @@ def test_any_value_of_any_setting_is_built_or_refused_by_name(given, data):
         named = any(re.search(rf"\b{name[-1]}\b", message) for name in [*places, (key,)])
         if not named:
             raise
-
-
-@pytest.mark.parametrize("name", sorted(REDUCERS))
-def test_the_options_above_are_those_of_the_reducers(name):
-    """A new reducer is drawn with its defaults until its options are listed."""
-    assert set(OWN.get(name, ())) <= OPTIONS.keys()

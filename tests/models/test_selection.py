@@ -12,7 +12,6 @@ from lfvit.models.selection import (
     SELECTORS,
     Scores,
     coarse_cell,
-    fine_patches,
     remaining_cells,
     score_cells,
 )
@@ -109,19 +108,9 @@ def test_random_windows_reach_every_place_and_follow_the_seed():
     }
 
 
-def test_none_keeps_everything():
-    found = select(torch.rand(2, 7, 7), "none", 5, 0.1)
-    assert found.region is None
-    assert found.fine_indices.tolist() == [list(range(196))] * 2
-
-
 def test_kept_count_is_not_fooled_by_binary_fractions():
     assert [num_keep(a, 25) for a in (0.88, 0.92, 0.56, 0.5, 1.0)] == [22, 23, 14, 13, 25]
     assert num_keep(0.001, 9) == 1
-
-
-def test_patches_of_a_cell():
-    assert fine_patches(torch.tensor([[0, 8]]), 7).tolist() == [[0, 1, 14, 15, 30, 31, 44, 45]]
 
 
 def test_average_starts_from_zero():

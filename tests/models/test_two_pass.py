@@ -3,7 +3,6 @@
 import pytest
 import timm
 import torch
-from packaging.version import Version
 
 import golden_vectors
 import lfvit
@@ -116,38 +115,6 @@ def test_matches_a_slow_reference(side, m, alpha, beta, options):
             torch.testing.assert_close(fast[i].double(), slow[name], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("image_size", [112, 144, 80])
-@pytest.mark.parametrize("batch", [1, 5])
-def test_early_exit_gives_the_logits_of_the_pass_that_answered(tiny, image_size, batch):
-    model = lf_vit(tiny, image_size)
-    images = torch.randn(batch, 3, image_size, image_size)
-    with torch.no_grad():
-        out = model(images)
-    confidence = out.first_logits.softmax(1).amax(1)
-    middle = confidence.median().item()
-    for threshold in (0.0, middle, 1.01):
-        found = model.infer(images, threshold)
-        exits = confidence >= threshold
-        expected = torch.where(exits[:, None], out.first_logits, out.second_logits)
-        torch.testing.assert_close(found.logits, expected, atol=1e-5, rtol=1e-5)
-        assert found.exited.tolist() == exits.tolist()
-        torch.testing.assert_close(found.confidence, confidence)
-    assert model.infer(images, 0.0).exited.all()
-    assert not model.infer(images, 1.01).exited.any()
-
-
-def test_an_image_is_answered_alike_alone_and_in_a_batch(tiny):
-    model = lf_vit(tiny)
-    images = torch.randn(4, 3, 112, 112)
-    together = model(images)
-    for i in range(4):
-        alone = model(images[i : i + 1])
-        torch.testing.assert_close(alone.second_logits[0], together.second_logits[i])
-        assert (
-            alone.selection.fine_indices[0].tolist() == together.selection.fine_indices[i].tolist()
-        )
-
-
 def test_an_empty_batch_is_answered_with_nothing(tiny):
     model = lf_vit(tiny)
     assert model(torch.zeros(0, 3, 112, 112)).second_logits.shape == (0, 7)
@@ -187,43 +154,6 @@ def test_the_selector_can_be_replaced_for_a_call(tiny):
     out = model(images, selector="none")
     assert out.selection.fine_indices.tolist() == [list(range(196))] * 2
     torch.testing.assert_close(out.second_logits, whole(images).second_logits)
-
-
-def test_fused_and_plain_attention_agree(tiny):
-    model, images = lf_vit(tiny), torch.randn(2, 3, 112, 112)
-    fused = model(images)
-    for block in model.backbone.blocks:
-        assert block.attn.fused_attn
-        block.attn.fused_attn = False
-    plain = model(images)
-    torch.testing.assert_close(plain.second_logits, fused.second_logits, atol=1e-5, rtol=1e-4)
-
-
-def test_the_first_pass_is_timms_own_forward_with_its_positions(tiny):
-    """One image at half size through timm's ViT gives the first pass's logits."""
-    model = lf_vit(tiny)
-    vit = lfvit.create_model("vit", backbone=tiny, image_size=56, num_classes=7).eval()
-    weights = {
-        name.removeprefix("backbone."): value
-        for name, value in model.state_dict().items()
-        if name.startswith("backbone.")
-    }
-    vit.load_state_dict({**weights, "pos_embed": model.first_pos_embed})
-    view = torch.randn(2, 3, 56, 56)
-    torch.testing.assert_close(model.first_pass(None, view).logits, vit(view))
-
-
-def test_layer_scale_is_not_dropped():
-    from lfvit.models.backbone import Backbone
-
-    vit = timm.create_model(
-        "deit_tiny_patch16_224", img_size=64, depth=2, init_values=0.3, num_classes=5
-    ).eval()
-    tokens = torch.randn(2, 9, vit.embed_dim)
-    expected = vit.blocks(tokens)
-    output = Backbone(vit).run(tokens, class_attention_from=1)
-    torch.testing.assert_close(output.tokens, expected)
-    assert [row.shape for row in output.class_attention] == [(2, 8)]
 
 
 @pytest.mark.parametrize(
@@ -278,15 +208,6 @@ def test_reducers_work_behind_layer_scale_and_registers(name):
         assert same == bool(nothing)
 
 
-def test_bfloat16_stays_close_and_selects_in_float32(tiny):
-    model, images = lf_vit(tiny), torch.randn(3, 3, 112, 112)
-    exact = model(images)
-    half = model.bfloat16()(images.bfloat16())
-    assert half.first_logits.dtype == torch.bfloat16
-    assert half.selection.gca.dtype == torch.float32
-    torch.testing.assert_close(half.first_logits.float(), exact.first_logits, atol=0.05, rtol=0.05)
-
-
 def test_autocast_trains_in_bfloat16(tiny):
     model = lf_vit(tiny).train()
     with torch.autocast("cpu", torch.bfloat16):
@@ -304,19 +225,6 @@ def test_compiles_without_graph_breaks(tiny):
         found, expected = compiled(images), model(images)
     torch.testing.assert_close(found.second_logits, expected.second_logits)
     assert found.selection.fine_indices.tolist() == expected.selection.fine_indices.tolist()
-
-
-@pytest.mark.skipif(
-    Version(torch.__version__) < Version("2.12"),
-    reason="torch 2.11 loses an argument behind a graph break; compile_passes has none",
-)
-def test_infer_runs_under_compile(tiny):
-    model, images = lf_vit(tiny), torch.randn(4, 3, 112, 112)
-    middle = model.infer(images, 0).confidence.mean().item()  # no image sits on the threshold
-    compiled = torch.compile(model.infer, backend="aot_eager")
-    for threshold in (0.0, middle, 1.01):
-        found, expected = compiled(images, threshold), model.infer(images, threshold)
-        torch.testing.assert_close(found.logits, expected.logits)
 
 
 def test_keeps_no_state_between_calls(tiny):

@@ -30,7 +30,7 @@ def locate(source: str | Path) -> Path:
     text = str(source)
     if not text.startswith(PREFIX):
         return Path(text)
-    name = text.removeprefix(PREFIX)
+    name: str | None = text.removeprefix(PREFIX)
     name = default() if name == DEFAULT else name
     if name in names():
         return FOLDER / f"{name}.safetensors"
