@@ -22,6 +22,16 @@ def test_the_sweep_is_one_that_the_agent_runs():
     assert words == ["method.region_size=4"]
 
 
+def test_command_lines_compose(composed):
+    """tests/tracking/test_loggers.py runs them."""
+    lines = re.findall(r"\.venv/bin/python (train|evaluate)\.py ([^#\n]*)", PAGE)
+    assert len(lines) >= 5
+    for name, overrides in lines:
+        words = [word for word in overrides.split() if word != "-m"]
+        cfg = composed(name, *(word.split(",")[0] for word in words))
+        assert cfg.logger.wandb._target_ == "lfvit.tracking.loggers.WandbLogger"
+
+
 def test_commands_and_settings_exist(composed):
     assert set(re.findall(r"\.venv/bin/wandb (\w+)", PAGE)) <= set(cli.commands)
     cfg = composed("train", "logger=many")
