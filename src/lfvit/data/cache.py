@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable
 from copy import copy
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +59,8 @@ class ImageCache(Dataset[tuple[int, Tensor, bool]]):
         self.sizes = torch.cat([part.sizes for part in parts]).tolist()
         columns = (torch.cat(c).to(device) for c in list(zip(*parts, strict=True))[1:3])
         boxes = [part.boxes for part in parts if part.boxes is not None]
-        self.stored: Any = (pixels, *columns, torch.cat(boxes).to(device) if boxes else None)
+        self.stored = (pixels, *columns)
+        self.boxes = torch.cat(boxes).to(device) if boxes else None
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -81,7 +81,8 @@ class ImageCache(Dataset[tuple[int, Tensor, bool]]):
             crops: (B, 4) left, top, right, bottom as shares of width and height.
             flipped: (B,) bool.
         """
-        images, targets, indices, boxes = (c if c is None else c[rows] for c in self.stored)
+        images, targets, indices = (column[rows] for column in self.stored)
+        boxes = None if self.boxes is None else self.boxes[rows]
         if self.transform is not None:
             mode = self.transform.crop.interpolation.value
             images = crop_and_resize(images.float(), crops, flipped, self.image_size, mode)
