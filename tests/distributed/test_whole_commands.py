@@ -142,7 +142,7 @@ def several(checkpoint: Path, folder: Path) -> dict[str, Any]:
     found["ddp"] = train(folder / "ddp", *SAME, *tracked, *ddp)
     found["clipped"] = train(folder / "clipped", *SAME, *ddp, "trainer.gradient_clip_val=0.5")
     found["spoilt"] = spoilt(folder / "spoilt", *SAME, *ddp, "trainer.max_epochs=1")
-    pictures = ("logger=tensorboard", "data.cache=device", "trainer.max_epochs=1")
+    pictures = ("logger=tensorboard", "data.cache=device", "augment=device", "trainer.max_epochs=1")
     found["shown"] = train(folder / "shown", *SAME, *ddp, *pictures)
     found["draws"] = [draws(folder / f"draws {i}", *ddp) for i in range(2)]
     interrupted(folder / "begun", *SAME, *ddp)
