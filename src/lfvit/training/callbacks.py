@@ -116,7 +116,7 @@ class NonFiniteGuard(Callback):
 class EMA(EMAWeightAveraging):
     """Lightning's exponential moving average, without the optimizer steps that were skipped."""
 
-    def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, *arguments: Any) -> None:
         skipped = [c.last_skipped for c in trainer.callbacks if isinstance(c, NonFiniteGuard)]
         if trainer.global_step - 1 not in skipped:
             super().on_train_batch_end(trainer, *arguments)

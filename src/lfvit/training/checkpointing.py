@@ -93,7 +93,8 @@ class LastCheckpoint(Checkpoint):
         self._publish(trainer)
         self._stop_if_requested(trainer)
 
-    on_validation_start = on_train_epoch_start
+    def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.on_train_epoch_start(trainer)
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         self._publish(trainer)
@@ -133,10 +134,14 @@ class LastCheckpoint(Checkpoint):
     def _is_due(self, trainer: L.Trainer, done: int) -> bool:
         """Whether it is time for a checkpoint, after `done` batches of an epoch."""
         age = time.monotonic() - self._saved
-        by_steps = bool(self.every_n_steps) and trainer.global_step % self.every_n_steps == 0
+        by_steps = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
         by_time = self.every_n_minutes is not None and age >= 60 * self.every_n_minutes
         left = trainer.num_training_batches - done
-        return by_steps or by_time or (0 < left <= trainer.accumulate_grad_batches and age > RECENT)
+        return (
+            bool(by_steps)
+            or by_time
+            or (0 < left <= trainer.accumulate_grad_batches and age > RECENT)
+        )
 
     def _save(self, trainer: L.Trainer) -> None:
         dry = trainer.fast_dev_run  # type: ignore[attr-defined]

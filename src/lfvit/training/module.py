@@ -49,6 +49,8 @@ class Classifier(L.LightningModule):
         compile_passes: run the training forward under torch.compile.
     """
 
+    teacher: Any
+
     def __init__(
         self,
         model: nn.Module,
@@ -68,7 +70,7 @@ class Classifier(L.LightningModule):
         self.model = model
         self.schedule = schedule
         self.num_classes = num_classes
-        self.optimizer = optimizer or partial(AdamW)
+        self.optimizer: partial[Any] = optimizer or partial(AdamW)
         self.lr_scheduler = lr_scheduler
         self.selection_epoch = selection_epoch
         self.threshold = threshold
@@ -91,7 +93,7 @@ class Classifier(L.LightningModule):
         names = ["val/loss", *(f"{p}{name}" for p in self.prefixes for name in ("top1", "top5"))]
         if self.num_passes > 1:
             names += ["val/early_exit_top1", "val/exit_fraction"]
-        self.val_metrics = nn.ModuleDict({name: MeanMetric() for name in names})
+        self.val_metrics: Any = nn.ModuleDict({name: MeanMetric() for name in names})
 
     @property
     def phase_one(self) -> bool:
