@@ -88,15 +88,16 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
     # of all runs and artifacts there are, those of earlier calls included
     root = (out / "runs").resolve()
     names = {run.folder: name for name, seeds in results.runs.items() for run in seeds}
-    found = collect(
+    collection = collect(
         [root, out / "artifacts"],
         lambda f: f.relative_to(root).parts[0] if f.is_relative_to(root) else names.get(f),
     )
-    if found.runs:
+    if collection.runs:
         options: dict[str, Any] = {"artifacts": out / "artifacts", "intro": scale.label}
         first = [artifacts[name] for name in ("overview", "methods") if name in artifacts]
         options["featured"] = [run for artifact in first for run in artifact.runs]
-        write_page(found, out / "report.html", title="Tables and figures of the papers", **options)
+        options["title"] = "Tables and figures of the papers"
+        write_page(collection, out / "report.html", **options)
     log.info("written to %s: README.md and report.html show everything", out)
     if failed:
         raise TrainingError(
@@ -117,14 +118,14 @@ def collect_results(
     folders = {
         k: done.evaluation.resolve() for k, done in outcomes.items() if not isinstance(done, str)
     }
-    found = {run.folder: run for run in collect(list(folders.values())).runs}
+    by_folder = {run.folder: run for run in collect(list(folders.values())).runs}
     for name in runs:
         keys = [key for seed in scale.seeds if (key := key_of(name, seed)) in planned]
         errors = [error for key in keys if isinstance(error := outcomes[key], str)]
         if errors:
             results.failed[name] = errors[0]
         elif keys:
-            results.runs[name] = [found[folders[key]] for key in keys]
+            results.runs[name] = [by_folder[folders[key]] for key in keys]
             if origin := planned[keys[0]].origin:
                 results.starts[name] = origin
     return results

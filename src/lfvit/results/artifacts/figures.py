@@ -166,11 +166,11 @@ def paired(artifact: Artifact, results: Results) -> Table:
         values["source"] = results.source(yardstick if ours and not theirs else row)
         if ours and theirs:
             way = row.at or "both"
-            found = compare_models(ours, theirs, way, yardstick.at or "both")
-            values |= {**found.comparison._asdict(), **found._asdict(), "verdict": verdict(found)}
-            values["p"] = max(found.comparison.p_values)
-            drawn.append((f"{row.title} - {yardstick.title}", found))
-            compared.setdefault((row.title, yardstick.title), {})[way] = found
+            pair = compare_models(ours, theirs, way, yardstick.at or "both")
+            values |= {**pair.comparison._asdict(), **pair._asdict(), "verdict": verdict(pair)}
+            values["p"] = max(pair.comparison.p_values)
+            drawn.append((f"{row.title} - {yardstick.title}", pair))
+            compared.setdefault((row.title, yardstick.title), {})[way] = pair
         rows.append(values)
     notes = [
         "Differences are taken image by image. 95 %: over images, for these models (bootstrap); ±: "
