@@ -38,8 +38,8 @@ def print_plan(runs: Mapping[str, Planned], scale: Scale) -> dict[str, Any]:
         row: dict[str, Any] = {**dict.fromkeys(COLUMNS), "run": key, "state": state}
         if run.cfg is not None and not done:
             data, epochs = run.cfg.data, int(run.cfg.trainer.max_epochs)
-            images = data.train_images if scale.generated else scale.train_images
-            classes = data.num_classes if scale.generated else scale.num_classes
+            size: Any = data if scale.generated else scale
+            images, classes = size.train_images, size.num_classes
             row["steps"] = epochs * (images // int(data.batch_size))
             row["step"] = seconds_per_step(run.cfg, classes, known)
             row["hours"] = row["steps"] * row["step"] / 3600

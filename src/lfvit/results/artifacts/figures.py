@@ -162,7 +162,7 @@ def paired(artifact: Artifact, results: Results) -> Table:
         if row.run == yardstick.run:
             continue
         ours, theirs = results.of(row), results.of(yardstick)
-        values = {"model": row.title, "other": yardstick.title}
+        values: dict[str, Any] = {"model": row.title, "other": yardstick.title}
         values["source"] = results.source(yardstick if ours and not theirs else row)
         if ours and theirs:
             way = row.at or "both"

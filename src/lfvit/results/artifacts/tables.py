@@ -43,7 +43,7 @@ MEASURES = {
         "object covered",
         "%",
         1,
-        lambda e, _: _percent(e.localisation and e.localisation.region.covered),
+        lambda e, _: None if e.localisation is None else 100 * e.localisation.region.covered,
     ),
     "throughput": Measure("images/s", "images/s", 0, lambda *_: None),  # measured apart
 }
@@ -153,24 +153,24 @@ def make_table(
         match = next((i for i in left if artifact.rows[i].labels.items() <= paper.items()), None)
         left = [i for i in left if i != match]
         labels = {key: paper[key] for key in LABELS if key in paper}
-        row = {**labels, "source": "published only"} if match is None else ours[match]
+        values = {**labels, "source": "published only"} if match is None else ours[match]
         for key in artifact.measures:
-            mine, theirs = row.get(key), paper.get(key)
-            row[f"{key}_paper"] = theirs
+            mine, theirs = values.get(key), paper.get(key)
+            values[f"{key}_paper"] = theirs
             compared = results.scale.comparable and key != "throughput"
             if compared and mine is not None and theirs is not None:
-                row[f"{key}_difference"] = mine - theirs
-        rows.append(row)
+                values[f"{key}_difference"] = mine - theirs
+        rows.append(values)
     rows += [ours[i] for i in left]
     columns = [column(key, title) for key, title in LABELS.items() if any(key in r for r in rows)]
     for entry in measure_columns(*artifact.measures):
         columns.append(entry)
         for suffix, title in (("spread", "±"), ("paper", "paper"), ("difference", "difference")):
-            key, digits = f"{entry['key']}_{suffix}", entry["digits"]
+            name, digits = f"{entry['key']}_{suffix}", entry["digits"]
             if suffix == "paper":  # as printed
                 digits = 1 if entry["unit"] == "%" else min(digits, 2)
-            if any(row.get(key) is not None for row in rows):
-                columns.append(column(key, f"{entry['title']}, {title}", entry["unit"], digits))
+            if any(values.get(name) is not None for values in rows):
+                columns.append(column(name, f"{entry['title']}, {title}", entry["unit"], digits))
     return Table([*columns, SOURCE], rows)
 
 

@@ -42,9 +42,9 @@ def measure_throughput(artifact: Artifact, results: Results) -> tuple[dict[int, 
     for index, row in enumerate(artifact.rows):
         for run in results.of(row)[:1]:
             point = operating_point(run.evaluation, row)
-            last = getattr(point, "rule", "") != "pass 1" or run.num_passes == 1
-            eta = point.threshold if point.threshold is not None else NO_EXIT if last else 0.0
-            cases.append((index, run, eta))
+            alone = run.num_passes > 1 and getattr(point, "rule", "") == "pass 1"
+            default = 0.0 if alone else NO_EXIT
+            cases.append((index, run, default if point.threshold is None else point.threshold))
     several = {run.folder: run for _, run, _ in cases if run.num_passes > 1}
     cases += [(None, run, end) for run in several.values() for end in (0.0, NO_EXIT)]
     loaded = {run.folder: _load(run, scale, device) for _, run, _ in cases}
@@ -54,7 +54,9 @@ def measure_throughput(artifact: Artifact, results: Results) -> tuple[dict[int, 
     seconds = time_interleaved(timed, warmup=2, repeats=scale.speed_repeats, device=device)
     speeds: dict[int, float] = {}
     rows: Rows = []
-    for (index, run, eta), call, times in zip(cases, timed.values(), seconds.values(), strict=True):
+    for (row_index, run, eta), call, times in zip(
+        cases, timed.values(), seconds.values(), strict=True
+    ):
         evaluation, count = run.evaluation, len(loaded[run.folder][1])
         first, last = (evaluation.passes[i].gmacs for i in (0, -1))
         exits = None
@@ -76,8 +78,8 @@ def measure_throughput(artifact: Artifact, results: Results) -> tuple[dict[int, 
                 "images_per_second": count / median(times),
             }
         )
-        if index is not None:
-            speeds[index] = count / median(times)
+        if row_index is not None:
+            speeds[row_index] = count / median(times)
     return speeds, rows
 
 
