@@ -68,6 +68,12 @@ def newest_sweep(name: str = "train") -> list[dict]:
     return json.loads(path.read_text())["jobs"]
 
 
+def configured(evaluation: dict) -> dict:
+    """The operating point at the threshold of the config."""
+    (point,) = (p for p in evaluation["operating_points"] if p["rule"] == "threshold")
+    return point
+
+
 def statuses(found: list[dict]) -> Counter:
     return Counter(job["status"] for job in found)
 
@@ -99,7 +105,7 @@ def test_twelve_jobs_one_of_which_fails(train, monkeypatch, capfd):
         evaluation = json.loads(Path(job["evaluation"]).read_text())
         assert Path(evaluation["checkpoint"]).samefile(f"{job['directory']}/checkpoints/last.ckpt")
         assert len(evaluation["curve"]) > 10
-        point = evaluation["operating_point"]
+        point = configured(evaluation)
         for name in ("top1", "gmacs", "threshold", "exit_fraction"):
             assert job[name] == point[name] is not None
     assert len({job["directory"] for job in rows}) == 11
@@ -145,14 +151,14 @@ def test_a_sweep_of_thresholds_trains_once(train):
     assert [job["threshold"] for job in found] == [0.5, 0.6, 0.7]
     files = [json.loads(Path(job["evaluation"]).read_text()) for job in found]
     assert len({job["evaluation"] for job in found}) == 3
-    assert [file["operating_point"]["threshold"] for file in files] == [0.5, 0.6, 0.7]
+    assert [configured(file)["threshold"] for file in files] == [0.5, 0.6, 0.7]
     assert files[0]["curve"] == files[1]["curve"]
     collected = collect([Path("outputs")])
     assert collected.skipped == []
     assert {run.name for run in collected.runs} == {
         f"LF-ViT, threshold={eta}" for eta in (0.5, 0.6, 0.7)
     }
-    own = collected.table[collected.table["kind"] == "threshold"]
+    own = collected.table[collected.table["rule"] == "threshold"]
     assert sorted(own["threshold"]) == [0.5, 0.6, 0.7]
     assert train("-m", "threshold=0.6,0.8", *FAST) == 0
     assert [job["status"] for job in newest_sweep()] == ["already done", "evaluated"]
@@ -248,8 +254,10 @@ def test_a_job_on_several_devices_is_a_command_of_its_own(train, monkeypatch):
 
 
 def test_sweeps_in_several_processes_are_refused(train, monkeypatch, capfd):
-    assert train("-m", "trainer.num_nodes=2", *FAST) == 2
-    assert "error: trainer.num_nodes=2 in a multirun" in capfd.readouterr().err
+    assert train("-m", "trainer.num_nodes=2", *FAST) == 1
+    assert "error: job 0: trainer.num_nodes=2 needs a process for every device" in (
+        capfd.readouterr().err
+    )
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "LOCAL_WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("WORLD_SIZE", "4")
@@ -269,7 +277,7 @@ def test_jobs_side_by_side_take_turns_on_the_same_training(train, capfd):
     assert statuses(found[2:]) == {"failed": 2}
     assert [job["threshold"] for job in found[:2]] == [0.2, 0.3]
     assert len(trainings()) == 1
-    assert "error: jobs 2, 3: region_size=9 does not fit" in capfd.readouterr().err
+    assert "error: jobs 2, 3: method.region_size=9 does not fit" in capfd.readouterr().err
 
 
 SLURM = {

@@ -20,6 +20,7 @@ from lfvit.runs.identity import identity
 from lfvit.runs.overrides import compose_config
 from lfvit.runs.provenance import PROJECT_ROOT
 from lfvit.runs.resume import AUTO, check_own_directory, last_of
+from lfvit.runs.setup import trainer_settings
 from lfvit.runs.sweeps import in_sweep, note
 from lfvit.utils.atomic_io import read_json, write_json
 from lfvit.utils.distributed import (
@@ -141,6 +142,7 @@ def _train(cfg: DictConfig, overrides: Sequence[str] | None) -> dict[str, Any]:
     """Train in this process; on several devices as a command of its own, see `run_job`."""
     if overrides is None or launched() or count_processes(plain(cfg.trainer)) == 1:
         return train(cfg)
+    trainer_settings(cfg)  # refuses nodes that nothing starts processes on
     paths = {"hydra.run.dir": cfg.run_dir, "ckpt_path": cfg.ckpt_path, "init_from": cfg.init_from}
     command = [sys.executable, str(PROJECT_ROOT / "train.py"), *overrides, f"name={cfg.name}"]
     command += ["repeat=true", "evaluate=false"]
