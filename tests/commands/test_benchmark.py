@@ -24,9 +24,8 @@ FAST = (
 )
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_rows(composed, tmp_path, precision):
-    rows = benchmark(composed("benchmark", *FAST, f"precision={precision}", f"run_dir={tmp_path}"))
+def test_rows(composed, tmp_path):
+    rows = benchmark(composed("benchmark", *FAST, f"run_dir={tmp_path}"))
     with (tmp_path / "benchmark.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == len(rows) == 7  # a batch of one either exits or does not
@@ -37,11 +36,26 @@ def test_rows(composed, tmp_path, precision):
             row["measured_speedup"] / row["ideal_speedup"]
         )
         assert row["images_per_second"] > 0
-        assert line["precision"] == precision
         assert line["machine"]
     half = next(row for row in rows if row["exit_fraction"] == 0.5)
     ends = [r["gmacs"] for r in rows if r["exit_fraction"] in (0.0, 1.0) and r["batch_size"] == 4]
     assert half["gmacs"] == pytest.approx(sum(ends) / 2)
+
+
+def test_a_training_step_trains_all_passes(composed, tmp_path, monkeypatch):
+    stepped = []
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: stepped.append(self))
+    settings = ["training=true", "batch_sizes=4", "exit_fractions=0", f"run_dir={tmp_path}"]
+    rows = benchmark(composed("benchmark", *FAST, *settings))
+    assert [(row["task"], row["model"]) for row in rows] == [
+        (task, name) for task in ("inference", "training") for name in ("vit", "lf_vit")
+    ]
+    for row, inference in zip(rows[2:], rows, strict=False):
+        assert row["exit_fraction"] is None
+        for column in ("gmacs", "ideal_speedup", "compared_with", "settings"):
+            assert row[column] == inference[column]
+    assert len(stepped) == 2 * 2  # repetitions of two models, none in inference
+    assert "\n## Training, fp32, not compiled\n" in (tmp_path / "benchmark.md").read_text()
 
 
 def test_the_yardsticks_are_timed_beside_the_two_pass_models(composed, tmp_path):
@@ -63,14 +77,8 @@ def test_a_trained_model_exits_as_it_does_on_its_images(composed, trained_run, t
     rows = benchmark(composed("benchmark", *FEW, *settings, *given))
     (trained,) = (row for row in rows if row["model"] == "trained")
     assert trained["exits"] == "measured at eta=0.2"
-    evaluation = composed(
-        "evaluate",
-        f"ckpt_path={checkpoint}",
-        "threshold=0.2",
-        "data.num_workers=0",
-        f"run_dir={tmp_path / 'evaluation'}",
-    )
-    found = evaluate(evaluation)
+    given = [*given[:2], "data.num_workers=0", "risk=null", f"run_dir={tmp_path / 'evaluation'}"]
+    found = evaluate(composed("evaluate", *given))
     assert trained["exit_fraction"] == pytest.approx(found.configured.exit_fraction)
     assert trained["gmacs"] == pytest.approx(found.configured.gmacs)
     same_size = [row["gmacs"] for row in rows if row["exit_fraction"] == 1.0]

@@ -23,12 +23,13 @@ from lfvit.measure.throughput import (
     threshold_for,
     time_interleaved,
 )
-from lfvit.models.passes import early_exit
+from lfvit.models.passes import early_exit, forward_passes
 from lfvit.results.speed import print_speed, write_speed
 from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import environment
 from lfvit.runs.setup import Trained, build_model, find_device, load_trained, open_data
 from lfvit.tracking.loggers import log_table, summarise, tracked
+from lfvit.training.losses import pass_losses
 from lfvit.utils.validation import plain, validate
 
 log = logging.getLogger(__name__)
@@ -75,19 +76,23 @@ def benchmark(cfg: DictConfig) -> list[Row]:
     about = {"settings": shared, "environment": environment()}
     rows: list[Row] = []
     with tracked(cfg, "benchmark", trained.record if trained else None) as loggers:
-        for precision, compiled in product(settings.precision, settings.compile):
-            models = build_models(cfg, trained)
+        tasks = ("inference", "training")[: 1 + settings.training]
+        for task, precision, compiled in product(tasks, settings.precision, settings.compile):
+            models, training = build_models(cfg, trained), task == "training"
+            if training:
+                models.pop("trained", None)  # the same work as with random weights
             for model in models.values():
-                model.eval().to(device, PRECISIONS[precision])
+                model.train(training).to(device, PRECISIONS[precision])
                 if compiled:
-                    compile_model(model, mode=settings.compile_mode)
+                    compile_model(model, settings.compile_mode, training=training)
             for batch_size in settings.batch_sizes:
                 try:
-                    timed = time_models(cfg, settings, models, macs, trained, batch_size)
+                    timed = time_models(cfg, settings, models, macs, trained, batch_size, training)
                 except torch.cuda.OutOfMemoryError:
                     log.warning("a batch of %d does not fit", batch_size)
                     break
-                rows += [{**row, "precision": precision, "compiled": compiled} for row in timed]
+                setting = {"task": task, "precision": precision, "compiled": compiled}
+                rows += [setting | row for row in timed]
                 write_speed(run_dir, about, rows)  # an interrupted run keeps what it has timed
         log_table(loggers, "benchmark", rows)
         summarise(loggers, {name_of(row): row["images_per_second"] for row in rows})
@@ -126,8 +131,12 @@ def time_models(
     macs: dict[str, list[float]],
     trained: Trained | None,
     batch_size: int,
+    training: bool,
 ) -> list[Row]:
-    """Time all models in turns on one batch size; a row for every model and exit fraction."""
+    """Time all models in turns on one batch size; a row for every model and exit fraction.
+
+    With `training` a step of each model is timed instead, with every image in all passes.
+    """
     parameter = next(next(iter(models.values())).parameters())
     side = cfg.image_size if trained is None else trained.record.image_size
     torch.manual_seed(cfg.seed)
@@ -148,7 +157,9 @@ def time_models(
             "gmacs": sum(macs[name]) / 1e9,
             "batch_size": len(images),
         }
-        if len(macs[name]) == 1:
+        if training:
+            cases.append(Case(training_step(model, images), columns))
+        elif len(macs[name]) == 1:
             cases.append(Case(partial(model, images), columns))
         elif threshold is not None:
             columns["exits"] = f"measured at eta={threshold:g}"
@@ -165,6 +176,7 @@ def time_models(
         warmup=settings.warmup,
         repeats=settings.repeats,
         device=parameter.device,
+        gradients=training,
     )
     base_time, base = float(np.median(seconds["0"])), cases[0].columns
     rows = []
@@ -184,7 +196,7 @@ def time_models(
                 "ideal_speedup": ideal,
                 "share_of_ideal": speedup / ideal,
                 "repeats": len(times),
-                "peak_memory_mb": peak_memory(case.run, parameter.device),
+                "peak_memory_mb": peak_memory(case.run, parameter.device, gradients=training),
             }
         )
     return rows
@@ -205,9 +217,25 @@ def early_exit_case(
     return Case(run, columns | {"exit_fraction": exits, "gmacs": gmacs})
 
 
+def training_step(model: nn.Module, images: Tensor) -> Callable[[], None]:
+    """Forward, loss, backward and AdamW; at a learning rate of 0, so that the weights stay."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+
+    def step() -> None:
+        logits = forward_passes(model, images).logits
+        targets = torch.arange(len(images), device=images.device) % logits[-1].shape[1]
+        torch.stack(pass_losses(logits, targets)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
 def name_of(row: Row) -> str:
     """What loggers call a row's throughput: model and setting."""
     setting = f"{row['precision']}{'_compiled' if row['compiled'] else ''}"
+    if row["task"] == "training":
+        setting = f"training_{setting}"
     name = f"{row['model']}/{setting}/batch_{row['batch_size']}"
     if row["exit_fraction"] is not None:
         name += f"/exits_{row['exit_fraction']:.2f}"

@@ -68,12 +68,13 @@ class BenchmarkSettings(Settings):
     """What benchmark.py times. Every precision is combined with every value of compile.
 
     batch_sizes, exit_fractions: of two-pass models, the share of images that stop early.
-    threads: of the CPU, None leaves them to PyTorch.
+    training: a training step as well. threads: of the CPU, None leaves them to PyTorch.
     warmup, repeats: untimed and timed rounds.
     """
 
     batch_sizes: Annotated[list[Positive], BeforeValidator(_listed), Field(min_length=1)]
     exit_fractions: Annotated[list[Fraction], BeforeValidator(_listed), Field(min_length=1)]
+    training: bool
     precision: Annotated[list[Literal["fp32", "bf16"]], BeforeValidator(_listed)]
     compile: Annotated[list[bool], BeforeValidator(_listed)]
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"]

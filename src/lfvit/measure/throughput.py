@@ -19,8 +19,9 @@ def time_interleaved(
     warmup: int,
     repeats: int,
     device: torch.device,
+    gradients: bool = False,
 ) -> dict[str, list[float]]:
-    """Seconds of every repetition of every case, in inference mode.
+    """Seconds of every repetition of every case.
 
     The cases take turns, so that a machine that slows down slows all of them. Each timing starts
     and ends with the device idle.
@@ -29,9 +30,10 @@ def time_interleaved(
         cases: name -> what is timed.
         warmup: untimed rounds first.
         repeats: timed rounds.
+        gradients: whether the cases need them; otherwise they run in inference mode.
     """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
-    with torch.inference_mode():
+    with torch.inference_mode(not gradients):
         for round_ in range(warmup + repeats):
             for name, run in cases.items():
                 _synchronize(device)
@@ -48,9 +50,12 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def compile_model(model: nn.Module, mode: str = "default") -> None:
-    """Compile a model in place; each pass by itself, since what is between depends on the data."""
-    if num_passes(model) > 1:
+def compile_model(model: nn.Module, mode: str = "default", *, training: bool = False) -> None:
+    """Compile a model in place: for training as a whole, as train.py does.
+
+    For inference each pass is compiled by itself, since what is between depends on the data.
+    """
+    if num_passes(model) > 1 and not training:
         two_pass: Any = model
         two_pass.compile_passes(mode=mode)
     else:
@@ -75,11 +80,13 @@ def threshold_for(model: nn.Module, images: Tensor, exit_fraction: float) -> flo
     return (confidence[exits - 1] + confidence[exits]).item() / 2
 
 
-@torch.inference_mode()
-def peak_memory(run: Callable[[], object], device: torch.device) -> float | None:
+def peak_memory(
+    run: Callable[[], object], device: torch.device, *, gradients: bool = False
+) -> float | None:
     """Peak memory of one call in 1e6 bytes; None on a CPU."""
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)
-    run()
+    with torch.inference_mode(not gradients):
+        run()
     return torch.cuda.max_memory_allocated(device) / 1e6

@@ -74,8 +74,8 @@ def print_speed(rows: Rows) -> None:
 
 def _groups(rows: Rows) -> dict[str, pd.DataFrame]:
     """Title -> the rows that are compared with each other."""
-    groups = pd.DataFrame(rows).groupby(["precision", "compiled"], sort=False)
+    groups = pd.DataFrame(rows).groupby(["task", "precision", "compiled"], sort=False)
     return {
-        f"{precision}, {'compiled' if compiled else 'not compiled'}": group
-        for (precision, compiled), group in groups
+        f"{str(task).title()}, {precision}, {'compiled' if compiled else 'not compiled'}": group
+        for (task, precision, compiled), group in groups
     }
