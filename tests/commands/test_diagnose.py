@@ -48,7 +48,6 @@ def test_a_one_pass_model(run, trained_vit):
     [
         ("removed=1", "removed=1 is not valid"),
         ("removed=0.001", "removed=0.001 of 49 tokens is less than one"),
-        ("images=0", "images=0 is not valid"),
     ],
 )
 def test_mistakes(run, setting, message):

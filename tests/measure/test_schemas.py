@@ -16,27 +16,15 @@ from lfvit.measure.predictions import (
 )
 from lfvit.measure.schemas import Evaluation, read_evaluation
 
-POINT = {"rule": "pass 1", "threshold": None, "top1": 50.0, "exit_fraction": 0.0, "gmacs": 1.0}
+POINT = {"threshold": None, "top1": 50.0, "exit_fraction": 0.0, "gmacs": 1.0, "images": 16}
+POINT |= {"rule": "pass 1", "consistency": 0.0, "chosen_on": 0, "reason": None}
 EVALUATION = {
-    "checkpoint": "last.ckpt",
-    "method": {"name": "vit"},
-    "backbone": {"timm": "deit_small_patch16_224"},
-    "reducer": {"name": "none"},
-    "image_size": 224,
-    "seed": 0,
-    "data": "needle",
-    "precision": "32-true",
-    "images": 16,
-    "skipped_images": 0,
+    **{"checkpoint": "last.ckpt", "data": "needle", "precision": "32-true", "image_size": 224},
+    **{"method": {"name": "vit"}, "backbone": {"timm": "deit_small_patch16_224"}},
+    **{"reducer": {"name": "none"}, "seed": 0, "images": 16, "skipped_images": 0, "curve": []},
     "passes": [{"top1": 50.0, "top5": 100.0, "gmacs": 1.0}],
-    "curve": [],
-    "operating_points": [
-        POINT
-        | {"consistency": 0.0, "images": 16, "chosen_on": 0, "reason": None, "reference_top1": 50.0}
-    ],
-    "temperature": None,
-    "localisation": None,
-    "settings": {},
+    "operating_points": [POINT | {"reference_top1": 50.0}],
+    **{"temperature": None, "localisation": None, "settings": {}},
     "environment": {"command": "python evaluate.py"},
 }
 
@@ -55,25 +43,19 @@ def test_what_is_written_is_read(tmp_path):
     [
         ({"format": 1}, "written by another version of lfvit; run evaluate.py again"),
         ({"images": 0}, "images=0: .*greater than or equal to 1"),
-        ({"images": "many"}, "images='many'"),
-        ({"passes": []}, r"passes=\[\]: .*at least 1 item"),
         ({"passes": [{"top1": 101, "top5": 100, "gmacs": 1}]}, r"passes\.0\.top1=101"),
         ({"curve": [{"threshold": float("nan")}]}, r"curve\.0\.threshold=nan"),
         ({"second": None}, "second=None: Extra inputs"),
+        ("[]", ""),
+        ("[" * 100_000, ""),
     ],
 )
 def test_anything_else_is_refused(tmp_path, change, message):
     path = tmp_path / "evaluate.json"
-    path.write_text(json.dumps({"format": 2} | EVALUATION | change))
+    text = change if isinstance(change, str) else json.dumps({"format": 2} | EVALUATION | change)
+    path.write_text(text)
     with pytest.raises(DataError, match=rf"evaluate\.json: {message}"):
         read_evaluation(path)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000])
-def test_no_evaluation_at_all(tmp_path, text):
-    (tmp_path / "evaluate.json").write_text(text)
-    with pytest.raises(DataError, match=r"evaluate\.json: "):
-        read_evaluation(tmp_path / "evaluate.json")
 
 
 def predictions(passes=2, n=4, classes=6):
@@ -92,20 +74,17 @@ def test_predictions_survive_the_file(tmp_path, passes):
     assert rows["confidence_1"].dtype == "float32"
 
 
-@pytest.mark.parametrize("change", [{"image": "same"}, {"second": 1}])
-def test_files_with_other_predictions(tmp_path, change):
-    path = tmp_path / "p.parquet"
-    predictions().table().reset_index().assign(**change).to_parquet(path, index=False)
-    with pytest.raises(DataError, match="not the predictions of this version"):
-        read_predictions(path)
-
-
 def test_files_without_predictions(tmp_path):
+    path = tmp_path / "p.parquet"
     with pytest.raises(DataError, match=r"\(FileNotFoundError\); run evaluate.py again"):
-        read_predictions(tmp_path / "p.parquet")
-    (tmp_path / "p.parquet").write_bytes(b"PAR1")
+        read_predictions(path)
+    path.write_bytes(b"PAR1")
     with pytest.raises(DataError, match="cannot be read"):
-        read_predictions(tmp_path / "p.parquet")
+        read_predictions(path)
+    for change in ({"image": "same"}, {"second": 1}):
+        predictions().table().reset_index().assign(**change).to_parquet(path, index=False)
+        with pytest.raises(DataError, match="not the predictions of this version"):
+            read_predictions(path)
 
 
 def test_batches_are_joined_in_order():

@@ -125,10 +125,6 @@ def open_data(chosen: Any, record: CheckpointRecord) -> ImageDataModule:
         settings = {**own, **chosen}
         if dataset.get("_target_") in (None, own["dataset"]["_target_"]):
             settings["dataset"] = {**own["dataset"], **dataset}
-        if dataset.get("_target_") in (None, own["dataset"]["_target_"]):
-            settings["dataset"] = {**own["dataset"], **dataset}
-        if dataset.get("_target_") in (None, own["dataset"]["_target_"]):
-            settings["dataset"] = {**own["dataset"], **dataset}
         if settings.get("root", "") is None:
             raise ConfigError(
                 "the checkpoint does not say where its images are; pass data.root=DIR"
