@@ -162,7 +162,7 @@ def test_reproduce_on_photographs_continues(tmp_path, photographs, here):
         "scale.speed_images=2",
     ]
     first = here("reproduce", *arguments).out
-    assert "run 4 of 4: vit/seed0" in first
+    assert "run 4 of 4: " in first
     assert "already done" not in first
     out = tmp_path / "outputs/reproduce/imagenette_cpu"
     names = json.loads((out / "artifacts/index.json").read_text())
