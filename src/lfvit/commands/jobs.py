@@ -112,7 +112,6 @@ def run_job(
     """
     job, key = Path(cfg.run_dir), identity(cfg)
     job.mkdir(parents=True, exist_ok=True)
-    (root / ".locks").mkdir(parents=True, exist_ok=True)
     lock = FileLock(root / ".locks" / f"{key}.lock")  # equal jobs take turns
     with nullcontext() if repeat or not is_main_process() else _held(lock):
         status, name = from_main_process(lambda: _decide(cfg, [root, *reuse], key, repeat))
@@ -275,6 +274,7 @@ def _is_done(folder: Path) -> bool:
 @contextmanager
 def _held(lock: FileLock) -> Iterator[None]:
     """Wait for a lock and hold it; it ends with its process, however that ends."""
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -222,9 +222,14 @@ def _write(study: Any, settings: SearchSettings, out: Path) -> list[dict[str, An
     rows = []
     for trial in trials:
         top1, gmacs = trial.values or (None, None)
-        row = {"number": trial.number, "settings": trial.params, "top1": top1, "gmacs": gmacs}
+        row: dict[str, Any] = {
+            "number": trial.number,
+            "settings": trial.params,
+            "top1": top1,
+            "gmacs": gmacs,
+        }
         row |= {k: trial.user_attrs.get(k) for k in ("exit_fraction", "directory", "error")}
-        row["frontier"] = trial.number in best and (budget is None or gmacs <= budget)
+        row["frontier"] = trial.number in best and (budget is None or row["gmacs"] <= budget)
         rows.append(row)
     origin = environment()
     write_json(out / "search.json", {"trials": rows, "environment": origin})

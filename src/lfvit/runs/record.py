@@ -12,7 +12,7 @@ from lfvit.models.checkpoints import RECORD
 from lfvit.runs.provenance import commit
 from lfvit.utils.validation import Settings, plain, validate
 
-FORMAT = 2
+FORMAT: Literal[2] = 2
 """Version of the record. A reader refuses any other."""
 
 MODEL = ("method", "backbone", "reducer", "image_size", "threshold")

@@ -182,5 +182,5 @@ def _is_new_each_time(cfg: DictConfig) -> bool:
     unresolved: Any = OmegaConf.to_container(cfg, resolve=False)
     if "hydra:" not in str(unresolved["run_dir"]) or not HydraConfig.initialized():
         return False
-    hydra_cfg: Any = OmegaConf.to_container(HydraConfig.instance().cfg, resolve=False)  # type: ignore[arg-type]
+    hydra_cfg: Any = OmegaConf.to_container(HydraConfig.instance().cfg, resolve=False)
     return "${now:" in hydra_cfg["hydra"]["sweep" if in_sweep() else "run"]["dir"]

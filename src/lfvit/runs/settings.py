@@ -11,9 +11,9 @@ from lfvit.measure.settings import (
 )
 from lfvit.models.settings import check_model
 from lfvit.training.settings import check_training
-from lfvit.utils.validation import plain, validate
+from lfvit.utils.validation import Settings, plain, validate
 
-COMMANDS = {
+COMMANDS: dict[str, type[Settings]] = {
     "evaluate": EvaluationSettings,
     "diagnose": DiagnosisSettings,
     "benchmark": BenchmarkSettings,

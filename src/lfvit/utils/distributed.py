@@ -211,7 +211,7 @@ def all_reduce_sum(values: "Tensor") -> "Tensor":
     """The sum over all processes, with its gradient."""
     from torch.distributed.nn.functional import all_reduce
 
-    return all_reduce(values)  # type: ignore[no-any-return]
+    return all_reduce(values)
 
 
 def mean_over_images(values: "Tensor") -> "Tensor":

@@ -96,7 +96,7 @@ def instantiate(where: str, settings: Mapping[str, Any], *args: Any, **kwargs: A
     if not isinstance(target, str):
         raise ConfigError(f"{where} names no class; set {where}._target_")
     try:
-        accepted = inspect.signature(get_method(target)).parameters
+        accepted: Mapping[str, Any] = inspect.signature(get_method(target)).parameters
     except ImportError as error:
         raise ConfigError(f"{where}._target_={target}: {error}") from error
     except ValueError:  # no Python signature
