@@ -171,7 +171,6 @@ def test_a_reducer_can_be_put_into_a_trained_model(run, evaluated, trained_vit):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("threshold=high", "threshold='high'"),
         ("risk.eps=[0.01,0]", r"risk\.eps\.1=0 is not valid"),
         ("method.region_size=9", "region_size=9 does not fit"),
         ("reducer.r=3", "reducer.r is set, but there is no reducer"),
