@@ -49,7 +49,7 @@ def written(model, method, folder, **augment):
         backbone={},
         classes=[f"class {i}" for i in range(CLASSES)],
         image_size=SIZE,
-        data={"augment": augment},
+        data={"dataset": {"_target_": "lfvit.data.NeedleSet"}, "augment": augment},
     )
     passes = pass_modules(model, images(3))
     for one in passes:

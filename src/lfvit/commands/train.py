@@ -119,17 +119,26 @@ def build_trainer(
 def build_callbacks(
     cfg: DictConfig, logs: bool = True, signals: StopSignals | None = None
 ) -> list[L.Callback]:
-    """The callbacks of the config; what names no class, such as null, is left out.
+    """The callbacks of the config; one that is null is left out.
 
     Args:
         cfg: a composed training config.
         logs: whether there are loggers.
         signals: see `build_trainer`.
+
+    Raises:
+        ConfigError: an entry that is no callback.
     """
+    groups = {name: s for name, s in plain(cfg.callbacks).items() if s is not None}
+    for name, settings in groups.items():
+        if not isinstance(settings, dict):
+            raise ConfigError(
+                f"callbacks.{name}={settings!r} is no callback; callbacks.{name}=null leaves it out"
+            )
     callbacks: list[L.Callback] = [
         instantiate(f"callbacks.{name}", settings)
-        for name, settings in plain(cfg.callbacks).items()
-        if isinstance(settings, dict) and "_target_" in settings
+        for name, settings in groups.items()
+        if "_target_" in settings  # callbacks=none keeps what the schedule says of averaging
     ]
     if not logs:
         callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
