@@ -46,7 +46,7 @@ def build_vit(
         ConfigError: an unknown name, no plain ViT, or weights that cannot be had.
     """
     settings = backbone_settings(backbone)
-    common = {
+    common: dict[str, Any] = {
         "img_size": image_size,
         "num_classes": num_classes,
         "drop_path_rate": drop_path_rate,
