@@ -83,7 +83,7 @@ def test_failing_trials_are_listed_and_a_budget_is_kept(search, monkeypatch, cap
     rows = search("trials=2", "output_dir=failing", *space)
     assert all("region_size=9 does not fit" in row["error"] for row in rows)
     assert not any(row["frontier"] for row in rows)
-    assert "error: trial 1: region_size=9" in capsys.readouterr().err
+    assert "error: trial 1: method.region_size=9" in capsys.readouterr().err
     rows = search("trials=1", "max_gmacs=0.001", "output_dir=small")
     assert "GMACs or more, whatever the threshold, and max_gmacs=0.001" in rows[0]["error"]
     assert not [*Path("small").rglob("last.ckpt")]

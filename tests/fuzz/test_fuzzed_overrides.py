@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from fuzzing import SECONDS, fuzz, limits
-from hydra import compose, initialize_config_dir
 from hypothesis import assume
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
@@ -19,6 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from conftest import ROOT, photograph
 from lfvit.commands import train as training
 from lfvit.runs import resume
+from lfvit.runs.overrides import compose_config
+from lfvit.runs.setup import make_data
+from lfvit.utils.validation import plain
 
 SMALL = ["data.train_images=8", "data.val_images=6", "data.num_workers=0", "logger=none"]
 SCRIPTS = {  # what each command is given beside the fuzzed arguments
@@ -40,8 +42,7 @@ class Checked(BaseException):
 def keys_of(script: str) -> list[str]:
     """The full names of a command's settings, groups of settings included."""
     needed = [o for o in SCRIPTS[script] if o.startswith(("ckpt_path", "image="))]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose(script, needed)
+    cfg = compose_config(script, needed)
 
     def below(node: DictConfig, prefix: str) -> list[str]:
         names = []
@@ -127,14 +128,11 @@ def place(tmp_path, monkeypatch):
     """A working directory with weights and a picture; commands end where their work begins."""
 
     def checked_training(cfg):
-        if resume.finished(cfg) is not None:
-            raise Checked
-        cfg = resume.continued(cfg)
-        schedule = training.check(cfg)
-        training.build_trainer(cfg, schedule, [])
+        training.check(cfg)
+        training.build_trainer(cfg, [])
         resume.check_resume(cfg)
-        training.hydra.utils.instantiate(cfg.data)
-        training.build_module(cfg, schedule, ["a", "b"])
+        make_data(plain(cfg.data))
+        training.build_module(cfg, ["a", "b"])
         raise Checked
 
     def begin(*_, **__):
@@ -157,10 +155,8 @@ def place(tmp_path, monkeypatch):
 
 
 def _trained() -> dict:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", [*SMALL, "backbone.embed_dim=24", "backbone.num_heads=2"])
-    classes = training.hydra.utils.instantiate(cfg.data).classes
-    module = training.build_module(cfg, training.check(cfg), classes)
+    cfg = compose_config("train", [*SMALL, "backbone.embed_dim=24", "backbone.num_heads=2"])
+    module = training.build_module(cfg, make_data(plain(cfg.data)).classes)
     return {"state_dict": module.model.state_dict(), "lfvit": module.record}
 
 
