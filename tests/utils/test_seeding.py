@@ -63,7 +63,6 @@ def test_an_operation_that_cannot_be_repeated_is_named(composed, tmp_path, threa
         return first._replace(features=F.max_unpool1d(tokens, index, 2))
 
     monkeypatch.setattr(TwoPassViT, "first_pass", unpooled)
-    monkeypatch.setattr("lfvit.commands.train.count_macs", lambda model: 0.0)  # it cannot be traced
     settings = (
         *NEEDLE_FAST,
         "trainer.max_epochs=1",
@@ -72,4 +71,3 @@ def test_an_operation_that_cannot_be_repeated_is_named(composed, tmp_path, threa
     )
     with pytest.raises(RuntimeError, match=r"max_unpooling2d.* does not have a deterministic"):
         train(composed("train", *settings, "deterministic=true"))
-    assert train(composed("train", *settings))["epochs"] == 1
