@@ -205,7 +205,12 @@ def evaluated(composed, trained_run, tmp_path_factory):
 @pytest.fixture
 def foreign(evaluated, trained_run, tmp_path):
     """A run folder with its evaluation, as if it had been downloaded, with nasty words in it."""
-    run = shutil.copytree(trained_run, tmp_path / "down" / "loaded" / "run")
+    run = tmp_path / "down" / "loaded" / "run"
+    run.mkdir(parents=True)
+    for file in trained_run.iterdir():  # without what other tests evaluated there
+        if file.is_file():
+            shutil.copy(file, run)
+    shutil.copytree(trained_run / "checkpoints", run / "checkpoints")
     shutil.copytree(evaluated, run / "evaluation")
     path = run / "evaluation" / "evaluate.json"
     found = json.loads(path.read_text())

@@ -116,7 +116,7 @@ def test_what_cannot_be_added(two, filled, tmp_path):
 def test_a_record_that_is_none(tmp_path):
     for text in ("{", "[]"):
         save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors", {"lfvit": text})
-        with pytest.raises(CheckpointError, match="its metadata 'lfvit' is not"):
+        with pytest.raises(CheckpointError, match="its metadata 'lfvit' is no JSON mapping"):
             read_file(tmp_path / "a.safetensors")
 
 

@@ -140,7 +140,8 @@ def read_predictions(path: Path) -> pd.DataFrame:
     try:
         rows = pd.read_parquet(path)
     except (OSError, ValueError, pa.ArrowException) as error:
-        reason = type(error).__name__
+        missing = isinstance(error, FileNotFoundError)
+        reason = "no such file" if missing else type(error).__name__
         raise DataError(f"{path}: cannot be read ({reason}); run evaluate.py again") from error
     passes = range(1, 1 + (len(rows.columns) - 2) // 2)
     names = [f"{name}_{i}" for i in passes for name in ("prediction", "confidence")]

@@ -108,11 +108,15 @@ def _read_record(path: Path) -> dict[str, Any]:
     """The record in the metadata of a .safetensors file, under `RECORD`; empty without one."""
     with safe_open(path, "pt") as file:
         text = (file.metadata() or {}).get(RECORD)
+    if text is None:
+        return {}
     try:
-        record = {} if text is None else {RECORD: dict(json.loads(text))}
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: its metadata {RECORD!r} is no JSON mapping") from error
-    return record
+        record = json.loads(text)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path}: its metadata {RECORD!r} is no JSON mapping")
+    return {RECORD: record}
 
 
 def extract_weights(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
