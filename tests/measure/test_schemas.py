@@ -76,7 +76,7 @@ def test_predictions_survive_the_file(tmp_path, passes):
 
 def test_files_without_predictions(tmp_path):
     path = tmp_path / "p.parquet"
-    with pytest.raises(DataError, match=r"\(FileNotFoundError\); run evaluate.py again"):
+    with pytest.raises(DataError, match=r"\(no such file\); run evaluate.py again"):
         read_predictions(path)
     path.write_bytes(b"PAR1")
     with pytest.raises(DataError, match="cannot be read"):
