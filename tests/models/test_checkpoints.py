@@ -39,10 +39,95 @@ def test_own_weights_come_back(model, tiny, tmp_path, suffix):
     assert torch.equal(other(images).second_logits, model(images).second_logits)
 
 
-def test_trainer_prefixes_and_wrappers_are_removed(model):
-    weights = {f"model.{key}": value + 1 for key, value in model.state_dict().items()}
-    lfvit.load_checkpoint(model, {"state_dict": weights, "epoch": 3})
-    assert torch.equal(model.state_dict()["first_pos_embed"], weights["model.first_pos_embed"])
+def prefixed(prefix, weights):
+    return {f"{prefix}{key}": value for key, value in weights.items()}
+
+
+PLACES = {  # of a model's weights w in a file; o are those of another model
+    "compiled": lambda w, o: {"state_dict": prefixed("model._orig_mod.", w), "epoch": 3},
+    "data parallel": lambda w, o: {"model": prefixed("module.", w), "optimizer": {"state": {}}},
+    "net": lambda w, o: {"state_dict": prefixed("net.", w) | {"loss.weight": torch.ones(2)}},
+    "backbone": lambda w, o: prefixed("backbone.", w) | {"fc.weight": torch.ones(2, 2)},
+    "encoder": lambda w, o: {"model": prefixed("encoder.", w) | prefixed("decoder.", {"w": o})},
+    "model_ema": lambda w, o: {"model": o, "model_ema": w},
+    "timm": lambda w, o: {"state_dict": o, "state_dict_ema": w, "arch": "vit"},
+    "ema": lambda w, o: {"ema": {"model": prefixed("module.", w)}, "model": prefixed("net.", o)},
+    "dino": lambda w, o: {
+        "student": prefixed("module.backbone.", o),
+        "teacher": prefixed("backbone.", w) | {"head.last_layer.weight": torch.ones(2)},
+    },
+    "student and teacher": lambda w, o: prefixed("student.", o) | prefixed("teacher.", w),
+    "student alone": lambda w, o: {"state_dict": prefixed("student.", w)},
+}
+
+
+@pytest.mark.parametrize("method", ["vit", "lf_vit"])
+@pytest.mark.parametrize("place", PLACES)
+def test_weights_of_other_trainers(tiny, place, method):
+    options = {"backbone": tiny, "image_size": 112, "num_classes": 7}
+    model, other, empty = (lfvit.create_model(method, **options) for _ in range(3))
+    lfvit.load_checkpoint(empty, PLACES[place](model.state_dict(), other.state_dict()))
+    expected = model.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in empty.state_dict().items())
+
+
+HEADLESS = {
+    "no head": lambda w: {key: value for key, value in w.items() if "head." not in key},
+    "1000 classes": lambda w: (
+        w | {"head.weight": torch.ones(1000, 192)} | {"head.bias": torch.ones(1000)}
+    ),
+    "a bias alone": lambda w: {key: value for key, value in w.items() if key != "head.weight"},
+    "mae": lambda w: (
+        HEADLESS["no head"](w)
+        | {"mask_token": torch.ones(1), "decoder_blocks.0.norm1.weight": torch.ones(3)}
+    ),
+    "a projection head": lambda w: HEADLESS["no head"](w) | {"head.mlp.0.weight": torch.ones(1)},
+}
+
+
+@pytest.mark.parametrize("method", ["vit", "lf_vit"])
+@pytest.mark.parametrize("content", HEADLESS)
+def test_a_head_that_does_not_fit_starts_fresh_and_is_logged(timm_vit, caplog, content, method):
+    backbone = {"embed_dim": 192, "depth": 4, "num_heads": 3}
+    model = lfvit.create_model(method, backbone=backbone, num_classes=5)
+    core = model if method == "vit" else model.backbone
+    before = core.head.weight.clone()
+    weights = HEADLESS[content](timm_vit.state_dict())
+    with pytest.raises(CheckpointError, match=r"new_head=True keeps"):
+        lfvit.load_checkpoint(model, weights)
+    with caplog.at_level("INFO"):
+        lfvit.load_checkpoint(model, weights, new_head=True)
+    assert torch.equal(core.head.weight, before)
+    assert torch.equal(core.norm.weight, timm_vit.norm.weight)
+    reason = "has 1000 classes, the model 5" if content == "1000 classes" else "has "
+    assert f"the state dict: {reason}" in caplog.text
+    assert "so that head starts fresh" in caplog.text
+    assert ("left out" in caplog.text) == (content in ("mae", "a projection head"))
+
+
+@pytest.mark.parametrize("name", ["blocks.0.ls1.gamma", "fc_norm.weight", "reg_token"])
+def test_what_decides_the_features_is_never_left_out(timm_vit, name):
+    weights = timm_vit.state_dict() | {name: torch.ones(192)}
+    with pytest.raises(CheckpointError, match=f"unknown: backbone.{name}|unknown: {name}"):
+        lfvit.load_checkpoint(small(), weights, new_head=True)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".ckpt", ".safetensors"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:ab\n", "is a Git LFS pointer"),
+        ("\n<!DOCTYPE html>\n<html>", "is a web page, not weights; download the file itself"),
+        ("<html><head>", "is a web page"),
+        ("<?xml version='1.0'?><Error>", "is a web page"),
+        (None, "is a folder; pass the path of"),
+    ],
+)
+def test_what_is_no_file_of_weights_is_named(model, tmp_path, suffix, content, message):
+    path = tmp_path / f"weights{suffix}"
+    path.mkdir() if content is None else path.write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        lfvit.load_checkpoint(model, path)
 
 
 def test_the_reuse_term_can_be_left_out(model, tiny):
@@ -93,15 +178,6 @@ def test_released_files_with_their_extra_entries(tmp_path):
     assert torch.equal(model.reuse.mlp.fc1.weight, weights["reuse_block.1.fc1.weight"])
 
 
-def test_another_head_is_an_error_unless_asked_for(timm_vit):
-    backbone = {"embed_dim": 192, "depth": 4, "num_heads": 3}
-    for method in ("lf_vit", "vit"):
-        model = lfvit.create_model(method, backbone=backbone, num_classes=9)
-        with pytest.raises(CheckpointError, match=r"num_classes=5.*new_head=True"):
-            lfvit.load_checkpoint(model, timm_vit.state_dict())
-        lfvit.load_checkpoint(model, timm_vit.state_dict(), new_head=True)
-
-
 def test_a_new_head_is_new_for_every_token_that_has_one():
     sizes = {"img_size": 32, "embed_dim": 12, "depth": 1, "num_heads": 1}
     trained, model = (
@@ -148,11 +224,6 @@ def test_truncated_files(model, tmp_path, suffix, keep):
         lfvit.load_checkpoint(model, path)
 
 
-class Bomb:
-    def __reduce__(self):
-        return (exec, ("import pathlib; pathlib.Path('exploded').touch()",))
-
-
 def test_another_reducers_weights_are_named(tiny):
     options = {"backbone": tiny, "image_size": 112, "num_classes": 4}
     theirs = lfvit.create_model("vit", reducer="frequency", **options).state_dict()
@@ -160,6 +231,11 @@ def test_another_reducers_weights_are_named(tiny):
         lfvit.load_checkpoint(lfvit.create_model("vit", reducer=reducer, **options), theirs)
     with pytest.raises(CheckpointError, match=r"token reducer has the weights blocks\.reducer\.w1"):
         lfvit.load_checkpoint(lfvit.create_model("vit", reducer="dynamic_vit", **options), theirs)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (exec, ("import pathlib; pathlib.Path('exploded').touch()",))
 
 
 def test_nothing_in_a_file_is_executed(model, tmp_path, monkeypatch):

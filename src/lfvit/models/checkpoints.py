@@ -1,14 +1,16 @@
 """Files of weights: read without executing anything from them, and loaded into models.
 
-Accepted are this project's own files, timm/DeiT's and the released LF-, CF- and LV-ViT ones.
+Accepted are this project's own files, timm/DeiT's, the released LF-, CF- and LV-ViT ones, and those
+of other trainers that hold such weights under names of their own.
 """
 
 import argparse
 import hashlib
 import json
+import logging
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,16 @@ from lfvit.errors import CheckpointError
 from lfvit.models.resample import resample_pos_embed
 from lfvit.models.zoo import locate
 
+log = logging.getLogger(__name__)
+
 RECORD = "lfvit"  # the entry of a file that describes its model; JSON in a .safetensors
-WRAPPERS = ("state_dict", "model", "module", "model_state_dict")  # entries that hold the weights
-PREFIXES = ("model.", "module.", "_orig_mod.")  # what trainers put before every name
+ANCHORS = ("first_pos_embed", "patch_embed.proj.weight")  # of a two-pass model, of every ViT
+AVERAGED = ("ema", "teacher")  # preferred where a file holds several models
 HEADS = ("head.", "head_dist.", "aux_head.")
+BODY = re.compile(  # what decides the features: unlike decoders and heads, it is never left out
+    r"(backbone\.)?(blocks|patch_embed|norm|norm_pre|fc_norm|attn_pool|reuse|"
+    r"(cls|reg|dist)_token|(first_|second_)?pos_embed)\b"
+)
 POS_EMBEDS = ("first_pos_embed", "second_pos_embed", "pos_embed")
 REDUCER = re.compile(r"^(blocks\.)?reducer\.")
 
@@ -38,15 +46,15 @@ PLAIN_VALUES: list[Any] = [  # what training scripts store beside their weights
     (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # its name in files of NumPy 1
 ]
 
-RELEASED_NAMES = (  # the released two-pass files -> this project's names
-    (r"^blocks\.reducer\.", "reducer."),
-    (r"^pos_embed_list\.0$", "first_pos_embed"),
-    (r"^pos_embed_list\.1$", "second_pos_embed"),
-    (r"^reuse_block\.0\.", "reuse.norm."),
-    (r"^reuse_block\.1\.", "reuse.mlp."),
-    (r"^((?:cls|reg)_token$)", r"backbone.\1"),
-    (r"^((?:patch_embed|norm_pre|blocks|norm|head|aux_head)\.)", r"backbone.\1"),
-)
+RELEASED_NAMES = {  # of the released two-pass files -> this project's
+    r"^blocks\.reducer\.": "reducer.",
+    r"^pos_embed_list\.0$": "first_pos_embed",
+    r"^pos_embed_list\.1$": "second_pos_embed",
+    r"^reuse_block\.0\.": "reuse.norm.",
+    r"^reuse_block\.1\.": "reuse.mlp.",
+    r"^((?:cls|reg)_token$)": r"backbone.\1",
+    r"^((?:patch_embed|norm_pre|blocks|norm|head|aux_head)\.)": r"backbone.\1",
+}
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
@@ -63,10 +71,9 @@ def read_file(path: str | Path) -> dict[str, Any]:
     """
     path = locate(path)
     if not path.is_file():
-        raise CheckpointError(
-            f"{path}: no such file; pass the path of a .ckpt, .pth or .safetensors"
-        )
-    _refuse_compressed(path)
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise CheckpointError(f"{path}: {what}; pass the path of a .ckpt, .pth or .safetensors")
+    _refuse_other_files(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path) | _read_record(path)
@@ -91,14 +98,25 @@ def read_file(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _refuse_compressed(path: Path) -> None:
-    """A small compressed file could fill the memory; PyTorch stores tensors uncompressed."""
+def _refuse_other_files(path: Path) -> None:
+    """What a download may leave in place of weights, and files that could fill the memory."""
+    with path.open("rb") as file:
+        start = file.read(200).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{path}: is a Git LFS pointer, not the weights; run git lfs pull where it came from"
+        )
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise CheckpointError(
+            f"{path}: is a web page, not weights; download the file itself: its link has /resolve/ "
+            "or /raw/ in place of /blob/, and may ask for a login"
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             compressed = [i.filename for i in archive.infolist() if i.compress_type]
     except Exception:  # another format, or damaged in one of many ways: reading it will tell
         return
-    if compressed:
+    if compressed:  # a small file of many values
         raise CheckpointError(
             f"{path}: holds compressed entries ({compressed[0]}), which PyTorch never writes"
         )
@@ -120,9 +138,12 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def extract_weights(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
-    """The named tensors of a file, without its wrappers and name prefixes.
+    """The named tensors of a file's model, under the model's own names.
 
-    Half precision becomes float32, in which resampling is exact.
+    What stands before the names of its patch embedding is left out: entries of the file
+    (``state_dict``, ``model_ema``) and prefixes (``module.``, ``net.``, ``encoder.``). Of several
+    models the averaged one is taken, such as the teacher beside a student. Half precision becomes
+    float32, in which resampling is exact.
 
     Args:
         content: entries of a file, or a state dict.
@@ -131,15 +152,27 @@ def extract_weights(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
     Raises:
         CheckpointError: no tensors, or tensors that do not hold their values.
     """
-    for wrapper in WRAPPERS:
-        if isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            break
-    weights = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-    if not weights:
+    groups = list(_tensor_groups(content))
+    if not groups:
         raise CheckpointError(
             f"{name}: no weights found; its entries are {', '.join(map(str, list(content)[:5]))}"
         )
+    models: list[tuple[str, str, dict[str, Tensor]]] = []
+    for anchor in ANCHORS:
+        models = models or [
+            (f"{entry}{key.removesuffix(anchor)}", key.removesuffix(anchor), tensors)
+            for entry, tensors in groups
+            for key in tensors
+            if key == anchor or key.endswith(f".{anchor}")
+        ]
+    weights = max((tensors for _, tensors in groups), key=len)  # the first of equally many
+    if models:
+        place, prefix, tensors = models[0]
+        if len(models) > 1 and RECORD not in content:  # in this project's the first is the average
+            averaged = (m for m in models if any(word in m[0] for word in AVERAGED))
+            place, prefix, tensors = next(averaged, models[0])
+            log.info("%s: holds several models; %s is used", name, place.removesuffix("."))
+        weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     for key, value in weights.items():
         dense = value.layout == torch.strided and value.device.type != "meta"
         # a view can claim any number of values with one in memory
@@ -150,9 +183,19 @@ def extract_weights(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
             )
         if value.dtype in (torch.float16, torch.bfloat16):
             weights[key] = value.float()
-    while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in weights)), None):
-        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
     return weights
+
+
+def _tensor_groups(
+    content: Mapping[Any, Any], entry: str = "", depth: int = 3
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Every mapping of names to tensors in a file, with the entries that lead to it."""
+    named = {key: value for key, value in content.items() if isinstance(key, str)}
+    if tensors := {key: value for key, value in named.items() if isinstance(value, Tensor)}:
+        yield entry, tensors
+    for key, value in named.items():
+        if isinstance(value, Mapping) and depth:
+            yield from _tensor_groups(value, f"{entry}{key}.", depth - 1)
 
 
 def weights_digest(path: str | Path) -> str:
@@ -174,15 +217,16 @@ def load_checkpoint(
     """Load weights into a model built by `lfvit.create_model`.
 
     Accepts this project's files, timm/DeiT weights and the released LF-ViT, CF-ViT and LV-ViT
-    files, as a path (.ckpt, .pth, .pt, .safetensors) or as a state dict. Position embeddings of
-    another image size are resampled (bicubic, as timm does); a one-pass file fills both grids of a
-    two-pass model. The weights of a token reducer start fresh where the file has none, and are left
-    out where the model has none.
+    files, as a path (.ckpt, .pth, .pt, .safetensors) or as a state dict, see `extract_weights`.
+    Position embeddings of another image size are resampled (bicubic, as timm does); a one-pass file
+    fills both grids of a two-pass model. The weights of a token reducer start fresh where the file
+    has none, and are left out where the model has none.
 
     Args:
         model: changed in place.
         source: path or state dict.
-        new_head: keep the model's heads if the file has another number of classes, for fine-tuning.
+        new_head: for fine-tuning: keep the model's heads where the file has none or another number
+            of classes, and leave out decoders and projection heads; both are logged.
 
     Raises:
         CheckpointError: the file is missing, truncated, holds more than weights, or values that
@@ -198,9 +242,7 @@ def load_checkpoint(
         if key in weights and key in expected and weights[key].shape != expected[key].shape:
             weights[key] = _resampled(weights[key], expected[key])
     if new_head:
-        for key in [k for k in weights if k.removeprefix("backbone.").startswith(HEADS)]:
-            if key in expected and weights[key].shape != expected[key].shape:
-                weights[key] = expected[key]
+        weights = _with_new_heads(weights, expected, name)
     _refuse_misfit(model, weights, found, name)
     model.load_state_dict(weights)
 
@@ -212,7 +254,7 @@ def _renamed(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str,
     weights = {}
     for key, value in found.items():
         if "first_pos_embed" not in found:  # else this project's own names
-            for pattern, replacement in RELEASED_NAMES:
+            for pattern, replacement in RELEASED_NAMES.items():
                 key = re.sub(pattern, replacement, key)
         weights[key] = value
     if "pos_embed" in weights:  # a one-pass file: both grids start from it, feature reuse is new
@@ -235,6 +277,30 @@ def _with_reducer(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> di
         )
     others = {key: value for key, value in weights.items() if key not in theirs}
     return others | ((theirs or ours) if ours else {})
+
+
+def _with_new_heads(
+    weights: dict[str, Tensor], expected: dict[str, Tensor], name: str
+) -> dict[str, Tensor]:
+    """The model's own heads where the file's do not fit, and nothing the model has no use for."""
+    heads = {h: [k for k in expected if k.removeprefix("backbone.").startswith(h)] for h in HEADS}
+    others = expected.keys() - {key for keys in heads.values() for key in keys}
+    if not others <= weights.keys():  # another model, which will be refused
+        return weights
+    unused = [key for key in weights if key not in expected and not BODY.match(key)]
+    weights = {key: value for key, value in weights.items() if key not in unused}
+    for head, keys in heads.items():
+        if all(key in weights and weights[key].shape == expected[key].shape for key in keys):
+            continue
+        found = [len(weights[key]) for key in keys if key in weights and weights[key].ndim]
+        reason = (
+            f"has {found[0]} classes, the model {len(expected[keys[0]])}" if found else "has none"
+        )
+        log.info("%s: %s, so that %s starts fresh", name, reason, head.removesuffix("."))
+        weights |= {key: expected[key] for key in keys}
+    if unused:
+        log.info("%s: left out %s", name, ", ".join(sorted({k.split(".")[0] for k in unused})))
+    return weights
 
 
 def _resampled(pos_embed: Tensor, expected: Tensor) -> Tensor:
@@ -278,14 +344,16 @@ def _refuse_misfit(
     first = [f"{label}: {', '.join(keys[:3])}" for label, keys in misfits.items() if keys]
     sizes = {key.removeprefix("backbone."): value for key, value in found.items() if value.ndim}
     advice = "Files that fit: this project's, timm/DeiT's, released LF-ViT, CF-ViT and LV-ViT ones"
-    if "norm.weight" in sizes and "head.weight" in sizes:
+    if "norm.weight" in sizes and "cls_token" in sizes:
         depth = len({key.split(".")[1] for key in sizes if re.match(r"blocks\.\d+\.", key)})
         two_pass = "first_pos_embed" in found or "pos_embed_list.0" in found
         family = "lv_vit" if "patch_embed.conv1.weight" in sizes else "vit"
+        head = sizes.get("head.weight")
+        classes = "no head" if head is None else f"num_classes={len(head)}"
         advice = (
             f"The file is a {'two-pass' if two_pass else 'one-pass'} model with family={family}, "
             f"embed_dim={len(sizes['norm.weight'])}, depth={depth}, "
-            f"num_classes={len(sizes['head.weight'])}; new_head=True keeps the model's own head"
+            f"{classes}; new_head=True keeps the model's own head"
         )
     raise CheckpointError(
         f"{name}: does not fit this {type(model).__name__}. {'; '.join(first)}. {advice}"
