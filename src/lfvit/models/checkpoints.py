@@ -292,11 +292,13 @@ def _with_new_heads(
     for head, keys in heads.items():
         if all(key in weights and weights[key].shape == expected[key].shape for key in keys):
             continue
+        part = head.removesuffix(".")
         found = [len(weights[key]) for key in keys if key in weights and weights[key].ndim]
+        classes = len(expected[keys[0]])
         reason = (
-            f"has {found[0]} classes, the model {len(expected[keys[0]])}" if found else "has none"
+            f"its {part} has {found[0]} classes, the model {classes}" if found else f"no {part}"
         )
-        log.info("%s: %s, so that %s starts fresh", name, reason, head.removesuffix("."))
+        log.info("%s: %s; the model's starts fresh", name, reason)
         weights |= {key: expected[key] for key in keys}
     if unused:
         log.info("%s: left out %s", name, ", ".join(sorted({k.split(".")[0] for k in unused})))
