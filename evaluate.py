@@ -2,7 +2,7 @@ import hydra
 from omegaconf import DictConfig
 
 from lfvit.cli import entry_point
-from lfvit.runs.settings import check_settings
+from lfvit.runs.configs import check_settings
 
 
 @entry_point

@@ -18,7 +18,7 @@ from hypothesis import settings
 from omegaconf import DictConfig
 from PIL import Image
 
-from lfvit.runs.overrides import compose_config
+from lfvit.runs.configs import compose_config
 
 os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(1)  # the suite runs in several processes

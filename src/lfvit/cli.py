@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lfvit.runs import sweeps
-from lfvit.runs.overrides import open_groups, quote_path
+from lfvit.runs.configs import open_groups, quote_path
 from lfvit.utils.distributed import all_ended, is_main_process, join_launched, launched_together
 from lfvit.utils.error_messages import error_message
 from lfvit.utils.signals import Stopped

@@ -17,7 +17,7 @@ from lfvit.commands.export import describe
 from lfvit.commands.predict import predict
 from lfvit.commands.train import train
 from lfvit.errors import ConfigError, DataError
-from lfvit.runs.overrides import open_groups
+from lfvit.runs.configs import open_groups
 from lfvit.runs.setup import load_trained
 from lfvit.runtime import Runtime
 

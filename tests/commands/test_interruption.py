@@ -93,7 +93,7 @@ def test_a_stopped_run_ends_like_one_that_was_not(runs, more, batch, hook):
 
 def test_a_killed_run_ends_like_one_that_was_not(runs):
     """kill -9 of a real process, within an epoch, while a new checkpoint waits for its logs."""
-    settings, folder = runs.overrides("killed", signum=signal.SIGKILL, batch=9)
+    settings, folder = runs.configs("killed", signum=signal.SIGKILL, batch=9)
     command = [sys.executable, str(ROOT / "train.py"), *settings, f"hydra.run.dir={folder}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path()}
     done = subprocess.run(command, env=environment, capture_output=True, cwd=ROOT, check=False)

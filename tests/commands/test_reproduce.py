@@ -17,7 +17,7 @@ from lfvit.commands import jobs
 from lfvit.commands.reproduce import reproduce
 from lfvit.commands.train import train
 from lfvit.errors import ConfigError, TrainingError
-from lfvit.runs.overrides import compose_config
+from lfvit.runs.configs import compose_config
 from lfvit.utils.signals import Stopped
 
 FAST = [

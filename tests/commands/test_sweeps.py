@@ -179,7 +179,7 @@ def test_repeating_is_the_rule_for_single_runs_and_a_choice_for_sweeps(train):
 
 
 def test_what_fails_after_its_training_is_not_trained_again(train, monkeypatch):
-    monkeypatch.setattr(jobs, "evaluate", lambda cfg: 1 / 0)
+    monkeypatch.setattr("lfvit.commands.evaluate.evaluate", lambda cfg: 1 / 0)
     assert train("-m", "seed=0", *FAST) == 1
     assert train("-m", "seed=0", "evaluate=false", *FAST) == 0
     assert [job["status"] for job in newest_sweep()] == ["already done"]

@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from conftest import NEEDLE_FAST, ROOT
 from lfvit.commands.train import check
 from lfvit.errors import ConfigError
-from lfvit.runs.overrides import open_groups
+from lfvit.runs.configs import open_groups
 from lfvit.runs.setup import trainer_settings
 
 PAGE = (ROOT / "docs" / "distributed.md").read_text()

@@ -15,7 +15,7 @@ from together import together
 from conftest import NEEDLE_FAST
 from lfvit.data.images import UnreadableImageError
 from lfvit.data.needle import NeedleSet
-from lfvit.runs.overrides import compose_config
+from lfvit.runs.configs import compose_config
 from lfvit.utils.distributed import START_TIME, join_launched
 
 SIZES = (17, 2)  # numbers of validation images

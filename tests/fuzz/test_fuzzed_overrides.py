@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from conftest import ROOT, photograph
 from lfvit.commands import train as training
 from lfvit.runs import resume
-from lfvit.runs.overrides import compose_config
+from lfvit.runs.configs import compose_config
 from lfvit.runs.setup import make_data
 from lfvit.utils.validation import plain
 

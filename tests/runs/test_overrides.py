@@ -2,7 +2,7 @@
 
 import pytest
 
-from lfvit.runs.overrides import compose_config, open_groups, quote_path
+from lfvit.runs.configs import compose_config, open_groups, quote_path
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,11 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from lfvit.commands.evaluate import evaluate
 from lfvit.commands.train import train
 from lfvit.errors import ConfigError, TrainingError
+from lfvit.runs.configs import compose_config
 from lfvit.runs.directory import directory_lock
 from lfvit.runs.identity import identity
-from lfvit.runs.overrides import compose_config
 from lfvit.runs.provenance import PROJECT_ROOT
 from lfvit.runs.resume import AUTO, check_own_directory, last_of
 from lfvit.runs.setup import trainer_settings
@@ -36,13 +35,6 @@ from lfvit.utils.validation import plain
 log = logging.getLogger(__name__)
 
 REQUEST = "request.json"  # beside evaluate.json: the overrides it was made with
-NOT_RESULTS = (
-    "data.num_workers=",
-    "trainer.accelerator=",
-    "trainer.devices=",
-    "trainer.num_nodes=",
-)
-"""Overrides of an evaluation that change nothing about its results."""
 
 
 class Job(NamedTuple):
@@ -63,11 +55,7 @@ def run(cfg: DictConfig) -> Job:
     """Train as the command line says.
 
     A single run trains. A job of a sweep first looks for a training of the same identity in the
-    runs beside its sweep, and evaluates the weights afterwards. ``repeat`` and ``evaluate`` choose
-    otherwise.
-
-    Raises:
-        LFViTError: anything the user can mend.
+    runs beside its sweep, and evaluates afterwards. ``repeat`` and ``evaluate`` choose otherwise.
     """
     hydra_cfg, sweep = HydraConfig.get(), in_sweep()
     repeat = not sweep if cfg.repeat is None else cfg.repeat
@@ -169,11 +157,11 @@ def _decide(cfg: DictConfig, roots: Sequence[Path], key: str, repeat: bool) -> t
     else:
         records = [p for p in _files(roots, "run.json") if read_json(p).get("identity") == key]
         known = [path.parent for path in records]
-    if is_main_process():  # a process that Lightning started follows the one it would wait for
-        for run in known:
-            if not _is_done(run):
-                with _held(directory_lock(run)):
-                    pass
+    for run in known:
+        # a process that Lightning started follows the one it would wait for
+        if is_main_process() and not _is_done(run):
+            with _held(directory_lock(run)):
+                pass
     done = [run for run in known if _is_done(run)]
     if done:
         commit = read_json(done[0] / "metrics.json").get("commit")
@@ -184,27 +172,13 @@ def _decide(cfg: DictConfig, roots: Sequence[Path], key: str, repeat: bool) -> t
         folder = max(begun, key=lambda run: last_of(run).stat().st_mtime)
         log.info("continues %s", folder)
         return "continued", str(folder)
-    if cfg.ckpt_path is None and is_main_process():
-        check_free(job, key)
-    return "trained", str(job)
-
-
-def check_free(folder: Path, key: str) -> None:
-    """A training must not write over another one.
-
-    Args:
-        folder: where it is going to train.
-        key: its identity.
-
-    Raises:
-        ConfigError: another training is there, or this one, finished.
-    """
-    there = read_json(folder / "run.json")
-    if there and (there.get("identity") != key or _is_done(folder)):
+    there = read_json(job / "run.json") if cfg.ckpt_path is None and is_main_process() else {}
+    if there and (there.get("identity") != key or _is_done(job)):
         raise ConfigError(
-            f"{folder} holds another run; leave hydra.sweep.dir and hydra.run.dir out, or pass "
+            f"{job} holds another run; leave hydra.sweep.dir and hydra.run.dir out, or pass "
             "other ones"
         )
+    return "trained", str(job)
 
 
 def evaluate_once(
@@ -215,8 +189,7 @@ def evaluate_once(
     Into the training's directory or, where that holds another evaluation, into the job's.
 
     Args:
-        training: its directory.
-        job: directory of the job.
+        training, job: their directories.
         roots: folders of run directories to look for the evaluation in.
         overrides: of evaluate.yaml.
 
@@ -227,31 +200,31 @@ def evaluate_once(
     if not from_main_process(weights.exists):
         log.warning("%s holds no last.ckpt, so nothing is evaluated", training)
         return None, False
-    request = {"overrides": [o for o in overrides if not o.startswith(NOT_RESULTS)]}
-    place, done = from_main_process(lambda: _find_evaluation(training, job, roots, request))
-    folder = Path(place)
+    # neither workers nor devices change results
+    ignored = ("data.num_workers=", "trainer.")
+    request = {"overrides": [o for o in overrides if not o.startswith(ignored)]}
+
+    def find() -> tuple[str, bool]:
+        for path in _files(roots, f"evaluation/{REQUEST}"):
+            file = path.with_name("evaluate.json")
+            if read_json(path) == request and file.exists():
+                same = read_json(file)["checkpoint"] == str(weights)
+                if same and file.stat().st_mtime >= weights.stat().st_mtime:
+                    return str(path.parent), True
+        free = not (training / "evaluation" / "evaluate.json").exists()
+        return str((training if free else job) / "evaluation"), False
+
+    name, done = from_main_process(find)
+    folder = Path(name)
     _note(job, training, evaluation=folder / "evaluate.json")
     if not done:
+        from lfvit.commands.evaluate import evaluate
+
         paths = [f"ckpt_path={weights}", f"run_dir={folder}"]
         evaluate(compose_config("evaluate", [*overrides, *paths]))
         if is_main_process():
             write_json(folder / REQUEST, request)
     return folder / "evaluate.json", not done
-
-
-def _find_evaluation(
-    training: Path, job: Path, roots: Sequence[Path], request: dict[str, Any]
-) -> tuple[str, bool]:
-    """The directory of the evaluation that is asked for, and whether it is there already."""
-    weights = last_of(training)
-    for path in _files(roots, f"evaluation/{REQUEST}"):
-        file = path.with_name("evaluate.json")
-        if read_json(path) == request and file.exists():
-            same = read_json(file)["checkpoint"] == str(weights.absolute())
-            if same and file.stat().st_mtime >= weights.stat().st_mtime:
-                return str(path.parent), True
-    free = not (training / "evaluation" / "evaluate.json").exists()
-    return str((training if free else job) / "evaluation"), False
 
 
 def _note(job: Path, training: Path, **what: Any) -> None:

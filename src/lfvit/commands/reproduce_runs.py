@@ -18,8 +18,8 @@ from lfvit.commands.jobs import evaluate_once, run_job
 from lfvit.commands.train import check
 from lfvit.errors import ConfigError, LFViTError, TrainingError
 from lfvit.results.artifacts.settings import Artifact, Run, Scale
+from lfvit.runs.configs import compose_config
 from lfvit.runs.identity import identity
-from lfvit.runs.overrides import compose_config
 from lfvit.runs.record import CheckpointRecord, make_record, model_overrides, override
 from lfvit.runs.resume import last_of
 from lfvit.runs.setup import build_model

@@ -15,7 +15,7 @@ from lfvit.commands.train import check
 from lfvit.errors import ConfigError
 from lfvit.measure.costs import pass_macs
 from lfvit.measure.schemas import read_evaluation
-from lfvit.runs.overrides import compose_config
+from lfvit.runs.configs import compose_config
 from lfvit.runs.provenance import environment
 from lfvit.runs.setup import build_model
 from lfvit.runs.sweeps import refuse_launched

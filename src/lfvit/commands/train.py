@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
@@ -34,6 +34,9 @@ from lfvit.utils.atomic_io import write_json
 from lfvit.utils.distributed import is_main_process
 from lfvit.utils.signals import StopSignals
 from lfvit.utils.validation import instantiate, plain
+
+NEED_LOGGERS = ("LearningRateMonitor", "LogPredictions")
+"""Callbacks that are left out where nothing is logged."""
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -67,7 +70,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         metrics = collect_metrics(trainer, module, data)
         if is_main_process():
             write_json(run_dir / "metrics.json", metrics)
-        summarise(loggers, training_summary(metrics, module.model), trainer.global_step)
+        if loggers:
+            summarise(loggers, training_summary(metrics, module.model), trainer.global_step)
     return metrics
 
 
@@ -103,12 +107,17 @@ def build_trainer(
         ConfigError: a setting that Lightning refuses.
     """
     settings = trainer_settings(cfg)
+    callbacks = build_callbacks(cfg, bool(loggers))
+    last = next((c for c in callbacks if isinstance(c, LastCheckpoint)), None)
+    if last is None:
+        callbacks.append(last := LastCheckpoint())  # saves nothing, but stops
+    last.signals = signals or last.signals
     try:
         return L.Trainer(
             **settings | {"plugins": [*(settings.get("plugins") or []), AtomicCheckpointIO()]},
             enable_progress_bar=cfg.callbacks.get("progress") is not None,
             logger=loggers,
-            callbacks=build_callbacks(cfg, bool(loggers), signals),
+            callbacks=callbacks,
             default_root_dir=cfg.run_dir,
             use_distributed_sampler=False,  # the DataModule's samplers know their rank
         )
@@ -116,38 +125,31 @@ def build_trainer(
         raise ConfigError(f"trainer: {error}") from error
 
 
-def build_callbacks(
-    cfg: DictConfig, logs: bool = True, signals: StopSignals | None = None
-) -> list[L.Callback]:
+def build_callbacks(cfg: DictConfig, logs: bool = True) -> list[L.Callback]:
     """The callbacks of the config; one that is null is left out.
 
     Args:
         cfg: a composed training config.
         logs: whether there are loggers.
-        signals: see `build_trainer`.
 
     Raises:
         ConfigError: an entry that is no callback.
     """
-    groups = {name: s for name, s in plain(cfg.callbacks).items() if s is not None}
-    for name, settings in groups.items():
+    callbacks: list[L.Callback] = []
+    averages: list[L.Callback] = []
+    for name, settings in plain(cfg.callbacks).items():
+        if settings is None:
+            continue
         if not isinstance(settings, dict):
             raise ConfigError(
                 f"callbacks.{name}={settings!r} is no callback; callbacks.{name}=null leaves it out"
             )
-    callbacks: list[L.Callback] = [
-        instantiate(f"callbacks.{name}", settings)
-        for name, settings in groups.items()
-        if "_target_" in settings  # callbacks=none keeps what the schedule says of averaging
-    ]
-    if not logs:
-        callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
-    last = next((c for c in callbacks if isinstance(c, LastCheckpoint)), None)
-    if last is None:
-        callbacks.append(last := LastCheckpoint())  # saves nothing, but stops
-    last.signals = signals or last.signals
+        target = settings.get("_target_")  # callbacks=none keeps what the schedule says of ema
+        if target is not None and (logs or not target.endswith(NEED_LOGGERS)):
+            callback = instantiate(f"callbacks.{name}", settings)
+            (averages if isinstance(callback, WeightAveraging) else callbacks).append(callback)
     # averaged weights leave the model at the end of a validation: after all others have used them
-    return sorted(callbacks, key=lambda callback: isinstance(callback, WeightAveraging))
+    return callbacks + averages
 
 
 def build_module(cfg: DictConfig, classes: list[str], load: bool = True) -> Classifier:

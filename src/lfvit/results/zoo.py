@@ -25,7 +25,7 @@ from lfvit.models.checkpoints import RECORD
 from lfvit.results.collect import collect
 from lfvit.results.report import points_table, provenance
 from lfvit.results.table import points_frame
-from lfvit.runs.overrides import quote_path
+from lfvit.runs.configs import quote_path
 from lfvit.runs.provenance import PROJECT_ROOT
 from lfvit.runs.setup import load_trained
 from lfvit.utils.atomic_io import write_json

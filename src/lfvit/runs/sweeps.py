@@ -21,13 +21,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from lfvit.errors import ConfigError
-from lfvit.measure.schemas import read_evaluation
 from lfvit.runs.directory import inside, now
-from lfvit.runs.provenance import environment
 from lfvit.utils.atomic_io import read_json, write_atomic, write_json
 from lfvit.utils.distributed import all_ended, is_main_process, launched, launched_together
 from lfvit.utils.error_messages import error_message
-from lfvit.utils.markdown import code, escape, print_table, to_markdown
 from lfvit.utils.warning_filters import filter_warnings
 
 log = logging.getLogger(__name__)
@@ -125,6 +122,9 @@ def finish() -> bool:
     """
     if not _started:
         return True
+    from lfvit.runs.provenance import environment
+    from lfvit.utils.markdown import code, escape, print_table, to_markdown
+
     folder = _started.pop()
     jobs = collect(folder)
     if not jobs:
@@ -174,6 +174,8 @@ def _row(job: Path, entries: dict[str, Any]) -> dict[str, Any]:
     evaluation = inside(job, entries.get("evaluation", "evaluate.json")) or job / "evaluate.json"
     point: Mapping[str, Any] = {}
     if evaluation.exists():
+        from lfvit.measure.schemas import read_evaluation
+
         point = read_evaluation(evaluation).configured.model_dump()
     elif entries["status"] in WELL:
         metrics = read_json(training / "metrics.json")

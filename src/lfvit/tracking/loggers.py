@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
@@ -19,11 +19,13 @@ from torch import nn
 
 from lfvit.errors import ConfigError
 from lfvit.measure.costs import pass_macs
-from lfvit.measure.schemas import Evaluation
 from lfvit.runs.record import MODEL, CheckpointRecord
 from lfvit.runs.sweeps import in_sweep
 from lfvit.utils.distributed import is_main_process
 from lfvit.utils.validation import instantiate, plain
+
+if TYPE_CHECKING:
+    from lfvit.measure.schemas import Evaluation
 
 log = logging.getLogger(__name__)
 
@@ -244,7 +246,7 @@ def training_summary(metrics: Mapping[str, Any], model: nn.Module) -> dict[str, 
     }
 
 
-def evaluation_summary(evaluation: Evaluation) -> dict[str, Any]:
+def evaluation_summary(evaluation: "Evaluation") -> dict[str, Any]:
     """As `training_summary`, and every operating point, under names such as "max_loss=0.5/top1"."""
     names = ("threshold", "top1", "exit_fraction", "gmacs")
     summary = {key: getattr(evaluation, key) for key in ("images", "skipped_images", "checkpoint")}

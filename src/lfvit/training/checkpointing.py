@@ -57,7 +57,7 @@ class LastCheckpoint(Checkpoint):
         self.path = None if dirpath is None else Path(dirpath) / LAST
         self.every_n_minutes = every_n_minutes
         self.every_n_steps = every_n_steps
-        self.signals = StopSignals()  # receives nothing until `build_callbacks` sets another
+        self.signals = StopSignals()  # receives nothing until `build_trainer` sets another
         self.progress: dict[str, Any] = {"metrics": {}, "seconds": 0.0, "ended_early": False}
         self._started = self._saved = time.monotonic()
         self._pending = False  # whether a written checkpoint waits for its rename

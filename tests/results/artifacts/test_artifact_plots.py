@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from lfvit.results.artifacts.plots import Panel, plot_costs, plot_panels
 from lfvit.results.artifacts.settings import Scale
-from lfvit.runs.overrides import compose_config
+from lfvit.runs.configs import compose_config
 from lfvit.utils.validation import plain
 
 CURVE = [{"eta": e, "top1": 70 + 10 * e, "top1_std": 1, "gmacs": 1 + e} for e in (0.0, 0.5, 1.0)]

@@ -7,7 +7,7 @@ from lfvit.errors import ConfigError
 from lfvit.results.artifacts import figures, probes
 from lfvit.results.artifacts.__main__ import PAGE, SCALES, updated_page
 from lfvit.results.artifacts.settings import Run, Scale, choose, published, read_artifacts
-from lfvit.runs.overrides import compose_config
+from lfvit.runs.configs import compose_config
 from lfvit.utils.validation import plain
 
 

@@ -11,7 +11,7 @@ from lfvit.results.artifacts.settings import Artifact, Row, Scale
 from lfvit.results.artifacts.tables import MEASURES, Results, make_table, operating_point
 from lfvit.results.artifacts.write import to_page
 from lfvit.results.collect import Run
-from lfvit.runs.overrides import compose_config
+from lfvit.runs.configs import compose_config
 from lfvit.utils.validation import plain
 
 

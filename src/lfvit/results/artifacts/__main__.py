@@ -1,7 +1,7 @@
 """python -m lfvit.results.artifacts: write the lists of docs/reproduce.md from conf."""
 
 from lfvit.results.artifacts.settings import Scale, read_artifacts
-from lfvit.runs.overrides import compose_config
+from lfvit.runs.configs import compose_config
 from lfvit.runs.provenance import PROJECT_ROOT
 from lfvit.utils.validation import plain, validate
 

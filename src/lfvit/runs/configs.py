@@ -1,4 +1,4 @@
-"""Overrides as users write them, and configs composed from them."""
+"""Overrides as users write them, configs composed from them, and their check."""
 
 import re
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from lfvit.runs.provenance import PROJECT_ROOT
+from lfvit.utils.validation import plain, validate
 
 ON_CHECKPOINTS = ("evaluate", "predict", "diagnose", "benchmark", "export")
 """Commands whose groups replace what a checkpoint says, and hold nothing by themselves."""
@@ -59,3 +60,40 @@ def compose_config(command: str, overrides: Sequence[str] = ()) -> DictConfig:
         return compose(command, prepared)
     with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
         return compose(command, prepared)
+
+
+def check_settings(cfg: DictConfig, command: str = "train") -> None:
+    """Refuse settings that cannot work, before PyTorch is imported.
+
+    Args:
+        cfg: a composed config.
+        command: the script it is for.
+
+    Raises:
+        ConfigError: names the setting, its value and what would be valid.
+    """
+    if command == "train":
+        from lfvit.data.settings import check_data
+        from lfvit.models.settings import check_model
+        from lfvit.training.settings import check_training
+
+        check_training(cfg)
+        check_data(plain(cfg.data))
+        method, backbone = plain(cfg.method), plain(cfg.backbone)
+        check_model(
+            method.pop("name"),
+            backbone=backbone.get("timm", backbone),
+            reducer=plain(cfg.reducer),
+            options=method,
+            image_size=cfg.image_size,
+        )
+    else:
+        from lfvit.measure import settings
+
+        schema = {
+            "evaluate": settings.EvaluationSettings,
+            "diagnose": settings.DiagnosisSettings,
+            "benchmark": settings.BenchmarkSettings,
+            "predict": settings.PredictionSettings,
+        }[command]
+        validate(schema, {key: plain(cfg[key]) for key in schema.model_fields if key in cfg})
