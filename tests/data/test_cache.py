@@ -30,15 +30,15 @@ def equal(first, second):
             assert one is other is None or torch.equal(one, other)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_is_the_same_with_and_without(photographs, workers):
-    data = folder(photographs, cache="device", num_workers=workers)
-    equal(evaluate(data), evaluate(folder(photographs)))
-
-
 def test_boxes_and_arrays_are_the_same():
     equal(evaluate(needle(cache="device")), evaluate(needle()))
     equal(fit(needle(cache="device"), epochs=2), fit(needle(), epochs=2))
+
+
+def test_evaluation_is_the_same_with_and_without(photographs):
+    equal(
+        evaluate(folder(photographs, cache="device", num_workers=1)), evaluate(folder(photographs))
+    )
 
 
 def test_nothing_is_decoded_after_the_first_epoch(photographs, monkeypatch):
@@ -59,24 +59,10 @@ def test_training_repeats_bit_for_bit_and_differs_between_epochs_and_seeds(photo
     equal(first, run(num_workers=1))
     assert not torch.equal(first[0].images, first[3].images)
     assert not torch.equal(first[0].images, run(seed=1)[0].images)
-    torch.testing.assert_close(first[0].targets.sum(1), torch.ones(6))
-
-
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_training_images_show_what_those_from_files_show(photographs, interpolation):
-    augment = {"interpolation": interpolation, "crop_scale": (0.3, 1.0)}
-    cached, plain = (
-        fit(folder(photographs, cache=cache, augment=augment, image_size=64))
-        for cache in ("device", None)
-    )
-    for a, b in zip(cached, plain, strict=True):
-        assert torch.equal(a.indices, b.indices)
-        assert torch.equal(a.targets, b.targets)
-        assert (a.images - b.images).abs().mean() < 0.05  # 3 grey levels
-        assert (a.images.flip(3) - b.images).abs().mean() > 0.1
 
 
 def test_crops_are_those_of_timm():
+    """The same part as from files; the stored square has no more detail than it needs."""
     image = Image.effect_noise((16, 16), 60).resize((55, 55), Image.BICUBIC).convert("RGB")
     transform = TrainTransform(AugmentSettings(crop_scale=(0.2, 1.0)), 48)
     stored = to_tensor(image)[None].float()

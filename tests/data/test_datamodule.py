@@ -5,13 +5,12 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms.functional import normalize as torchvision_normalize
 
 from conftest import write_photographs
-from lfvit.data import ImageDataModule, ImageFolder, NeedleSet
+from lfvit.data import ImageDataModule, ImageFolder
 from lfvit.data.augment import draw_token_box
-from lfvit.data.batches import RawBatch
-from lfvit.data.datamodule import normalize
 from lfvit.data.sampling import Draw, EvalSampler, TrainSampler
 from lfvit.errors import ConfigError, DataError
 from lfvit.models.resample import downsample
@@ -92,7 +91,8 @@ def test_awkward_photographs_become_batches(photographs):
     assert raw.images.shape == (6, 3, 32, 32)
     assert raw.images.dtype == torch.uint8
     batch = data.on_after_batch_transfer(raw, 0)
-    torch.testing.assert_close(batch.images, normalize(raw.images))
+    expected = torchvision_normalize(raw.images / 255, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    torch.testing.assert_close(batch.images, expected)
     torch.testing.assert_close(batch.coarse_images, downsample(batch.images))
     assert batch.boxes is None
     assert batch.indices.tolist() == list(range(6))
@@ -100,27 +100,23 @@ def test_awkward_photographs_become_batches(photographs):
     assert data.image_names()[0].startswith("apple/0")
 
 
-def test_normalize_is_imagenets():
-    pixels = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
-    expected = torchvision_normalize(pixels / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    torch.testing.assert_close(normalize(pixels), expected)
-
-
 # --- order and randomness -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_augmentation_follows_seed_and_epoch_not_workers(photographs, workers):
-    def epoch(number, seed=0):
-        data = folder(photographs, augment=DEIT, seed=seed, num_workers=workers)
-        loader = data.train_dataloader()
-        loader.sampler.set_epoch(number)
-        return torch.cat([batch.images for batch in loader])
-
-    same = folder(photographs, augment=DEIT).train_dataloader()
-    assert torch.equal(epoch(0), torch.cat([batch.images for batch in same]))
-    assert not torch.equal(epoch(0), epoch(1))
-    assert not torch.equal(epoch(0), epoch(0, seed=1))
+def test_training_repeats_and_follows_seed_and_epoch_not_workers(photographs, workers):
+    """Order, augmentation, erasing and mixing."""
+    torch.manual_seed(1)
+    first = fit(folder(photographs, augment=DEIT), epochs=2)
+    torch.manual_seed(2)
+    second = fit(folder(photographs, augment=DEIT, num_workers=workers), epochs=2)
+    assert len(first) == len(second) == 6
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.targets, b.targets)
+    assert not torch.equal(first[0].images, first[3].images)
+    other = fit(folder(photographs, augment=DEIT, seed=1))
+    assert not torch.equal(first[0].images, other[0].images)
 
 
 def test_loading_an_image_leaves_the_global_generators_alone(photographs):
@@ -138,18 +134,6 @@ def test_training_targets_are_mixed_and_validation_targets_are_not(photographs):
     plain = fit(folder(photographs, augment={"label_smoothing": 0.3}))[0]
     assert {round(value, 3) for value in plain.targets.flatten().tolist()} == {0.1, 0.8}
     assert evaluate(folder(photographs, augment=DEIT))[0].targets.ndim == 1
-
-
-def test_mixing_is_the_same_in_a_second_run(photographs):
-    torch.manual_seed(1)
-    first = fit(folder(photographs, augment=DEIT), epochs=2)
-    torch.manual_seed(2)
-    second = fit(folder(photographs, augment=DEIT), epochs=2)
-    assert len(first) == len(second) == 6
-    for a, b in zip(first, second, strict=True):
-        assert torch.equal(a.images, b.images)
-        assert torch.equal(a.targets, b.targets)
-    assert not torch.equal(first[0].images, first[3].images)
 
 
 def test_mix_token_draws_a_box_for_every_training_batch(photographs):
@@ -198,26 +182,8 @@ def test_ranks_share_an_epoch_without_overlap():
 def test_ranks_evaluate_every_image_once_in_equally_many_batches(size):
     parts = [list(EvalSampler(size, rank=r, world_size=3)) for r in range(3)]
     assert {len(part) for part in parts} == {-(-size // 3)}
-    assert [d.image_index for part in parts for d in part if d.image_index >= 0] == list(
-        range(size)
-    )
-
-
-def test_padding_is_left_out(photographs, monkeypatch):
-    monkeypatch.setattr(ImageDataModule, "_rank", 0)
-    monkeypatch.setattr(ImageDataModule, "_world_size", 4)
-    data = folder(photographs)  # 6 images: the first process has one of two
-    (batch,) = (data.on_after_batch_transfer(raw, 0) for raw in data.val_dataloader())
-    assert batch.targets.tolist() == [0, -1]
-    assert batch.valid.tolist() == [True, False]
-
-
-def test_evaluation_does_not_depend_on_batch_size(photographs):
-    def pixels(batch_size):
-        loader = folder(photographs, batch_size=batch_size).val_dataloader()
-        return torch.cat([batch.images for batch in loader])
-
-    assert torch.equal(pixels(1), pixels(6))
+    indices = [draw.image_index for part in parts for draw in part]
+    assert [index for index in indices if index >= 0] == list(range(size))
 
 
 # --- unreadable images --------------------------------------------------------------------------
@@ -230,21 +196,17 @@ def test_unreadable_images_stop_the_run_by_path(tmp_path, workers):
         fit(folder(root, num_workers=workers, batch_size=16))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_training_takes_a_neighbor_and_reports_at_the_end(tmp_path, workers, caplog):
+def test_training_takes_a_neighbor_and_reports_at_the_end(tmp_path, caplog):
     root, files = broken(tmp_path)
-    data = folder(root, num_workers=workers, batch_size=16, on_error="skip", val_fraction=0.13)
+    data = folder(root, num_workers=1, batch_size=16, on_error="skip", val_fraction=0.13)
     batches = fit(data, epochs=3)
     bad = [i for i, path in enumerate(data.train_images.paths) if path in files]
-    assert bad
     assert 1 <= data.num_skipped <= len(bad)
     assert f"{data.num_skipped} unreadable images were skipped" in caplog.text
     assert "skipped (1 so far)" in caplog.text
     for batch in batches:
         assert len(batch.images) == 16
         assert not set(batch.indices.tolist()) & set(bad)
-        assert batch.targets.sum() == pytest.approx(16)
-        assert batch.images.flatten(1).std(1).min() > 0.01
 
 
 def test_evaluation_leaves_unreadable_images_out(tmp_path):
@@ -295,6 +257,7 @@ class Squares:
 
 def test_a_dataset_of_somebody_else():
     data = ImageDataModule(Squares, image_size=16, batch_size=4, side=50)
+    data.setup()
     assert data.classes == ["dark", "bright"]
     assert data.train_images.side == 50
     assert fit(data)[0].images.shape == (4, 3, 16, 16)
@@ -347,15 +310,6 @@ class Other(Squares):
 def test_datasets_that_cannot_work_are_told_why(dataset, settings, error):
     with pytest.raises((ConfigError, DataError), match=error):
         ImageDataModule(dataset, image_size=16, batch_size=2, **settings).setup()
-
-
-def test_needle_batches_carry_boxes():
-    data = ImageDataModule(NeedleSet, image_size=64, batch_size=4, train_images=8, val_images=6)
-    data.setup()
-    raw = next(iter(data.val_dataloader()))
-    assert isinstance(raw, RawBatch)
-    assert raw.boxes.shape == (4, 4)
-    assert data.on_after_batch_transfer(raw, 0).boxes is raw.boxes
 
 
 def test_a_batch_larger_than_the_data_is_refused(photographs):

@@ -28,10 +28,10 @@ def test_classes_are_balanced_and_named():
     assert images.name(3) == "needle 112 6 0 3"
 
 
-@pytest.mark.parametrize("image_size", [48, 112, 224])
+@pytest.mark.parametrize("image_size", [48, 224])
 def test_the_object_fills_its_box(image_size):
     images = NeedleSet(image_size=image_size)
-    for index in range(12):
+    for index in range(6):
         pixels, _, (x0, y0, x1, y1) = images[index]
         assert pixels.shape == (image_size, image_size, 3)
         assert pixels.dtype == np.uint8
@@ -40,8 +40,4 @@ def test_the_object_fills_its_box(image_size):
         assert 0.1 * image_size < x1 - x0 < 0.45 * image_size
         # the badge's fine pattern makes the box rougher than the picture around it
         rough = np.abs(np.diff(pixels.astype(float), axis=1)).mean(axis=2)
-        inside = rough[y0:y1, x0 : x1 - 1].mean()
-        outside = (rough.sum() - rough[y0:y1, x0 : x1 - 1].sum()) / (
-            rough.size - (y1 - y0) * (x1 - 1 - x0)
-        )
-        assert inside > 1.5 * outside
+        assert rough[y0:y1, x0 : x1 - 1].mean() > 1.5 * rough.mean()

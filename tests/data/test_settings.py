@@ -11,14 +11,9 @@ from lfvit.errors import ConfigError
 WRONG = [
     ({"on_error": "ignore"}, "data.on_error='ignore' is unknown; valid: 'raise' or 'skip'"),
     ({"batch_size": 0}, "data.batch_size=0 is not valid"),
-    ({"num_workers": -1}, "data.num_workers=-1 is not valid"),
     ({"cache": "disk"}, "data.cache='disk' is unknown; valid: 'device'"),
-    ({"reduced_decode": "yes"}, "data.reduced_decode='yes' is not valid"),
     ({"augment": {"mixpu": 1}}, "augment.mixpu is no setting; did you mean mixup"),
     ({"augment": {"hflip": 2}}, "augment.hflip=2 is not valid"),
-    ({"augment": {"mix_token": -1}}, "augment.mix_token=-1 is not valid"),
-    ({"augment": {"repeats": 0}}, "augment.repeats=0 is not valid"),
-    ({"augment": {"crop_pct": 0}}, "augment.crop_pct=0 is not valid"),
     ({"augment": {"interpolation": "cubic"}}, "augment.interpolation='cubic' is unknown"),
     ({"augment": {"mixup": 1.0}, "batch_size": 5}, r"augment\.mixup .*batch_size=5 must be even"),
     ({"cache": "device", "augment": {"color_jitter": 0.3}}, r"cache=device .* augment=device"),
@@ -40,7 +35,7 @@ def test_settings_of_the_data_module(settings, message):
     ("overrides", "message"),
     [
         (["data=imagefolder"], "data.root=None is not valid: pass data.root=DIR"),
-        (["data=imagefolder", "data.root=x", "data.val_fraction=1"], "data.val_fraction=1 is not"),
+        (["data=imagefolder", "data.root=x", "data.val_fraction=0"], "data.val_fraction=0 is not"),
         (["data=huggingface"], "data.path=None is not valid: pass data.path=NAME"),
         (["data.num_classes=9"], "data.num_classes=9 is not valid"),
         (["data.train_images=0"], "data.train_images=0 is not valid"),

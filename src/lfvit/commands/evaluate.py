@@ -85,6 +85,8 @@ def evaluate(cfg: DictConfig) -> Evaluation:
             precision=str(trainer.precision),
             images=len(table),
             skipped_images=data.num_skipped,
+            total_images=getattr(data.val_images, "num_total", len(data.val_images)),
+            unseen=data.trained_on,
             passes=pass_results(predictions, macs),
             curve=curve.to_dict("records"),
             operating_points=operating_points(table, macs, settings).to_dict("records"),
@@ -106,6 +108,13 @@ def evaluate(cfg: DictConfig) -> Evaluation:
     return evaluation
 
 
+def _images(evaluation: Evaluation) -> str:
+    """Which images were evaluated, in words."""
+    total = f"{evaluation.images:,} of {evaluation.total_images:,} images of {evaluation.data}"
+    skipped = f", {evaluation.skipped_images} unreadable" if evaluation.skipped_images else ""
+    return f"{total}{skipped}{', which training never saw' if evaluation.unseen else ''}"
+
+
 def _print(evaluation: Evaluation) -> None:
     """The operating points, and what they leave out, on the terminal."""
     points = evaluation.operating_points
@@ -125,7 +134,7 @@ def _print(evaluation: Evaluation) -> None:
             f"where the last pass reaches {points[-1].reference_top1:.2f} %."
         )
     rows = [point.model_dump() for point in points]
-    print_table(rows, formats, titles, title=f"{evaluation.images} images", caption=caption)
+    print_table(rows, formats, titles, title=_images(evaluation), caption=caption)
     for point in points:
         if point.reason is not None:
             print(f"{point.rule}: {point.reason}")

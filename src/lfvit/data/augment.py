@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 from torchvision.transforms import Compose, RandomHorizontalFlip
 from torchvision.transforms.functional import hflip, resized_crop
 
-from lfvit.data.images import center_box, center_crop, full_size
+from lfvit.data.images import center_box, center_crop
 from lfvit.data.settings import AugmentSettings
 
 Crop = tuple[float, float, float, float]
@@ -94,11 +94,11 @@ def _center(image: Image.Image, size: int, crop_pct: float, interpolation: str) 
     """The center crop, to one grey level (in one of a million pixels, two) that of timm.
 
     PyTorch's filters for 8 bits are several times faster than Pillow's, but it has only two, and
-    cannot leave out the fraction of a pixel that a reduced decoding adds.
+    resizes the whole image: too much of one that is far longer than wide.
     """
-    if interpolation not in ("bilinear", "bicubic") or full_size(image) != image.size:
-        return to_tensor(center_crop(image, size, crop_pct, interpolation))
     (width, height), (left, top) = center_box(image.size, size, crop_pct)
+    if interpolation not in ("bilinear", "bicubic") or max(width, height) > 4 * min(width, height):
+        return to_tensor(center_crop(image, size, crop_pct, interpolation))
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W), channels last
     resized = interpolate(pixels[None], (height, width), mode=interpolation, antialias=True)[0]
     return resized[:, top : top + size, left : left + size]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lfvit.data.augment import WHOLE, Crop, TrainTransform, to_tensor
-from lfvit.data.images import UnreadableImageError, full_size, read_image, to_rgb
+from lfvit.data.images import UnreadableImageError, read_image, to_rgb
 from lfvit.data.label_maps import LabelMapFolder, LabelMaps
 from lfvit.data.sampling import Draw
 from lfvit.errors import DataError
@@ -29,8 +29,9 @@ class ImageDataset(Protocol):
     """Labelled images: the protocol of `data.dataset`.
 
     The class is called once per split, with ``split="train"`` or ``"val"`` (or ``train=True`` or
-    ``False``). A method ``name(index) -> str`` is optional: it names an image in messages and in
-    predictions, and should not depend on the machine.
+    ``False``). Optional: a method ``name(index) -> str``, which names an image in messages and in
+    predictions, whatever the machine; ``notes``, sentences for the log; ``held_out`` and
+    ``num_total``, see `ImageFolder`.
     """
 
     classes: list[str]
@@ -73,10 +74,8 @@ class Sample(NamedTuple):
 
 
 class RawBatch(NamedTuple):
-    """A batch as it leaves the workers.
-
-    images: (B, 3, S, S) uint8. targets, indices: (B,) long. boxes: (B, 4) long or None. sizes:
-    (B, 2) long. label_maps: of all images, or None. errors: see `Sample`.
+    """A batch as it leaves the workers: images (B, 3, S, S) uint8, targets, indices (B,) long,
+    boxes (B, 4) long or None, sizes (B, 2) long, and label maps and errors, see `Sample`.
     """
 
     images: Tensor
@@ -124,7 +123,7 @@ class LoadedImages(Dataset[Sample]):
         images: the dataset.
         transform: PIL image -> (3, S, S) uint8, or a `TrainTransform`.
         image_size: S in pixels.
-        exif, shorter_side: see `read_image`.
+        exif: see `read_image`.
         neighbors: load the next readable image in place of one that is not.
         label_maps: of the images, or None.
 
@@ -139,7 +138,6 @@ class LoadedImages(Dataset[Sample]):
         image_size: int,
         *,
         exif: bool = False,
-        shorter_side: int | None = None,
         neighbors: bool = False,
         label_maps: LabelMapFolder | None = None,
     ) -> None:
@@ -147,7 +145,6 @@ class LoadedImages(Dataset[Sample]):
         self.transform = transform
         self.image_size = image_size
         self.exif = exif
-        self.shorter_side = shorter_side
         self.neighbors = neighbors
         self.label_maps = label_maps
 
@@ -157,27 +154,28 @@ class LoadedImages(Dataset[Sample]):
     def __getitem__(self, draw: Draw | int) -> Sample:
         # plain indices come from other samplers, such as Lightning's for overfitting
         index, seed = draw if isinstance(draw, Draw) else (draw, 0)
-        errors: list[str] = []
-        for _ in range(MAX_NEIGHBORS if self.neighbors else 1):
-            if index < 0:
-                break
+        black = torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)
+        if index < 0:
+            return Sample(black, IGNORED, index)
+        errors: tuple[str, ...] = ()
+        while len(errors) < MAX_NEIGHBORS:
             try:
-                return self._load(index, seed)._replace(errors=tuple(errors))
+                return self._load(index, seed)._replace(errors=errors)
             except UnreadableImageError as error:
-                errors.append(str(error))
+                errors += (str(error),)
             except Exception as error:
                 error.add_note(f"while loading {image_name(self.images, index)}")
                 raise
-            index = (index + 1) % len(self) if self.neighbors else index
-        if self.neighbors and errors:
-            raise DataError(f"{len(errors)} images in a row are unreadable, the first: {errors[0]}")
-        black = torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)
-        return Sample(black, IGNORED, index, errors=tuple(errors))
+            if not self.neighbors:
+                return Sample(black, IGNORED, index, errors=errors)
+            index = (index + 1) % len(self)
+        raise DataError(f"{len(errors)} images in a row are unreadable, the first: {errors[0]}")
 
     def _load(self, index: int, seed: int | None) -> Sample:
         try:
             image, target, *boxes = self.images[index]
-            image = to_rgb(image) if isinstance(image, Image.Image) else image
+            if isinstance(image, Image.Image):
+                image = to_rgb(image)
         except (OSError, Image.DecompressionBombError) as error:  # of a dataset that decodes
             name = image_name(self.images, index)
             raise UnreadableImageError(f"{name}: not readable as an image ({error})") from error
@@ -190,18 +188,14 @@ class LoadedImages(Dataset[Sample]):
                     "image to have it cropped and resized"
                 )
             return Sample(to_tensor(image), int(target), index, box, image.shape[1::-1])
-        if not isinstance(image, Image.Image):
-            image = read_image(
-                image,
-                name=None if isinstance(image, (str, Path)) else image_name(self.images, index),
-                exif=self.exif,
-                shorter_side=self.shorter_side,
-            )
-        image = image if image.mode == "RGB" else to_rgb(image)
-        label_map = None if self.label_maps is None else self.label_maps.read(index)
-        sample = Sample(torch.empty(0), int(target), index, box, full_size(image))
+        if isinstance(image, (str, Path)):
+            image = read_image(image, exif=self.exif)
+        elif isinstance(image, bytes):
+            image = read_image(image, name=image_name(self.images, index), exif=self.exif)
+        sample = Sample(torch.empty(0), int(target), index, box, image.size)
         if not isinstance(self.transform, TrainTransform):
             return sample._replace(pixels=self.transform(image))
+        label_map = None if self.label_maps is None else self.label_maps.read(index)
         with seeded(seed or 0, devices=False):
             pixels, crop, flipped = self.transform(image)
         return sample._replace(pixels=pixels, crop=crop, flipped=flipped, label_map=label_map)
@@ -212,15 +206,15 @@ def collate(samples: Sequence[Sample]) -> RawBatch:
     pixels, targets, indices, boxes, sizes, crops, flipped, label_maps, errors = zip(
         *samples, strict=True
     )
-    has_boxes = any(box is not None for box in boxes)
+    maps = None
+    if all(label_map is not None for label_map in label_maps):
+        maps = LabelMaps(torch.stack(label_maps), torch.tensor(crops), torch.tensor(flipped))
     return RawBatch(
         torch.stack(pixels),
         torch.tensor(targets),
         torch.tensor(indices),
-        torch.tensor([box or (0, 0, 0, 0) for box in boxes]) if has_boxes else None,
+        torch.tensor([box or (0, 0, 0, 0) for box in boxes]) if any(boxes) else None,
         torch.tensor(sizes),
-        None
-        if any(label_map is None for label_map in label_maps)
-        else LabelMaps(torch.stack(label_maps), torch.tensor(crops), torch.tensor(flipped)),
+        maps,
         [error for messages in errors for error in messages],
     )

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lfvit.data.augment import WHOLE, TrainTransform, to_tensor
 from lfvit.data.batches import LoadedImages, RawBatch, collate
-from lfvit.data.images import resize
+from lfvit.data.images import FILTERS
 from lfvit.data.sampling import Draw
 from lfvit.utils.seeding import seeded
 
@@ -47,19 +47,25 @@ class ImageCache(Dataset[tuple[int, Tensor, bool]]):
         self.transform: TrainTransform | None = None
         self.image_size = images.image_size
         if not isinstance(images.images[0][0], np.ndarray):  # arrays are used as they are
-            self.transform, images = images.transform, _stored_whole(images)
+            self.transform, images = images.transform, copy(images)
+            images.image_size = math.floor(images.image_size / self.transform.augment.crop_pct)
+            images.transform = partial(
+                _squeeze,
+                side=images.image_size,
+                interpolation=self.transform.augment.interpolation,
+            )
         side = images.image_size
-        pixels = torch.empty(len(images), 3, side, side, dtype=torch.uint8, device=device)
+        self.pixels = torch.empty(len(images), 3, side, side, dtype=torch.uint8, device=device)
         loader = DataLoader(images, batch_size=64, num_workers=num_workers, collate_fn=collate)
         parts: list[RawBatch] = []
         for batch in track(loader, f"decoding {len(images)} training images"):
             report(batch)
-            pixels[64 * len(parts) :][: len(batch.images)] = batch.images
+            self.pixels[64 * len(parts) :][: len(batch.images)] = batch.images
             parts.append(batch._replace(images=torch.empty(0)))
         self.sizes = torch.cat([part.sizes for part in parts]).tolist()
-        columns = (torch.cat(c).to(device) for c in list(zip(*parts, strict=True))[1:3])
+        self.targets = torch.cat([part.targets for part in parts]).to(device)
+        self.indices = torch.cat([part.indices for part in parts]).to(device)
         boxes = [part.boxes for part in parts if part.boxes is not None]
-        self.stored = (pixels, *columns)
         self.boxes = torch.cat(boxes).to(device) if boxes else None
 
     def __len__(self) -> int:
@@ -81,12 +87,11 @@ class ImageCache(Dataset[tuple[int, Tensor, bool]]):
             crops: (B, 4) left, top, right, bottom as shares of width and height.
             flipped: (B,) bool.
         """
-        images, targets, indices = (column[rows] for column in self.stored)
-        boxes = None if self.boxes is None else self.boxes[rows]
+        images, boxes = self.pixels[rows], None if self.boxes is None else self.boxes[rows]
         if self.transform is not None:
             mode = self.transform.crop.interpolation.value
             images = crop_and_resize(images.float(), crops, flipped, self.image_size, mode)
-        return RawBatch(images, targets, indices, boxes, crops)
+        return RawBatch(images, self.targets[rows], self.indices[rows], boxes, crops)
 
 
 def crop_and_resize(
@@ -116,14 +121,6 @@ def crop_and_resize(
     return resized.clamp_(0, 255)
 
 
-def _stored_whole(images: LoadedImages) -> LoadedImages:
-    """Training images without crops and flips, all of each in a square."""
-    augment, whole = images.transform.augment, copy(images)
-    side = whole.image_size = math.floor(images.image_size / augment.crop_pct)
-    whole.transform = partial(_squeeze, side=side, interpolation=augment.interpolation)
-    return whole
-
-
 def _squeeze(image: Image.Image, side: int, interpolation: str) -> Tensor:
     """A photograph -> (3, side, side) uint8, all of it, whatever its proportions."""
-    return to_tensor(resize(image, (side, side), interpolation))
+    return to_tensor(image.resize((side, side), FILTERS[interpolation]))

@@ -2,7 +2,6 @@
 
 import inspect
 import logging
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -39,13 +38,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-REDUCED_MARGIN = 2
-"""How many times the length it is resized to a reduced JPEG's shorter side keeps.
-
-Against decoding in full, at 224 pixels from detailed JPEGs 1024 to 1200 pixels high, twice the
-length differs by 0.8 grey levels on average and 22 at most, once the length by 2.4 and 46.
-"""
-
 
 class ImageDataModule(L.LightningDataModule):
     """Batches of normalized images, and of the same images downsampled, from any dataset.
@@ -60,20 +52,25 @@ class ImageDataModule(L.LightningDataModule):
         **settings: see `DataSettings`; others are arguments of the dataset.
 
     Attributes:
-        train_images, val_images: the datasets, after `setup`.
+        train_images, val_images: the datasets, after `setup`; after ``setup("validate")`` only the
+            second.
+        trained_on: whether the model of an evaluation was trained on this data, which then says
+            which images it never saw.
     """
+
+    trained_on = False
+
+    train_images: ImageDataset
+    val_images: ImageDataset
 
     def __init__(self, dataset: Callable[..., ImageDataset], **settings: Any) -> None:
         super().__init__()
         self.dataset = dataset
-        given = getattr(dataset, "keywords", {})  # of a partial: what data.dataset sets
         target = getattr(dataset, "func", dataset)
         name = f"lfvit.data.{target.__name__}" if target.__module__[:6] == "lfvit." else ""
-        group = {"dataset": {"_target_": name, **given}, **settings}
+        group = {"dataset": {"_target_": name, **getattr(dataset, "keywords", {})}, **settings}
         self.settings, self.options = check_data(group)
         self.batch_size = self.settings.batch_size
-        self.train_images: ImageDataset
-        self.val_images: ImageDataset
         self._classes: list[str] = []
         self._skipped: set[str] = set()  # messages, each starting with a path or name
         self._cache: ImageCache | None = None
@@ -82,7 +79,7 @@ class ImageDataModule(L.LightningDataModule):
     @property
     def classes(self) -> list[str]:
         """Readable class names, by class index."""
-        self.setup()
+        self.setup("validate")
         return self._classes
 
     @property
@@ -91,12 +88,26 @@ class ImageDataModule(L.LightningDataModule):
         return len(self._skipped)
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the datasets; called by Lightning, and before it to learn the classes."""
-        if not self._classes:
-            self.train_images, self.val_images = self._open("train"), self._open("val")
+        """Open the datasets; called by Lightning, and before it to learn the classes.
+
+        stage: None or "fit" opens those of training and validation, any other of validation only.
+
+        Raises:
+            DataError: the two have other classes.
+        """
+        opened: dict[str, ImageDataset] = {}
+        if stage in (None, "fit") and not hasattr(self, "train_images"):
+            self.train_images = opened["training"] = self._open(train=True)
+        if not hasattr(self, "val_images"):
+            self.val_images = opened["validation"] = self._open(train=False)
+            self._classes = readable_names(self.val_images.classes)
+        if "training" in opened:
             where = self.options.get("root") or self.options.get("path") or "data.dataset"
             check_same_classes(self.train_images.classes, self.val_images.classes, where)
-            self._classes = readable_names(self.train_images.classes)
+        for note in dict.fromkeys(n for d in opened.values() for n in getattr(d, "notes", [])):
+            log.warning(note)
+        for role, images in opened.items():
+            log.info("%s: %d classes, %s", role, len(self._classes), describe(images))
 
     def train_dataloader(self) -> DataLoader[Any]:
         settings = self.settings
@@ -108,6 +119,8 @@ class ImageDataModule(L.LightningDataModule):
             world_size=self._world_size,
             done=lambda: self._batches_done * self.batch_size,
         )
+        if not len(self.train_images):
+            raise ConfigError("data.val_fraction=1 leaves no images to train on")
         if len(sampler) < self.batch_size:
             raise ConfigError(
                 f"data.batch_size={self.batch_size} is more than the {len(sampler)} training "
@@ -153,7 +166,6 @@ class ImageDataModule(L.LightningDataModule):
             TrainTransform(settings.augment, settings.image_size),
             settings.image_size,
             exif=settings.exif,
-            shorter_side=None if settings.cache is None else self._reduced_side,
             neighbors=settings.on_error == "skip",
             label_maps=maps,
         )
@@ -166,7 +178,6 @@ class ImageDataModule(L.LightningDataModule):
             eval_transform(settings.augment, settings.image_size),
             settings.image_size,
             exif=settings.exif,
-            shorter_side=self._reduced_side,
         )
 
     def some_validation_samples(self, count: int) -> list[Sample]:
@@ -175,7 +186,7 @@ class ImageDataModule(L.LightningDataModule):
         Raises:
             DataError: none of them can be read.
         """
-        self.setup()
+        self.setup("validate")
         images = self.val_dataset()
         chosen = torch.linspace(0, len(images) - 1, min(count, len(images))).long().tolist()
         samples = [sample for i in chosen if not (sample := images[i]).errors]
@@ -185,7 +196,7 @@ class ImageDataModule(L.LightningDataModule):
 
     def image_names(self) -> list[str]:
         """Names of all validation images, in their order; the same on every machine."""
-        self.setup()
+        self.setup("validate")
         return [image_name(self.val_images, index) for index in range(len(self.val_images))]
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -228,12 +239,12 @@ class ImageDataModule(L.LightningDataModule):
         if self._skipped and self._rank == 0:
             log.warning("%d unreadable images were skipped", self.num_skipped)
 
-    def _open(self, role: str) -> ImageDataset:
-        """The dataset of the role "train" or "val"."""
+    def _open(self, train: bool) -> ImageDataset:
+        """The training or validation images."""
         settings = self.settings
         available = {
-            "split": settings.train_split if role == "train" else settings.val_split,
-            "train": role == "train",
+            "split": settings.train_split if train else settings.val_split,
+            "train": train,
             "image_size": settings.image_size,
             "seed": settings.seed,
             **self.options,
@@ -281,12 +292,6 @@ class ImageDataModule(L.LightningDataModule):
             log.warning("skipped (%d so far): %s", self.num_skipped, message)
 
     @property
-    def _reduced_side(self) -> int | None:
-        """What a reduced decoding leaves of the shorter side, in pixels."""
-        side = math.floor(self.settings.image_size / self.settings.augment.crop_pct)
-        return REDUCED_MARGIN * side if self.settings.reduced_decode else None
-
-    @property
     def _batches_done(self) -> int:
         """Of this epoch; Lightning counts a batch after it was loaded and moved to the device."""
         return 0 if self.trainer is None else self.trainer.fit_loop.batch_idx + 1
@@ -302,6 +307,12 @@ class ImageDataModule(L.LightningDataModule):
     @property
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+
+
+def describe(images: ImageDataset) -> str:
+    """How many images of how many: "394 of 3,925 images"."""
+    total = getattr(images, "num_total", len(images))
+    return f"{len(images):,}{f' of {total:,}' if total != len(images) else ''} images"
 
 
 def normalize(pixels: Tensor) -> Tensor:

@@ -1,54 +1,75 @@
 """Folders of photographs: one folder per class, with or without a train/val split."""
 
+import logging
 import os
+import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from lfvit.data.images import EXTENSIONS
+from lfvit.data.images import is_image, printable
 from lfvit.errors import DataError
 
+log = logging.getLogger(__name__)
+
 LAYOUTS = "DIR/train/CLASS/*.jpg with DIR/val/CLASS/*.jpg, or DIR/CLASS/*.jpg"
+
+ROLES = {
+    "train": ("train", "training", "trn"),
+    "val": ("val", "valid", "validation", "dev", "eval"),
+    "test": ("test", "testing", "tst"),
+}
+FILLERS = {"", "set", "dataset", "data", "split", "image", "images", "img", "imgs"}
 
 
 class ImageFolder:
     """The images of one split of a folder; nothing is decoded here.
 
     Args:
-        split: "train", "val" or another folder of `root`.
-        root: a folder with train/ and val/, or one folder of classes, of which a part is held out
-            for "val".
-        val_fraction: the share of every class that is held out, at least one image.
-        seed: of the choice of held-out images.
+        split: "train", "val" or another folder of `root`; Train/, training/ and seg_train/ are
+            "train" as well, valid/, validation/ and, where there is none of these, test/ are "val".
+        root: a folder with these, or one folder of classes, of which a part is held out for "val".
+        val_fraction, split_seed: of the held-out images, see `hold_out`.
 
     Attributes:
-        classes: folder names, sorted.
+        classes: folder names, sorted; whole numbers as numbers.
         paths, targets: of every image, class by class.
         folder: the one that holds the class folders.
+        held_out: whether the split is a part of `folder`, of `num_total` images.
+        notes: what the user should know.
 
     Raises:
-        DataError: missing or empty folder, train/ without val/, a class with too few images to
-            hold one out.
+        DataError: missing or empty folder, one split without the other, a class with too few images
+            to hold one out.
     """
 
     def __init__(
-        self, split: str = "train", *, root: str, val_fraction: float = 0.1, seed: int = 0
+        self,
+        split: str = "train",
+        *,
+        root: str,
+        val_fraction: float | None = None,
+        split_seed: int | None = None,
     ) -> None:
         self.root = Path(root).expanduser()
+        if printable(self.root) != str(self.root):
+            raise DataError(f"data.root={printable(self.root)}: its name is not UTF-8; rename it")
         if not self.root.is_dir():
             raise DataError(f"data.root={self.root}: no such folder; expected {LAYOUTS}")
-        present = [name for name in dict.fromkeys((split, "train", "val")) if self._has(name)]
-        if present and split not in present:
-            raise DataError(
-                f"data.root={self.root}: has {present[0]}/ but no {split}/; expected {LAYOUTS}"
-            )
-        self.folder = self.root / split if present else self.root
-        self.classes, self.paths, self.targets = scan(self.folder)
-        if not present:
-            held_out = self._held_out(val_fraction, seed)
-            keep = np.flatnonzero(~held_out if split == "train" else held_out)
+        self.folder = find_split(self.root, split)
+        self.held_out = self.folder == self.root
+        self.classes, self.paths, self.targets, passed_over = scan(self.folder)
+        self.num_total = len(self.paths)
+        self.notes = [passed_over] if passed_over else []
+        if self.held_out:
+            held_out = hold_out(self.targets, self.classes, val_fraction, split_seed)
+            keep = np.flatnonzero(held_out != (split == "train"))
             self.paths = [self.paths[i] for i in keep]
             self.targets = [self.targets[i] for i in keep]
+        elif role_of(self.folder.name) == "test" and role_of(split) == "val":
+            self.notes.append(f"validation images are those of {self.folder}")
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -58,50 +79,108 @@ class ImageFolder:
 
     def name(self, index: int) -> str:
         """The path below `root`, the same on every machine."""
-        return self.paths[index].relative_to(self.root).as_posix()
-
-    def _has(self, split: str) -> bool:
-        return (self.root / split).is_dir()
-
-    def _held_out(self, fraction: float, seed: int) -> np.ndarray:
-        """(n,) bool, True for the images of "val"."""
-        targets = np.asarray(self.targets)
-        rng = np.random.default_rng([seed, len(targets)])
-        held_out = np.zeros(len(targets), dtype=bool)
-        for target, name in enumerate(self.classes):
-            members = np.flatnonzero(targets == target)
-            if len(members) < 2:
-                raise DataError(
-                    f"class {name!r} has one image; two are needed, one to train on and one held "
-                    "out"
-                )
-            count = min(max(1, round(fraction * len(members))), len(members) - 1)
-            held_out[rng.permutation(members)[:count]] = True
-        return held_out
+        return printable(self.paths[index].relative_to(self.root).as_posix())
 
 
-def scan(folder: Path) -> tuple[list[str], list[Path], list[int]]:
-    """Classes of a folder of class folders, and path and class index of every image, sorted.
+def role_of(folder: str) -> str | None:
+    """ "train", "val" or "test" for the name of such a folder, None for any other."""
+    words = [word for word in re.split(r"[^a-z]+", folder.lower()) if word not in FILLERS]
+    last = words[-1].removesuffix("set") if words else ""
+    return next((role for role, names in ROLES.items() if last in names), None)
+
+
+def find_split(root: Path, split: str) -> Path:
+    """The folder of a split; `root` itself where it holds classes.
+
+    Raises:
+        DataError: there are splits, but not this one, or two folders that could be it.
+    """
+    names = _subfolders(root)
+    roles = {name: role for name in names if (role := role_of(name))}
+    if split in names and role_of(split) is None:
+        return root / split
+    if len(set(roles.values())) == 1 and not any(_subfolders(root / name) for name in roles):
+        roles = {}  # a class called "train" among others
+    if not roles:
+        if split in ("train", "val"):
+            return root
+        raise DataError(f"data.root={root}: has no {split}/; it has {', '.join(names[:9])}")
+    wanted = [role_of(split), *(["test"] if role_of(split) == "val" else [])]
+    for role in wanted:
+        found = [name for name in roles if roles[name] == role]
+        found = [split] if split in found else found
+        if len(found) > 1:
+            raise DataError(
+                f"data.root={root}: {' and '.join(found)} could both be {split!r}; say which one "
+                "with data.train_split=NAME and data.val_split=NAME"
+            )
+        if found:
+            folder = root / found[0]
+            inner = _subfolders(folder)  # some archives hold seg_train/seg_train/CLASS
+            return folder / inner[0] if inner == [found[0]] else folder
+    raise DataError(
+        f"data.root={root}: has {next(iter(roles))}/ but no {split}/; expected {LAYOUTS}. To split "
+        f"one folder of classes, make it data.root"
+    )
+
+
+def hold_out(
+    targets: Sequence[int], classes: Sequence[str], fraction: float | None, seed: int | None
+) -> np.ndarray:
+    """Choose validation images of every class: (N,) bool.
+
+    Args:
+        targets: (N,) class indices.
+        classes: names, for messages.
+        fraction: share of each class, at least one image and not all of them; 1 is all of them,
+            None a tenth.
+        seed: of the choice, which no other seed moves; None is 0.
+
+    Raises:
+        DataError: a class with one image.
+    """
+    fraction = 0.1 if fraction is None else fraction
+    labels, rng = np.asarray(targets), np.random.default_rng([seed or 0, len(targets)])
+    held_out = np.full(len(labels), fraction == 1)
+    for target, name in enumerate(classes if fraction < 1 else []):
+        members = np.flatnonzero(labels == target)
+        if len(members) == 1:
+            raise DataError(
+                f"class {name!r} has one image; two are needed, one to train on and one held out"
+            )
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        held_out[rng.permutation(members)[: max(0, count)]] = True
+    return held_out
+
+
+def scan(folder: Path) -> tuple[list[str], list[Path], list[int], str]:
+    """Classes of a folder of class folders, path and class index of every image, sorted, and which
+    other files there are, in words.
 
     Raises:
         DataError: no class folders, or one without images.
     """
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    names = _subfolders(folder)
+    if names and all(name.isdecimal() for name in names):
+        names.sort(key=int)
     if len(names) < 2:
         present = f"one class folder, {names[0]!r}" if names else "no class folders"
         raise DataError(f"{folder}: holds {present}; two or more are needed. Expected {LAYOUTS}")
     paths: list[Path] = []
     targets: list[int] = []
+    others: Counter[str] = Counter()
     for target, name in enumerate(names):
-        images = sorted(_images_below(folder / name))
+        images, other_files = _images_below(folder / name)
         if not images:
             raise DataError(
-                f"{folder / name}: holds no images ({', '.join(sorted(EXTENSIONS))}); remove the "
+                f"{printable(folder / name)}: holds no images{_in_words(other_files)}; remove the "
                 "folder or fill it"
             )
         paths += images
         targets += [target] * len(images)
-    return names, paths, targets
+        others += other_files
+    passed_over = f"{folder}: passed over {others.total()} other files{_in_words(others)}"
+    return [printable(name) for name in names], paths, targets, passed_over if others else ""
 
 
 def images_of(path: str | Path) -> list[Path]:
@@ -113,27 +192,44 @@ def images_of(path: str | Path) -> list[Path]:
     path = Path(path).expanduser()
     if path.is_file():
         return [path]
-    images = sorted(_images_below(path)) if path.is_dir() else []
+    if not path.is_dir():
+        raise DataError(f"image={printable(path)}: no such file or folder")
+    images, others = _images_below(path)
     if not images:
-        reason = "holds no images" if path.is_dir() else "no such file or folder"
-        raise DataError(f"image={path}: {reason}")
+        raise DataError(f"image={printable(path)}: holds no images{_in_words(others)}")
+    if others:
+        log.warning("passed over %d other files%s", others.total(), _in_words(others))
     return images
 
 
-def _images_below(folder: Path) -> list[Path]:
-    """Image files in a folder and its subfolders; every folder once, though links make loops."""
+def _subfolders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, sorted, without hidden ones."""
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _images_below(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """Image files in a folder and its subfolders, sorted, and how many other files there are of
+    every suffix; every folder once, though links make loops. Hidden files are left out.
+    """
     images: list[Path] = []
+    others: Counter[str] = Counter()
     seen = {os.path.realpath(folder)}
     for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
-        images += [
-            Path(parent) / name
-            for name in names
-            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
-        ]
+        for path in (Path(parent, name) for name in names if not name.startswith(".")):
+            if is_image(path):
+                images.append(path)
+            else:
+                others[path.suffix.lower() or "without suffix"] += 1
         subfolders = {os.path.realpath(Path(parent) / name): name for name in sorted(folders)}
         folders[:] = [name for path, name in subfolders.items() if path not in seen]
         seen |= subfolders.keys()
-    return images
+    return sorted(images), others
+
+
+def _in_words(others: Counter[str]) -> str:
+    """Suffixes and numbers of files that are no images."""
+    counts = ", ".join(f"{number} {printable(suffix)}" for suffix, number in others.most_common(4))
+    return f" ({counts})" if counts else ""
 
 
 def _refuse(error: OSError) -> None:

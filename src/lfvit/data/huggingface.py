@@ -1,9 +1,13 @@
 """Images in datasets of the `datasets` library: from the hub, on a disk, or in tar shards."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lfvit.data.classes import read_classes
+from lfvit.data.folders import hold_out
 from lfvit.data.images import UnreadableImageError
 from lfvit.errors import ConfigError, DataError
 
@@ -13,6 +17,8 @@ class HuggingFaceDataset:
 
     Args:
         split: its name, or a slice such as train[:90%].
+        train: whether the images are for training; of a folder with one dataset and no splits, a
+            part is held out for validation.
         path: name on the hub; a folder, written by `save_to_disk` or of parquet files or images; or
             one of the library's builders, such as webdataset. Code in a dataset is never run.
         root: folder that `data_files` are in.
@@ -22,10 +28,12 @@ class HuggingFaceDataset:
         label: column of the labels: a ClassLabel, class indices, or class names. A field of a
             column with fields is COLUMN.FIELD.
         classes: file of class names by index, one a line, where the labels do not say them.
+        val_fraction, split_seed: of the held-out part, see `lfvit.data.folders.hold_out`.
 
     Attributes:
         classes: class names.
         targets: class index of every image.
+        held_out: whether the split is a part of the dataset's `num_total` images.
 
     Raises:
         ConfigError: the library is not installed.
@@ -35,6 +43,7 @@ class HuggingFaceDataset:
     def __init__(
         self,
         split: str = "train",
+        train: bool = True,
         *,
         path: str,
         root: str | None = None,
@@ -43,9 +52,11 @@ class HuggingFaceDataset:
         image: str = "image",
         label: str = "label",
         classes: str | None = None,
+        val_fraction: float | None = None,
+        split_seed: int | None = None,
     ) -> None:
         self.title = f"{path}[{split}]"
-        rows = _load(split, path, root, name, data_files or {})
+        rows, self.held_out = _load(split, path, root, name, data_files or {})
         if "." in label:
             rows = rows.flatten()
         for setting, column in (("image", image), ("label", label)):
@@ -60,19 +71,25 @@ class HuggingFaceDataset:
         names = read_classes(classes) if classes else getattr(rows.features[label], "names", None)
         self.classes, self.targets = self._number(rows.select_columns([label])[:][label], names)
         self.rows = rows.select_columns([image]).cast_column(image, image_type(decode=False))
+        self.num_total = len(self.targets)
+        self.indices = np.arange(self.num_total)
+        if self.held_out:
+            held_out = hold_out(self.targets, self.classes, val_fraction, split_seed)
+            self.indices = np.flatnonzero(held_out != train)
+            self.targets = [self.targets[i] for i in self.indices]
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[bytes | str, int]:
-        (file,) = self.rows[index].values()
+        (file,) = self.rows[int(self.indices[index])].values()
         if file is None:
             raise UnreadableImageError(f"{self.name(index)}: holds no image")
         return file["bytes"] or file["path"] or b"", self.targets[index]
 
     def name(self, index: int) -> str:
         """Dataset, split and row."""
-        return f"{self.title} row {index}"
+        return f"{self.title} row {self.indices[index]}"
 
     def _number(self, labels: list[Any], names: list[str] | None) -> tuple[list[str], list[int]]:
         """Class names, and the class index of every label; without names, they are sorted."""
@@ -100,9 +117,9 @@ class HuggingFaceDataset:
 
 
 def _load(
-    split: str, path: str, root: str | None, name: str | None, data_files: dict[str, Any]
-) -> Any:
-    """One split, by memory-mapped files."""
+    split: str, path: str, root: str | None, name: str | None, data_files: Mapping[str, Any]
+) -> tuple[Any, bool]:
+    """The rows of a split, memory-mapped, and whether they are all there is, to be divided."""
     try:
         import datasets
     except ImportError as error:
@@ -113,25 +130,39 @@ def _load(
             if base is not None and not any(base.glob(pattern)):
                 raise DataError(f"data.data_files.{key}={pattern}: no such files in {base}")
     try:
-        if (folder / "dataset_dict.json").is_file():
-            saved = datasets.load_from_disk(str(folder))
-            if split not in saved:
-                raise DataError(
-                    f"data.path={path}: has no split {split!r}; valid for data.train_split and "
-                    f"data.val_split: {', '.join(saved)}"
-                )
-            return saved[split]
-        return datasets.load_dataset(
+        if any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):
+            return _of_saved(datasets.load_from_disk(str(folder)), split)
+        rows = datasets.load_dataset(
             str(folder) if folder.exists() else path,
             name,
             data_dir=None if base is None else str(base),
-            data_files=data_files or None,
+            data_files=dict(data_files) or None,
             split=split,
         )
-    except DataError:
-        raise
+        return rows, False
     except Exception as error:  # of many kinds, from parquet's to the network's
         reason = "".join(str(error).strip().splitlines()[:1])
         raise DataError(
             f"data.path={path}: split {split!r} cannot be loaded ({type(error).__name__}: {reason})"
         ) from error
+
+
+def _of_saved(saved: Any, split: str) -> tuple[Any, bool]:
+    """A split, or slices of splits, of what `save_to_disk` wrote.
+
+    Raises:
+        ValueError: no such split; names those there are.
+    """
+    from datasets import Dataset, ReadInstruction, concatenate_datasets
+
+    if isinstance(saved, Dataset):  # one, without splits
+        if "[" not in split:
+            return saved, True
+        saved = {str(saved.split or "train"): saved}
+    wanted = ReadInstruction.from_spec(split)
+    lengths = {name: len(rows) for name, rows in saved.items()}
+    parts = [
+        saved[part.splitname].select(range(part.from_, part.to))
+        for part in wanted.to_absolute(lengths)
+    ]
+    return concatenate_datasets(parts), False

@@ -1,39 +1,53 @@
 """Decode image files of any kind to 8-bit RGB, and crop them for evaluation. Needs no PyTorch."""
 
 import math
+import os
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from lfvit.errors import DataError
 
-EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".jp2", ".j2k", ".jpx"),
+    *(".png", ".apng", ".webp", ".avif", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF", "JPEG2000")
+FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF", "JPEG2000"]
 """Decoders tried, whatever the suffix says. Pillow has others, one of which runs Ghostscript."""
+FORMATS += ["AVIF"] if "avif" in features.modules else []  # since Pillow 11.3
 
 FILTERS = {  # of Pillow, by timm's names
     name: Image.Resampling[name.upper()] for name in ("bicubic", "bilinear", "lanczos")
 }
-
-FULL_SIZE = "full_size"
-"""Key of `Image.info`: width and height in the file, of an image decoded at a reduced size."""
 
 
 class UnreadableImageError(DataError):
     """An image cannot be decoded; the message starts with its path or name."""
 
 
+def printable(path: str | Path) -> str:
+    """A path as text; bytes of a file name that are not UTF-8 are written as \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def is_image(path: str | Path) -> bool:
+    """By its suffix; a file without one by its first bytes."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix:
+        return suffix in SUFFIXES
+    try:
+        with Image.open(path, formats=FORMATS):
+            return True
+    except Exception:  # decoders raise many kinds, down to struct.error and IndexError
+        return False
+
+
 def read_image(
-    file: str | Path | bytes,
-    *,
-    name: str | None = None,
-    exif: bool = False,
-    shorter_side: int | None = None,
+    file: str | Path | bytes, *, name: str | None = None, exif: bool = False
 ) -> Image.Image:
     """Decode a file to 8-bit RGB.
 
@@ -47,8 +61,6 @@ def read_image(
         name: of the image in errors; the path where there is one.
         exif: rotate and mirror as the EXIF orientation says. The loaders of timm and torchvision,
             behind every published figure, do not.
-        shorter_side: decode a JPEG at 1/2, 1/4 or 1/8 of its size where that leaves its shorter
-            side at least this many pixels; None decodes it whole.
 
     Raises:
         UnreadableImageError: missing, empty, truncated, too large or not an image.
@@ -56,29 +68,22 @@ def read_image(
     try:
         source = BytesIO(file) if isinstance(file, bytes) else file
         with Image.open(source, formats=FORMATS) as image:
-            if shorter_side is not None and image.format == "JPEG":
-                image.info[FULL_SIZE] = image.size
-                image.draft(None, (shorter_side, shorter_side))
             image.load()
             return to_rgb(_transpose(image) if exif else image)
     except Exception as error:  # decoders raise many kinds, down to struct.error and IndexError
         reason = str(error) or type(error).__name__
         for path in (repr(str(file)), str(file), repr(source)):
             reason = reason.replace(path, "").strip(" :")
-        called = name or (str(file) if isinstance(file, (str, Path)) else "image")
+        called = name or (printable(file) if isinstance(file, (str, Path)) else "image")
         raise UnreadableImageError(f"{called}: not readable as an image ({reason})") from error
 
 
 def _transpose(image: Image.Image) -> Image.Image:
     """Upright, as the EXIF orientation says; as it is where the EXIF block is broken."""
     try:
-        sideways = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-        upright = ImageOps.exif_transpose(image)
+        return ImageOps.exif_transpose(image)
     except Exception:
         return image
-    if sideways and FULL_SIZE in image.info:
-        upright.info[FULL_SIZE] = image.info[FULL_SIZE][::-1]
-    return upright
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -113,18 +118,19 @@ def _to_8_bits(image: Image.Image) -> np.ndarray:
     return (values * scale).astype(np.uint8)
 
 
-def full_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height in the file, also of an image that was decoded at a reduced size."""
-    return image.info.get(FULL_SIZE, image.size)
-
-
 def center_box(
-    full: tuple[int, int], size: int, crop_pct: float
+    size: tuple[int, int], crop: int, crop_pct: float
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Width and height that an image is resized to, and where its crop starts: left, top."""
-    side, shorter = math.floor(size / crop_pct), min(full)
-    width, height = (side * length // shorter for length in full)
-    return (width, height), (round((width - size) / 2), round((height - size) / 2))
+    """Width and height that an image is resized to, and where its crop starts: left, top.
+
+    Args:
+        size: width and height of the image.
+        crop: S in pixels.
+        crop_pct: the shorter side is resized to floor(S / crop_pct).
+    """
+    side, shorter = math.floor(crop / crop_pct), min(size)
+    width, height = (side * length // shorter for length in size)
+    return (width, height), (round((width - crop) / 2), round((height - crop) / 2))
 
 
 def center_crop(image: Image.Image, size: int, crop_pct: float, interpolation: str) -> Image.Image:
@@ -135,27 +141,12 @@ def center_crop(image: Image.Image, size: int, crop_pct: float, interpolation: s
     position to single precision.
 
     Args:
-        image: RGB, possibly decoded at a reduced size.
+        image: RGB.
         size: S in pixels.
         crop_pct: in (0, 1].
         interpolation: a name of `FILTERS`.
     """
-    resized, (left, top) = center_box(full_size(image), size, crop_pct)
-    x, y = (a / b for a, b in zip(_extent(image), resized, strict=True))
+    resized, (left, top) = center_box(image.size, size, crop_pct)
+    x, y = (a / b for a, b in zip(image.size, resized, strict=True))
     box = left * x, top * y, (left + size) * x, (top + size) * y
     return image.resize((size, size), FILTERS[interpolation], box=box)
-
-
-def resize(image: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:
-    """All of an image, possibly decoded at a reduced size, in this width and height."""
-    return image.resize(size, FILTERS[interpolation], box=(0, 0, *_extent(image)))
-
-
-def _extent(image: Image.Image) -> tuple[float, float]:
-    """Width and height of an image in its pixels, which need not be whole.
-
-    A decoder that halves 1025 columns makes 513, the last of which is half empty.
-    """
-    width, height = full_size(image)
-    reduction = round(width / image.width)
-    return width / reduction, height / reduction

@@ -1,10 +1,9 @@
 """The needle set: generated pictures with one small badge that decides the class.
 
 Every image is clutter (1/f noise in muted colours, soft and hard-edged shapes, a gradient of light)
-with one bright badge somewhere in it.  The badge is easy to find at any resolution; what it *says*,
-the pattern engraved in it, has a period of a few pixels.  On a large badge the pattern survives
-halving the resolution, on a small one it does not: the images differ in how closely they have to be
-looked at, which is what LF-ViT exploits.
+with one bright badge somewhere in it. The badge is easy to find at any resolution; the pattern
+engraved in it has a period of a few pixels, which survives halving the resolution on a large badge
+and does not on a small one: images differ in how closely they have to be looked at.
 """
 
 import math
@@ -30,8 +29,8 @@ PATTERNS: dict[str, tuple[float, ...]] = {  # name, and the directions of its wa
 }
 SPLITS = ("train", "val")
 
-BADGE_SIDE = (0.14, 0.36)  # side of the badge, smallest and largest, as a share of the image's side
-PERIOD_PX = (2.2, 4.0)  # period of the pattern on the smallest and on the largest badge, in pixels
+BADGE_SIDE = (0.14, 0.36)  # of the smallest and the largest badge, as a share of the image's side
+PERIOD_PX = (2.2, 4.0)  # of their patterns, in pixels, whatever the image's size
 PERIOD_JITTER = 0.08  # the period varies by this share to either side,
 ANGLE_JITTER = 8.0  # and the direction by this many degrees
 RIM_SHARE = 0.13  # width of the badge's rim as a share of its radius
@@ -46,12 +45,8 @@ class NeedleSet(Dataset[tuple[NDArray[np.uint8], int, Box]]):
     """Images whose class is the fine pattern of one badge, at any position and scale, in clutter.
 
     Nothing is stored: image `index` is drawn anew each time, from random numbers that depend on
-    `seed`, `split`, `index`, `image_size` and `num_classes` alone: any worker draws the same image.
-    Its class is `index % num_classes`, which keeps the classes balanced.
-
-    The side of the badge is uniform between 14% and 36% of the image's side.  The period of its
-    pattern grows with it from 2.2 to 4 pixels, whatever `image_size` is: at half the resolution
-    about half of the images keep too little of their pattern to be told apart.
+    `seed`, `split`, `index`, `image_size` and `num_classes` alone. Its class is
+    ``index % num_classes``.
 
     Args:
         split: "train" or "val"; the two have no image in common.
@@ -86,10 +81,7 @@ class NeedleSet(Dataset[tuple[NDArray[np.uint8], int, Box]]):
         return f"needle {self.image_size} {len(self.classes)} {self.seed} {index}"
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int, Box]:
-        """Draw image `index`: RGB pixels (H, W, 3), class, and the badge's box.
-
-        The box (x0, y0, x1, y1) is in pixels, without its last column x1 and row y1.
-        """
+        """RGB pixels (H, W, 3), class, and the badge's box x0, y0, x1, y1 in pixels, half-open."""
         target = self.targets[index]
         split = SPLITS.index(self.split)
         rng = np.random.default_rng([self.seed, split, index, self.image_size, len(self.classes)])
@@ -170,8 +162,10 @@ def _add_badge(rng: Generator, scene: Floats, pattern: str) -> Box:
     """Paint the badge, `pattern` in ink on gilt with an ivory rim, and return its box."""
     size = scene.shape[0]
     scale = rng.random()
-    radius = size * _between(BADGE_SIDE, scale) / 2
-    period = _between(PERIOD_PX, scale) * rng.uniform(1 - PERIOD_JITTER, 1 + PERIOD_JITTER)
+    radius = size * (BADGE_SIDE[0] + (BADGE_SIDE[1] - BADGE_SIDE[0]) * scale) / 2
+    period = (PERIOD_PX[0] + (PERIOD_PX[1] - PERIOD_PX[0]) * scale) * rng.uniform(
+        1 - PERIOD_JITTER, 1 + PERIOD_JITTER
+    )
     x, y = rng.uniform(radius, size - radius), rng.uniform(radius, size - radius)
     view, dx, dy, box = _window(scene, x, y, radius)
     distance = np.hypot(dx, dy)
@@ -180,11 +174,6 @@ def _add_badge(rng: Generator, scene: Floats, pattern: str) -> Box:
     _blend(face, IVORY, np.clip(distance - radius * (1 - RIM_SHARE) + 0.5, 0, 1))
     _blend(view, face, np.clip(radius - distance + 0.5, 0, 1))
     return box
-
-
-def _between(ends: tuple[float, float], share: float) -> float:
-    """The number that lies `share` of the way between the two ends."""
-    return ends[0] + (ends[1] - ends[0]) * share
 
 
 def _wave(

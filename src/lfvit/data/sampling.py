@@ -40,6 +40,8 @@ class TrainSampler(Sampler[Draw]):
             than 0 where a run resumes within an epoch. They are left out; the length stays.
     """
 
+    epoch = 0
+
     def __init__(
         self,
         size: int,
@@ -50,13 +52,8 @@ class TrainSampler(Sampler[Draw]):
         world_size: int = 1,
         done: Callable[[], int] = lambda: 0,
     ) -> None:
-        self.size = size
-        self.seed = seed
-        self.repeats = repeats
-        self.rank = rank
-        self.world_size = world_size
-        self.done = done
-        self.epoch = 0
+        self.size, self.seed, self.repeats = size, seed, repeats
+        self.rank, self.world_size, self.done = rank, world_size, done
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning at the start of every epoch."""
@@ -78,9 +75,8 @@ class TrainSampler(Sampler[Draw]):
 class EvalSampler(Sampler[Draw]):
     """Every image exactly once, in order, for any number of processes.
 
-    Each process has a contiguous part: concatenated in the order of ranks, these are the images in
-    their order. A process with one image less ends with a sample without image, so that all of them
-    have equally many batches of the same size.
+    Each process has a contiguous part. A process with one image less than others ends with a sample
+    without image, so that all have equally many batches of the same size.
 
     Args:
         size: number of images; may be less than world_size.

@@ -17,7 +17,7 @@ class AugmentSettings(Settings):
 
     crop_scale: share of the area that a random crop covers. hflip: probability. color_jitter:
     strength, without effect beside auto_augment. auto_augment: timm's policy string. erasing:
-    probability of random erasing. mixup, cutmix: alpha of their Beta distribution, 0 is off;
+    probability. mixup, cutmix: alpha of their Beta distribution, 0 is off;
     mix_prob: share of the batches mixed; mix_switch: share of these that is cut. mix_token: alpha
     of mix-token, in every batch, for backbones with an auxiliary head. label_smoothing: of the
     targets. repeats: repeated augmentation. crop_pct: evaluation resizes to S / crop_pct, then
@@ -49,12 +49,11 @@ class DataSettings(Settings):
     """What `ImageDataModule` does with the images of any dataset.
 
     image_size: S in pixels. batch_size: images per process and step. num_workers: loader
-    processes, 0 loads in the main process. seed: of order, augmentation and held-out split.
-    on_error: "raise" stops at the first unreadable image; "skip" takes its neighbour in training
-    and leaves it out of evaluation. cache: "device" decodes the images once and keeps them on the
-    training device. train_split, val_split: names of the splits. reduced_decode: let the JPEG
-    decoder shrink large photographs in evaluation and for the cache. exif: rotate photographs as
-    their EXIF orientation says. label_maps: folder with dense labels of the training images.
+    processes, 0 loads in the main process. seed: of order and augmentation. on_error: "raise" stops
+    at the first unreadable image; "skip" takes its neighbour in training and leaves it out of
+    evaluation. cache: "device" decodes the images once and keeps them on the training device.
+    train_split, val_split: names of the splits. exif: rotate photographs as their EXIF orientation
+    says. label_maps: folder with dense labels of the training images.
     """
 
     image_size: int = Field(ge=2)
@@ -66,7 +65,6 @@ class DataSettings(Settings):
     cache: Literal["device"] | None = None
     train_split: str = "train"
     val_split: str = "val"
-    reduced_decode: bool = False
     exif: bool = False
     label_maps: str | None = None
 
@@ -113,14 +111,23 @@ def _required(hint: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-class FolderSettings(Settings):
+class HeldOutSettings(Settings):
+    """Of the images that are held out where there is no split, see `lfvit.data.folders.hold_out`.
+
+    None: a tenth in training, all in the evaluation of a model that was not trained on them.
+    """
+
+    val_fraction: float | None = Field(default=None, gt=0, le=1)
+    split_seed: int | None = Field(default=None, ge=0)
+
+
+class FolderSettings(HeldOutSettings):
     """Of `ImageFolder`."""
 
     root: Annotated[str, _required("pass data.root=DIR, the folder of photographs")]
-    val_fraction: float = Field(default=0.1, gt=0, lt=1)
 
 
-class HuggingFaceSettings(Settings):
+class HuggingFaceSettings(HeldOutSettings):
     """Of `HuggingFaceDataset`."""
 
     path: Annotated[str, _required("pass data.path=NAME of a dataset, or data.path=DIR")]

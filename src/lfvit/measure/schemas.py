@@ -116,7 +116,8 @@ class Evaluation(Schema):
     """The contents of evaluate.json.
 
     data: name of the data set, of its folder if it is one. images: that were evaluated.
-    skipped_images: that could not be read.
+    skipped_images: that could not be read. total_images: of which these are a part.
+    unseen: whether it is known that training never saw them.
     curve, temperature: empty and None for a model with one pass. localisation: None without boxes.
     settings: rules and the split of the images.
     environment: command, commit, machine, threads and versions of packages.
@@ -133,6 +134,8 @@ class Evaluation(Schema):
     precision: str
     images: Annotated[int, Field(ge=1)]
     skipped_images: Count
+    total_images: Count | None = None
+    unseen: bool = False
     passes: Annotated[list[PassResult], Field(min_length=1)]
     curve: list[CurvePoint]
     operating_points: Annotated[list[OperatingPoint], Field(min_length=1)]

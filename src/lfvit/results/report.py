@@ -79,11 +79,12 @@ def write_report(
     plot_accuracy_cost(evaluations, plot)
     counts = sorted({(run.data, run.evaluation.images) for run in collection.runs})
     images = ", ".join(f"{count:,} validation images of {escape(data)}" for data, count in counts)
+    unseen = all(run.evaluation.unseen for run in collection.runs)
     parts = [
         f"# {title}",
         intro,
-        f"Top-1 on {images}, which training never saw. GMACs are multiply-accumulates per image, "
-        "counted by fvcore.",
+        f"Top-1 on {images}{', which training never saw' if unseen else ''}. GMACs are "
+        "multiply-accumulates per image, counted by fvcore.",
         _accuracy(collection, models),
         f"![Accuracy against cost]({plot.name})",
         *_paired_sections(models, output),

@@ -1,5 +1,6 @@
 """From configs and checkpoints to models, data and Trainers, for every command."""
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ import lightning as L
 import torch
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig
+from timm.data import ImageNetInfo
 from torch import nn
 
 from lfvit.data import ImageDataModule
@@ -19,6 +21,8 @@ from lfvit.models.checkpoints import extract_weights, load_checkpoint, read_file
 from lfvit.runs.record import LOCATIONS, CheckpointRecord, make_absolute, override, read_record
 from lfvit.utils.distributed import launched, number_of_devices
 from lfvit.utils.validation import check_choice, plain, validate
+
+log = logging.getLogger(__name__)
 
 NOT_OF_METHODS = {
     "pretrained",
@@ -99,7 +103,8 @@ def load_trained(path: str | Path, overrides: Mapping[str, Any] | None = None) -
 def open_data(chosen: Any, record: CheckpointRecord) -> ImageDataModule:
     """The data to evaluate a checkpoint on: its own, where the command line does not say else.
 
-    The images held out of a folder without a split are the ones that training held out.
+    Of a folder without a split these are the images that training held out; all of them if it was
+    trained on another one.
 
     Args:
         chosen: the group data of the command line, or None.
@@ -109,7 +114,8 @@ def open_data(chosen: Any, record: CheckpointRecord) -> ImageDataModule:
         ConfigError: settings that cannot work, or a class that only the file names.
         DataError: other classes than the model was trained on.
     """
-    own, chosen = record.data, plain(chosen) or {}
+    own = {key: value for key, value in record.data.items() if value is not False}
+    chosen = plain(chosen) or {}
     dataset, settings = chosen.get("dataset", {}), dict(chosen)
     if "_target_" not in chosen:  # no option of the group, single settings at most
         if not own:
@@ -130,15 +136,49 @@ def open_data(chosen: Any, record: CheckpointRecord) -> ImageDataModule:
                 "the checkpoint does not say where its images are; pass data.root=DIR"
             )
     make_absolute(settings)
-    same = ("dataset", "root")
-    if "val_fraction" in own and all(settings.get(key) == own.get(key) for key in same):
-        settings["val_fraction"] = own["val_fraction"]
+    keys = ("dataset", *LOCATIONS, "name", "data_files", "train_split", "val_split")
+    moved = "root" in own and own["root"] is None  # as in the zoo, which does not say where it was
+    same = bool(own) and all(
+        settings.get(key) == own.get(key) for key in keys if not (moved and key == "root")
+    )
+    if "val_fraction" in settings:
+        if same:
+            held_out = (own.get("val_fraction"), own.get("split_seed", own.get("seed")))
+            settings["val_fraction"], settings["split_seed"] = held_out
+        elif chosen.get("val_fraction") is None:
+            settings["val_fraction"] = 1
     settings |= {"seed": own.get("seed", 0), "image_size": record.image_size}
     settings["augment"] = own.get("augment")  # resizing and cropping
     settings["cache"] = chosen.get("cache")  # of this run, not of the data
     data = make_data(settings, trusted="_target_" in dataset)
     data.setup("validate")
-    if own and data.classes != record.classes:
+    data.trained_on = same and not moved
+    images: Any = data.val_images
+    if same and getattr(images, "held_out", False):
+        trained = (record.layout or {}).get("train_images")
+        left = images.num_total - len(images)
+        data.trained_on = trained == left
+        if trained != left and moved:  # another folder
+            data = make_data(settings | {"val_fraction": 1})
+            data.setup("validate")
+        elif trained != left:
+            log.warning(
+                "training took %s images, but of those in the folder it would now take %d: it may "
+                "have seen some of those evaluated",
+                trained,
+                left,
+            )
+    _check_classes(data, record)
+    return data
+
+
+def _check_classes(data: ImageDataModule, record: CheckpointRecord) -> None:
+    """The classes of the data have to be those that the model was trained on.
+
+    Raises:
+        DataError: other classes, or another number of them.
+    """
+    if record.data and data.classes != record.classes:
         unknown = sorted(set(data.classes) ^ set(record.classes)) or ["their order"]
         raise DataError(
             f"the data's {len(data.classes)} classes are not the {len(record.classes)} the "
@@ -148,7 +188,11 @@ def open_data(chosen: Any, record: CheckpointRecord) -> ImageDataModule:
         raise DataError(
             f"the data has {len(data.classes)} classes, the model {len(record.classes)} outputs"
         )
-    return data
+    if not record.data and data.val_images.classes != ImageNetInfo().label_names():
+        log.warning(
+            "the weights do not name their classes; they are taken to be in this order: %s, ...",
+            ", ".join(data.classes[:3]),
+        )
 
 
 def make_data(settings: Mapping[str, Any], trusted: bool = True) -> ImageDataModule:
