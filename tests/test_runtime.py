@@ -21,9 +21,9 @@ from lfvit.data.settings import AugmentSettings
 from lfvit.errors import ConfigError, ExportError
 from lfvit.models.export import PassModule, capture, pass_modules, write_onnx
 from lfvit.models.reducers import REDUCERS
-from lfvit.models.reuse import REUSE
 from lfvit.models.selectors import SELECTORS
 from lfvit.models.tokens import topk_indices
+from lfvit.models.two_pass import REUSE
 from lfvit.runs.record import CheckpointRecord
 from lfvit.runs.setup import Trained
 from lfvit.utils.atomic_io import write_json

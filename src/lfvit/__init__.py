@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lfvit.measure.costs import count_macs
     from lfvit.measure.thresholds import sweep_thresholds
-    from lfvit.models import create_model, reduce, restore
     from lfvit.models.checkpoints import load_checkpoint
+    from lfvit.models.factory import create_model
+    from lfvit.models.reduction import reduce, restore
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "count_macs": "measure.costs",
-    "create_model": "models",
+    "create_model": "models.factory",
     "load_checkpoint": "models.checkpoints",
-    "reduce": "models",
-    "restore": "models",
+    "reduce": "models.reduction",
+    "restore": "models.reduction",
     "sweep_thresholds": "measure.thresholds",
 }
 

@@ -6,8 +6,8 @@ import torch
 from conftest import NEEDLE_FAST, ROOT
 from lfvit.commands.train import check, train
 from lfvit.errors import ConfigError, TrainingError
-from lfvit.models import METHODS
 from lfvit.models.reducers import REDUCERS
+from lfvit.models.settings import METHODS
 from lfvit.runs.setup import build_model
 
 FAST = ("debug=fast", "callbacks.progress=null", "trainer.accelerator=cpu", "data.num_workers=0")

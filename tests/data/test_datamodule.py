@@ -13,7 +13,7 @@ from lfvit.data import ImageDataModule, ImageFolder
 from lfvit.data.augment import draw_token_box
 from lfvit.data.sampling import Draw, EvalSampler, TrainSampler
 from lfvit.errors import ConfigError, DataError
-from lfvit.models.resample import downsample
+from lfvit.models.tokens import downsample
 from lfvit.utils.seeding import seeded
 
 DEIT = {

@@ -12,7 +12,7 @@ import lfvit
 from conftest import TINY
 from lfvit.data import Batch
 from lfvit.models.reduction import unreduced
-from lfvit.models.resample import downsample
+from lfvit.models.tokens import downsample
 from lfvit.training.module import Classifier
 from lfvit.training.settings import Schedule
 from small_vits import randomise

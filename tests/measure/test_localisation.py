@@ -5,8 +5,7 @@ import torch
 
 from lfvit.measure.localisation import coverage, random_windows, region_mask, summarize
 from lfvit.measure.schemas import Coverage
-from lfvit.models.selection import select
-from lfvit.models.selectors import Scores
+from lfvit.models.selectors import Scores, select
 
 
 def pixels(mask, side):

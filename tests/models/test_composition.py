@@ -9,7 +9,7 @@ import golden_vectors
 import lfvit
 import reference
 import reference_reduction
-from lfvit.models.selection import coarse_cell
+from lfvit.models.selectors import coarse_cell
 
 REDUCERS = {
     "evit": (

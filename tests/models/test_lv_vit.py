@@ -6,8 +6,8 @@ import torch
 import lfvit
 import reference
 from lfvit.errors import CheckpointError
-from lfvit.models import forward_passes
 from lfvit.models.lv_vit import TokenMix
+from lfvit.models.passes import forward_passes
 
 SPEC = {"family": "lv_vit", "embed_dim": 24, "depth": 4, "num_heads": 2}
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 import lfvit
 from lfvit.errors import LFViTError
-from lfvit.models import METHODS
-from lfvit.models.backbone import FAMILIES
+from lfvit.models.factory import FAMILIES
 from lfvit.models.reducers import REDUCERS
-from lfvit.models.reuse import REUSE
 from lfvit.models.selectors import SELECTORS
+from lfvit.models.settings import METHODS
+from lfvit.models.two_pass import REUSE
 from small_vits import randomise
 
 PATCH = 4

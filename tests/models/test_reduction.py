@@ -13,8 +13,8 @@ from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsB
 
 import lfvit
 from lfvit.errors import ConfigError
-from lfvit.models.reducers import REDUCERS, TokenState
-from lfvit.models.reducers.base import Layout, patch_centers
+from lfvit.models.blocks import Layout, TokenState, patch_centers
+from lfvit.models.reducers import REDUCERS
 from lfvit.models.reduction import forward_tokens, unreduced
 from small_vits import KINDS, images_for, randomise, small_vit
 
@@ -298,7 +298,7 @@ def test_every_patch_has_a_token_that_stands_for_it(method, grid, seed):
     assert state.source.min() >= 0
     assert state.source.max() < state.num_tokens
     assert state.size().sum(1).tolist() == [n, n]
-    expanded = run.unmerge(run.tokens)
+    expanded = state.unmerge(run.tokens)
     assert expanded.shape == (2, 1 + n, 16)
     for image in range(2):
         for patch, owner in enumerate(state.source[image].tolist()):
@@ -314,8 +314,8 @@ def test_reducers_weights_go_where_the_model_is(method):
 
 
 def test_reductions_follow_one_another():
-    layout = Layout(1, patch_centers(torch.arange(4)[None], 2, 2), None)
-    state = TokenState(torch.arange(4)[None], 4, layout)
+    layout = Layout(patch_centers(torch.arange(4)[None], 2, 2), None)
+    state = TokenState(torch.arange(4)[None], 4, 1, layout)
     state = state.remap(torch.tensor([[0, 1, 1, 2]]), 3)
     state = state.remap(torch.tensor([[1, 0, 0]]), 2)
     assert state.source.tolist() == [[1, 0, 0, 0]]

@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lfvit
 from lfvit.errors import ConfigError
-from lfvit.models import METHODS
 from lfvit.models.reducers import REDUCERS
 from lfvit.models.selectors import SELECTORS
+from lfvit.models.settings import METHODS
 
 BACKBONES = {
     "vit": ({"embed_dim": 24, "depth": 5, "num_heads": 2, "patch_size": 8}, 112),

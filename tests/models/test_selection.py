@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference
-from lfvit.models.selection import (
+from lfvit.models.selectors import (
     SELECTORS,
     Scores,
     coarse_cell,
     remaining_cells,
     score_cells,
 )
-from lfvit.models.selection import select as select_by_scores
+from lfvit.models.selectors import select as select_by_scores
 from lfvit.models.selectors.windows import window_around, window_sums
 from lfvit.models.tokens import num_keep
 

@@ -7,9 +7,9 @@ import torch
 import golden_vectors
 import lfvit
 import reference
-from lfvit.models.resample import downsample
-from lfvit.models.reuse import REUSE
 from lfvit.models.selectors import SELECTORS
+from lfvit.models.tokens import downsample
+from lfvit.models.two_pass import REUSE
 from small_vits import randomise
 
 

@@ -6,8 +6,8 @@ import torch
 import lfvit
 from conftest import TINY
 from lfvit.errors import ConfigError
-from lfvit.models import METHODS
 from lfvit.models.reducers import REDUCERS
+from lfvit.models.settings import METHODS
 
 
 def model(method, reducer, **options):

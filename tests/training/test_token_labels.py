@@ -6,9 +6,9 @@ import torch
 import lfvit
 from lfvit.data import Batch
 from lfvit.data.label_maps import LabelMaps
-from lfvit.models import forward_passes
 from lfvit.models.lv_vit import TokenMix
-from lfvit.models.resample import downsample
+from lfvit.models.passes import forward_passes
+from lfvit.models.tokens import downsample
 from lfvit.training.module import Classifier
 from lfvit.training.settings import Schedule
 from lfvit.training.token_labels import TokenTargets, has_aux_head

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from lfvit.commands.reproduce_runs import Planned
 from lfvit.commands.train import build_module
 from lfvit.data.batches import Batch
-from lfvit.models.resample import downsample
+from lfvit.models.tokens import downsample
 from lfvit.results.artifacts.settings import Scale
 from lfvit.runs.provenance import machine
 from lfvit.runs.setup import find_device, trainer_settings

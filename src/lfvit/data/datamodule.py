@@ -28,7 +28,7 @@ from lfvit.data.label_maps import LabelMapFolder
 from lfvit.data.sampling import Draw, EvalSampler, LazyLoader, TrainSampler
 from lfvit.data.settings import check_data
 from lfvit.errors import ConfigError, DataError
-from lfvit.models.resample import downsample
+from lfvit.models.tokens import downsample
 from lfvit.utils.distributed import gather_list
 from lfvit.utils.seeding import seeded
 from lfvit.utils.signals import outlive_signals

@@ -16,6 +16,7 @@ from torch import nn
 
 from lfvit.errors import ConfigError
 from lfvit.models.export import PassModule, pass_modules
+from lfvit.utils.validation import Settings
 
 _COUNTED: dict[Any, list[float]] = {}
 """MACs of the passes by model configuration."""
@@ -62,7 +63,7 @@ def expected_gmacs(macs_first: float, macs_second: float, exit_fraction: float) 
 
 def _configuration(model: nn.Module) -> Any:
     """Classes and plain settings of all modules, and sizes of weights: they decide the cost."""
-    plain = (int, float, str, list, tuple, frozenset, type(None))
+    plain = (int, float, str, list, tuple, frozenset, Settings, type(None))
     settings = [
         (type(module), name, repr(value))
         for module in model.modules()

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lfvit.measure.schemas import Coverage
-from lfvit.models.selection import Selection
+from lfvit.models.selectors import Selection
 
 
 def region_mask(selection: Selection, region_size: int) -> Tensor:

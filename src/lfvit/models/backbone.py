@@ -5,11 +5,8 @@ models need the same weights on sequences they compose themselves, and the class
 blocks. `Backbone` takes over the modules of a timm `VisionTransformer`, unchanged.
 """
 
-from difflib import get_close_matches
-from functools import partial
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed
@@ -17,75 +14,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lfvit.errors import ConfigError
-from lfvit.models.blocks import BlocksOutput, run_blocks
-from lfvit.models.lv_vit import ConvStem, DenseLogits, LVViT, TokenMix
-from lfvit.models.reducers.base import Layout, Reducer
-from lfvit.models.reduction import unsupported_blocks
-from lfvit.models.settings import NAMED_BACKBONES, backbone_settings
-
-FAMILIES: dict[str, type[VisionTransformer]] = {"vit": VisionTransformer, "lv_vit": LVViT}
-"""Names of ``backbone.family`` -> class."""
+from lfvit.models.blocks import BlocksOutput, Layout, run_blocks, unsupported_blocks
+from lfvit.models.lv_vit import ConvStem, DenseLogits, TokenMix
+from lfvit.models.reducers import Reducer
 
 AUX_SHARE = 0.25
 """Weight of the auxiliary head in the logits of each of two passes (CF-ViT's released code)."""
-
-
-def build_vit(
-    backbone: str | dict[str, Any],
-    image_size: int,
-    num_classes: int,
-    drop_path_rate: float = 0.0,
-    pretrained: bool = False,
-) -> Any:
-    """timm's `VisionTransformer`, or an `LVViT`, for one image size.
-
-    Args:
-        backbone, image_size, num_classes, drop_path_rate, pretrained: see `lfvit.create_model`.
-
-    Raises:
-        ConfigError: an unknown name, no plain ViT, or weights that cannot be had.
-    """
-    settings = backbone_settings(backbone)
-    common: dict[str, Any] = {
-        "img_size": image_size,
-        "num_classes": num_classes,
-        "drop_path_rate": drop_path_rate,
-    }
-    if isinstance(settings, str):
-        return _timm_vit(settings, pretrained, common)
-    if pretrained:
-        raise ConfigError(
-            "pretrained=true needs a backbone with a timm name, such as "
-            "deit_small_patch16_224; for other weights pass their file to load_checkpoint "
-            "(init_from=)"
-        )
-    sizes = settings.model_dump(exclude={"family", "norm_eps"})
-    norm_layer: Any = partial(nn.LayerNorm, eps=settings.norm_eps)
-    return FAMILIES[settings.family](**common, **sizes, norm_layer=norm_layer)
-
-
-def _timm_vit(name: str, pretrained: bool, common: dict[str, Any]) -> VisionTransformer:
-    if not timm.is_model(name):
-        known = [*NAMED_BACKBONES, *timm.list_models(["deit*", "vit*"])]
-        close = get_close_matches(name, known, n=3) or ["deit_small_patch16_224"]
-        raise ConfigError(f"backbone={name!r} is no model of timm; try {', '.join(close)}")
-    try:
-        vit = timm.create_model(name, pretrained=pretrained, **common)
-    except (OSError, RuntimeError) as error:  # RuntimeError: no weights, or no way to reach them
-        if not pretrained:
-            raise
-        raise ConfigError(
-            f"the weights of backbone={name!r} could not be fetched ({error}); download them "
-            "elsewhere and pass the file to load_checkpoint, or set pretrained=false"
-        ) from error
-    except TypeError as error:
-        raise ConfigError(f"backbone={name!r} is not a plain ViT of timm: {error}") from error
-    if not isinstance(vit, VisionTransformer):
-        raise ConfigError(
-            f"backbone={name!r} is a {type(vit).__name__}; a plain ViT is needed, such as "
-            "deit_small_patch16_224"
-        )
-    return vit
 
 
 class Backbone(nn.Module):
@@ -93,6 +27,9 @@ class Backbone(nn.Module):
 
     The modules come from a timm `VisionTransformer` and keep their names, so that state dicts
     differ from timm's by a prefix only. Position embeddings are not here: each pass has its own.
+
+    Raises:
+        ConfigError: a ViT of which this would drop a part, or compute one differently.
     """
 
     def __init__(self, vit: VisionTransformer) -> None:
@@ -133,17 +70,13 @@ class Backbone(nn.Module):
             (B, K, D)
         """
         proj = self.patch_embed.proj
-        patches = self.gather_patches(self.stem(images, mix), indices)  # (B, K, c, p, p)
-        return F.linear(patches.flatten(2), proj.weight.flatten(1), proj.bias)
-
-    def gather_patches(self, maps: Tensor, indices: Tensor) -> Tensor:
-        """Patches (B, K, c, p, p) of maps (B, c, s, s) at row-major indices (B, K)."""
-        p = self.patch_embed.proj.kernel_size[0]  # side of a patch in the maps
+        maps, p = self.stem(images, mix), proj.kernel_size[0]  # p: side of a patch in the maps
         grid = maps.shape[-1] // p
         patches = maps.unflatten(3, (grid, p)).unflatten(2, (grid, p))  # (B, c, G, p, G, p)
         patches = patches.permute(0, 2, 4, 1, 3, 5)  # (B, G, G, c, p, p), no copy yet
         rows = torch.arange(maps.shape[0], device=maps.device)[:, None]
-        return patches[rows, indices // grid, indices % grid]
+        patches = patches[rows, indices // grid, indices % grid]  # (B, K, c, p, p)
+        return F.linear(patches.flatten(2), proj.weight.flatten(1), proj.bias)
 
     def run(
         self,
@@ -152,40 +85,37 @@ class Backbone(nn.Module):
         reducer: Reducer | None = None,
         layout: Layout | None = None,
     ) -> BlocksOutput:
-        """All blocks on any sequence that begins with the class token.
+        """All blocks on any sequence (B, N, D) that begins with the class token, see `run_blocks`.
 
         The registers of a ViT that has them are inserted after the class token, and left out of
         the output.
-
-        Args:
-            tokens: (B, N, D)
-            class_attention_from, reducer, layout: see `run_blocks`.
         """
+        prefix = self.num_prefix_tokens
         if self.reg_token is not None:
             registers = self.reg_token.expand(tokens.shape[0], -1, -1).to(tokens)
             tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)
-        if layout is not None:
-            layout = layout._replace(num_prefix_tokens=self.num_prefix_tokens)
-        output = run_blocks(
+        tokens, class_attention, state = run_blocks(
             self.blocks,
             self.norm_pre(tokens),
-            num_prefix_tokens=self.num_prefix_tokens,
+            prefix,
             reducer=reducer,
             layout=layout,
             class_attention_from=class_attention_from,
         )
-        if self.reg_token is None:
-            return output
-        return output.without_registers(self.num_prefix_tokens)
+        if self.reg_token is not None:
+            tokens = torch.cat([tokens[:, :1], tokens[:, prefix:]], dim=1)
+            state = None if state is None else state._replace(num_prefix_tokens=1)
+        return BlocksOutput(tokens, class_attention, state)
 
-    def head_tokens(self, output: BlocksOutput) -> Tensor:
-        """The normed tokens that `classify` reads.
+    def normed(self, output: BlocksOutput, every: bool) -> Tensor:
+        """Tokens after the final norm: the class token and one for every patch of the start.
 
-        (B, 1, D), or (B, N, D) with an auxiliary head: one for every token at the start.
+        every: (B, 1 + n, D); without, and without an auxiliary head, the class token alone is read.
         """
-        if self.aux_head is None:
+        if not every and self.aux_head is None:
             return self.norm(output.tokens[:, :1])
-        return output.unmerge(self.norm(output.tokens))
+        tokens = self.norm(output.tokens)
+        return tokens if output.state is None else output.state.unmerge(tokens)
 
     def classify(self, tokens: Tensor) -> tuple[Tensor, DenseLogits | None]:
         """Logits of a pass.

@@ -11,6 +11,7 @@ import logging
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lfvit.errors import CheckpointError
-from lfvit.models.resample import resample_pos_embed
+from lfvit.models.tokens import resample_pos_embed
 from lfvit.models.zoo import locate
 
 log = logging.getLogger(__name__)
@@ -125,16 +126,14 @@ def _refuse_other_files(path: Path) -> None:
 def _read_record(path: Path) -> dict[str, Any]:
     """The record in the metadata of a .safetensors file, under `RECORD`; empty without one."""
     with safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get(RECORD)
-    if text is None:
-        return {}
+        text = (file.metadata() or {}).get(RECORD, "{}")
     try:
         record = json.loads(text)
     except ValueError:
         record = None
     if not isinstance(record, dict):
         raise CheckpointError(f"{path}: its metadata {RECORD!r} is no JSON mapping")
-    return {RECORD: record}
+    return {RECORD: record} if record else {}
 
 
 def extract_weights(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
@@ -178,7 +177,7 @@ def extract_weights(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
         # a view can claim any number of values with one in memory
         if not dense or value.numel() > value.untyped_storage().nbytes() // value.element_size():
             raise CheckpointError(
-                f"{name}: {key} claims {_shape(value)} values without holding them; save the "
+                f"{name}: {key} claims {tuple(value.shape)} values without holding them; save the "
                 "weights as plain, contiguous tensors"
             )
         if value.dtype in (torch.float16, torch.bfloat16):
@@ -236,47 +235,58 @@ def load_checkpoint(
     name = "the state dict" if isinstance(source, Mapping) else str(source)
     found = extract_weights(source if isinstance(source, Mapping) else read_file(source), name)
     expected = model.state_dict()
-    weights = _with_reducer(_renamed(found, expected), expected)
-    _refuse_values(weights, expected, name)
+    weights = _renamed(found, expected) if "first_pos_embed" in expected else dict(found)
+    reducer = {key: value for key, value in expected.items() if REDUCER.match(key)}
+    if not any(REDUCER.match(key) for key in weights):
+        weights |= reducer
+    elif not reducer:
+        weights = {key: value for key, value in weights.items() if not REDUCER.match(key)}
+    for key in (key for key in expected if key in weights):
+        value, real = weights[key], expected[key].is_floating_point()
+        plain = not value.is_quantized and value.is_floating_point() == real
+        if not plain or (real and not value.to(expected[key].dtype).isfinite().all()):
+            raise CheckpointError(
+                f"{name}: {key} holds {value.dtype} values that are no dense, finite weights; use "
+                "an earlier checkpoint, or save the model's state_dict again"
+            )
     for key in POS_EMBEDS:
         if key in weights and key in expected and weights[key].shape != expected[key].shape:
-            weights[key] = _resampled(weights[key], expected[key])
+            # no grid, or one that does not fit into memory: refused below
+            with suppress(ValueError, RuntimeError, IndexError):
+                weights[key] = resample_pos_embed(weights[key], expected[key].shape[1])
     if new_head:
         weights = _with_new_heads(weights, expected, name)
-    _refuse_misfit(model, weights, found, name)
+    misfits = {
+        "missing": [key for key in expected if key not in weights],
+        "unknown": [key for key in weights if key not in expected],
+        "of another size": [
+            f"{key} {tuple(weights[key].shape)} instead of {tuple(value.shape)}"
+            for key, value in expected.items()
+            if key in weights and weights[key].shape != value.shape
+        ],
+    }
+    if any(misfits.values()):  # before anything is loaded
+        first = [f"{label}: {', '.join(keys[:3])}" for label, keys in misfits.items() if keys]
+        raise CheckpointError(
+            f"{name}: does not fit this {type(model).__name__}. {'; '.join(first)}. "
+            f"{_description(found)}"
+        )
     model.load_state_dict(weights)
 
 
 def _renamed(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A file's weights under the names of a two-pass model; unchanged for a one-pass model."""
-    if "first_pos_embed" not in expected:
-        return found
-    weights = {}
-    for key, value in found.items():
-        if "first_pos_embed" not in found:  # else this project's own names
-            for pattern, replacement in RELEASED_NAMES.items():
-                key = re.sub(pattern, replacement, key)
-        weights[key] = value
+    """A file's weights under the names of a two-pass model."""
+    weights = dict(found)
+    if "first_pos_embed" not in found:  # else this project's own names
+        for pattern, replacement in RELEASED_NAMES.items():
+            weights = {re.sub(pattern, replacement, k): value for k, value in weights.items()}
+    reuse = {key: value for key, value in expected.items() if key.startswith("reuse.")}
     if "pos_embed" in weights:  # a one-pass file: both grids start from it, feature reuse is new
         weights["first_pos_embed"] = weights["second_pos_embed"] = weights.pop("pos_embed")
-        weights |= {key: expected[key] for key in expected if key.startswith("reuse.")}
-    if not any(key.startswith("reuse.") for key in expected):
+        weights |= reuse
+    if not reuse:
         weights = {key: value for key, value in weights.items() if not key.startswith("reuse.")}
     return weights
-
-
-def _with_reducer(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A reducer starts fresh in weights trained without one, and is left out of a model without."""
-    theirs = {key: value for key, value in weights.items() if REDUCER.match(key)}
-    ours = {key: value for key, value in expected.items() if REDUCER.match(key)}
-    if theirs and ours and theirs.keys() != ours.keys():
-        raise CheckpointError(
-            f"the file's token reducer has the weights {', '.join(sorted(theirs)[:2])}, the "
-            f"model's {', '.join(sorted(ours)[:2])}: load it into a model with its own reducer, "
-            "or without one"
-        )
-    others = {key: value for key, value in weights.items() if key not in theirs}
-    return others | ((theirs or ours) if ours else {})
 
 
 def _with_new_heads(
@@ -305,63 +315,19 @@ def _with_new_heads(
     return weights
 
 
-def _resampled(pos_embed: Tensor, expected: Tensor) -> Tensor:
-    """For the model's grid; unchanged if they cannot fit, which is reported later."""
-    if pos_embed.ndim != 3 or pos_embed.shape[-1] != expected.shape[-1]:
-        return pos_embed
-    try:
-        return resample_pos_embed(pos_embed, expected.shape[1])
-    except (ValueError, RuntimeError):  # no grid, or one that does not fit into memory
-        return pos_embed
-
-
-def _refuse_values(weights: dict[str, Tensor], expected: dict[str, Tensor], name: str) -> None:
-    """Values that PyTorch would cast silently, or refuse without the file's name."""
-    for key in (key for key in expected if key in weights):
-        value, real = weights[key], expected[key].is_floating_point()
-        plain = not value.is_quantized and value.is_floating_point() == real
-        if not plain or (real and not value.to(expected[key].dtype).isfinite().all()):
-            raise CheckpointError(
-                f"{name}: {key} holds {value.dtype} values that are no dense, finite weights; use "
-                "an earlier checkpoint, or save the model's state_dict again"
-            )
-
-
-def _refuse_misfit(
-    model: nn.Module, weights: dict[str, Tensor], found: dict[str, Tensor], name: str
-) -> None:
-    """Before anything is loaded: the first names and sizes that differ, and what the file is."""
-    expected = model.state_dict()
-    misfits = {
-        "missing": [key for key in expected if key not in weights],
-        "unknown": [key for key in weights if key not in expected],
-        "of another size": [
-            f"{key} {_shape(weights[key])} instead of {_shape(expected[key])}"
-            for key in expected
-            if key in weights and weights[key].shape != expected[key].shape
-        ],
-    }
-    if not any(misfits.values()):
-        return
-    first = [f"{label}: {', '.join(keys[:3])}" for label, keys in misfits.items() if keys]
+def _description(found: dict[str, Tensor]) -> str:
+    """For the message about a file that does not fit: what it is, and what would fit."""
     sizes = {key.removeprefix("backbone."): value for key, value in found.items() if value.ndim}
-    advice = "Files that fit: this project's, timm/DeiT's, released LF-ViT, CF-ViT and LV-ViT ones"
-    if "norm.weight" in sizes and "cls_token" in sizes:
-        depth = len({key.split(".")[1] for key in sizes if re.match(r"blocks\.\d+\.", key)})
-        two_pass = "first_pos_embed" in found or "pos_embed_list.0" in found
-        family = "lv_vit" if "patch_embed.conv1.weight" in sizes else "vit"
-        head = sizes.get("head.weight")
-        classes = "no head" if head is None else f"num_classes={len(head)}"
-        advice = (
-            f"The file is a {'two-pass' if two_pass else 'one-pass'} model with family={family}, "
-            f"embed_dim={len(sizes['norm.weight'])}, depth={depth}, "
-            f"{classes}; new_head=True keeps the model's own head"
+    if "norm.weight" not in sizes or "cls_token" not in sizes:
+        return (
+            "Files that fit: this project's, timm/DeiT's, released LF-ViT, CF-ViT and LV-ViT ones"
         )
-    raise CheckpointError(
-        f"{name}: does not fit this {type(model).__name__}. {'; '.join(first)}. {advice}"
+    passes = "two" if "first_pos_embed" in found or "pos_embed_list.0" in found else "one"
+    family = "lv_vit" if "patch_embed.conv1.weight" in sizes else "vit"
+    depth = len({key.split(".")[1] for key in sizes if re.match(r"blocks\.\d+\.", key)})
+    head = f"num_classes={len(sizes['head.weight'])}" if "head.weight" in sizes else "no head"
+    return (
+        f"The file is a {passes}-pass model with family={family}, embed_dim="
+        f"{len(sizes['norm.weight'])}, depth={depth}, {head}; new_head=True keeps the model's own "
+        "head"
     )
-
-
-def _shape(tensor: Tensor) -> str:
-    """Such as 3x16."""
-    return "x".join(map(str, tensor.shape)) or "scalar"

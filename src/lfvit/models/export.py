@@ -12,7 +12,7 @@ import torch.export
 from torch import Tensor, nn
 
 from lfvit.errors import ConfigError, ExportError
-from lfvit.models.selection import Selection
+from lfvit.models.selectors import Selection
 from lfvit.models.two_pass import FirstPass, TwoPassViT
 
 OPSET = 18
@@ -46,7 +46,7 @@ class _FirstPass(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         first = self.model.first_pass(images)
-        gca, region, cells, fine_indices = self.model.select(first.scores)
+        gca, region, cells, fine_indices = self.model.select(first)
         tensors = (first.logits, first.coarse, first.features, gca, cells, fine_indices)
         return tensors if region is None else (*tensors, region)
 
@@ -66,7 +66,7 @@ class _SecondPass(nn.Module):
         unused = coarse[:, 0, 0]  # logits and scores are not read any more
         first = FirstPass(unused, unused, unused, coarse, features)
         selection = Selection(unused, None, cells, fine_indices)
-        return self.model.second_pass(images, first, selection).logits
+        return self.model.second_pass(images, first, selection)[0]
 
 
 def pass_modules(model: nn.Module, images: Tensor) -> list[PassModule]:

@@ -1,24 +1,33 @@
 """`create_model`: the one place where models are built."""
 
 from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
+import timm
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from lfvit.errors import ConfigError
-from lfvit.models.backbone import Backbone, build_vit
+from lfvit.models.backbone import Backbone
+from lfvit.models.lv_vit import LVViT
 from lfvit.models.reduction import build_reducer, reduce
-from lfvit.models.resample import resample_pos_embed
-from lfvit.models.reuse import REUSE, FeatureReuse
 from lfvit.models.settings import (
+    NAMED_BACKBONES,
     PASSES,
     LFViTSettings,
+    backbone_settings,
     check_model,
     check_sizes,
     split_reducer,
 )
+from lfvit.models.tokens import resample_pos_embed
 from lfvit.models.two_pass import TwoPassViT
+
+FAMILIES: dict[str, type[VisionTransformer]] = {"vit": VisionTransformer, "lv_vit": LVViT}
+"""Names of ``backbone.family`` -> class."""
 
 
 def create_model(
@@ -56,7 +65,8 @@ def create_model(
             ``model.infer(images, threshold)`` -> `EarlyExitOutput`.
 
     Raises:
-        ConfigError: naming the setting, its value and what would be valid.
+        ConfigError: naming the setting, its value and what would be valid; or weights that cannot
+            be had.
     """
     settings = check_model(
         method,
@@ -68,32 +78,64 @@ def create_model(
         drop_path_rate=drop_path_rate,
         pretrained=pretrained,
     )
-    vit = build_vit(backbone, image_size, num_classes, drop_path_rate, pretrained)
+    vit = _build_vit(
+        backbone,
+        pretrained,
+        img_size=image_size,
+        num_classes=num_classes,
+        drop_path_rate=drop_path_rate,
+    )
     check_sizes(settings, image_size, vit.patch_embed.patch_size[0], len(vit.blocks))
     name, reducer_options, passes = split_reducer(reducer)
     if not isinstance(settings, LFViTSettings):
         return vit if name is None else reduce(vit, name, **reducer_options)
-    core, block = Backbone(vit), vit.blocks[0]
-    reuse = None
-    if (reuse_options := REUSE[settings.reuse]) is not None:
-        mlp_ratio = block.mlp.fc1.out_features / core.embed_dim
-        reuse = FeatureReuse(core.embed_dim, mlp_ratio, block.norm1.eps, **reuse_options)
+    core = Backbone(vit)
     token_reducer = None if name is None else build_reducer(name, reducer_options, core.blocks)
     if token_reducer is not None and token_reducer.drops:
         raise ConfigError(
             f"reducer={name} drops patches, and the second pass needs an output for every one; it "
             "works with method=vit"
         )
-    model = TwoPassViT(
-        core,
-        settings,
-        image_size=image_size,
-        reuse=reuse,
-        reducer=token_reducer,
-        reduced_passes=PASSES[passes],
-    )
+    model = TwoPassViT(core, settings, image_size, token_reducer, PASSES[passes])
     if pretrained:
         with torch.no_grad():
             for pos_embed in (model.first_pos_embed, model.second_pos_embed):
                 pos_embed.copy_(resample_pos_embed(vit.pos_embed, pos_embed.shape[1]))
     return model
+
+
+def _build_vit(backbone: str | dict[str, Any], pretrained: bool, **common: Any) -> Any:
+    """timm's `VisionTransformer`, or an `LVViT`."""
+    settings = backbone_settings(backbone)
+    if not isinstance(settings, str):
+        if pretrained:
+            raise ConfigError(
+                "pretrained=true needs a backbone with a timm name, such as "
+                "deit_small_patch16_224; for other weights pass their file to load_checkpoint "
+                "(init_from=)"
+            )
+        sizes = settings.model_dump(exclude={"family", "norm_eps"})
+        norm_layer: Any = partial(nn.LayerNorm, eps=settings.norm_eps)
+        return FAMILIES[settings.family](**common, **sizes, norm_layer=norm_layer)
+    name = settings
+    if not timm.is_model(name):
+        known = [*NAMED_BACKBONES, *timm.list_models(["deit*", "vit*"])]
+        close = get_close_matches(name, known, n=3) or ["deit_small_patch16_224"]
+        raise ConfigError(f"backbone={name!r} is no model of timm; try {', '.join(close)}")
+    try:
+        vit = timm.create_model(name, pretrained=pretrained, **common)
+    except (OSError, RuntimeError) as error:  # RuntimeError: no weights, or no way to reach them
+        if not pretrained:
+            raise
+        raise ConfigError(
+            f"the weights of backbone={name!r} could not be fetched ({error}); download them "
+            "elsewhere and pass the file to load_checkpoint, or set pretrained=false"
+        ) from error
+    except TypeError as error:
+        raise ConfigError(f"backbone={name!r} is not a plain ViT of timm: {error}") from error
+    if not isinstance(vit, VisionTransformer):
+        raise ConfigError(
+            f"backbone={name!r} is a {type(vit).__name__}; a plain ViT is needed, such as "
+            "deit_small_patch16_224"
+        )
+    return vit

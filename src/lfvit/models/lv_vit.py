@@ -77,9 +77,6 @@ class Scale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * self.factor
 
-    def extra_repr(self) -> str:
-        return f"factor={self.factor:g}"
-
 
 class ConvStem(nn.Module):
     """Patch embedding: three convolutions at half resolution, then the projection of patches.
@@ -118,15 +115,14 @@ class ConvStem(nn.Module):
 
     def forward(self, images: Tensor, mix: TokenMix | None = None) -> Tensor:
         """(B, 3, S, S) -> (B, (S/P)^2, D), row-major."""
-        if images.shape[-2:] != self.img_size:
-            height, width = images.shape[-2:]
+        height, width = images.shape[-2:]
+        if (height, width) != self.img_size:
             raise ValueError(
                 f"images of {height} x {width} pixels, but this model has image_size="
                 f"{self.img_size[0]}; create it with the image_size of the data"
             )
         maps = self.maps(images)
-        maps = maps if mix is None else mix.maps(maps)
-        return self.proj(maps).flatten(2).transpose(1, 2)
+        return self.proj(maps if mix is None else mix.maps(maps)).flatten(2).transpose(1, 2)
 
 
 class LVViT(VisionTransformer):
@@ -160,13 +156,15 @@ class LVViT(VisionTransformer):
             mix: cells that come from another image of the batch.
         """
         tokens = self._pos_embed(self.patch_embed(images, mix))  # (B, 1 + N, D)
-        logits = self.heads(self.norm(self.blocks(tokens)))
+        tokens = self.norm(self.blocks(tokens))
+        logits = DenseLogits(self.head(self.head_drop(tokens[:, 0])), self.aux_head(tokens[:, 1:]))
         return logits if dense else logits.combine(AUX_SHARE)
-
-    def heads(self, tokens: Tensor) -> DenseLogits:
-        """Both heads on normed tokens (B, 1 + N, D), the class token first."""
-        return DenseLogits(self.head(self.head_drop(tokens[:, 0])), self.aux_head(tokens[:, 1:]))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """timm's second half of the forward: normed tokens -> logits."""
-        return super().forward_head(x, True) if pre_logits else self.heads(x).combine(AUX_SHARE)
+        logits = super().forward_head(x, pre_logits)
+        return (
+            logits
+            if pre_logits
+            else DenseLogits(logits, self.aux_head(x[:, 1:])).combine(AUX_SHARE)
+        )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lfvit.models.lv_vit import AUX_SHARE, DenseLogits, LVViT
-from lfvit.models.selection import Selection
+from lfvit.models.selectors import Selection
 
 
 class ModelOutput(NamedTuple):
@@ -57,7 +57,7 @@ def forward_passes(
     Args:
         model: of `lfvit.create_model`, or any module from images to logits.
         images: (B, 3, S, S), normalised.
-        coarse_images: (B, 3, S/2, S/2) if already computed (`lfvit.models.resample.downsample`);
+        coarse_images: (B, 3, S/2, S/2) if already computed, see `lfvit.models.tokens.downsample`;
             unused by one pass.
         **options: of the model's forward, such as ``selector`` or ``mix``.
     """

@@ -5,14 +5,19 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from timm.layers import Attention
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lfvit.errors import ConfigError
-from lfvit.models.blocks import BlocksOutput, run_blocks
-from lfvit.models.reducers import REDUCERS
-from lfvit.models.reducers.base import Layout, Reducer, TokenState, ViTDims, patch_centers
+from lfvit.models.blocks import (
+    BlocksOutput,
+    Layout,
+    TokenState,
+    patch_centers,
+    run_blocks,
+    unsupported_blocks,
+)
+from lfvit.models.reducers import REDUCERS, Reducer, ViTDims
 from lfvit.utils.validation import check_choice, validate
 
 DROPPED = "a head that reads patch tokens, some of which the method drops"
@@ -151,8 +156,8 @@ class ReducedBlocks(nn.Module):
             return self.run(tokens).tokens
         if self.reducer.drops:
             raise ConfigError(f"the model now has {DROPPED}; call lfvit.restore(model) first")
-        output = self.run(tokens)
-        return output.unmerge(output.tokens)
+        tokens, _, state = self.run(tokens)
+        return tokens if state is None else state.unmerge(tokens)
 
     def run(self, tokens: Tensor) -> BlocksOutput:
         """All blocks on (B, num_prefix_tokens + n, D)."""
@@ -168,27 +173,15 @@ class ReducedBlocks(nn.Module):
         pos_embed = self.vit.pos_embed
         if pos_embed is not None:  # those of prefix tokens come first
             pos_embed = pos_embed[:, pos_embed.shape[1] - rows * columns :]
-        layout = Layout(num_prefix_tokens, patch_centers(indices, rows, columns), pos_embed)
-        return run_blocks(self.originals, tokens, reducer=self.reducer, layout=layout)
+        layout = Layout(patch_centers(indices, rows, columns), pos_embed)
+        return run_blocks(
+            self.originals, tokens, num_prefix_tokens, reducer=self.reducer, layout=layout
+        )
 
 
 def reads_patches(vit: Any) -> bool:
     """Whether the head of a ViT reads patch tokens, and not the prefix alone."""
     return vit.global_pool != "token" or vit.attn_pool is not None or hasattr(vit, "aux_head")
-
-
-def unsupported_blocks(vit: Any) -> str | None:
-    """What of a timm ViT's blocks `run_blocks` would compute differently; None if nothing."""
-    for block in vit.blocks:
-        attn = getattr(block, "attn", None)
-        if type(block) is not Block or type(attn) is not Attention:
-            return f"blocks of type {type(block).__name__} with {type(attn).__name__}"
-        if getattr(attn, "gate", None) is not None:
-            return "gated attention"
-        for module in (block, attn):
-            if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
-                return "blocks with hooks or a forward of their own, which would not run"
-    return None
 
 
 def _refuse_inexact(vit: Any, method: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator
 
 from lfvit.errors import ConfigError
-from lfvit.models.registry import registered_names
+from lfvit.models.registry import REDUCERS, SELECTORS
 from lfvit.utils.validation import Settings, check_choice, validate
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -36,14 +36,10 @@ class ViTSettings(Settings):
 
 
 class LVViTSettings(ViTSettings):
-    """An LV-ViT: ``backbone.family=lv_vit``.
-
-    patch_size: even, as the stem halves the image. skip_lam: divisor of every residual branch.
-    stem_dim: channels of the convolutional stem.
-    """
+    """An LV-ViT: ``backbone.family=lv_vit``, see `lfvit.models.lv_vit.LVViT`."""
 
     family: Literal["vit", "lv_vit"] = "lv_vit"
-    patch_size: int = Field(16, gt=0, multiple_of=2)
+    patch_size: int = Field(16, gt=0, multiple_of=2)  # the stem halves the image
     mlp_ratio: PositiveFloat = 3
     qkv_bias: bool = False
     norm_eps: PositiveFloat = 1e-5
@@ -53,14 +49,9 @@ class LVViTSettings(ViTSettings):
 
 BACKBONE_FAMILIES: dict[str, type[ViTSettings]] = {"vit": ViTSettings, "lv_vit": LVViTSettings}
 
-NAMED_BACKBONES: dict[str, dict[str, Any]] = {
+NAMED_BACKBONES = {  # that timm does not have
     "lv_vit_small": {"family": "lv_vit", "embed_dim": 384, "depth": 16, "num_heads": 6},
 }
-"""Names that timm does not have."""
-
-
-class OnePassSettings(Settings):
-    """``method=vit`` has no settings."""
 
 
 class LFViTSettings(Settings):
@@ -71,8 +62,8 @@ class LFViTSettings(Settings):
     alpha: share of the candidate cells that becomes fine.
     beta: weight of the past in the average of class attention.
     gca_start: first block, from 0, whose class attention counts.
-    selector: how cells are chosen, a name in `lfvit.models.selectors.SELECTORS`.
-    reuse: what the second pass reuses of the first, a name in `lfvit.models.reuse.REUSE`.
+    selector: how cells are chosen, a name in `lfvit.models.registry.SELECTORS`.
+    reuse: what the second pass reuses of the first, a name in `lfvit.models.two_pass.REUSE`.
     background: keep the cells that are not chosen as coarse tokens of the second pass.
     """
 
@@ -95,7 +86,7 @@ class CFViTSettings(LFViTSettings):
 
 
 METHODS: dict[str, type[Settings]] = {
-    "vit": OnePassSettings,
+    "vit": Settings,
     "lf_vit": LFViTSettings,
     "cf_vit": CFViTSettings,
 }
@@ -105,7 +96,6 @@ PASSES = {"first": ["first"], "second": ["second"], "both": ["first", "second"]}
 """``reducer.passes`` of two-pass models -> passes whose blocks reduce."""
 
 OneOrList = BeforeValidator(lambda value: value if isinstance(value, list) else [value])
-"""One value for all blocks, or a list with one for each."""
 
 
 class BlockSettings(Settings):
@@ -225,7 +215,7 @@ def check_model(
     model = validate(ModelSettings, {"method": method, **common})
     settings = validate(METHODS[method], options, "method")
     if isinstance(settings, LFViTSettings):
-        check_choice("method.selector", settings.selector, registered_names("selectors"))
+        check_choice("method.selector", settings.selector, SELECTORS)
     spec = backbone_settings(backbone)
     split_reducer(reducer)
     if isinstance(spec, ViTSettings):
@@ -236,11 +226,7 @@ def check_model(
 
 
 def backbone_settings(backbone: Any) -> ViTSettings | str:
-    """A backbone's settings, or the name of a model of timm.
-
-    Raises:
-        ConfigError: neither, or a setting at fault.
-    """
+    """A backbone's settings, or the name of a model of timm."""
     if isinstance(backbone, str):
         if backbone not in NAMED_BACKBONES:
             return backbone
@@ -255,28 +241,20 @@ def backbone_settings(backbone: Any) -> ViTSettings | str:
 
 
 def split_reducer(reducer: Any) -> tuple[str | None, dict[str, Any], str]:
-    """Name (None without a reducer), options and passes of ``reducer``.
-
-    Args:
-        reducer: a name, None or "none", or a mapping with ``name``, options and ``passes``.
-
-    Raises:
-        ConfigError: an unknown name, options of no reducer, or an option at fault.
-    """
+    """Name (None without a reducer), options and passes of `lfvit.create_model`'s ``reducer``."""
     if reducer is not None and not isinstance(reducer, (str, Mapping)):
         raise ConfigError(f"reducer={reducer!r} must be a name, or a mapping with name and options")
     options = {"name": reducer} if isinstance(reducer, str) else dict(reducer or {})
     name, passes = options.pop("name", None), options.pop("passes", "both")
     check_choice("reducer.passes", passes, PASSES)
-    names = registered_names("reducers")
     if name in (None, "none"):
         if options:
             raise ConfigError(
                 f"reducer.{next(iter(options))} is set, but there is no reducer; name one as "
-                f"well: {', '.join(names)}"
+                f"well: {', '.join(REDUCERS)}"
             )
         return None, {}, passes
-    check_choice("reducer.name", name, names)
+    check_choice("reducer.name", name, REDUCERS)
     if name in REDUCER_SETTINGS:
         validate(REDUCER_SETTINGS[name], options, "reducer")
     return name, options, passes
@@ -285,11 +263,7 @@ def split_reducer(reducer: Any) -> tuple[str | None, dict[str, Any], str]:
 def check_sizes(
     settings: Settings, image_size: int, patch_size: int, depth: int | None = None
 ) -> None:
-    """Image, patch, window and depth must fit together.
-
-    Raises:
-        ConfigError: names the setting, its value and what would be valid.
-    """
+    """Refuse an image, patch, window and depth that do not fit together."""
     two_pass = isinstance(settings, LFViTSettings)
     step = 2 * patch_size if two_pass else patch_size
     if image_size % step:
@@ -312,8 +286,3 @@ def check_sizes(
             f"method.gca_start={settings.gca_start} leaves no block to count; the backbone has "
             f"{depth}, valid: 0 to {depth - 1}"
         )
-
-
-def default_region_size(grid: int) -> int:
-    """The published window: 5 cells on the 7 x 7 grid of 224 pixels, 8 on the 9 x 9 of 288."""
-    return {7: 5, 9: 8}.get(grid, max(1, grid * 5 // 7))

@@ -14,20 +14,69 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
+from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from lfvit.models.backbone import AUX_SHARE, Backbone
+from lfvit.models.blocks import Layout, patch_centers
 from lfvit.models.lv_vit import DenseLogits, TokenMix
 from lfvit.models.passes import EarlyExitOutput, ModelOutput
-from lfvit.models.reducers.base import Layout, Reducer, patch_centers
-from lfvit.models.resample import downsample
-from lfvit.models.reuse import FeatureReuse
-from lfvit.models.selection import Selection, coarse_cell, remaining_cells, score_cells, select
-from lfvit.models.selectors import Scores
-from lfvit.models.settings import LFViTSettings, default_region_size
-from lfvit.models.tokens import gather_tokens
+from lfvit.models.reducers import Reducer
+from lfvit.models.selectors import (
+    Scores,
+    Selection,
+    coarse_cell,
+    remaining_cells,
+    score_cells,
+    select,
+)
+from lfvit.models.settings import LFViTSettings
+from lfvit.models.tokens import downsample, gather_tokens
+
+REUSE: dict[str, dict[str, bool] | None] = {
+    "mlp": {},
+    "linear": {"linear": True},
+    "with_class_token": {"to_class_token": True},
+    "with_uninformative": {"to_coarse": True},
+    "everywhere": {"to_class_token": True, "to_coarse": True},  # in neither paper
+    "none": None,
+}
+"""Names of ``method.reuse`` -> options of `FeatureReuse` (CF-ViT Table 5)."""
+
+
+class FeatureReuse(nn.Module):
+    """LayerNorm, then an MLP, on the first pass's output tokens (LF-ViT Eq. 11).
+
+    (B, n, D) -> (B, n, D), added to the fine tokens of the same coarse cell.
+
+    Args:
+        dim: D.
+        hidden_dim: hidden width of the MLP.
+        norm_eps: of the LayerNorm.
+        linear: a single linear layer in place of the MLP.
+        to_class_token: also added to the second pass's class token.
+        to_coarse: also added to the cells that stay coarse.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        norm_eps: float,
+        *,
+        linear: bool = False,
+        to_class_token: bool = False,
+        to_coarse: bool = False,
+    ) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = nn.Linear(dim, dim) if linear else Mlp(dim, hidden_dim)
+        self.to_class_token = to_class_token
+        self.to_coarse = to_coarse
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.mlp(self.norm(tokens))
 
 
 class FirstPass(NamedTuple):
@@ -45,20 +94,6 @@ class FirstPass(NamedTuple):
     coarse: Tensor
     features: Tensor
 
-    @property
-    def scores(self) -> Scores:
-        return Scores(self.gca, self.last)
-
-
-class SecondPass(NamedTuple):
-    """Logits (B, C) of the second pass, and those of its tokens with an auxiliary head.
-
-    dense: of the 4k fine tokens in the order of `Selection.fine_indices`, then of the coarse ones.
-    """
-
-    logits: Tensor
-    dense: DenseLogits | None
-
 
 class TwoPassViT(nn.Module):
     """One backbone used twice; `lfvit.create_model` builds it.
@@ -67,7 +102,6 @@ class TwoPassViT(nn.Module):
         backbone: the weights both passes share.
         settings: of the method.
         image_size: S in pixels.
-        reuse: adds features of the first pass to tokens of the second; None adds nothing.
         reducer: shortens the sequence inside the passes named by `reduced_passes`.
         reduced_passes: some of "first", "second".
     """
@@ -78,18 +112,22 @@ class TwoPassViT(nn.Module):
         self,
         backbone: Backbone,
         settings: LFViTSettings,
-        *,
         image_size: int,
-        reuse: FeatureReuse | None,
         reducer: Reducer | None = None,
         reduced_passes: Collection[str] = (),
     ) -> None:
         super().__init__()
+        g, D = image_size // backbone.patch_size // 2, backbone.embed_dim
         self.backbone = backbone
-        self.reuse = reuse
+        self.reuse: FeatureReuse | None = None
+        if (options := REUSE[settings.reuse]) is not None:
+            block: Any = backbone.blocks[0]
+            hidden = block.mlp.fc1.out_features
+            self.reuse = FeatureReuse(D, hidden, block.norm1.eps, **options)
         self.image_size = image_size
-        self.grid = image_size // backbone.patch_size // 2
-        self.region_size = settings.region_size or default_region_size(self.grid)
+        self.grid = g
+        # the published windows of 224 and 288 pixels, and about their share of other grids
+        self.region_size = settings.region_size or {7: 5, 9: 8}.get(g, max(1, g * 5 // 7))
         self.alpha = settings.alpha
         self.beta = settings.beta
         self.gca_start = settings.gca_start
@@ -97,22 +135,15 @@ class TwoPassViT(nn.Module):
         self.background = settings.background
         self.reducer = reducer
         self.reduced_passes = frozenset(reduced_passes)
-        g, D = self.grid, backbone.embed_dim
         self.first_pos_embed = nn.Parameter(torch.zeros(1, 1 + g * g, D))
         self.second_pos_embed = nn.Parameter(torch.zeros(1, 1 + 4 * g * g, D))
         trunc_normal_(self.first_pos_embed, std=0.02)
         trunc_normal_(self.second_pos_embed, std=0.02)
 
-    def extra_repr(self) -> str:
-        return (
-            f"image_size={self.image_size}, region_size={self.region_size}, alpha={self.alpha}, "
-            f"beta={self.beta}, selector={self.selector!r}, background={self.background}"
-        )
-
     def no_weight_decay(self) -> set[str]:
         """Parameters without weight decay, as in DeiT and timm."""
-        tokens = {"backbone.cls_token", "backbone.reg_token"}
-        return {"first_pos_embed", "second_pos_embed"} | tokens
+        positions = {"first_pos_embed", "second_pos_embed"}
+        return positions | {"backbone.cls_token", "backbone.reg_token"}
 
     def forward(
         self,
@@ -132,9 +163,9 @@ class TwoPassViT(nn.Module):
             mix: cells that come from another image of the batch, in both passes.
         """
         first = self.first_pass(images, coarse_images, mix)
-        selection = self.select(first.scores, selector)
-        second = self.second_pass(images, first, selection, mix)
-        return ModelOutput([first.logits, second.logits], selection, second.dense)
+        selection = self.select(first, selector)
+        logits, dense = self.second_pass(images, first, selection, mix)
+        return ModelOutput([first.logits, logits], selection, dense)
 
     @torch.no_grad()
     def infer(
@@ -157,7 +188,7 @@ class TwoPassViT(nn.Module):
                 so that compiled passes meet few sizes.
         """
         first = self.first_pass(images, coarse_images)
-        selection = self.select(first.scores)
+        selection = self.select(first)
         confidence = first.logits.float().softmax(dim=1).amax(dim=1)  # (B,)
         exited = confidence >= threshold  # (B,)
         output = EarlyExitOutput(first.logits, exited, confidence, selection)
@@ -165,13 +196,13 @@ class TwoPassViT(nn.Module):
         if not len(rest):
             return output
         rows = torch.cat([rest, rest[-1:].expand(-len(rest) % bucket)])  # (R',), R' % bucket = 0
-        second_images, second_selection = images, selection
         if len(rest) < len(images) or len(rows) > len(rest):  # else all of them, in order
-            second_images, second_selection = images[rows], selection.rows(rows)
-            first = FirstPass(*(x[rows] for x in first))
-        second = self.second_pass(second_images, first, second_selection).logits[: len(rest)]
-        logits = output.logits.index_copy(0, rest, second.to(output.logits.dtype))  # (B, C)
-        return output._replace(logits=logits)
+            images, first, selection = tree_map_only(
+                Tensor, lambda part: part[rows], (images, first, selection)
+            )
+        second, _ = self.second_pass(images, first, selection)
+        second = second[: len(rest)].to(output.logits.dtype)
+        return output._replace(logits=output.logits.index_copy(0, rest, second))  # (B, C)
 
     def first_pass(
         self, images: Tensor, coarse_images: Tensor | None = None, mix: TokenMix | None = None
@@ -179,7 +210,12 @@ class TwoPassViT(nn.Module):
         """Classify the image at half resolution, and score its coarse cells."""
         if coarse_images is None:
             coarse_images = downsample(images)  # (B, 3, S/2, S/2)
-        self._check_size(coarse_images)
+        height, width = coarse_images.shape[-2:]
+        if (2 * height, 2 * width) != (self.image_size, self.image_size):
+            raise ValueError(
+                f"images of {2 * height} x {2 * width} pixels, but this model has "
+                f"image_size={self.image_size}; create it with the image_size of the data"
+            )
         backbone, g = self.backbone, self.grid
         coarse = backbone.embed(coarse_images, mix)  # (B, g*g, D)
         coarse = coarse + self.first_pos_embed[:, 1:]
@@ -191,17 +227,18 @@ class TwoPassViT(nn.Module):
         layout = None
         if reducer is not None:
             cells = torch.arange(g * g, device=coarse.device)[None]  # (1, g*g)
-            layout = Layout(1, patch_centers(cells, g, g), self.first_pos_embed[:, 1:])
+            layout = Layout(patch_centers(cells, g, g), self.first_pos_embed[:, 1:])
         output = backbone.run(tokens, self.gca_start, reducer, layout)  # (B, N, D), N = 1 + g*g
-        features = output.unmerge(backbone.norm(output.tokens))  # (B, 1 + g*g, D), also if reduced
+        features = backbone.normed(output, every=True)  # (B, 1 + g*g, D), also if reduced
         logits, dense = backbone.classify(features)  # (B, C)
         if dense is not None:  # back to the scale of one head, as confidence is read from them
             logits = logits / (1 + AUX_SHARE)
         gca, last = score_cells(output.class_attention, self.beta, g)  # (B, g, g)
         return FirstPass(logits, gca, last, coarse, features)
 
-    def select(self, scores: Scores, selector: str | None = None) -> Selection:
+    def select(self, first: FirstPass, selector: str | None = None) -> Selection:
         """Choose the cells that become fine."""
+        scores = Scores(first.gca, first.last)
         return select(scores, selector or self.selector, self.region_size, self.alpha)
 
     def second_pass(
@@ -210,8 +247,13 @@ class TwoPassViT(nn.Module):
         first: FirstPass,
         selection: Selection,
         mix: TokenMix | None = None,
-    ) -> SecondPass:
-        """Classify again: fine tokens for the selected cells, coarse ones for the others."""
+    ) -> tuple[Tensor, DenseLogits | None]:
+        """Classify again: fine tokens for the selected cells, coarse ones for the others.
+
+        Returns:
+            Logits (B, C), and those of both heads with an auxiliary head: of the 4k fine tokens in
+            the order of `Selection.fine_indices`, then of the coarse ones.
+        """
         backbone, reuse, g = self.backbone, self.reuse, self.grid
         fine_indices = selection.fine_indices  # (B, 4k) in the G x G grid
         rest = remaining_cells(selection.cells, g)  # (B, g*g - k) in the g x g grid
@@ -236,16 +278,15 @@ class TwoPassViT(nn.Module):
         reducer = self.reducer if "second" in self.reduced_passes else None
         layout = None
         if reducer is not None:
-            layout = Layout(1, patch_centers(fine_indices, 2 * g, 2 * g), fine_pos_embed)
+            layout = Layout(patch_centers(fine_indices, 2 * g, 2 * g), fine_pos_embed)
             if self.background:
                 coarse_pos_embed = F.embedding(rest, self.first_pos_embed[0, 1:])
                 layout = Layout(
-                    1,
                     torch.cat([layout.centers, patch_centers(rest, g, g)], dim=1),
                     torch.cat([fine_pos_embed, coarse_pos_embed], dim=1),
                 )
         output = backbone.run(tokens, reducer=reducer, layout=layout)  # (B, N, D)
-        return SecondPass(*backbone.classify(backbone.head_tokens(output)))  # (B, C)
+        return backbone.classify(backbone.normed(output, every=False))
 
     def compile_passes(self, **options: Any) -> None:
         """Run each pass under `torch.compile` with these options, and what is between as it is.
@@ -256,14 +297,6 @@ class TwoPassViT(nn.Module):
             run = torch.compile(getattr(self, name), **options)
             graphs = options.get("mode") in ("reduce-overhead", "max-autotune")
             setattr(self, name, _copying(run) if graphs else run)
-
-    def _check_size(self, coarse_images: Tensor) -> None:
-        height, width = coarse_images.shape[-2:]
-        if (2 * height, 2 * width) != (self.image_size, self.image_size):
-            raise ValueError(
-                f"images of {2 * height} x {2 * width} pixels, but this model has "
-                f"image_size={self.image_size}; create it with the image_size of the data"
-            )
 
 
 def _copying(run: Callable[..., Any]) -> Callable[..., Any]:

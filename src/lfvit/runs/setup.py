@@ -16,8 +16,8 @@ from torch import nn
 from lfvit.data import ImageDataModule
 from lfvit.data.settings import DATASETS
 from lfvit.errors import CheckpointError, ConfigError, DataError
-from lfvit.models import create_model
 from lfvit.models.checkpoints import extract_weights, load_checkpoint, read_file
+from lfvit.models.factory import create_model
 from lfvit.runs.record import LOCATIONS, CheckpointRecord, make_absolute, override, read_record
 from lfvit.utils.distributed import launched, number_of_devices
 from lfvit.utils.validation import check_choice, plain, validate

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lfvit.data import ImageDataModule
 from lfvit.data.datamodule import normalize
 from lfvit.models.passes import forward_passes
-from lfvit.models.resample import downsample
+from lfvit.models.tokens import downsample
 from lfvit.tracking.loggers import WandbLogger
 from lfvit.utils.distributed import is_main_process
 

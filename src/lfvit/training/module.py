@@ -15,9 +15,9 @@ from torchmetrics import MeanMetric
 
 from lfvit.data.batches import Batch
 from lfvit.errors import ConfigError
-from lfvit.models import forward_passes, num_passes
 from lfvit.models.checkpoints import RECORD
-from lfvit.models.reducers.base import Reducer
+from lfvit.models.passes import forward_passes, num_passes
+from lfvit.models.reducers import Reducer
 from lfvit.models.reduction import forward_tokens
 from lfvit.training.losses import kl_divergence, pass_losses
 from lfvit.training.optimizers import build_lr_scheduler, build_optimizer

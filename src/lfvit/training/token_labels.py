@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lfvit.data.batches import Batch
-from lfvit.models import num_passes
 from lfvit.models.lv_vit import DenseLogits, TokenMix
-from lfvit.models.selection import Selection, remaining_cells
+from lfvit.models.passes import num_passes
+from lfvit.models.selectors import Selection, remaining_cells
 from lfvit.models.tokens import gather_tokens
 
 

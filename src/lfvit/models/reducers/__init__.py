@@ -3,30 +3,121 @@
 A reducer is a subclass of `Reducer`, registered by name. To add one, put a class like `evit.EViT`
 into a new file of this package under ``@reducer("name")``: models, the check of settings, the cost
 counter and the tests over the registry pick it up.
+
+Blocks are counted from 0 in the code and from 1 in settings, as in the papers.
 """
 
-import importlib
-import pkgutil
+from typing import Any, ClassVar, NamedTuple
 
-from lfvit.models.reducers.base import (
-    REDUCERS,
-    Layout,
-    Reducer,
-    TokenState,
-    ViTDims,
-    reducer,
-    reducing_blocks,
-)
+from torch import Tensor, nn
 
-for _file in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_file.name}")
+from lfvit.errors import ConfigError
+from lfvit.models.blocks import Layout as Layout
+from lfvit.models.blocks import TokenState as TokenState
+from lfvit.models.blocks import attend
+from lfvit.models.registry import REDUCERS as REDUCERS
+from lfvit.models.registry import reducer as reducer
+from lfvit.utils.validation import Settings
 
-__all__ = [
-    "REDUCERS",
-    "Layout",
-    "Reducer",
-    "TokenState",
-    "ViTDims",
-    "reducer",
-    "reducing_blocks",
-]
+Reduced = tuple[Tensor, TokenState]
+"""The tokens (B, N, D) after a reduction, and their state."""
+
+
+class ViTDims(NamedTuple):
+    """Sizes of the ViT that a reducer is built for."""
+
+    depth: int
+    num_heads: int
+    head_dim: int
+    embed_dim: int
+
+
+class Reducer(nn.Module):
+    """Shortens the sequence of a ViT inside its blocks; the base class leaves it as it is.
+
+    A subclass overrides what it changes. Every block calls, in this order, `before_block`,
+    `attention_bias`, `attention` and `reduce_tokens`; the first and the last only in the reducing
+    blocks. What must be remembered of a sequence is in ``state.memory``: the module itself keeps
+    nothing between calls.
+
+    Args:
+        settings: of the class's `settings_type`.
+        dims: of the ViT.
+
+    Attributes:
+        blocks: indices of the reducing blocks, from 0: the setting ``blocks``, and its default of a
+            quarter, half and three quarters of the depth; all blocks for a class without it.
+
+    Raises:
+        ConfigError: more blocks than the ViT has.
+    """
+
+    settings_type: ClassVar[type[Settings]] = Settings
+    needs_class_token: ClassVar[bool] = False
+    learned: ClassVar[bool] = False  # training must add `loss`
+    drops: ClassVar[bool] = False  # some patches have no token that stands for them
+
+    def __init__(self, settings: Any, dims: ViTDims) -> None:
+        super().__init__()
+        self.settings = settings
+        self.blocks = list(range(dims.depth))
+        if hasattr(settings, "blocks"):  # 4, 7, 10 of 12 blocks, 5, 9, 13 of LV-ViT-S's 16
+            default = sorted({dims.depth * i // 4 + 1 for i in (1, 2, 3)})
+            blocks = settings.blocks or default
+            if blocks[-1] > dims.depth:
+                raise ConfigError(
+                    f"reducer.blocks={blocks}: the backbone has {dims.depth} blocks; valid: such "
+                    f"as {default}"
+                )
+            self.blocks = [block - 1 for block in blocks]
+
+    def per_block(self, name: str) -> list[Any]:
+        """A setting's value for each reducing block, from one for all of them or one for each.
+
+        Raises:
+            ConfigError: another number of values.
+        """
+        values, count = getattr(self.settings, name), len(self.blocks)
+        if len(values) not in (1, count):
+            raise ConfigError(
+                f"reducer.{name}={values} needs one value per reducing block: {count}"
+            )
+        return values * (count // len(values))
+
+    def start(self, state: TokenState) -> TokenState:
+        """Set up ``state.memory`` before the first block."""
+        return state
+
+    def before_block(self, index: int, tokens: Tensor, state: TokenState) -> Reduced:
+        """Change the tokens (B, N, D) before reducing block `index`."""
+        return tokens, state
+
+    def attention_bias(self, state: TokenState) -> Tensor | None:
+        """(B, 1, 1, N), added to the attention logits of every query; None adds nothing."""
+        return None
+
+    def attention(
+        self, index: int, attn: Any, q: Tensor, k: Tensor, v: Tensor, bias: Any, state: TokenState
+    ) -> tuple[Tensor, Any]:
+        """Attended values (B, H, N, d), and the metric that `reduce_tokens` reduces by."""
+        return attend(attn, q, k, v, bias), None
+
+    def reduce_tokens(self, index: int, tokens: Tensor, metric: Any, state: TokenState) -> Reduced:
+        """Change the tokens (B, N, D) between attention and MLP of reducing block `index`."""
+        return tokens, state
+
+    def loss(
+        self, state: TokenState, tokens: Tensor | None, teacher: Tensor | None
+    ) -> Tensor | None:
+        """What training adds to the loss, weighted; None adds nothing.
+
+        Args:
+            state: after the last block.
+            tokens: patch tokens (B, num_tokens, D) after the final norm.
+            teacher: those (B, n, D) of the unreduced model, None without distillation.
+        """
+        return None
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters of the reducer without weight decay, beside biases and norms."""
+        return set()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lfvit.models.reducers.base import Reducer, TokenState, ViTDims, reducer, reducing_blocks
+from lfvit.models.reducers import Reduced, Reducer, TokenState, ViTDims, reducer
 from lfvit.models.settings import DynamicViTSettings
 from lfvit.models.tokens import gather_tokens, split_topk
 from lfvit.utils.distributed import mean_over_images
@@ -61,11 +61,7 @@ class DynamicViT(Reducer):
     drops = True
 
     def __init__(self, settings: DynamicViTSettings, dims: ViTDims) -> None:
-        super().__init__(settings)
-        self.keep_rate = settings.keep_rate
-        self.blocks = reducing_blocks(settings.blocks, dims.depth)
-        self.ratio_weight = settings.ratio_weight
-        self.token_weight = settings.token_weight
+        super().__init__(settings, dims)
         self.predictors = nn.ModuleList(Predictor(dims.embed_dim) for _ in self.blocks)
 
     def start(self, state: TokenState) -> TokenState:
@@ -74,10 +70,8 @@ class DynamicViT(Reducer):
         everything = torch.ones_like(state.source, dtype=torch.float32)[:, :, None]
         return state._replace(memory=Decisions(everything, ()))
 
-    def before_block(
-        self, index: int, tokens: Tensor, state: TokenState
-    ) -> tuple[Tensor, TokenState]:
-        if index not in self.blocks or self.keep_rate == 1:
+    def before_block(self, index: int, tokens: Tensor, state: TokenState) -> Reduced:
+        if self.settings.keep_rate == 1:
             return tokens, state
         stage = self.blocks.index(index)
         predictor = self.predictors[stage]
@@ -89,13 +83,10 @@ class DynamicViT(Reducer):
             return tokens, state._replace(memory=Decisions(mask, (*stages, mask)))
         everything = patches.new_ones(1, 1, 1).expand(patches.shape[0], state.num_tokens, 1)
         score = predictor(patches, everything)[:, :, 0]  # (B, n)
-        k = max(int(round(self.keep_rate ** (stage + 1) * state.num_patches, 9)), 1)
+        k = max(int(round(self.settings.keep_rate ** (stage + 1) * state.num_patches, 9)), 1)
         kept, _ = split_topk(score, k)
-        # a dropped token has no successor: its source is the last kept one, for want of another
-        index_of = torch.full_like(score, k - 1, dtype=torch.long)
-        index_of = index_of.scatter(1, kept, torch.arange(k, device=kept.device).expand_as(kept))
         tokens = torch.cat([prefix, gather_tokens(patches, kept)], dim=1)
-        return tokens, state.remap(index_of, k)
+        return tokens, state.keep(kept, k)  # no token stands for the dropped ones
 
     def attention(
         self, index: int, attn: Any, q: Tensor, k: Tensor, v: Tensor, bias: Any, state: TokenState
@@ -111,15 +102,15 @@ class DynamicViT(Reducer):
         if state.memory is None or not state.memory.stages:
             return None
         errors = [
-            (mask.mean(dim=(1, 2)) - self.keep_rate**stage).square().mean()
+            (mask.mean(dim=(1, 2)) - self.settings.keep_rate**stage).square().mean()
             for stage, mask in enumerate(state.memory.stages, start=1)
         ]
-        loss = self.ratio_weight * torch.stack(errors).mean()
+        loss = self.settings.ratio_weight * torch.stack(errors).mean()
         if tokens is not None and teacher is not None:
             mask = state.memory.mask.detach()
             error = (tokens - teacher).square().mean(dim=2, keepdim=True)
             kept = len(mask) * mean_over_images(mask.sum(dim=(1, 2)))  # of all processes
-            loss = loss + self.token_weight * (error * mask).sum() / kept.clamp(min=1)
+            loss = loss + self.settings.token_weight * (error * mask).sum() / kept.clamp(min=1)
         return loss
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfvit.models.attention import class_attention
-from lfvit.models.reducers.base import Reducer, TokenState, ViTDims, reducer, reducing_blocks
+from lfvit.models.blocks import class_attention
+from lfvit.models.reducers import Reduced, Reducer, TokenState, reducer
 from lfvit.models.settings import EViTSettings
 from lfvit.models.tokens import gather_tokens, num_keep, split_topk
 
@@ -22,32 +22,22 @@ class EViT(Reducer):
     settings_type = EViTSettings
     needs_class_token = True
 
-    def __init__(self, settings: EViTSettings, dims: ViTDims) -> None:
-        super().__init__(settings)
-        self.keep_rate = settings.keep_rate
-        self.blocks = reducing_blocks(settings.blocks, dims.depth)
-
     def attention(
         self, index: int, attn: Any, q: Tensor, k: Tensor, v: Tensor, bias: Any, state: TokenState
     ) -> tuple[Tensor, Any]:
         x, _ = super().attention(index, attn, q, k, v, bias, state)
         n = state.num_tokens
-        if index not in self.blocks or num_keep(self.keep_rate, n) == n:
+        if index not in self.blocks or num_keep(self.settings.keep_rate, n) == n:
             return x, None
         return x, class_attention(attn, q, k)[:, state.num_prefix_tokens - 1 :]  # (B, n)
 
-    def reduce_tokens(
-        self, index: int, tokens: Tensor, metric: Any, state: TokenState
-    ) -> tuple[Tensor, TokenState]:
+    def reduce_tokens(self, index: int, tokens: Tensor, metric: Any, state: TokenState) -> Reduced:
         if metric is None:
             return tokens, state
-        k = num_keep(self.keep_rate, state.num_tokens)
+        k = num_keep(self.settings.keep_rate, state.num_tokens)
         kept, others = split_topk(metric, k)  # (B, k), (B, n - k)
         prefix, patches = tokens.tensor_split([state.num_prefix_tokens], dim=1)
         weights = metric.gather(1, others)[:, :, None]
         fused = (weights * gather_tokens(patches, others)).sum(dim=1, keepdim=True)  # (B, 1, D)
         tokens = torch.cat([prefix, gather_tokens(patches, kept), fused.to(tokens.dtype)], dim=1)
-        # the kept tokens are 0 to k - 1 now, the fused one is k
-        index_of = torch.full_like(metric, k, dtype=torch.long)
-        index_of = index_of.scatter(1, kept, torch.arange(k, device=kept.device).expand_as(kept))
-        return tokens, state.remap(index_of, k + 1)
+        return tokens, state.keep(kept, k + 1)

@@ -5,15 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lfvit.models.attention import attend, attention_weights
-from lfvit.models.reducers.base import (
-    Reducer,
-    TokenState,
-    ViTDims,
-    per_block,
-    reducer,
-    reducing_blocks,
-)
+from lfvit.models.blocks import attend, attention_weights
+from lfvit.models.reducers import Reduced, Reducer, TokenState, ViTDims, reducer
 from lfvit.models.settings import FrequencySettings
 from lfvit.models.tokens import gather_tokens, num_keep, split_topk
 
@@ -60,11 +53,9 @@ class Frequency(Reducer):
     settings_type = FrequencySettings
 
     def __init__(self, settings: FrequencySettings, dims: ViTDims) -> None:
-        super().__init__(settings)
-        self.blocks = reducing_blocks(settings.blocks, dims.depth)
-        self.removed = per_block("removed", settings.removed, len(self.blocks))
-        self.windows = per_block("windows", settings.windows, len(self.blocks))
-        self.position_term = settings.position_term
+        super().__init__(settings, dims)
+        self.removed = dict(zip(self.blocks, self.per_block("removed"), strict=True))
+        self.windows = dict(zip(self.blocks, self.per_block("windows"), strict=True))
         self.first = self.blocks[0] + 1  # first block with DC tokens
         reweighted = (dims.depth - self.first, dims.num_heads)
         self.w1 = nn.Parameter(torch.full(reweighted, float(settings.w1_init)))
@@ -116,18 +107,14 @@ class Frequency(Reducer):
     def _num_high(self, index: int, state: TokenState) -> int:
         """High-frequency tokens left after block `index`."""
         n_high = state.memory.n_high
-        if index not in self.blocks:
-            return n_high
-        return max(num_keep(1 - self.removed[self.blocks.index(index)], n_high), 1)
+        return max(num_keep(1 - self.removed.get(index, 0), n_high), 1)
 
-    def reduce_tokens(
-        self, index: int, tokens: Tensor, metric: Any, state: TokenState
-    ) -> tuple[Tensor, TokenState]:
+    def reduce_tokens(self, index: int, tokens: Tensor, metric: Any, state: TokenState) -> Reduced:
         if metric is None:
             return tokens, state
         B, bands = tokens.shape[0], state.memory
         n_high, k = bands.n_high, self._num_high(index, state)
-        w = self.windows[self.blocks.index(index)]
+        w = self.windows[index]
         kept, removed = split_topk(metric[:, :n_high], k)
         prefix, high, dc = tokens.tensor_split(
             [state.num_prefix_tokens, state.num_prefix_tokens + n_high], dim=1
@@ -137,7 +124,7 @@ class Frequency(Reducer):
         window = _window_of(state.layout.centers, w).expand(B, -1).gather(1, patch)
         leaving = gather_tokens(high, removed)
         pos_embed = state.layout.pos_embed
-        if self.position_term and pos_embed is not None:
+        if self.settings.position_term and pos_embed is not None:
             leaving = leaving + gather_tokens(pos_embed.expand(B, -1, -1), patch)
         into = torch.cat([window, _coarser_window(bands, w)], dim=1)  # (B, n_removed + n_dc)
         weighted = torch.cat([leaving.float(), dc.float() * bands.dc_size[:, :, None]], dim=1)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lfvit.models.reducers.base import Reducer, TokenState, ViTDims, per_block, reducer
+from lfvit.models.reducers import Reduced, Reducer, TokenState, ViTDims, reducer
 from lfvit.models.settings import ToMeSettings
 
 
@@ -54,18 +54,11 @@ class ToMe(Reducer):
     settings_type = ToMeSettings
 
     def __init__(self, settings: ToMeSettings, dims: ViTDims) -> None:
-        super().__init__(settings)
-        self.r = per_block("r", settings.r, dims.depth)
-        self.proportional = settings.proportional
-
-    def num_merged(self, index: int, state: TokenState) -> int:
-        """Pairs merged in block `index`, at most half of the tokens."""
-        r = self.r[index]
-        pairs = round(r * state.num_patches) if r < 1 else int(r)
-        return min(pairs, state.num_tokens // 2)
+        super().__init__(settings, dims)
+        self.r = self.per_block("r")
 
     def attention_bias(self, state: TokenState) -> Tensor | None:
-        if not self.proportional or state.num_tokens == state.num_patches:
+        if not self.settings.proportional or state.num_tokens == state.num_patches:
             return None
         return F.pad(state.size().log(), (state.num_prefix_tokens, 0))[:, None, None]
 
@@ -75,10 +68,10 @@ class ToMe(Reducer):
         x, _ = super().attention(index, attn, q, k, v, bias, state)
         return x, k[:, :, state.num_prefix_tokens :].mean(dim=1)  # (B, n, d)
 
-    def reduce_tokens(
-        self, index: int, tokens: Tensor, metric: Any, state: TokenState
-    ) -> tuple[Tensor, TokenState]:
-        r = self.num_merged(index, state)
+    def reduce_tokens(self, index: int, tokens: Tensor, metric: Any, state: TokenState) -> Reduced:
+        r = self.r[index]
+        r = round(r * state.num_patches) if r < 1 else int(r)
+        r = min(r, state.num_tokens // 2)
         if r == 0:
             return tokens, state
         with torch.no_grad():

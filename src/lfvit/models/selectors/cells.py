@@ -36,3 +36,10 @@ def random_cells(scores: Scores, region_size: int, alpha: float) -> Choice:
 def largest_last_attention(scores: Scores, region_size: int, alpha: float) -> Choice:
     """By the last block's class attention, without the average over blocks."""
     return keep_anywhere(scores.last, alpha)
+
+
+@selector("none")
+def whole_image(scores: Scores, region_size: int, alpha: float) -> Choice:
+    """Every cell (phase one of training, and an ablation); the settings have no effect."""
+    B, g, _ = scores.gca.shape
+    return Choice(None, torch.arange(g * g, device=scores.gca.device).expand(B, -1))

@@ -11,8 +11,8 @@ from torch import Tensor
 from lfvit.data.datamodule import normalize
 from lfvit.measure.diagnosis import diagnose_batch, summarize
 from lfvit.measure.spectrum import high_frequency_set, received_attention
-from lfvit.models import reduce, restore
-from lfvit.models.attention import class_attention
+from lfvit.models.blocks import class_attention
+from lfvit.models.reduction import reduce, restore
 from lfvit.results.artifacts import plots
 from lfvit.results.artifacts.settings import Artifact
 from lfvit.results.artifacts.tables import Results, Rows, Table, column

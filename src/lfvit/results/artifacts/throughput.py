@@ -11,7 +11,7 @@ from torch import Tensor
 from lfvit.data.datamodule import normalize
 from lfvit.measure.thresholds import NO_EXIT
 from lfvit.measure.throughput import PRECISIONS, compile_model, time_interleaved
-from lfvit.models import early_exit
+from lfvit.models.passes import early_exit
 from lfvit.results.artifacts.settings import Artifact, Scale
 from lfvit.results.artifacts.tables import Results, Rows, Table, make_table, operating_point
 from lfvit.results.collect import Run
