@@ -10,9 +10,8 @@ from typing import Any
 from lfvit.runs import sweeps
 from lfvit.runs.configs import open_groups, quote_path
 from lfvit.utils.distributed import all_ended, is_main_process, join_launched, launched_together
-from lfvit.utils.error_messages import error_message
+from lfvit.utils.error_messages import error_message, filter_warnings
 from lfvit.utils.signals import Stopped
-from lfvit.utils.warning_filters import filter_warnings
 
 
 def entry_point(main: Callable[[], Any]) -> Callable[[], Any]:

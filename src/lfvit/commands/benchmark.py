@@ -6,7 +6,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from lfvit.results.speed import print_speed, write_speed
 from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import environment
 from lfvit.runs.setup import Trained, build_model, find_device, load_trained, open_data
-from lfvit.tracking.loggers import log_table, summarise, tracked
+from lfvit.tracking.loggers import log_table, tracked
 from lfvit.training.losses import pass_losses
 from lfvit.utils.validation import plain, validate
 
@@ -37,11 +37,8 @@ log = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 
-class Case(NamedTuple):
-    """What is timed, and the columns of its row that are known before."""
-
-    run: Callable[[], object]
-    columns: Row
+Case = tuple[Callable[[], object], Row]
+"""What is timed, and the columns of its row that are known before."""
 
 
 def benchmark(cfg: DictConfig) -> list[Row]:
@@ -68,11 +65,8 @@ def benchmark(cfg: DictConfig) -> list[Row]:
     # before anything is timed: a mistake in the last model is reported now
     macs = {name: pass_macs(model) for name, model in build_models(cfg, trained).items()}
     run_dir = start_run(cfg)
-    shared = {
-        "backbone": json.dumps(plain(cfg.backbone)),
-        "image_size": cfg.image_size,
-        "compile_mode": cfg.compile_mode,
-    }
+    shared = {name: cfg[name] for name in ("image_size", "compile_mode")}
+    shared["backbone"] = json.dumps(plain(cfg.backbone))
     about = {"settings": shared, "environment": environment()}
     rows: list[Row] = []
     with tracked(cfg, "benchmark", trained.record if trained else None) as loggers:
@@ -95,7 +89,6 @@ def benchmark(cfg: DictConfig) -> list[Row]:
                 rows += [setting | row for row in timed]
                 write_speed(run_dir, about, rows)  # an interrupted run keeps what it has timed
         log_table(loggers, "benchmark", rows)
-        summarise(loggers, {name_of(row): row["images_per_second"] for row in rows})
     print_speed(rows)
     print(f"written to {run_dir}")
     return rows
@@ -158,9 +151,9 @@ def time_models(
             "batch_size": len(images),
         }
         if training:
-            cases.append(Case(training_step(model, images), columns))
+            cases.append((training_step(model, images), columns))
         elif len(macs[name]) == 1:
-            cases.append(Case(partial(model, images), columns))
+            cases.append((partial(model, images), columns))
         elif threshold is not None:
             columns["exits"] = f"measured at eta={threshold:g}"
             cases.append(early_exit_case(model, images, threshold, macs[name], columns))
@@ -172,33 +165,31 @@ def time_models(
                 for eta in dict.fromkeys(thresholds)  # a batch of one has two shares at most
             ]
     seconds = time_interleaved(
-        {str(number): case.run for number, case in enumerate(cases)},
+        {str(number): run for number, (run, _) in enumerate(cases)},
         warmup=settings.warmup,
         repeats=settings.repeats,
         device=parameter.device,
         gradients=training,
     )
-    base_time, base = float(np.median(seconds["0"])), cases[0].columns
+    base_time, base = float(np.median(seconds["0"])), cases[0][1]
     rows = []
-    for case, times in zip(cases, seconds.values(), strict=True):
-        count, median = case.columns["batch_size"], float(np.median(times))
-        speedup, ideal = base_time / median, base["gmacs"] / case.columns["gmacs"]
-        rows.append(
-            {
-                **case.columns,
-                "images_per_second": count / median,
-                "images_per_second_slowest": count / max(times),
-                "images_per_second_fastest": count / min(times),
-                "latency_ms_p50": 1e3 * median,
-                "latency_ms_p95": 1e3 * float(np.quantile(times, 0.95, method="inverted_cdf")),
-                "compared_with": base["model"],
-                "measured_speedup": speedup,
-                "ideal_speedup": ideal,
-                "share_of_ideal": speedup / ideal,
-                "repeats": len(times),
-                "peak_memory_mb": peak_memory(case.run, parameter.device, gradients=training),
-            }
-        )
+    for (run, columns), times in zip(cases, seconds.values(), strict=True):
+        count, median = columns["batch_size"], float(np.median(times))
+        speedup, ideal = base_time / median, base["gmacs"] / columns["gmacs"]
+        timed = {
+            "images_per_second": count / median,
+            "images_per_second_slowest": count / max(times),
+            "images_per_second_fastest": count / min(times),
+            "latency_ms_p50": 1e3 * median,
+            "latency_ms_p95": 1e3 * float(np.quantile(times, 0.95, method="inverted_cdf")),
+            "compared_with": base["model"],
+            "measured_speedup": speedup,
+            "ideal_speedup": ideal,
+            "share_of_ideal": speedup / ideal,
+            "repeats": len(times),
+            "peak_memory_mb": peak_memory(run, parameter.device, gradients=training),
+        }
+        rows.append(columns | timed)
     return rows
 
 
@@ -214,7 +205,7 @@ def early_exit_case(
     with torch.inference_mode():
         exits = run().exited.double().mean().item()
     gmacs = (macs[0] + (1 - exits) * sum(macs[1:])) / 1e9
-    return Case(run, columns | {"exit_fraction": exits, "gmacs": gmacs})
+    return run, columns | {"exit_fraction": exits, "gmacs": gmacs}
 
 
 def training_step(model: nn.Module, images: Tensor) -> Callable[[], None]:
@@ -229,14 +220,3 @@ def training_step(model: nn.Module, images: Tensor) -> Callable[[], None]:
         optimizer.zero_grad()
 
     return step
-
-
-def name_of(row: Row) -> str:
-    """What loggers call a row's throughput: model and setting."""
-    setting = f"{row['precision']}{'_compiled' if row['compiled'] else ''}"
-    if row["task"] == "training":
-        setting = f"training_{setting}"
-    name = f"{row['model']}/{setting}/batch_{row['batch_size']}"
-    if row["exit_fraction"] is not None:
-        name += f"/exits_{row['exit_fraction']:.2f}"
-    return f"{name}/images_per_second"

@@ -9,12 +9,7 @@ from omegaconf import DictConfig
 from lfvit.measure.costs import pass_macs
 from lfvit.measure.localisation import random_windows, summarize
 from lfvit.measure.operating_points import operating_points
-from lfvit.measure.predictions import (
-    FILE,
-    pass_results,
-    predict_all,
-    save_predictions,
-)
+from lfvit.measure.predictions import FILE, pass_results, predict_all, save_predictions
 from lfvit.measure.schemas import Evaluation, Localisation
 from lfvit.measure.settings import EvaluationSettings
 from lfvit.measure.temperature import scale_temperature

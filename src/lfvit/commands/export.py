@@ -35,7 +35,11 @@ def export(cfg: DictConfig) -> dict[str, Any]:
         LFViTError: packages are missing, the model cannot be exported, or the files differ from
             the model.
     """
-    check_packages()
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"export needs {', '.join(missing)}; install the extra: pip install -e '.[export]'"
+        )
     if not cfg.tolerance > 0:
         raise ConfigError(f"tolerance={cfg.tolerance} must be above 0")
     trained = load_trained(cfg.ckpt_path, model_overrides(cfg))
@@ -56,15 +60,6 @@ def export(cfg: DictConfig) -> dict[str, Any]:
     print(f"checked on batches of {', '.join(map(str, BATCHES))} images; written to {run_dir}")
     print(f"without PyTorch: python -m lfvit.runtime {run_dir} IMAGE...")
     return card
-
-
-def check_packages() -> None:
-    """Refuse to start without what writes and checks ONNX files."""
-    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f"export needs {', '.join(missing)}; install the extra: pip install -e '.[export]'"
-        )
 
 
 def describe(trained: Trained) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from lfvit.commands.train import train
 from lfvit.errors import ConfigError, TrainingError
 from lfvit.runs.configs import compose_config
-from lfvit.runs.directory import directory_lock
+from lfvit.runs.directory import LOCK
 from lfvit.runs.identity import identity
 from lfvit.runs.provenance import PROJECT_ROOT
 from lfvit.runs.resume import AUTO, check_own_directory, last_of
@@ -81,9 +81,8 @@ def run_job(
 ) -> Job:
     """Train and evaluate, as far as that is not done already.
 
-    Of trainings with the same identity (see `lfvit.runs.identity.identity`) one runs at a time, in
-    whatever process; the others wait for it and find it done. One that was interrupted is
-    continued from its last checkpoint, in its own directory.
+    Of trainings with the same identity (`lfvit.runs.identity`) one runs at a time, in whatever
+    process; the others wait and find it done. An interrupted one is continued in its own directory.
 
     Args:
         cfg: a composed training config; ``run_dir`` is the job's own directory, ``init_from`` names
@@ -160,7 +159,7 @@ def _decide(cfg: DictConfig, roots: Sequence[Path], key: str, repeat: bool) -> t
     for run in known:
         # a process that Lightning started follows the one it would wait for
         if is_main_process() and not _is_done(run):
-            with _held(directory_lock(run)):
+            with _held(FileLock(run / LOCK)):
                 pass
     done = [run for run in known if _is_done(run)]
     if done:

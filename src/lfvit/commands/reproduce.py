@@ -116,7 +116,9 @@ def collect_results(
     """The results by name of a run, which is there with all of its seeds or not at all."""
     results = Results(scale, {}, {}, scale.left_out(runs), {})
     folders = {
-        k: done.evaluation.resolve() for k, done in outcomes.items() if not isinstance(done, str)
+        key: job.evaluation.resolve().parent
+        for key, job in outcomes.items()
+        if not isinstance(job, str) and job.evaluation
     }
     by_folder = {run.folder: run for run in collect(list(folders.values())).runs}
     for name in runs:

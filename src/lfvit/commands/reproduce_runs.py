@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import DictConfig
 
-from lfvit.commands.jobs import evaluate_once, run_job
+from lfvit.commands.jobs import Job, evaluate_once, run_job
 from lfvit.commands.train import check
 from lfvit.errors import ConfigError, LFViTError, TrainingError
 from lfvit.results.artifacts.settings import Artifact, Run, Scale
@@ -55,15 +55,8 @@ class Planned(NamedTuple):
         return self.start and f"{epochs} epochs from the weights of {self.start}"
 
 
-class Done(NamedTuple):
-    """directory: of the training whose weights were evaluated. evaluation: of evaluate.json."""
-
-    directory: Path
-    evaluation: Path
-
-
-Outcome = Done | str
-"""Where the results of a run are, or why it failed."""
+Outcome = Job | str
+"""What became of a run, or why it failed."""
 
 
 def key_of(name: str, seed: int) -> str:
@@ -102,7 +95,10 @@ def plan_runs(
         try:
             training = compose_config("train", overrides) if run.train else None
             if training is None:
-                _check_evaluation(planned[str(start)].cfg, run.evaluate)
+                begun: Any = planned[str(start)].cfg
+                evaluation = compose_config("evaluate", [*run.evaluate, "ckpt_path=start"])
+                record = override(make_record(begun, []), model_overrides(evaluation))
+                build_model(CheckpointRecord(**record), num_classes=2)
             else:
                 training.run_dir = str(folder)
                 if start is not None:
@@ -132,13 +128,6 @@ def _overrides(
         overrides += [word] if "=" in word else scale.parts[word]
     root = [] if cfg.data_root is None else [f"data.root={cfg.data_root}"]
     return [*overrides, *root, *cfg.overrides, f"name={name}", f"seed={seed}"]
-
-
-def _check_evaluation(trained: Any, overrides: Sequence[str]) -> None:
-    """Build the model that is going to be evaluated."""
-    evaluation = compose_config("evaluate", [*overrides, "ckpt_path=start"])
-    record = override(make_record(trained, []), model_overrides(evaluation))
-    build_model(CheckpointRecord(**record), num_classes=2)
 
 
 def prepare_folders(runs: Iterable[Planned], fresh: bool) -> None:
@@ -180,9 +169,8 @@ def make_runs(runs: Mapping[str, Planned], reuse: Sequence[Path], jobs: int) -> 
 def _make_side_by_side(
     runs: Mapping[str, Planned], reuse: Sequence[Path], jobs: int
 ) -> dict[str, Outcome]:
-    """Those that came to an end; all, unless a process was killed.
-
-    A signal stops those that are under way, each saving where it is, and starts no other.
+    """Those that ended; all, unless a process was killed. A signal stops those that are under way,
+    each saving where it is, and starts no other.
     """
     outcomes: dict[str, Outcome] = {}
     waiting, running = dict(runs), dict[Future[Outcome], str]()
@@ -208,28 +196,23 @@ def _make_side_by_side(
 
 
 def make_run(run: Planned, start: Outcome | None, reuse: Sequence[Path]) -> Outcome:
-    """Train and evaluate one run.
-
-    Args:
-        start: of the run that it starts from.
-        reuse: see `make_runs`.
-    """
+    """Train and evaluate one run; `start` is the outcome of the one it starts from."""
     root = run.folder.parents[1]
     try:
         if isinstance(start, str):
             raise TrainingError(f"starts from {run.start}, which failed")
         if run.cfg is None:
             assert start is not None
-            directory = start.directory
             run.folder.mkdir(parents=True, exist_ok=True)
-            path, _ = evaluate_once(directory, run.folder, [root, *reuse], run.evaluate)
+            path, _ = evaluate_once(start.directory, run.folder, [root, *reuse], run.evaluate)
+            job = start._replace(evaluation=path)
         else:
             cfg = run.cfg.copy()
             cfg.init_from = None if start is None else str(last_of(start.directory))
-            _, directory, _, path = run_job(cfg, root, reuse=reuse, overrides=run.overrides)
-        if path is None:
+            job = run_job(cfg, root, reuse=reuse, overrides=run.overrides)
+        if job.evaluation is None:
             raise TrainingError("left no last.ckpt to evaluate; use callbacks=default")
-        return Done(directory, path.parent)
+        return job
     except Exception as error:  # whatever it is, it must not lose the other runs
         log.error("%s failed", run.folder, exc_info=error)
         return f"{type(error).__name__}: {error}"

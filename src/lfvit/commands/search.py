@@ -80,15 +80,27 @@ def search(cfg: DictConfig) -> list[dict[str, Any]]:
         LFViTError: a setting is at fault, before the first trial.
     """
     refuse_launched("a search")
-    settings = _checked(cfg)
-    optuna, out = _optuna(), Path(cfg.output_dir)
+    try:
+        import optuna
+    except ImportError as error:
+        raise ConfigError("searching needs Optuna: pip install -e '.[sweep]'") from error
+    settings, out = _checked(cfg), Path(cfg.output_dir)
     out.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(out / "search.lock").acquire(timeout=0)
     except Timeout as error:
         raise ConfigError(f"{out}: another process is searching there; pass output_dir") from error
     with lock:
-        _check_same(settings, out)
+        # trials of other settings are not to be compared
+        asked = settings.model_dump(exclude={"trials"})
+        before = read_json(out / "settings.json") or asked
+        for key, value in asked.items():
+            if before.get(key) != value:
+                raise ConfigError(
+                    f"{out} holds a search with {key}={before.get(key)}, not {value}; pass another "
+                    "output_dir"
+                )
+        write_json(out / "settings.json", asked)
         study = _open(out)
         while (done := len(_ended(study))) < settings.trials:
             # by trial: a continued search does not propose once more what it began with
@@ -106,7 +118,7 @@ def search(cfg: DictConfig) -> list[dict[str, Any]]:
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
             else:
                 study.tell(trial, [point["top1"], point["gmacs"]])
-            rows = _write(study, settings, out)
+            _write(study, settings, out)
         rows = _write(study, settings, out)
     frontier = [row for row in rows if row["frontier"]]
     print_table([{**row, "words": _words(row["settings"])} for row in frontier], FORMATS, TITLES)
@@ -147,7 +159,8 @@ def _flat(space: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _open(out: Path) -> Any:
     """The study in this directory, as far as it got."""
-    optuna = _optuna()
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     journal = optuna.storages.journal
     study = optuna.create_study(
@@ -196,21 +209,8 @@ def _overrides(settings: SearchSettings, chosen: Mapping[str, Any]) -> list[str]
     ]
 
 
-def _check_same(settings: SearchSettings, out: Path) -> None:
-    """Trials of other settings are not to be compared."""
-    asked = settings.model_dump(exclude={"trials"})
-    before = read_json(out / "settings.json") or asked
-    for key, value in asked.items():
-        if before.get(key) != value:
-            raise ConfigError(
-                f"{out} holds a search with {key}={before.get(key)}, not {value}; pass another "
-                "output_dir"
-            )
-    write_json(out / "settings.json", asked)
-
-
 def _ended(study: Any) -> list[Any]:
-    """Trials that came to an end, well or not."""
+    """Trials that were completed or failed."""
     return [t for t in study.trials if t.state.name == "COMPLETE" or "error" in t.user_attrs]
 
 
@@ -222,12 +222,8 @@ def _write(study: Any, settings: SearchSettings, out: Path) -> list[dict[str, An
     rows = []
     for trial in trials:
         top1, gmacs = trial.values or (None, None)
-        row: dict[str, Any] = {
-            "number": trial.number,
-            "settings": trial.params,
-            "top1": top1,
-            "gmacs": gmacs,
-        }
+        row: dict[str, Any] = {"number": trial.number, "settings": trial.params}
+        row |= {"top1": top1, "gmacs": gmacs}
         row |= {k: trial.user_attrs.get(k) for k in ("exit_fraction", "directory", "error")}
         row["frontier"] = trial.number in best and (budget is None or row["gmacs"] <= budget)
         rows.append(row)
@@ -262,11 +258,3 @@ def _suggest(trial: Any, key: str, values: "list[Any] | Range") -> Any:
     if all(isinstance(number, int) for number in (low, high, step or 1)):
         return trial.suggest_int(key, low, high, step=step or 1, log=values.log)
     return trial.suggest_float(key, low, high, step=step, log=values.log)
-
-
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError as error:
-        raise ConfigError("searching needs Optuna: pip install -e '.[sweep]'") from error
-    return optuna

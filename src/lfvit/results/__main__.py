@@ -15,7 +15,7 @@ from lfvit.results.page import write_page
 from lfvit.results.provenance import without_paths
 from lfvit.results.report import write_report
 from lfvit.results.table import write_table
-from lfvit.utils.warning_filters import filter_warnings
+from lfvit.utils.error_messages import filter_warnings
 
 SUFFIXES = (".html", ".md", ".csv", ".parquet")
 

@@ -29,7 +29,7 @@ from lfvit.runs.configs import quote_path
 from lfvit.runs.provenance import PROJECT_ROOT
 from lfvit.runs.setup import load_trained
 from lfvit.utils.atomic_io import write_json
-from lfvit.utils.warning_filters import filter_warnings
+from lfvit.utils.error_messages import filter_warnings
 
 
 def read_card(source: str | Path) -> dict[str, Any]:

@@ -16,6 +16,9 @@ from lfvit.utils.atomic_io import read_json, remove_partial, write_atomic, write
 from lfvit.utils.distributed import is_main_process
 from lfvit.utils.signals import Stopped
 
+LOCK = "run.lock"
+"""What a training holds in its directory as long as its process lives."""
+
 LEAVING = 30.0
 """Seconds in which a killed process and its loader processes have left their directory."""
 
@@ -43,11 +46,9 @@ def training_record(cfg: DictConfig) -> Iterator[None]:
     """Keep run.json of a training while it runs, and lock its directory against other processes.
 
     run.json holds status ("running", "done", "failed", or "stopped" by a signal), identity and
-    settings of the weights, start and end, and the error. A killed process leaves "running"; its
-    lock on run.lock ended with it. Files that it left incomplete are removed.
-
-    A training that continues here keeps the identity it began with. One that continues a
-    checkpoint from somewhere else has none: its beginning may have had other settings.
+    settings of the weights, start and end, and the error. A killed process leaves "running", and no
+    lock. A training that continues a checkpoint from somewhere else has no identity: its beginning
+    may have had other settings.
 
     Raises:
         ConfigError: another process is training in ``cfg.run_dir``.
@@ -57,7 +58,7 @@ def training_record(cfg: DictConfig) -> Iterator[None]:
         return
     path = Path(cfg.run_dir) / "run.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = directory_lock(path.parent)
+    lock = FileLock(path.with_name(LOCK))
     try:
         lock.acquire(timeout=0 if cfg.ckpt_path is None else LEAVING)
     except Timeout as error:
@@ -92,11 +93,6 @@ def training_record(cfg: DictConfig) -> Iterator[None]:
             if record["status"] == "done":
                 raise
         lock.release()
-
-
-def directory_lock(folder: Path) -> FileLock:
-    """The lock that a training holds on its directory as long as its process lives."""
-    return FileLock(folder / "run.lock")
 
 
 def is_name(text: str) -> bool:

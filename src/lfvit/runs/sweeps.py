@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,7 @@ from lfvit.errors import ConfigError
 from lfvit.runs.directory import inside, now
 from lfvit.utils.atomic_io import read_json, write_atomic, write_json
 from lfvit.utils.distributed import all_ended, is_main_process, launched, launched_together
-from lfvit.utils.error_messages import error_message
-from lfvit.utils.warning_filters import filter_warnings
+from lfvit.utils.error_messages import error_message, filter_warnings
 
 log = logging.getLogger(__name__)
 
@@ -132,14 +131,18 @@ def finish() -> bool:
     origin = environment()
     write_json(folder / "sweep.json", {"jobs": jobs, "environment": origin})
     common = set.intersection(*(set(job["overrides"]) for job in jobs)) if len(jobs) > 1 else set()
-    rows = [
-        {**job, "settings": " ".join(o for o in job["overrides"] if o not in common)}
-        for job in jobs
+    rows, by_error = [], dict[str, list[str]]()
+    for job in jobs:
+        rows.append({**job, "settings": " ".join(o for o in job["overrides"] if o not in common)})
+        if job["error"] is not None:
+            by_error.setdefault(job["error"], []).append(str(job["job"]))
+    errors = [
+        f"job{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}: {error}"
+        for error, numbers in by_error.items()
     ]
     counts = Counter(job["status"] for job in jobs).most_common()
     title = f"{len(jobs)} job{'s' if len(jobs) > 1 else ''}: "
     title += ", ".join(f"{count} {status}" for status, count in counts)
-    errors = _errors(jobs)
     parts = [f"# {title}", to_markdown(rows, FORMATS, TITLES)]
     if common:
         parts.append("All: " + " ".join(code(o) for o in jobs[0]["overrides"] if o in common))
@@ -189,15 +192,3 @@ def _row(job: Path, entries: dict[str, Any]) -> dict[str, Any]:
         "evaluation": os.path.relpath(evaluation) if evaluation.exists() else None,
         **{key: point.get(key) for key in ("threshold", "top1", "gmacs", "exit_fraction")},
     }
-
-
-def _errors(jobs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line for every kind of error, with the jobs that met it."""
-    by_error: dict[str, list[str]] = {}
-    for job in jobs:
-        if job["error"] is not None:
-            by_error.setdefault(job["error"], []).append(str(job["job"]))
-    return [
-        f"job{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}: {error}"
-        for error, numbers in by_error.items()
-    ]

@@ -1,9 +1,8 @@
 """Several processes of one command: which one this is, decisions of the main one, sums over all.
 
 Lightning starts the processes of one machine itself, from the middle of the command; torchrun and
-srun start all of them at its beginning. What must be one decision before there is a process group
-(the run directory, which training to continue) is made by the main process. PyTorch is imported
-where it is needed, so that scripts start fast.
+srun start all of them at its beginning. What has to be decided before there is a process group (the
+run directory, which training to continue) is decided by the main process.
 """
 
 import json
@@ -64,8 +63,8 @@ def launched_together() -> bool:
 
 def is_main_process() -> bool:
     """Whether this process writes the files: rank 0, or the only one."""
-    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    return int(next((rank for rank in ranks if rank), 0)) == 0
+    env = os.environ
+    return int(env.get("RANK") or env.get("LOCAL_RANK") or env.get("SLURM_PROCID") or 0) == 0
 
 
 def number_of_devices(devices: Any) -> int:
@@ -74,9 +73,8 @@ def number_of_devices(devices: Any) -> int:
 
 
 def count_processes(trainer: Mapping[str, Any]) -> int:
-    """How many processes train with these settings of the Trainer.
-
-    Those that were launched, or one for each device that Lightning would start a process for.
+    """How many processes train with these settings of the Trainer: those that were launched, or one
+    for each device that Lightning would start a process for.
 
     Raises:
         ValueError, TypeError: devices or nodes that are no number.
@@ -207,15 +205,10 @@ def gather_list(part: Sequence[Any]) -> list[Any]:
     return [item for items in parts for item in items]
 
 
-def all_reduce_sum(values: "Tensor") -> "Tensor":
-    """The sum over all processes, with its gradient."""
-    from torch.distributed.nn.functional import all_reduce
-
-    return all_reduce(values)
-
-
 def mean_over_images(values: "Tensor") -> "Tensor":
     """The mean of values (B,), one per image, over all processes, which have equally many."""
     if world_size() == 1:
         return values.mean()
-    return all_reduce_sum(values.mean()) / world_size()
+    from torch.distributed.nn.functional import all_reduce  # with its gradient
+
+    return all_reduce(values.mean()) / world_size()

@@ -1,8 +1,10 @@
-"""What went wrong, in one message that names the fix."""
+"""What went wrong, in one message that names the fix; and what libraries say beside it, hidden."""
 
+import logging
 import re
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -14,8 +16,27 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from lfvit.errors import LFViTError
 from lfvit.utils.validation import suggest
 
+REMARKS = (
+    r".*torch\.jit\.\w+. is deprecated",
+    r".*isinstance\(treespec, LeafSpec\)",
+    r".*exists and is not empty",
+    r".*smaller than the logging interval",
+    r".*does not have many workers",
+    r".*lr_scheduler\.step\(\)",
+    r".*predict returned None",  # a process without an image in its last batch
+    r".*use `self\.log\('train/images_per_second'",
+)
+"""Warnings of the libraries to their own developers, which would bury what a command has to say."""
+
 PARSERS = ("hydra._internal", "hydra.core", "omegaconf")
 """What reads command lines and configs, and finds most mistakes in them."""
+
+
+def filter_warnings() -> None:
+    """Hide `REMARKS` in this process."""
+    for message in REMARKS:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 
 
 def error_message(error: BaseException) -> str | None:
