@@ -11,7 +11,7 @@ import sys
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from conftest import NEEDLE_FAST, ROOT, write_photographs
+from conftest import ROOT, write_photographs
 
 
 def run(script, *arguments, cwd, status=0):
@@ -88,16 +88,6 @@ def test_a_folder_of_photographs_from_training_to_prediction(tmp_path, here):
     assert only(tmp_path, "outputs/diagnose/*/diagnose.svg").stat().st_size > 10_000
 
 
-def test_a_sweep_gives_every_job_its_own_directory(tmp_path, here):
-    swept = ("method.region_size=3,5", "method.alpha=0.5,1.0")
-    here("train", "-m", *swept, *NEEDLE_FAST, "trainer.max_epochs=1", "evaluate=false")
-    runs = sorted(tmp_path.glob("outputs/train/*/*/metrics.json"))
-    assert [path.parent.name for path in runs] == ["0", "1", "2", "3"]
-    costs = [json.loads(path.read_text())["gmacs"] for path in runs]
-    assert costs == sorted(costs)
-    assert len(set(costs)) == 4
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -137,34 +127,3 @@ def test_paths_may_hold_what_hydra_reads_as_grammar(tmp_path, trained_run, here)
     assert "1 images, 0 skipped" in found.out
     missing = here("predict", "ckpt_path=a=b.ckpt", "image=x", status=2)
     assert "quote the value: \"ckpt_path='a=b.ckpt'\"" in missing.err
-
-
-PHOTOGRAPHS_FAST = (
-    "data.num_workers=0",
-    "data.batch_size=4",
-    "image_size=128",
-    "trainer.max_epochs=1",
-    "lr_scheduler.warmup_epochs=0",
-    "trainer.check_val_every_n_epoch=1",
-    "callbacks.progress=null",
-)
-
-
-def test_reproduce_on_photographs_continues(tmp_path, photographs, here):
-    arguments = [
-        "scale=imagenette_cpu",
-        "scale.seeds=[0]",
-        f"data_root={photographs}",
-        "artifacts='lf_vit_table7 overview'",
-        f"overrides={json.dumps(PHOTOGRAPHS_FAST)}",
-        "scale.speed_images=2",
-    ]
-    first = here("reproduce", *arguments).out
-    assert "run 4 of 4: " in first
-    assert "already done" not in first
-    out = tmp_path / "outputs/reproduce/imagenette_cpu"
-    names = json.loads((out / "artifacts/index.json").read_text())
-    assert names == ["overview", "lf_vit_table7"]
-    assert (out / "artifacts/overview/overview.png").stat().st_size > 1000
-    second = here("reproduce", *arguments).out
-    assert second.count("already done") == 4

@@ -9,9 +9,7 @@ import pytest
 
 from conftest import ROOT
 from lfvit import runtime
-from lfvit.commands import export as command
 from lfvit.commands.predict import predict
-from lfvit.errors import ConfigError
 
 
 def test_the_command_as_a_user_types_it(composed, trained_run, photographs, tmp_path):
@@ -44,10 +42,3 @@ def test_the_command_as_a_user_types_it(composed, trained_run, photographs, tmp_
     (entry,) = predict(cfg)
     assert card["classes"][output.logits.argmax()] == entry["top"][0]["class"]
     assert output.macs[0] / 1e9 == pytest.approx(entry["gmacs"], abs=1e-3)
-
-
-def test_missing_packages_are_named(composed, trained_run, monkeypatch):
-    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "onnx" else object())
-    checkpoint = trained_run / "checkpoints" / "last.ckpt"
-    with pytest.raises(ConfigError, match=r"export needs onnx; .*\.\[export\]"):
-        command.export(composed("export", f"ckpt_path={checkpoint}", "run_dir=unused"))

@@ -93,7 +93,7 @@ def test_a_stopped_run_ends_like_one_that_was_not(runs, more, batch, hook):
 
 def test_a_killed_run_ends_like_one_that_was_not(runs):
     """kill -9 of a real process, within an epoch, while a new checkpoint waits for its logs."""
-    settings, folder = runs.configs("killed", signum=signal.SIGKILL, batch=9)
+    settings, folder = runs.overrides("killed", signum=signal.SIGKILL, batch=9)
     command = [sys.executable, str(ROOT / "train.py"), *settings, f"hydra.run.dir={folder}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path()}
     done = subprocess.run(command, env=environment, capture_output=True, cwd=ROOT, check=False)
@@ -214,12 +214,3 @@ def test_between_epochs_the_images_of_a_step_may_be_divided_anew(composed, runs,
     assert train(composed("train", *start, "trainer.accumulate_grad_batches=2"))["epochs"] == 3
     with pytest.raises(CheckpointError, match="same number of images per optimizer step"):
         train(composed("train", *start))
-
-
-def test_without_checkpoints_a_run_still_stops(composed, tmp_path):
-    settings = (*RECIPE, "callbacks=none", *signal_at(signal.SIGINT, 3, tmp_path / "once"))
-    settings = [s for s in settings if not s.startswith(("callbacks.last", "callbacks.progress"))]
-    with pytest.raises(Stopped) as stopped:
-        train(composed("train", *settings, f"run_dir={tmp_path / 'run'}"))
-    assert stopped.value.status == 130
-    assert not (tmp_path / "run" / "checkpoints").exists()

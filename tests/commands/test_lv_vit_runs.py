@@ -6,7 +6,6 @@ import shutil
 import pytest
 import torch
 
-import lfvit
 from conftest import NEEDLE_FAST
 from lfvit.commands.evaluate import evaluate
 from lfvit.commands.train import train
@@ -33,30 +32,16 @@ def label_maps(photographs, tmp_path):
     return tmp_path / "maps"
 
 
-@pytest.mark.parametrize("method", ["cf_vit", "vit"])
-def test_train_with_label_maps_and_evaluate_without(
-    composed, photographs, label_maps, tmp_path, method
-):
+def test_train_with_label_maps_and_evaluate_without(composed, photographs, label_maps, tmp_path):
     run = tmp_path / "run"
     data = ["data=imagefolder", f"data.root={photographs}", f"data.label_maps={label_maps}"]
-    cfg = composed("train", *data, *LV_VIT, f"method={method}", f"run_dir={run}")
+    cfg = composed("train", *data, *LV_VIT, "method=cf_vit", f"run_dir={run}")
     metrics = train(cfg)
     assert metrics["steps"] == 4
     checkpoint = run / "checkpoints" / "last.ckpt"
     model, record = load_trained(checkpoint)
-    aux_head = (model.backbone if method == "cf_vit" else model).aux_head
-    assert len(aux_head.weight) == len(record.classes) == 3
+    assert len(model.backbone.aux_head.weight) == len(record.classes) == 3
     shutil.rmtree(label_maps)
     evaluate(composed("evaluate", f"ckpt_path={checkpoint}", f"run_dir={tmp_path / 'evaluation'}"))
     found = json.loads((tmp_path / "evaluation" / "evaluate.json").read_text())
     assert found["passes"][-1]["top1"] == pytest.approx(metrics["val/top1"], abs=1e-3)
-
-
-def test_weights_without_a_record_say_their_number_of_classes(tmp_path):
-    """The auxiliary head is no second head to count classes on."""
-    spec = {"family": "lv_vit", "embed_dim": 24, "depth": 4, "num_heads": 2}
-    model = lfvit.create_model("cf_vit", backbone=spec, image_size=96, num_classes=11)
-    torch.save(model.state_dict(), tmp_path / "weights.pth")
-    overrides = {"method": {"name": "cf_vit"}, "backbone": spec, "image_size": 96}
-    _, record = load_trained(tmp_path / "weights.pth", overrides)
-    assert len(record.classes) == 11

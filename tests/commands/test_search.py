@@ -123,9 +123,7 @@ def test_values_of_every_kind(search, monkeypatch):
     ("arguments", "message"),
     [
         (["trials=0"], "trials=0 is not valid"),
-        (["max_gmacs=0"], "max_gmacs=0 is not valid"),
         (["space.threshold=0.5"], "space.threshold=0.5 must be a list of values, or low and high"),
-        (["space.threshold.lowest=1"], "space.threshold.lowest is no setting"),
         (["space.threshold.low=0.99"], "low=0.99 has to be below high=0.95"),
         (["space.threshold.log=true", "space.threshold.low=0"], "log=true needs low above 0"),
         (["space.method=null", "space.threshold=null"], "space={} is not valid"),
@@ -135,10 +133,3 @@ def test_wrong_settings_are_refused_before_the_first_trial(search, arguments, me
     with pytest.raises(ConfigError, match=message):
         search(*arguments)
     assert not Path("outputs").exists()
-
-
-def test_another_search_is_not_mixed_in(search, monkeypatch):
-    monkeypatch.setattr(command, "_try", lambda *_: {"top1": 1.0, "gmacs": 1.0})
-    search("trials=1")
-    with pytest.raises(ConfigError, match="holds a search with max_gmacs=None, not 2"):
-        search("trials=1", "max_gmacs=2")

@@ -137,12 +137,6 @@ def test_twelve_jobs_one_of_which_fails(train, monkeypatch, capfd):
     assert (len(both.runs), both.skipped) == (12, collected.skipped)
 
 
-def test_a_larger_sweep_trains_what_is_missing(train):
-    assert train(*documented("method.region_size=3,4,5,6"), *FAST, *SMALL) == 0
-    assert train(*documented("method.region_size=3,4,5,6"), *FAST, *SMALL, "seed=0,1") == 0
-    assert [job["status"] for job in newest_sweep()] == ["already done", "trained"]
-
-
 def test_a_sweep_of_thresholds_trains_once(train):
     assert train(*documented("threshold="), *FAST) == 0
     found = newest_sweep()
@@ -176,15 +170,6 @@ def test_repeating_is_the_rule_for_single_runs_and_a_choice_for_sweeps(train):
     assert train(*documented("repeat=false"), *FAST) == 0
     assert len([*Path().rglob("run.json")]) == 4
     assert [*Path().rglob("evaluate.json")] == evaluations
-
-
-def test_what_fails_after_its_training_is_not_trained_again(train, monkeypatch):
-    monkeypatch.setattr("lfvit.commands.evaluate.evaluate", lambda cfg: 1 / 0)
-    assert train("-m", "seed=0", *FAST) == 1
-    assert train("-m", "seed=0", "evaluate=false", *FAST) == 0
-    assert [job["status"] for job in newest_sweep()] == ["already done"]
-    assert newest_sweep()[0]["evaluation"] is None
-    assert newest_sweep()[0]["top1"] is not None
 
 
 def test_a_killed_sweep_goes_on_where_it_was(train, tmp_path):

@@ -32,11 +32,6 @@ def test_groups_of_a_checkpoint_are_open(group):
     assert open_groups([override], "train") == [override]
 
 
-def test_others_stay():
-    others = ["seed=1", "trainer=cpu", "+trainer.x=1", "~callbacks.last", "callbacks.ema=null"]
-    assert open_groups(others) == others
-
-
 def test_paths_are_quoted(tmp_path):
     strange = tmp_path / "a=1, (b)"
     strange.mkdir()

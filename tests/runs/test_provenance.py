@@ -40,9 +40,3 @@ def test_the_recorded_changes_restore_the_code(checkout):
     subprocess.run(["git", "apply"], input=patch, cwd=checkout, check=True)
     for name, content in changed.items():
         assert (checkout / name).read_bytes() == content
-
-
-def test_outside_a_checkout_there_is_no_commit(tmp_path, monkeypatch):
-    monkeypatch.setattr(provenance, "PROJECT_ROOT", tmp_path)
-    assert provenance.commit() is None
-    assert provenance.uncommitted_changes() == b""

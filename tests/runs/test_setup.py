@@ -11,13 +11,6 @@ from lfvit.runs.setup import load_trained, open_data
 DESCRIBED = {"method": {"name": "lf_vit"}, "backbone": TINY, "image_size": 112}
 
 
-def test_a_truncated_checkpoint_names_itself(trained_run, tmp_path):
-    cut = tmp_path / "cut.ckpt"
-    cut.write_bytes((trained_run / "checkpoints" / "last.ckpt").read_bytes()[:5000])
-    with pytest.raises(CheckpointError, match="cut.ckpt: truncated"):
-        load_trained(cut)
-
-
 def test_other_weights_need_a_description(photographs, tmp_path, composed):
     weights = tmp_path / "plain.pth"
     model = lfvit.create_model("lf_vit", backbone=TINY, image_size=112, num_classes=3)

@@ -9,13 +9,6 @@ from lfvit.errors import StorageError
 from lfvit.utils.atomic_io import remove_partial, write_atomic
 
 
-def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path):
-    for content in ("one", b"two"):
-        write_atomic(tmp_path / "a.json", content)
-    assert (tmp_path / "a.json").read_bytes() == b"two"
-    assert os.listdir(tmp_path) == ["a.json"]
-
-
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
 def test_what_was_there_is_kept_where_writing_fails(tmp_path, monkeypatch, code):
     write_atomic(tmp_path / "a.json", "before")

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from lfvit.utils.markdown import print_table, to_markdown
+from lfvit.utils.markdown import to_markdown
 
 ROWS = [
     {"model": "a|b", "top1": 70.126, "exit": 0.5, "spread": "1.0 ± 0.2", "images": 3925},
@@ -26,10 +26,3 @@ def test_titles_choose_and_order_the_columns():
     table = to_markdown(ROWS, titles={"images": "images", "model": "model | name"})
     assert table.splitlines()[:2] == ["| images | model \\| name |", "| --: | --- |"]
     assert to_markdown([], titles={"a": "a"}) == "| a |\n| --- |"
-
-
-def test_the_terminal(capsys):
-    print_table(ROWS, FORMATS, title="Models [red]")
-    printed = capsys.readouterr().out
-    assert "Models [red]" in printed
-    assert "70.13" in printed

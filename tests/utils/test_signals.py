@@ -86,17 +86,3 @@ with names["StopSignals"]() as stop:
 """
     done = subprocess.run([sys.executable, "-c", program], timeout=30, check=False)
     assert done.returncode == -signal.SIGTERM
-
-
-def test_a_forked_child_ends_as_if_nobody_listened():
-    here, there = os.pipe()
-    with StopSignals():
-        child = os.fork()
-        if child == 0:
-            os.write(there, b"ready")
-            time.sleep(20)
-            os._exit(0)
-        os.read(here, 5)
-        os.kill(child, signal.SIGTERM)
-        _, status = os.waitpid(child, 0)
-    assert os.WTERMSIG(status) == signal.SIGTERM
