@@ -21,8 +21,8 @@ from lfvit.measure.schemas import Evaluation, parse_evaluation
 from lfvit.results.files import SCHEMAS, read_file
 from lfvit.results.names import with_names
 from lfvit.results.provenance import describe_start, start_folder
+from lfvit.results.speed import read_benchmarks
 from lfvit.results.table import make_table
-from lfvit.results.throughput import Throughput
 from lfvit.runs.directory import inside
 from lfvit.runs.identity import NOT_WEIGHTS
 from lfvit.runs.sweeps import WELL
@@ -111,16 +111,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Collection:
-    """What is in some folders: runs, measured throughput, and what was left out."""
+    """What is in some folders: runs, what benchmark.py measured, and what was left out."""
 
     runs: list[Run]
     skipped: list[Skipped]
-    throughput: list[Throughput]
+    benchmarks: pd.DataFrame
 
     @cached_property
     def table(self) -> pd.DataFrame:
         """A row per run and operating point, see `make_table`."""
-        return make_table(self.runs, self.throughput)
+        return make_table(self.runs, self.benchmarks)
 
     def by_model(self) -> dict[str, list[Run]]:
         """Name of a model -> its runs, one per seed, in the order of the seeds."""
@@ -173,8 +173,8 @@ def collect(
         if reason := reader.reason(path, path in evaluated):
             reader.skip(path, reason)
     benchmarks = [reader.load(path / "benchmark.json") for path in found]
-    throughput = [Throughput(content) for content in benchmarks if content]
-    return Collection(with_names(runs), sorted(set(reader.skipped)), throughput)
+    timed = read_benchmarks(filter(None, benchmarks))
+    return Collection(with_names(runs), sorted(set(reader.skipped)), timed)
 
 
 class _Reader:

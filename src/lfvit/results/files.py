@@ -56,7 +56,10 @@ class Environment(RunFile):
 class Speed(RunFile):
     """A row of benchmark.json."""
 
+    task: str = "inference"
     settings: Json[dict[str, Any]]
+    precision: str = "fp32"
+    compiled: bool = False
     batch_size: Annotated[int, Field(gt=0, le=2**53)]
     images_per_second: Positive
     gmacs: Positive

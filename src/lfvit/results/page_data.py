@@ -9,6 +9,7 @@ import pandas as pd
 import yaml
 
 from lfvit.results.collect import Collection, Run
+from lfvit.results.speed import images_per_second
 from lfvit.results.table import over_seeds
 
 PUBLISHED = {
@@ -46,11 +47,8 @@ def curves(collection: Collection) -> pd.DataFrame:
 
 def _curve(collection: Collection, run: Run) -> pd.DataFrame:
     curve = pd.DataFrame([dict(point) for point in run.evaluation.curve])
-    speeds = [
-        next((s[0] for timed in collection.throughput if (s := timed.of(run, share))), None)
-        for share in curve["exit_fraction"]
-    ]
-    return curve.assign(images_per_second=pd.Series(speeds, dtype="float64"))
+    speeds = images_per_second(collection.benchmarks, run, curve["exit_fraction"])
+    return curve.assign(images_per_second=speeds["images_per_second"].astype("float64"))
 
 
 def points(collection: Collection) -> pd.DataFrame:

@@ -1,15 +1,22 @@
-"""The files and tables of benchmark.py."""
+"""Speed: the files and tables of benchmark.py, and images per second of runs from them."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
+from lfvit.results.files import Benchmark
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.markdown import code, print_table, to_markdown
 
+if TYPE_CHECKING:
+    from lfvit.results.collect import Run
+
 Rows = Sequence[Mapping[str, Any]]
+SETTING = ["batch_size", "precision", "compiled"]
 TITLES = {
     "model": "model",
     "exit_fraction": "exits",
@@ -79,3 +86,69 @@ def _groups(rows: Rows) -> dict[str, pd.DataFrame]:
         f"{str(task).title()}, {precision}, {'compiled' if compiled else 'not compiled'}": group
         for (task, precision, compiled), group in groups
     }
+
+
+def read_benchmarks(contents: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """The timed inference of several benchmark.json, a row per model and setting.
+
+    Columns: file, a number; machine, method, checkpoint (None: random weights), batch_size,
+    precision, compiled, exit_fraction, gmacs, images_per_second.
+    """
+    rows: list[dict[str, Any]] = []
+    for number, content in enumerate(contents):
+        benchmark = Benchmark(**content)
+        for row in benchmark.rows:
+            if row.task == "inference":
+                checkpoint = row.settings.get("ckpt_path")
+                known = {
+                    "file": number,
+                    "machine": (benchmark.environment or {}).get("machine"),
+                    "method": row.settings.get("name"),
+                    "checkpoint": os.path.realpath(str(checkpoint)) if checkpoint else None,
+                }
+                rows.append(known | {"exit_fraction": 0.0} | row.model_dump(exclude_none=True))
+    return pd.DataFrame(rows)
+
+
+def images_per_second(
+    benchmarks: pd.DataFrame, run: "Run", exit_fraction: "pd.Series[float]"
+) -> pd.DataFrame:
+    """Images per second of a run at some shares of early exits.
+
+    Of the largest timed batch of its weights, or of a random model of the same method and cost
+    within a percent: the number of classes may differ. Time per image is linear in the share of
+    images that exit, so it is interpolated between two measured shares, and unknown beyond them.
+
+    Args:
+        benchmarks: see `read_benchmarks`.
+
+    Returns:
+        Columns images_per_second and throughput_from, the setting in words; empty if not known.
+    """
+    shares = exit_fraction.astype("float64").round(9)
+    speeds = pd.DataFrame({"images_per_second": np.nan, "throughput_from": None}, shares.index)
+    if benchmarks.empty:
+        return speeds
+    evaluation = run.evaluation
+    first, last = evaluation.passes[0].gmacs, evaluation.passes[-1].gmacs
+    cost = last - benchmarks["exit_fraction"] * (last - first)
+    checkpoint = os.path.realpath(evaluation.checkpoint)
+    same = benchmarks[
+        (benchmarks["method"] == evaluation.method["name"])
+        & ((benchmarks["gmacs"] / cost - 1).abs() < 0.01)
+        & (benchmarks["checkpoint"].isna() | (benchmarks["checkpoint"] == checkpoint))
+    ]
+    for _, rows in same.groupby("file"):
+        *_, ((batch, precision, compiled), rows) = rows.groupby(SETTING)
+        rows = rows.sort_values("exit_fraction")
+        measured = rows["exit_fraction"].to_numpy(dtype=float).round(9)
+        times = 1 / rows["images_per_second"].to_numpy()
+        seconds = np.interp(shares, measured, times, left=np.nan, right=np.nan)
+        source = f"batch {batch}, {precision}{', compiled' if compiled else ''}"
+        source = f"{source}, {rows['machine'].iloc[0]}"
+        exact = np.isclose(shares.to_numpy()[:, None], measured, rtol=0, atol=1e-6).any(axis=1)
+        words = np.where(exact, source, f"{source}, interpolated between shares of exits")
+        new = pd.DataFrame({"images_per_second": 1 / seconds, "throughput_from": words})
+        new = new.set_index(shares.index).dropna(subset="images_per_second")
+        speeds = speeds.astype({"throughput_from": object}).combine_first(new)
+    return speeds

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lfvit.measure.schemas import Evaluation
+from lfvit.results.speed import images_per_second
 
 if TYPE_CHECKING:
     from lfvit.results.collect import Collection, Run
-    from lfvit.results.throughput import Throughput
 
 MEASURES = ("top1", "top5", "gmacs", "exit_fraction", "consistency", "images_per_second")
 TRAINING = ("epochs", "parameters", "train_images", "train_seconds", "machine")
 
 
-def make_table(runs: Sequence["Run"], throughput: Sequence["Throughput"]) -> pd.DataFrame:
+def make_table(runs: Sequence["Run"], benchmarks: pd.DataFrame) -> pd.DataFrame:
     """One row per run and operating point: tidy, ready for CSV or parquet.
 
     Columns: model (readable), group (equal where only the seed differs), seed, path, data; those of
@@ -28,7 +28,7 @@ def make_table(runs: Sequence["Run"], throughput: Sequence["Throughput"]) -> pd.
     """
     if not runs:
         return pd.DataFrame()
-    table = pd.concat([_points(run, throughput) for run in runs], ignore_index=True)
+    table = pd.concat([_points(run, benchmarks) for run in runs], ignore_index=True)
     numbers = ["threshold", "reference_top1", *MEASURES]
     table[numbers] = table[numbers].astype("float64")
     table["pareto"] = pareto(table)
@@ -50,18 +50,12 @@ def points_frame(evaluation: Evaluation) -> pd.DataFrame:
     return points
 
 
-def _points(run: "Run", throughput: Sequence["Throughput"]) -> pd.DataFrame:
+def _points(run: "Run", benchmarks: pd.DataFrame) -> pd.DataFrame:
     known = {"model": run.model, "group": run.group, "seed": run.seed, "path": run.path}
-    speeds = [
-        next(
-            (speed for timed in throughput if (speed := timed.of(run, point.exit_fraction))),
-            (None, None),
-        )
-        for point in run.evaluation.operating_points
-    ]
     points = points_frame(run.evaluation)
-    points[["images_per_second", "throughput_from"]] = speeds
-    return pd.concat([pd.DataFrame({**known, "data": run.data}, points.index), points], axis=1)
+    speeds = images_per_second(benchmarks, run, points["exit_fraction"])
+    given = pd.DataFrame({**known, "data": run.data}, points.index)
+    return pd.concat([given, points, speeds], axis=1)
 
 
 def _facts(run: "Run") -> dict[str, Any]:
