@@ -8,13 +8,14 @@ ARGS   ?=
 SCALE  ?= smoke
 AUDIT  := pip-audit==2.10.1
 SECONDS ?= 600
+MINUTES ?= 9
 ARTIFACTS ?=
 DATA   ?=
 IMAGE  ?=
 REPRODUCE = $(RUN) reproduce.py scale=$(SCALE) $(if $(ARTIFACTS),"artifacts='$(ARTIFACTS)'") $(if $(DATA),"data_root=$(DATA)")
 
 .DEFAULT_GOAL := help
-.PHONY: help install update audit test chaos fuzz coverage test-oldest test-newest lint format \
+.PHONY: help install update audit test chaos fuzz gpu coverage test-oldest test-newest lint format \
 	docs check predict reproduce reproduce-plan clean
 
 help:  ## list the targets
@@ -61,6 +62,9 @@ chaos: $(STAMP)  ## the long tests: processes killed, disks full, long fuzzing (
 
 fuzz: $(STAMP)  ## damaged files and odd command lines, SECONDS=600 for each target (ARGS="-k images")
 	FUZZ_SECONDS=$(SECONDS) $(RUN) -m pytest tests/fuzz -rP --show-capture=stdout $(ARGS)
+
+gpu: $(STAMP)  ## on a GPU: its tests, speed, a fine-tuning and a profile, in MINUTES=9 (DATA=folder of images)
+	$(RUN) scripts/gpu.py --minutes $(MINUTES) $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 coverage: $(STAMP)  ## the test suite with the lines it runs: printed, and in htmlcov/
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadgroup --cov --cov-report=html --cov-report=term $(ARGS)
