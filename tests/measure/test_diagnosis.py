@@ -120,11 +120,3 @@ def test_the_mean_does_not_depend_on_the_batches():
     assert one[0]["m"] == 3
     assert one[0]["m_std"] == pytest.approx((14 / 3) ** 0.5)
     assert one[1]["m"] is None
-
-
-def test_registers_are_no_patches_in_two_passes():
-    model = lfvit.create_model(
-        "lf_vit", backbone="vit_small_patch14_reg4_dinov2", image_size=112, num_classes=4
-    )
-    for measures in diagnose_batch(model.eval(), images_of(2), 0.3):
-        assert {values.shape for values in measures.values()} == {(2, 13)}

@@ -127,12 +127,9 @@ def test_the_fewest_images(n):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"calibration": 1}, "calibration=1"),
         ({"max_gmacs": float("nan")}, "max_gmacs=nan"),
         ({"risk": {"losses": ["top1"]}}, r"risk\.losses\.0='top1' is unknown"),
         ({"risk": {"losses": "gap", "eps": [0.1, 1]}}, r"risk\.eps\.1=1"),
-        ({"risk": {"alpha": 1}}, r"risk\.alpha is no setting; .* losses"),
-        ({"risk": 0.05}, r"risk=0\.05"),
     ],
 )
 def test_wrong_settings(wrong, message):

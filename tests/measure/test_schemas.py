@@ -42,11 +42,9 @@ def test_what_is_written_is_read(tmp_path):
     ("change", "message"),
     [
         ({"format": 1}, "written by another version of lfvit; run evaluate.py again"),
-        ({"images": 0}, "images=0: .*greater than or equal to 1"),
         ({"passes": [{"top1": 101, "top5": 100, "gmacs": 1}]}, r"passes\.0\.top1=101"),
         ({"curve": [{"threshold": float("nan")}]}, r"curve\.0\.threshold=nan"),
         ({"second": None}, "second=None: Extra inputs"),
-        ("[]", ""),
         ("[" * 100_000, ""),
     ],
 )

@@ -101,21 +101,20 @@ def _trace(one_pass: PassModule) -> float:
 @contextmanager
 def _countable(model: nn.Module) -> Iterator[None]:
     """For a while, evaluation mode, nothing compiled, and fused attention off."""
-    modes = {module: module.training for module in model.modules()}
-    changed = [  # fvcore cannot trace compiled functions
+    names = ("fused_attn", "_compiled_call_impl", "first_pass", "second_pass", "training")
+    changed = [
         (module, name, vars(module)[name])
         for module in model.modules()
-        for name in ("fused_attn", "_compiled_call_impl", "first_pass", "second_pass")
+        for name in names  # fvcore cannot trace compiled functions
         if name in vars(module)
     ]
     for module, name, _ in changed:
-        delattr(module, name)
-        if name == "fused_attn":
-            module.fused_attn = False  # type: ignore[assignment]
+        if name in ("fused_attn", "training"):
+            setattr(module, name, False)
+        else:
+            delattr(module, name)
     try:
         yield
     finally:
         for module, name, value in changed:
             setattr(module, name, value)
-        for module, training in modes.items():
-            module.training = training

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -37,11 +38,11 @@ class BlockTrace(NamedTuple):
 def trace_blocks(blocks: Sequence[Any]) -> Iterator[list[BlockTrace]]:
     """Record the tokens of every pass through timm's pre-norm blocks inside the ``with``.
 
-    Hooks are on the parts of a block, which two-pass models call one by one: a block starts with
-    ``norm1`` of its input, and ends by adding ``drop_path2`` of the MLP to the input of ``norm2``.
+    Hooks are on the parts of a block: it starts with ``norm1`` of its input, and ends by adding
+    ``drop_path2`` of the MLP to the input of ``norm2``.
 
     Raises:
-        ConfigError: blocks of another kind, or, in the forward, tokens that get fewer.
+        ConfigError: blocks of another kind.
     """
     for block in blocks:
         if not all(hasattr(block, part) for part in PARTS):
@@ -52,7 +53,6 @@ def trace_blocks(blocks: Sequence[Any]) -> Iterator[list[BlockTrace]]:
     def start(index: int, _: nn.Module, inputs: tuple[Tensor]) -> None:
         if index == 0:
             traces.append(BlockTrace([inputs[0]], []))
-        check_count(inputs[0])
 
     def attend(attn: Any, _: nn.Module, __: Any, qkv: Tensor) -> None:
         q, k, _v = qkv.unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -63,17 +63,7 @@ def trace_blocks(blocks: Sequence[Any]) -> Iterator[list[BlockTrace]]:
         residual[:] = inputs
 
     def end(_: nn.Module, __: Any, update: Tensor) -> None:
-        check_count(residual[0])
         traces[-1].tokens.append(residual[0] + update)
-
-    def check_count(tokens: Tensor) -> None:
-        before = traces[-1].tokens[-1].shape[1]
-        if tokens.shape[1] != before:
-            raise ConfigError(
-                f"the number of tokens changes from {before} to {tokens.shape[1]} at block "
-                f"{len(traces[-1].tokens)}; the diagnosis needs the full grid at every block: pass "
-                "reducer=none"
-            )
 
     handles = []
     try:
@@ -101,19 +91,29 @@ def diagnose_batch(model: nn.Module, images: Tensor, removed: float) -> list[dic
         model: in evaluation mode.
         images: (B, 3, S, S), normalised.
         removed: share of low-frequency tokens, see `high_frequency_set`.
+
+    Raises:
+        ConfigError: blocks that cannot be traced, or tokens that get fewer.
     """
     backbone: Any = getattr(model, "backbone", model)
     options: dict[str, Any] = {"selector": "none"} if num_passes(model) > 1 else {}
     with trace_blocks(backbone.blocks) as traces:
         forward_passes(model, images, **options)
+    for trace in traces:
+        counts = [tokens.shape[1] for tokens in trace.tokens]
+        for block, (before, after) in enumerate(pairwise(counts), 1):
+            if before != after:
+                raise ConfigError(
+                    f"the number of tokens changes from {before} to {after} at block {block}; the "
+                    "diagnosis needs the full grid at every block: pass reducer=none"
+                )
     return [measure_blocks(trace, removed, backbone.num_prefix_tokens) for trace in traces]
 
 
 def measure_blocks(trace: BlockTrace, removed: float, num_prefix_tokens: int) -> dict[str, Tensor]:
     """The quantities of the paper's figures, for every image and block.
 
-    The sets of a block are chosen by the attention its tokens receive in that block, and measured
-    in its output, where a reducing block would split them.
+    The sets of a block are chosen by the attention its tokens receive, and measured in its output.
 
     Args:
         trace: L blocks on B images.

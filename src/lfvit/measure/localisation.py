@@ -18,27 +18,16 @@ def region_mask(selection: Selection, region_size: int) -> Tensor:
 
 
 def coverage(mask: Tensor, boxes: Tensor, image_size: int) -> Tensor:
-    """Share of each box inside the mask of its image.
-
-    Args:
-        mask: (B, G, G) bool over fine patches.
-        boxes: (B, 4) x0, y0, x1, y1 in pixels, half-open.
-        image_size: S in pixels.
-
-    Returns:
-        (B,) in [0, 1].
+    """Share (B,) of each box, x0, y0, x1, y1 in pixels (B, 4), inside the mask (B, G, G) over the
+    fine patches of its image, S x S pixels.
     """
     rows, columns, area = _overlaps(boxes, mask.shape[-1], image_size)
     return torch.einsum("bi,bij,bj->b", rows, mask.to(rows), columns) / area
 
 
 def random_windows(boxes: Tensor, grid: int, region_size: int, image_size: int) -> Coverage:
-    """The expected coverage of a window at a uniformly random position, computed exactly.
-
-    Args:
-        boxes: (B, 4) in pixels.
-        grid: g, side of the coarse grid. region_size: side of the window in coarse cells.
-        image_size: S in pixels.
+    """The expected coverage of boxes (B, 4) by a window at a uniformly random position, computed
+    exactly. grid, region_size: sides of the coarse grid and of the window, in coarse cells.
     """
     positions = torch.arange(grid - region_size + 1, device=boxes.device)
     mask = _window_mask(torch.cartesian_prod(positions, positions), region_size, grid)  # (W, G, G)

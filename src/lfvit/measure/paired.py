@@ -1,14 +1,9 @@
 """Paired comparison of two models on the same images.
 
-Two models agree on most images. Only the others say which model is better, so a paired difference
-is known far more precisely than either accuracy. A comparison reports:
-
-- a 95 % interval over images, by the bootstrap (Efron 1979): what other images of the same kind
-  would have given for these trained models. Over several seeds, an image counts with its mean.
-- the sample standard deviation over seeds of the paired differences: what training again would
-  have given on these images.
-- for each seed, the p-value of McNemar's exact test (1947): how probable a split at least as uneven
-  would be, if both models were correct equally often.
+Two models agree on most images. Only the others say which is better, so a paired difference is
+known far more precisely than either accuracy. A comparison reports a 95 % interval over images, by
+the bootstrap (Efron 1979), where over several seeds an image counts with its mean; the standard
+deviation over seeds; and for each seed the p-value of McNemar's exact test (1947).
 """
 
 from collections.abc import Sequence
@@ -87,7 +82,7 @@ def _aligned(ours: "pd.Series[bool]", theirs: "pd.Series[bool]") -> tuple[Any, A
     """Both in one order, on the images of the smaller set, which is part of the other."""
     if not len(ours) or not len(theirs):
         raise DataError("one of the models has no predictions")
-    small, large = (ours, theirs) if len(ours) <= len(theirs) else (theirs, ours)
+    small, large = sorted((ours, theirs), key=len)
     missing = small.index.difference(large.index)
     if len(missing):
         raise DataError(
@@ -99,9 +94,9 @@ def _aligned(ours: "pd.Series[bool]", theirs: "pd.Series[bool]") -> tuple[Any, A
 
 def _over_seeds(differences: list[Any]) -> list[np.ndarray]:
     """Means over seeds if all have the same images; otherwise one sample of images per seed."""
-    if all(set(each.index) == set(differences[0].index) for each in differences):
-        table = pd.concat([each.loc[differences[0].index] for each in differences], axis=1)
-        return [table.mean(axis=1).to_numpy()]
+    names = differences[0].index
+    if all(set(each.index) == set(names) for each in differences):
+        return [np.mean([each.loc[names] for each in differences], axis=0)]
     return [each.to_numpy(dtype=float) for each in differences]
 
 

@@ -59,10 +59,9 @@ class OperatingPoint(Schema):
 
     rule: "pass 1", "pass 2", "threshold" (the configured eta), or a rule that chooses eta on the
         calibration images, such as "max_loss=0.5" or "consistency<=0.01".
-    threshold, top1 (percent), exit_fraction, gmacs: None where the rule found no threshold.
+    threshold, top1, exit_fraction, gmacs: None where it found none; reason says why.
     consistency: share of the images whose prediction is not the last pass's.
-    images: the images measured on. chosen_on: the calibration images, 0 if nothing was chosen.
-    reason: why there is no threshold.
+    images, chosen_on: numbers of images measured on and chosen on.
     reference_top1: of the last pass on the same images.
     """
 
@@ -119,8 +118,7 @@ class Evaluation(Schema):
     skipped_images: that could not be read. total_images: of which these are a part.
     unseen: whether it is known that training never saw them.
     curve, temperature: empty and None for a model with one pass. localisation: None without boxes.
-    settings: rules and the split of the images.
-    environment: command, commit, machine, threads and versions of packages.
+    settings: rules and the split of the images. environment: command, commit, machine, versions.
     """
 
     format: Literal[2] = FORMAT

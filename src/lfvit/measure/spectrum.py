@@ -20,12 +20,10 @@ FLOOR = 1e-6
 def relative_log_amplitude(tokens: Tensor) -> Tensor:
     """How much weaker the highest spatial frequencies are than the mean (their Figure 1).
 
-    The tokens of an image are a map of g x g cells. Of each channel's 2-D Fourier transform, the
-    mean natural log amplitude on the ring max(|u|, |v|) = floor(g / 2), the highest frequencies of
-    the grid, minus the log amplitude at u = v = 0; averaged over channels. The figure's measure is
-    that of Park & Kim (ICLR 2022), who take the corner u = v alone; the ring holds all directions.
-    Compare blocks, not grids: the DC amplitude of g * g tokens grows with g^2, that of independent
-    noise with g.
+    Of the 2-D Fourier transform of each channel's g x g map, the mean natural log amplitude on the
+    ring max(|u|, |v|) = floor(g / 2) minus that at u = v = 0; averaged over channels. Park & Kim
+    (ICLR 2022), whose measure this is, take the corner u = v alone. Compare blocks, not grids: the
+    DC amplitude of g * g tokens grows with g^2, that of independent noise with g.
 
     Args:
         tokens: (B, g*g, D), row-major.
@@ -60,14 +58,8 @@ def similarity_to_dc(tokens: Tensor) -> Tensor:
 def high_frequency_energy(tokens: Tensor) -> Tensor:
     """Squared distance of every token from the mean of all, in units of the mean squared norm.
 
-    The root of its mean over a set of tokens is the high-frequency amplitude of the set. Over all
-    tokens this is ||X - mean|| / ||X||, between 0 (all alike) and 1 (mean 0).
-
-    Args:
-        tokens: (B, N, D)
-
-    Returns:
-        (B, N) float32; zeros for an image whose tokens are all zero.
+    (B, N, D) -> (B, N) float32. The root of its mean over a set of tokens is the set's
+    high-frequency amplitude, over all tokens ||X - mean|| / ||X||: 0 if alike, 1 for mean 0.
     """
     tokens = tokens.float()
     energy = (tokens - tokens.mean(dim=1, keepdim=True)).square().sum(dim=2)
@@ -77,17 +69,16 @@ def high_frequency_energy(tokens: Tensor) -> Tensor:
 
 @torch.no_grad()
 def received_attention(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
-    """Attention every token receives, averaged over heads and over all queries.
+    """Attention every token receives, averaged over heads and queries: the paper's score (Eq. 5-7).
 
-    The paper's score: the column mean of the attention without its constant part (Eq. 5-7), up to
-    that constant. One head at a time, so that memory holds B * N * N numbers; in float32.
+    One head at a time, so that memory holds B * N * N numbers; in float32.
 
     Args:
         queries, keys: (B, H, N, d) as they enter the product, after any norm.
         scale: of the logits.
 
     Returns:
-        (B, N) float32, summing to 1.
+        (B, N), summing to 1.
     """
     received = torch.zeros(queries.shape[0], queries.shape[2], device=queries.device)
     with torch.autocast(queries.device.type, enabled=False):

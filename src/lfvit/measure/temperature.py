@@ -38,18 +38,15 @@ def scale_temperature(
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float | None:
-    """The temperature with the smallest negative log-likelihood.
-
-    The likelihood is convex in 1 / T, so its slope has one root at most.
+    """The temperature with the smallest negative log-likelihood, which is convex in 1 / T.
 
     Args:
         logits: (N, C).
         targets: (N,) class indices.
 
     Returns:
-        T, or None where no temperature from 0.01 to 100 is best: every image right with room to
-        spare (the colder the better), predictions worse than chance (the hotter the better), or
-        logits that are all equal.
+        T, or None where none from 0.01 to 100 is best, as for predictions that are all right, worse
+        than chance, or alike.
     """
     logits = logits.float() - logits.float().amax(dim=1, keepdim=True)
     target = logits.gather(1, targets[:, None])[:, 0]
@@ -66,7 +63,7 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float | None:
 
 
 def calibration_error(logits: Tensor, targets: Tensor) -> CalibrationError:
-    """Expected calibration error over 15 bins of equal width (Guo et al., Eq. 3), and likelihood.
+    """Expected calibration error over 15 bins (Guo et al., Eq. 3), and likelihood.
 
     Args:
         logits: (N, C).

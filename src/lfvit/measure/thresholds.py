@@ -1,8 +1,8 @@
 """Every early-exit threshold from one forward through all passes.
 
-Everything here works on a table of predictions: a row per image with its target and, for pass
-i = 1 ... P, ``prediction_i``, a class index, and ``confidence_i``, float32, the pass's largest
-softmax probability. See `lfvit.measure.predictions`.
+A table of predictions has a row per image with its target and, for pass i = 1 ... P,
+``prediction_i``, a class index, and ``confidence_i``, float32, the pass's largest softmax
+probability. See `lfvit.measure.predictions`.
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,8 @@ def sweep_thresholds(
 ) -> list[dict[str, float]]:
     """Accuracy and cost of early exit at every threshold, from the logits of two passes.
 
-    An image exits where its confidence (largest softmax probability of the first pass) is at least
-    the threshold, as in ``model.infer``.
+    An image exits where the first pass's confidence is at least the threshold, as in
+    ``model.infer``.
 
     Args:
         first_logits, second_logits: (N, C) tensors.
@@ -82,9 +82,8 @@ def sweep(
         thresholds: T of them; default `default_thresholds`.
 
     Returns:
-        T rows: threshold; top1, percent; exit_fraction, share of the images that exit before the
-        last pass; gmacs, mean per image; consistency, share of the images whose prediction is not
-        the last pass's.
+        T rows: threshold, top1 (percent), exit_fraction (before the last pass), gmacs (mean per
+        image), consistency (share of predictions that are not the last pass's).
     """
     etas = np.asarray(default_thresholds() if thresholds is None else thresholds, dtype=float)
     target, gmacs = predictions["target"].to_numpy(), np.cumsum(macs) / 1e9
@@ -132,9 +131,8 @@ def pass_columns(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def predictions_at(predictions: pd.DataFrame, threshold: float = NO_EXIT) -> pd.Series:
-    """The class that early exit predicts for each image.
-
-    threshold: 0 gives the first pass's prediction, `NO_EXIT` the last pass's.
+    """The class that early exit predicts for each image: at 0 the first pass's, at `NO_EXIT` the
+    last pass's.
     """
     return pd.Series(early_exits(predictions, [threshold])[1][0], index=predictions.index)
 
@@ -162,7 +160,7 @@ def stratified_split(targets: Any, share: float, seed: int) -> tuple[np.ndarray,
     generator = np.random.default_rng(seed)
     shuffled = generator.permutation(len(targets))
     _, labels = np.unique(targets, return_inverse=True)
-    # classes in random order, or small ones would always lose the same images to rounding
+    # in random order, or small classes would always lose the same images to rounding
     rank = generator.permutation(labels.max(initial=-1) + 1)
     by_class = shuffled[np.argsort(rank[labels[shuffled]], kind="stable")]
     # walk along the classes and take an image each time another `share` of them has gone by
