@@ -47,7 +47,12 @@ def finish(run_dir, *more, log, launcher=()):
 def test_a_run_that_is_killed_again_and_again(tmp_path, method):
     """At moments nobody chose: within steps, validation, the writing of a checkpoint."""
     log = tmp_path / "log"
-    more = (f"method={method}", "data.num_workers=2", "logger=many", "logger.wandb.offline=true")
+    more = (
+        f"method={method}",
+        "data.num_workers=2",
+        "logger=[csv,tensorboard,wandb]",
+        "logger.wandb.offline=true",
+    )
     finish(tmp_path / "whole", *more, log=log)
     killed, draw = tmp_path / "killed", random.Random(0)
     kills = 0

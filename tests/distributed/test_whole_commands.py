@@ -138,7 +138,7 @@ def several(checkpoint: Path, folder: Path) -> dict[str, Any]:
     sys.argv = ["train.py"]
     join_launched()
     found: dict[str, Any] = {"started": os.environ[START_TIME], "arguments": sys.argv[1:]}
-    tracked = ("logger=many", "logger.wandb.offline=true")
+    tracked = ("logger=[csv,tensorboard,wandb]", "logger.wandb.offline=true")
     found["ddp"] = train(folder / "ddp", *SAME, *tracked, *ddp)
     found["clipped"] = train(folder / "clipped", *SAME, *ddp, "trainer.gradient_clip_val=0.5")
     found["spoilt"] = spoilt(folder / "spoilt", *SAME, *ddp, "trainer.max_epochs=1")

@@ -25,7 +25,7 @@ from small_vits import randomise
 from wandb_file import read_offline_run
 
 OFFLINE = ("logger=wandb", "logger.wandb.offline=true")
-EVERYWHERE = ("logger=many", "logger.wandb.offline=true")
+EVERYWHERE = ("logger=[csv,tensorboard,wandb]", "logger.wandb.offline=true")
 ETA = 0.5
 NUMBERS = ("top1", "exit_fraction", "gmacs")
 EPOCH_METRICS = ("val/first_top1", "val/top1", "val/early_exit_top1", "val/exit_fraction")

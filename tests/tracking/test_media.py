@@ -66,7 +66,7 @@ def test_rows_become_a_table_and_numbers(composed, tmp_path):
         {"model": "vit", "gmacs": 4.6, "exits": None},
         {"model": "lf", "gmacs": 1.7, "exits": 0.5},
     ]
-    offline = ("logger=many", "logger.wandb.offline=true", "logger.csv=null")
+    offline = ("logger=[tensorboard,wandb]", "logger.wandb.offline=true")
     cfg = composed("train", *offline, "name=benchmark", f"run_dir={tmp_path}")
     with tracked(cfg, "benchmark") as loggers:
         log_table(loggers, "benchmark", rows)

@@ -34,7 +34,7 @@ def test_command_lines_compose(composed):
 
 def test_commands_and_settings_exist(composed):
     assert set(re.findall(r"\.venv/bin/wandb (\w+)", PAGE)) <= set(cli.commands)
-    cfg = composed("train", "logger=many")
+    cfg = composed("train", "logger=[csv,tensorboard,wandb]")
     for name in re.findall(r"`((?:callbacks|logger)\.[\w.]+)", PAGE):
         group = cfg
         for part in name.split("."):

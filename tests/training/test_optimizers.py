@@ -32,7 +32,6 @@ def learning_rates(cfg, epochs, steps, images_per_step):
         ("lf_vit", 350, 7, 1024, 5e-4, 512, 5),
         ("needle", 5, 157, 32, 1e-3, 32, 0.5),
         ("frequency", 30, 3, 1024, 1e-4, 1024, 0),
-        ("scratch", 400, 4, 256, 1e-3, 512, 20),
     ],
 )
 def test_warm_up_and_cosine(composed, recipe, epochs, steps_per_epoch, batch, lr, lr_batch, warmup):
@@ -61,7 +60,8 @@ def test_a_training_shorter_than_its_warm_up(composed):
 def test_constant_and_step(composed):
     cfg = composed("train", "schedule=lf_vit", "lr_scheduler.sched=constant")
     assert learning_rates(cfg, 20, 20, 512)[5:] == [5e-4] * 15
-    cfg = composed("train", "schedule=lf_vit", "lr_scheduler=step", "lr_scheduler.decay_epochs=8")
+    step = ("sched=step", "warmup_prefix=false", "decay_epochs=8", "decay_rate=0.1")
+    cfg = composed("train", "schedule=lf_vit", *(f"lr_scheduler.{s}" for s in step))
     assert learning_rates(cfg, 20, 40, 512)[12::16] == pytest.approx([5e-4, 5e-5])
 
 
@@ -69,7 +69,11 @@ def test_constant_and_step(composed):
     ("overrides", "optimizer", "scheduler"),
     [
         (["optimizer=lion"], "Lion", "CosineLRScheduler"),
-        (["optimizer=sgd", "lr_scheduler=step"], "SGD", "StepLRScheduler"),
+        (
+            ["optimizer=sgd", "lr_scheduler.sched=step", "lr_scheduler.decay_epochs=30"],
+            "SGD",
+            "StepLRScheduler",
+        ),
         (["optimizer._target_=torch.optim.NAdam"], "NAdam", "CosineLRScheduler"),
         (["lr_scheduler=torch"], "AdamW", "OneCycleLR"),
         (

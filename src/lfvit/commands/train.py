@@ -144,7 +144,7 @@ def build_callbacks(cfg: DictConfig, logs: bool = True) -> list[L.Callback]:
             raise ConfigError(
                 f"callbacks.{name}={settings!r} is no callback; callbacks.{name}=null leaves it out"
             )
-        target = settings.get("_target_")  # callbacks=none keeps what the schedule says of ema
+        target = settings.get("_target_")  # callbacks=null keeps what the schedule says of ema
         if target is not None and (logs or not target.endswith(NEED_LOGGERS)):
             callback = instantiate(f"callbacks.{name}", settings)
             (averages if isinstance(callback, WeightAveraging) else callbacks).append(callback)

@@ -8,9 +8,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
+from lfvit.errors import ConfigError
 from lfvit.runs.provenance import PROJECT_ROOT
 from lfvit.utils.validation import plain, validate
 
+CONF = PROJECT_ROOT / "conf"
 ON_CHECKPOINTS = ("evaluate", "predict", "diagnose", "benchmark", "export")
 """Commands whose groups replace what a checkpoint says, and hold nothing by themselves."""
 
@@ -22,6 +24,8 @@ def open_groups(overrides: Sequence[str], command: str = "train") -> list[str]:
     logger by its name, of the optimizer, of lr_scheduler and of data.dataset, and backbone.timm. In
     commands on checkpoints also what replaces a setting of the method, backbone, reducer or data.
     The class itself refuses unknown names, see `lfvit.utils.validation.instantiate`.
+
+    ``logger=null``, which Hydra's grammar for groups does not know, leaves the group out.
 
     Args:
         overrides: as on the command line.
@@ -40,7 +44,23 @@ def open_groups(overrides: Sequence[str], command: str = "train") -> list[str]:
     if command in ON_CHECKPOINTS:
         groups += [r"method\.", r"backbone\.", r"reducer\.", r"data\."]
     opened = re.compile(f"({'|'.join(groups)})[^=]*=")
-    return [f"++{override}" if opened.match(override) else override for override in overrides]
+    return [
+        f"++{override}" if opened.match(override) else _without_group(override)
+        for override in overrides
+    ]
+
+
+def _without_group(override: str) -> str:
+    """``GROUP=null`` as Hydra reads it; others as they are."""
+    group = override.removesuffix("=null")
+    if group == override or not (options := valid_options(group)):
+        return override
+    return f"{group}=none" if "none" in options else f"~{group}"
+
+
+def valid_options(group: str) -> list[str]:
+    """The options of a group of conf; none where there is no such group."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml")) if group else []
 
 
 def quote_path(override: str) -> str:
@@ -58,7 +78,7 @@ def compose_config(command: str, overrides: Sequence[str] = ()) -> DictConfig:
     prepared = open_groups([quote_path(override) for override in overrides], command)
     if GlobalHydra.instance().is_initialized():
         return compose(command, prepared)
-    with initialize_config_dir(str(PROJECT_ROOT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(command, prepared)
 
 
@@ -77,6 +97,10 @@ def check_settings(cfg: DictConfig, command: str = "train") -> None:
         from lfvit.models.settings import check_model
         from lfvit.training.settings import check_training
 
+        for group in ("method", "backbone", "data", "schedule"):
+            if group not in cfg:
+                options = ", ".join(valid_options(group))
+                raise ConfigError(f"{group}=null: a training needs one, of {options}")
         check_training(cfg)
         check_data(plain(cfg.data))
         method, backbone = plain(cfg.method), plain(cfg.backbone)

@@ -147,7 +147,7 @@ def tracked(
         params |= {key: getattr(record, key) for key in MODEL}
     exit_code = 1
     try:
-        for name, settings in plain(cfg.logger).items():
+        for name, settings in (plain(cfg.get("logger")) or {}).items():
             if settings is None:
                 continue
             target = get_class(settings["_target_"])
