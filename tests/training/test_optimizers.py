@@ -5,6 +5,7 @@ import math
 import pytest
 from torch import nn
 
+import lfvit
 from conftest import NEEDLE_FAST
 from lfvit.commands.train import instantiate_partial, train
 from lfvit.errors import ConfigError
@@ -121,9 +122,44 @@ def test_phase_two_starts_at_an_epoch_or_a_fraction(start, epoch):
         ({"selection_start": 230.5}, "schedule.selection_start=230.5 is not valid: a whole number"),
         ({"lr_batch": 0}, "schedule.lr_batch=0"),
         ({"loss": "mse"}, "schedule.loss='mse' is unknown; valid: 'ce_kl' or 'ce_ce'"),
+        ({"layer_decay": 0.0}, "schedule.layer_decay=0.0"),
         ({"leaning_rate": 1}, "schedule.leaning_rate is no setting; valid: aux_weight"),
     ],
 )
 def test_wrong_schedules(setting, message):
     with pytest.raises(ConfigError, match=message):
         validate(Schedule, setting, "schedule")
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "torch"])
+@pytest.mark.parametrize("method", ["vit", "lf_vit"])
+def test_layers_learn_the_slower_the_earlier_they_are(composed, tiny, method, scheduler):
+    """The first block with 0.5^5 of the full rate, which the head and all that is new have."""
+    model = lfvit.create_model(method, backbone=tiny, image_size=112, num_classes=4)
+    cfg = composed("train", "schedule=pretrained", f"lr_scheduler={scheduler}")
+    optimizer = build_optimizer(model, instantiate_partial(cfg, "optimizer"), 2.0, layer_decay=0.5)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+    def shares():
+        rates = {
+            names[id(parameter)].removeprefix("backbone."): group["lr"]
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        return {name: rate / rates["head.weight"] for name, rate in rates.items()}, rates
+
+    def check(found):
+        assert len(found) == len(names)
+        assert found["blocks.4.mlp.fc1.weight"] == found["norm.weight"] == 0.5
+        assert found["blocks.0.attn.qkv.bias"] == 0.5**5
+        first = [name for name in found if "pos_embed" in name or name.startswith("patch_embed")]
+        assert {found[name] for name in first} == {0.5**6}
+        assert all(found[name] == 1 for name in found if name.startswith("reuse"))
+
+    found, rates = shares()
+    check(found)
+    assert rates["head.weight"] == 2 * cfg.optimizer.lr
+    config = build_lr_scheduler(optimizer, instantiate_partial(cfg, "lr_scheduler"), 4, 40)
+    optimizer.step()
+    config["scheduler"].step_update(10) if scheduler == "cosine" else config["scheduler"].step()
+    check(shares()[0])

@@ -98,7 +98,7 @@ def evaluate(cfg: DictConfig) -> Evaluation:
                 plot_evaluation(evaluation, run_dir / "evaluate.png")
                 log_table(loggers, "threshold_curve", curve.to_dict("records"))
             log_predictions(loggers, model, data, record.threshold, cfg.logged_images)
-            _print(evaluation)
+            _print(evaluation, record.about_threshold)
             print(f"written to {run_dir}")
     return evaluation
 
@@ -110,7 +110,7 @@ def _images(evaluation: Evaluation) -> str:
     return f"{total}{skipped}{', which training never saw' if evaluation.unseen else ''}"
 
 
-def _print(evaluation: Evaluation) -> None:
+def _print(evaluation: Evaluation, about_threshold: str) -> None:
     """The operating points, and what they leave out, on the terminal."""
     points = evaluation.operating_points
     titles = {
@@ -130,6 +130,11 @@ def _print(evaluation: Evaluation) -> None:
         )
     rows = [point.model_dump() for point in points]
     print_table(rows, formats, titles, title=_images(evaluation), caption=caption)
+    if len(evaluation.passes) > 1:
+        print(about_threshold)
+        point = next((point for point in points if point.rule.startswith("max_loss")), None)
+        if not evaluation.configured.exit_fraction and point is not None and point.exit_fraction:
+            print(f"no image leaves early at it; {point.threshold:g} keeps the accuracy")
     for point in points:
         if point.reason is not None:
             print(f"{point.rule}: {point.reason}")

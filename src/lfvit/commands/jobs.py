@@ -142,7 +142,8 @@ def _evaluation_settings(cfg: DictConfig) -> list[str]:
     """What an evaluation takes from the config of its training."""
     names = ["accelerator", "precision", *(("devices", "num_nodes") if launched_together() else ())]
     trainer = [f"trainer.{name}={cfg.trainer[name]}" for name in names if name in cfg.trainer]
-    return [f"threshold={cfg.threshold}", f"data.num_workers={cfg.data.num_workers}", *trainer]
+    threshold = [] if cfg.threshold is None else [f"threshold={cfg.threshold}"]
+    return [*threshold, f"data.num_workers={cfg.data.num_workers}", *trainer]
 
 
 def _decide(cfg: DictConfig, roots: Sequence[Path], key: str, repeat: bool) -> tuple[str, str]:

@@ -43,6 +43,8 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     data = record.data
     augment = validate(AugmentSettings, data.get("augment") or {}, "augment")
     transform = eval_transform(augment, record.image_size)
+    if len(macs) > 1:
+        print(record.about_threshold)
     entries: list[dict[str, Any]] = []
     num_skipped = 0
     try:

@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
+from torch import nn
 
 from lfvit.data import ImageDataModule
 from lfvit.errors import ConfigError
@@ -18,7 +19,7 @@ from lfvit.runs.directory import start_run, training_record
 from lfvit.runs.provenance import commit, machine
 from lfvit.runs.record import make_record
 from lfvit.runs.resume import LAYOUT, check_data, check_resume
-from lfvit.runs.setup import build_model, make_data, trainer_settings
+from lfvit.runs.setup import build_model, load_trained, make_data, trainer_settings
 from lfvit.tracking.loggers import (
     TRACKING,
     summarise,
@@ -164,7 +165,10 @@ def build_module(cfg: DictConfig, classes: list[str], load: bool = True) -> Clas
     )
     if load and cfg.init_from is not None:
         load_checkpoint(model, cfg.init_from, new_head=True)
-    teacher = unreduced(model) if schedule.distill_weight else None
+    teacher = None
+    if schedule.distill_weight:
+        file = schedule.teacher
+        teacher = unreduced(model) if file is None else load_teacher(cfg, file, classes, load)
     return Classifier(
         model,
         schedule,
@@ -172,12 +176,29 @@ def build_module(cfg: DictConfig, classes: list[str], load: bool = True) -> Clas
         optimizer=instantiate_partial(cfg, "optimizer"),
         lr_scheduler=instantiate_partial(cfg, "lr_scheduler"),
         selection_epoch=schedule.selection_epoch(cfg.trainer.max_epochs),
+        second_epoch=schedule.second_epoch(cfg.trainer.max_epochs),
         threshold=cfg.threshold,
         seed=cfg.seed,
         teacher=teacher,
         record=make_record(cfg, classes),
         compile_passes=cfg.compile,
     )
+
+
+def load_teacher(cfg: DictConfig, path: str, classes: list[str], known: bool) -> nn.Module:
+    """The model that teaches another one of the same classes and image size.
+
+    known: whether `classes` are those of the data.
+    """
+    teacher, record = load_trained(path)
+    if record.image_size != cfg.image_size:
+        raise ConfigError(
+            f"schedule.teacher={path} was trained with image_size={record.image_size}, and the "
+            f"images here have {cfg.image_size}"
+        )
+    if known and record.classes != classes:
+        raise ConfigError(f"schedule.teacher={path} knows other classes than those of the data")
+    return teacher
 
 
 def instantiate_partial(cfg: DictConfig, group: str) -> Any:

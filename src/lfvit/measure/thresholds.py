@@ -102,6 +102,16 @@ def sweep(
     return pd.concat(parts, ignore_index=True)
 
 
+def calibrate(predictions: pd.DataFrame, max_loss: float = 0.5) -> float:
+    """The lowest threshold that loses at most `max_loss` points of top-1 against the last pass.
+
+    No threshold that keeps as much is cheaper.
+    """
+    curve = sweep(predictions, [0.0] * (predictions.shape[1] // 2))
+    kept = curve["top1"] >= curve["top1"].iloc[-1] - max_loss
+    return float(curve["threshold"][kept].iloc[0])
+
+
 def early_exits(
     predictions: pd.DataFrame, thresholds: Sequence[float] | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -145,6 +145,16 @@ class TwoPassViT(nn.Module):
         positions = {"first_pos_embed", "second_pos_embed"}
         return positions | {"backbone.cls_token", "backbone.reg_token"}
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layers by the names of their weights, for timm's layer-wise learning rates.
+
+        What no pattern matches, such as the head and `reuse`, is the last layer.
+        """
+        return {
+            "stem": r"backbone\.(?:cls_token|reg_token|patch_embed|norm_pre)|\w+_pos_embed",
+            "blocks": [(r"backbone\.blocks\.(\d+)", None), (r"backbone\.norm\.", (99999,))],
+        }
+
     def forward(
         self,
         images: Tensor,

@@ -63,10 +63,11 @@ def settings_of_weights(cfg: DictConfig) -> dict[str, Any]:
     with suppress(TypeError, ValueError):  # the Trainer refuses what is no number
         settings["trainer"]["devices"] = count_processes(settings["trainer"])
         settings["trainer"].pop("num_nodes", None)
-    if settings["init_from"] is not None and (path := locate(settings["init_from"])).is_file():
-        from lfvit.models.checkpoints import weights_digest
+    for group, key in ((settings, "init_from"), (settings["schedule"], "teacher")):
+        if group.get(key) is not None and (path := locate(group[key])).is_file():
+            from lfvit.models.checkpoints import weights_digest
 
-        settings["init_from"] = weights_digest(path)
+            group[key] = weights_digest(path)
     if settings["data"].get("root") is not None:
         settings["data"]["root"] = str(Path(settings["data"]["root"]).expanduser().absolute())
     ignored = re.compile(rf"({'|'.join(map(re.escape, NOT_WEIGHTS))})(\.|$)")

@@ -26,7 +26,8 @@ class CheckpointRecord(Settings):
     """What a checkpoint says about itself, plain values only.
 
     method, backbone, reducer, data: groups of the training's config. recipe: how the weights were
-    trained, see `recipe_of`. threshold: eta. classes: names, by index. commit: of the code that
+    trained, see `recipe_of`. threshold: eta. calibrated_on: number of validation images it was
+    chosen on in training, None if it was set. classes: names, by index. commit: of the code that
     trained. tracking: of the W&B run. layout: how an epoch was divided, see `runs.resume`.
     """
 
@@ -39,10 +40,21 @@ class CheckpointRecord(Settings):
     recipe: dict[str, Any] = Field({})
     seed: Annotated[int, Field(ge=0)] = 0
     threshold: Annotated[float, Field(ge=0)] = 0.7
+    calibrated_on: int | None = None
     classes: list[str]
     commit: str | None = None
     tracking: dict[str, Any] = Field({})
     layout: dict[str, int] | None = None
+
+    @property
+    def about_threshold(self) -> str:
+        """A line for the terminal: the threshold in use, and where it is from."""
+        if self.calibrated_on is None:
+            return f"threshold {self.threshold:g}"
+        return (
+            f"threshold {self.threshold:g}, calibrated on {self.calibrated_on} validation images "
+            "when it was trained; threshold=ETA sets another"
+        )
 
     @field_validator("method", "reducer")
     @classmethod
@@ -66,7 +78,7 @@ def make_record(cfg: DictConfig, classes: list[str]) -> dict[str, Any]:
     make_absolute(data)
     keys = (*MODEL, "seed")
     record = CheckpointRecord(
-        **{key: plain(cfg[key]) for key in keys if key in cfg},
+        **{key: plain(cfg[key]) for key in keys if cfg.get(key) is not None},
         data=data,
         recipe=recipe_of(cfg),
         classes=classes,
@@ -116,6 +128,8 @@ def override(record: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
     all of it.
     """
     merged = dict(record)
+    if overrides.get("threshold") is not None:
+        merged["calibrated_on"] = None
     for key, value in overrides.items():
         if isinstance(value, dict) and not {"name", "timm", "family"} & value.keys():
             merged[key] = {**merged.get(key, {}), **value}

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lfvit.errors import TrainingError
 from lfvit.utils.validation import check_choice
@@ -114,7 +115,23 @@ class NonFiniteGuard(Callback):
 
 
 class EMA(EMAWeightAveraging):
-    """Lightning's exponential moving average, without the optimizer steps that were skipped."""
+    """Lightning's exponential moving average, without the optimizer steps that were skipped.
+
+    Args:
+        decay: share of the average that each optimizer step keeps.
+        warmup: a smaller share at first, (1 + t) / (10 + t) in step t, so that a short training
+            does not average the weights it started from.
+    """
+
+    def __init__(self, decay: float = 0.999, warmup: bool = False, **options: Any) -> None:
+        super().__init__(decay=decay, **options)
+        if warmup:
+
+            def average(old: Any, new: Any, steps: Tensor) -> None:
+                t = int(steps)  # a buffer, which checkpoints keep
+                get_ema_multi_avg_fn(min(decay, (1 + t) / (10 + t)))(old, new, steps)
+
+            self._kwargs |= {"avg_fn": None, "multi_avg_fn": average}
 
     def on_train_batch_end(self, trainer: Any, *arguments: Any) -> None:
         skipped = [c.last_skipped for c in trainer.callbacks if isinstance(c, NonFiniteGuard)]

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import lightning as L
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -15,6 +16,7 @@ from torchmetrics import MeanMetric
 
 from lfvit.data.batches import Batch
 from lfvit.errors import ConfigError
+from lfvit.measure.thresholds import calibrate, early_exits, prediction_table
 from lfvit.models.checkpoints import RECORD
 from lfvit.models.passes import forward_passes, num_passes
 from lfvit.models.reducers import Reducer
@@ -23,6 +25,7 @@ from lfvit.training.losses import kl_divergence, pass_losses
 from lfvit.training.optimizers import build_lr_scheduler, build_optimizer
 from lfvit.training.settings import Schedule
 from lfvit.training.token_labels import TokenTargets, has_aux_head, token_labelling_loss
+from lfvit.utils.distributed import gather_list
 from lfvit.utils.seeding import seed_all
 
 PASSES = ("first", "second", "third")
@@ -31,8 +34,9 @@ PASSES = ("first", "second", "third")
 class Classifier(L.LightningModule):
     """Trains a model of `lfvit.create_model`, with any number of passes.
 
-    In phase one the second pass sees the whole image, in phase two what the model's selector
-    chooses. Validation always uses the selector: it measures the model that will be used.
+    At first only the first pass may train (`second_epoch`). In phase one the second pass sees the
+    whole image, in phase two what the model's selector chooses. Validation always uses the
+    selector: it measures the model that will be used.
 
     Args:
         model: images -> logits, or a model with passes.
@@ -41,10 +45,12 @@ class Classifier(L.LightningModule):
         optimizer, lr_scheduler: see `lfvit.training.optimizers`; without them AdamW and a constant
             learning rate.
         selection_epoch: first epoch (0-based) of phase two.
-        threshold: eta of early exit in validation.
+        second_epoch: first epoch (0-based) in which the second pass trains.
+        threshold: eta of early exit; None: calibrated at the end of every validation, see
+            `lfvit.measure.thresholds.calibrate`. Checkpoints have it in their record.
         seed: of stochastic depth and random selectors.
-        teacher: what `schedule.distill_weight` distils from; frozen, and saved in checkpoints, so
-            that a resumed run has the same one.
+        teacher: what `schedule.distill_weight` distils from; frozen, and, unless it has a file of
+            its own, saved in checkpoints, so that a resumed run has the same one.
         record: plain values from which the model can be rebuilt, stored in every checkpoint.
         compile_passes: run the training forward under torch.compile.
     """
@@ -60,7 +66,8 @@ class Classifier(L.LightningModule):
         optimizer: partial[Optimizer] | None = None,
         lr_scheduler: partial[Any] | None = None,
         selection_epoch: int = 0,
-        threshold: float = 0.7,
+        second_epoch: int = 0,
+        threshold: float | None = None,
         seed: int = 0,
         teacher: nn.Module | None = None,
         record: Mapping[str, Any] | None = None,
@@ -73,7 +80,10 @@ class Classifier(L.LightningModule):
         self.optimizer: partial[Any] = optimizer or partial(AdamW)
         self.lr_scheduler = lr_scheduler
         self.selection_epoch = selection_epoch
-        self.threshold = threshold
+        self.second_epoch = second_epoch
+        self.calibrates = threshold is None
+        self.threshold = 0.7 if threshold is None else threshold
+        self.calibrated_on: int | None = None  # images
         self.seed = seed
         self.record = dict(record or {})
         # not as a submodule, so that it is neither trained nor averaged
@@ -86,14 +96,18 @@ class Classifier(L.LightningModule):
                 "a reducer with a loss of its own is trained with method=vit, compile=false and a "
                 "backbone without auxiliary head"
             )
+        if schedule.teacher is not None and (self.learned or self.learns_tokens):
+            raise ConfigError(
+                "schedule.teacher teaches by logits alone; a reducer with a loss of its own and "
+                "backbones with an auxiliary head learn with schedule.teacher=null"
+            )
         if compile_passes:
             model.compile()  # in place: names in the state dict stay as they are
         # of earlier passes, then of the last one
         self.prefixes = [*(f"val/{name}_" for name in PASSES[: self.num_passes - 1]), "val/"]
         names = ["val/loss", *(f"{p}{name}" for p in self.prefixes for name in ("top1", "top5"))]
-        if self.num_passes > 1:
-            names += ["val/early_exit_top1", "val/exit_fraction"]
         self.val_metrics: Any = nn.ModuleDict({name: MeanMetric() for name in names})
+        self.val_outputs: list[pd.DataFrame] = []  # of this process and validation
 
     @property
     def phase_one(self) -> bool:
@@ -124,6 +138,12 @@ class Classifier(L.LightningModule):
             tokens = TokenTargets.of(batch, model, self.num_classes)
             targets, options["mix"] = tokens.images, tokens.mix
         inputs = (batch.images, batch.coarse_images)
+        if self.num_passes > 1 and self.current_epoch < self.second_epoch:
+            first = model.first_pass(*inputs, options.get("mix"))
+            # the weights that are not used yet get gradients, which several processes wait for
+            unused = [model.second_pos_embed, *(model.reuse or nn.Identity()).parameters()]
+            nothing = sum(0.0 * parameter.sum() for parameter in unused)
+            return {"first_loss": F.cross_entropy(first.logits, targets) + nothing}
         out: Any = forward_passes(model, *inputs, **options)
         if self.learns_tokens:
             labels = tokens.select(out.selection, getattr(model, "background", True))
@@ -132,9 +152,10 @@ class Classifier(L.LightningModule):
         by_pass = pass_losses(out.logits, targets, self.schedule.loss, last_loss)
         losses = {f"{name}_loss": loss for name, loss in zip(PASSES, by_pass, strict=False)}
         if self.teacher is not None:
+            theirs = options if num_passes(self.teacher) > 1 or self.learns_tokens else {}
             with torch.no_grad():
-                taught = forward_passes(self.teacher, *inputs, **options).logits[-1]
-            divergence = kl_divergence(out.logits[-1], taught)
+                taught = forward_passes(self.teacher, *inputs, **theirs).logits[-1]
+            divergence: Any = sum(kl_divergence(one, taught) for one in out.logits)
             losses["distill_loss"] = self.schedule.distill_weight * divergence
         return losses
 
@@ -161,27 +182,37 @@ class Classifier(L.LightningModule):
         out = forward_passes(self.model, batch.images, batch.coarse_images)
         logits = [one[valid] for one in out.logits]  # (b, C) each
         values = {"val/loss": F.cross_entropy(logits[-1], targets, reduction="none")}
-        right = []
         for prefix, one in zip(self.prefixes, logits, strict=True):
             top5 = one.topk(min(5, self.num_classes)).indices == targets[:, None]  # (b, 5)
-            right.append(100.0 * top5[:, 0])
-            values |= {f"{prefix}top1": right[-1], f"{prefix}top5": 100.0 * top5.any(dim=1)}
+            values |= {f"{prefix}top1": 100.0 * top5[:, 0], f"{prefix}top5": 100.0 * top5.any(1)}
         if self.num_passes > 1:
-            early = right[-1]
-            for one, correct in reversed([*zip(logits[:-1], right[:-1], strict=True)]):
-                exits = one.float().softmax(dim=1).amax(dim=1) >= self.threshold
-                early = torch.where(exits, correct, early)
-            values |= {"val/early_exit_top1": early, "val/exit_fraction": exits.float()}
+            self.val_outputs.append(prediction_table(logits, targets))
         for name, metric in self.val_metrics.items():
             metric.update(values[name].float())
             self.log(name, metric, prog_bar=name == "val/top1", on_step=False, on_epoch=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Early exit on the images of all processes, at a threshold that is calibrated on them."""
+        tables, self.val_outputs = gather_list(self.val_outputs), []
+        if not any(map(len, tables)):
+            return
+        outputs = pd.concat(tables)
+        if self.calibrates:
+            self.threshold, self.calibrated_on = calibrate(outputs), len(outputs)
+        exit_pass, predicted = early_exits(outputs, [self.threshold])
+        right = predicted[0] == outputs["target"].to_numpy()
+        early = float((exit_pass < self.num_passes - 1).mean())
+        values = {"early_exit_top1": 100.0 * float(right.mean()), "exit_fraction": early}
+        for name, value in {**values, "threshold": self.threshold}.items():
+            self.log(f"val/{name}", value, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The learning rate scales linearly with the images per optimizer step."""
         trainer: Any = self.trainer
         images = trainer.datamodule.batch_size * trainer.world_size
         lr_scale = images * trainer.accumulate_grad_batches / self.schedule.lr_batch
-        optimizer = build_optimizer(self.model, self.optimizer, lr_scale)
+        layer_decay = self.schedule.layer_decay
+        optimizer = build_optimizer(self.model, self.optimizer, lr_scale, layer_decay)
         if self.lr_scheduler is None:
             return optimizer
         steps = trainer.estimated_stepping_batches
@@ -195,10 +226,14 @@ class Classifier(L.LightningModule):
             super().lr_scheduler_step(scheduler, metric)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[RECORD] = self.record
-        if self.teacher is not None:
+        eta = {"threshold": self.threshold, "calibrated_on": self.calibrated_on}
+        checkpoint[RECORD] = {**self.record, **eta} if self.record else {}
+        if self.teacher is not None and self.schedule.teacher is None:
             checkpoint["teacher"] = self.teacher.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.teacher is not None:
+        if self.calibrates:
+            self.threshold = checkpoint[RECORD].get("threshold", self.threshold)
+            self.calibrated_on = checkpoint[RECORD].get("calibrated_on")
+        if self.teacher is not None and self.schedule.teacher is None:
             self.teacher.load_state_dict(checkpoint["teacher"])

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from lightning.pytorch.utilities.types import LRSchedulerConfigType
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 from torch.optim import Optimizer
 
@@ -14,7 +14,10 @@ from lfvit.models.reducers import Reducer
 
 
 def build_optimizer(
-    model: nn.Module, optimizer: partial[Optimizer], lr_scale: float = 1.0
+    model: nn.Module,
+    optimizer: partial[Optimizer],
+    lr_scale: float = 1.0,
+    layer_decay: float = 1.0,
 ) -> Optimizer:
     """The optimizer of all trainable weights; only matrices decay.
 
@@ -25,6 +28,9 @@ def build_optimizer(
         model: what is trained.
         optimizer: class and arguments, such as ``partial(AdamW, lr=5e-4, weight_decay=0.05)``.
         lr_scale: factor on ``lr``.
+        layer_decay: timm's factor on the learning rate from one layer to the one before. The head
+            and what is new in a two-pass model learn with the full rate, the last block with
+            `layer_decay` times that, and so on down to the patch and position embeddings.
 
     Raises:
         ConfigError: an argument that the optimizer does not take.
@@ -34,13 +40,20 @@ def build_optimizer(
     for name, module in model.named_modules():
         if isinstance(module, Reducer):
             no_decay = no_decay | {f"{name}.{weight}" for weight in module.no_weight_decay()}
-    groups = param_groups_weight_decay(
-        model, settings.get("weight_decay", 0.0), no_weight_decay_list=no_decay
-    )
+    weight_decay = settings.get("weight_decay", 0.0)
+    if layer_decay == 1:
+        groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=no_decay)
+    else:
+        groups = param_groups_layer_decay(
+            model, weight_decay, no_weight_decay_list=no_decay, layer_decay=layer_decay
+        )
     try:
         if "lr" in settings:
             settings["lr"] *= lr_scale
-        return optimizer.func(groups, **settings)
+        built = optimizer.func(groups, **settings)
+        for group in built.param_groups:
+            group["lr"] = group["lr"] * group.get("lr_scale", 1.0)
+        return built
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optimizer: {error}") from error
 
@@ -70,6 +83,8 @@ def build_lr_scheduler(
         settings["num_epochs"] = max(max_epochs - warmup, 1e-9)
         settings["updates_per_epoch"] = steps / max_epochs
         settings["step_on_epochs"] = False
+        for group in optimizer.param_groups:  # timm multiplies by lr_scale in every step
+            group["lr"] = group["lr"] / group.get("lr_scale", 1.0)
     if "total_steps" in names:
         settings.setdefault("total_steps", int(steps))
     if "max_lr" in names:

@@ -14,23 +14,29 @@ NonNegative = Annotated[float, Field(ge=0)]
 class Schedule(Settings):
     """What a recipe says beyond epochs, optimizer, learning-rate scheduler and averaged weights.
 
-    selection_start: when the second pass starts to select instead of seeing the whole image, in
-    epochs (whole number) or as a fraction of all epochs (below 1). loss: of two passes, see
-    `lfvit.training.losses`. lr_batch: images per optimizer step for which ``optimizer.lr`` is
-    meant; the learning rate scales linearly with the global batch. drop_path_rate: stochastic depth
-    of the last block. distill_weight: of the KL divergence from the teacher, which is the model as
-    training found it, without its reducer. aux_weight: of the patch tokens' loss, for backbones
-    with an auxiliary head.
+    second_start: when the second pass starts to train; before, only the first one does, on the
+    half-resolution view. selection_start: when the second pass starts to select instead of seeing
+    the whole image. Both in epochs (whole number) or as a fraction of all epochs (below 1). loss:
+    of two passes, see `lfvit.training.losses`. lr_batch: images per optimizer step for which
+    ``optimizer.lr`` is meant; the learning rate scales linearly with the global batch.
+    layer_decay: from each layer's learning rate to that of the one before it.
+    drop_path_rate: stochastic depth of the last block. distill_weight: of the KL divergence of
+    every pass from the teacher. teacher: its checkpoint; None: the model as training found it,
+    without its reducer. aux_weight: of the patch tokens' loss, for backbones with an auxiliary
+    head.
     """
 
+    second_start: NonNegative = 0
     selection_start: NonNegative = 0
     loss: Literal["ce_kl", "ce_ce"] = "ce_kl"
     lr_batch: Annotated[int, Field(ge=1)] = 512
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     distill_weight: NonNegative = 0.0
+    teacher: str | None = None
     aux_weight: NonNegative = 0.5
 
-    @field_validator("selection_start")
+    @field_validator("second_start", "selection_start")
     @classmethod
     def _whole_epochs(cls, value: float) -> float:
         if value > 1 and value % 1:
@@ -39,15 +45,22 @@ class Schedule(Settings):
 
     def selection_epoch(self, max_epochs: int) -> int:
         """First epoch (0-based) in which the second pass selects, of `max_epochs`."""
-        start = self.selection_start
-        return round(start * max_epochs) if 0 < start < 1 else int(start)
+        return _first_epoch(self.selection_start, max_epochs)
+
+    def second_epoch(self, max_epochs: int) -> int:
+        """First epoch (0-based) in which the second pass trains, of `max_epochs`."""
+        return _first_epoch(self.second_start, max_epochs)
+
+
+def _first_epoch(start: float, max_epochs: int) -> int:
+    return round(start * max_epochs) if 0 < start < 1 else int(start)
 
 
 class TrainSettings(Settings):
     """The plain keys of train.yaml, which explains them."""
 
     seed: Annotated[int, Field(ge=0)]
-    threshold: NonNegative
+    threshold: NonNegative | None
     pretrained: bool
     init_from: str | None
     ckpt_path: str | None
@@ -77,15 +90,21 @@ def check_training(cfg: Mapping[str, Any]) -> Schedule:
     max_epochs = cfg["trainer"]["max_epochs"]
     if not isinstance(max_epochs, int) or max_epochs < 1:
         raise ConfigError(f"trainer.max_epochs={max_epochs!r} must be a whole number, 1 or more")
-    if schedule.selection_start > max_epochs:
-        raise ConfigError(
-            f"schedule.selection_start={schedule.selection_start} is after the last of "
-            f"trainer.max_epochs={max_epochs}"
-        )
-    if schedule.distill_weight and not (start.pretrained or start.init_from or start.ckpt_path):
+    for name in ("second_start", "selection_start"):
+        if (epoch := getattr(schedule, name)) > max_epochs:
+            raise ConfigError(
+                f"schedule.{name}={epoch} is after the last of trainer.max_epochs={max_epochs}"
+            )
+    from_weights = start.pretrained or start.init_from or start.ckpt_path
+    if schedule.distill_weight and not (from_weights or schedule.teacher):
         raise ConfigError(
             f"schedule.distill_weight={schedule.distill_weight} learns from the weights training "
-            "starts with; pass pretrained=true or init_from=FILE, or set it to 0"
+            "starts with; pass pretrained=true or init_from=FILE, name a schedule.teacher, or set "
+            "it to 0"
+        )
+    if schedule.teacher and not schedule.distill_weight:
+        raise ConfigError(
+            f"schedule.teacher={schedule.teacher} teaches with schedule.distill_weight, which is 0"
         )
     if cfg["backbone"].get("family") != "lv_vit":
         for group, name in (("augment", "mix_token"), ("data", "label_maps")):
