@@ -7,9 +7,10 @@ import pytest
 
 import lfvit
 from lfvit.errors import ConfigError
+from lfvit.models.reducer_settings import REDUCER_SETTINGS
 from lfvit.models.reducers import REDUCERS
 from lfvit.models.selectors import SELECTORS
-from lfvit.models.settings import REDUCER_SETTINGS, LFViTSettings, check_model
+from lfvit.models.settings import LFViTSettings, check_model
 from lfvit.models.two_pass import REUSE
 
 SIZES = {"embed_dim": 24, "depth": 5, "num_heads": 2, "patch_size": 8}

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -12,10 +12,12 @@ from torch.utils.data import Dataset
 
 from lfvit.data.augment import WHOLE, Crop, TrainTransform, to_tensor
 from lfvit.data.images import UnreadableImageError, read_image, to_rgb
-from lfvit.data.label_maps import LabelMapFolder, LabelMaps
 from lfvit.data.sampling import Draw
 from lfvit.errors import DataError
 from lfvit.utils.seeding import seeded
+
+if TYPE_CHECKING:
+    from lfvit.data.label_maps import LabelMapFolder, LabelMaps
 
 Box = tuple[int, int, int, int]
 
@@ -83,7 +85,7 @@ class RawBatch(NamedTuple):
     indices: Tensor
     boxes: Tensor | None
     sizes: Tensor
-    label_maps: LabelMaps | None = None
+    label_maps: "LabelMaps | None" = None
     errors: Sequence[str] = ()
 
 
@@ -105,7 +107,7 @@ class Batch(NamedTuple):
     boxes: Tensor | None = None
     indices: Tensor | None = None
     token_box: Crop | None = None
-    label_maps: LabelMaps | None = None
+    label_maps: "LabelMaps | None" = None
 
     @property
     def valid(self) -> Tensor:
@@ -139,7 +141,7 @@ class LoadedImages(Dataset[Sample]):
         *,
         exif: bool = False,
         neighbors: bool = False,
-        label_maps: LabelMapFolder | None = None,
+        label_maps: "LabelMapFolder | None" = None,
     ) -> None:
         self.images = images
         self.transform = transform
@@ -208,6 +210,8 @@ def collate(samples: Sequence[Sample]) -> RawBatch:
     )
     maps = None
     if all(label_map is not None for label_map in label_maps):
+        from lfvit.data.label_maps import LabelMaps
+
         maps = LabelMaps(torch.stack(label_maps), torch.tensor(crops), torch.tensor(flipped))
     return RawBatch(
         torch.stack(pixels),

@@ -23,8 +23,6 @@ from lfvit.data.batches import (
     image_name,
 )
 from lfvit.data.classes import check_same_classes, readable_names
-from lfvit.data.folders import ImageFolder
-from lfvit.data.label_maps import LabelMapFolder
 from lfvit.data.sampling import Draw, EvalSampler, LazyLoader, TrainSampler
 from lfvit.data.settings import check_data
 from lfvit.errors import ConfigError, DataError
@@ -158,6 +156,9 @@ class ImageDataModule(L.LightningDataModule):
         """The training images, randomly varied."""
         settings, images, maps = self.settings, self.train_images, None
         if settings.label_maps is not None:
+            from lfvit.data.folders import ImageFolder
+            from lfvit.data.label_maps import LabelMapFolder
+
             if not isinstance(images, ImageFolder):
                 raise ConfigError("data.label_maps belongs to photographs in folders")
             maps = LabelMapFolder(settings.label_maps, images, len(self._classes))

@@ -2,10 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from lfvit.errors import ConfigError
 from lfvit.models.registry import REDUCERS, SELECTORS
@@ -95,101 +94,6 @@ METHODS: dict[str, type[Settings]] = {
 PASSES = {"first": ["first"], "second": ["second"], "both": ["first", "second"]}
 """``reducer.passes`` of two-pass models -> passes whose blocks reduce."""
 
-OneOrList = BeforeValidator(lambda value: value if isinstance(value, list) else [value])
-
-
-class BlockSettings(Settings):
-    """Settings of reducers that work in some blocks only.
-
-    blocks: the reducing blocks, from 1; None: 4, 7, 10 of 12, and the same shares of other depths.
-    """
-
-    blocks: list[PositiveInt] | None = None
-
-    @field_validator("blocks")
-    @classmethod
-    def _ascending(cls, blocks: list[int] | None) -> list[int] | None:
-        if blocks is not None and (not blocks or blocks != sorted(set(blocks))):
-            raise ValueError("must be ascending block numbers from 1, such as [4, 7, 10]")
-        return blocks
-
-
-class EViTSettings(BlockSettings):
-    """keep_rate: share of the patch tokens kept in each reducing block."""
-
-    keep_rate: Share = 0.7
-
-
-class DynamicViTSettings(BlockSettings):
-    """Settings of DynamicViT.
-
-    keep_rate: keep_rate^s of the patch tokens are left after the s-th reduction.
-    ratio_weight: of the loss on the share of kept tokens (section 3.3).
-    token_weight: of the mean squared distance of the kept tokens from a teacher's, with a teacher.
-    """
-
-    keep_rate: Share = 0.7
-    ratio_weight: float = Field(2.0, ge=0)
-    token_weight: float = Field(0.5, ge=0)
-
-
-class FrequencySettings(BlockSettings):
-    """Settings of frequency-aware reduction.
-
-    removed: share of the high-frequency tokens removed in each reducing block, or one per block.
-    windows: w, for w * w DC tokens, or one per reducing block; each divides the one before. The
-        published setting is 2, 1, 1, and 2, 2, 1 for ViT-S.
-    w1_init, w2_init: initial values of w1, w2, which the paper does not give. 0 and -1 leave the
-        attention of a pretrained model as it is.
-    position_term: add the mean position embedding of the patches it replaces to a DC token.
-    """
-
-    removed: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], OneOrList] = Field([0.3])
-    windows: Annotated[list[PositiveInt], OneOrList] = Field([2, 1, 1])
-    w1_init: float = 0.0
-    w2_init: float = -1.0
-    position_term: bool = True
-
-    @field_validator("windows")
-    @classmethod
-    def _nested(cls, windows: list[int]) -> list[int]:
-        for before, after in pairwise(windows):
-            if before % after:
-                raise ValueError(
-                    f"{after} does not divide {before}, so that its windows cut through earlier "
-                    "ones; valid: such as [4, 2, 1]"
-                )
-        return windows
-
-
-class ToMeSettings(Settings):
-    """Settings of ToMe.
-
-    r: pairs merged per block, or one number per block; below 1, a share of the patch tokens. At
-        most half of the tokens merge at once.
-    proportional: add log(size) to the attention logits. The paper leaves it out for models trained
-        as masked autoencoders and not fine-tuned.
-    """
-
-    r: Annotated[list[Annotated[float, Field(ge=0)]], OneOrList] = Field([13.0])
-    proportional: bool = True
-
-    @field_validator("r")
-    @classmethod
-    def _pairs_or_shares(cls, r: list[float]) -> list[float]:
-        if any(number >= 1 and number % 1 for number in r):
-            raise ValueError("must be whole numbers of pairs, or shares below 1")
-        return r
-
-
-REDUCER_SETTINGS: dict[str, type[Settings]] = {
-    "dynamic_vit": DynamicViTSettings,
-    "evit": EViTSettings,
-    "frequency": FrequencySettings,
-    "tome": ToMeSettings,
-}
-"""Of the reducers that come with the package; the class of another one names its own."""
-
 
 class ModelSettings(Settings):
     """The settings of every model."""
@@ -255,6 +159,8 @@ def split_reducer(reducer: Any) -> tuple[str | None, dict[str, Any], str]:
             )
         return None, {}, passes
     check_choice("reducer.name", name, REDUCERS)
+    from lfvit.models.reducer_settings import REDUCER_SETTINGS
+
     if name in REDUCER_SETTINGS:
         validate(REDUCER_SETTINGS[name], options, "reducer")
     return name, options, passes

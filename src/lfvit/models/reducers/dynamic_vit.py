@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lfvit.models.reducer_settings import DynamicViTSettings
 from lfvit.models.reducers import Reduced, Reducer, TokenState, ViTDims, reducer
-from lfvit.models.settings import DynamicViTSettings
 from lfvit.models.tokens import gather_tokens, split_topk
 from lfvit.utils.distributed import mean_over_images
 

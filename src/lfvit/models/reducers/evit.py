@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lfvit.models.blocks import class_attention
+from lfvit.models.reducer_settings import EViTSettings
 from lfvit.models.reducers import Reduced, Reducer, TokenState, reducer
-from lfvit.models.settings import EViTSettings
 from lfvit.models.tokens import gather_tokens, num_keep, split_topk
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from lfvit.models.blocks import attend, attention_weights
+from lfvit.models.reducer_settings import FrequencySettings
 from lfvit.models.reducers import Reduced, Reducer, TokenState, ViTDims, reducer
-from lfvit.models.settings import FrequencySettings
 from lfvit.models.tokens import gather_tokens, num_keep, split_topk
 
 

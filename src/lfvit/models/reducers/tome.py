@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lfvit.models.reducer_settings import ToMeSettings
 from lfvit.models.reducers import Reduced, Reducer, TokenState, ViTDims, reducer
-from lfvit.models.settings import ToMeSettings
 
 
 def bipartite_soft_matching(metric: Tensor, r: int, num_prefix_tokens: int) -> Tensor:
