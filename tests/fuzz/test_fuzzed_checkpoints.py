@@ -1,7 +1,6 @@
 """Damaged and strange weights files: the model they hold, or one error that names the file."""
 
 import io
-import warnings
 from typing import Any
 
 import pytest
@@ -13,13 +12,12 @@ from hypothesis import strategies as st
 import lfvit
 from lfvit.commands import train as training
 from lfvit.errors import CheckpointError, LFViTError
-from lfvit.models.checkpoints import extract_weights, read_file
 from lfvit.runs.setup import load_trained
 from lfvit.training.module import RECORD
 
 BACKBONE = {"family": "vit", "embed_dim": 8, "depth": 2, "num_heads": 2, "patch_size": 8}
-METHOD = {"name": "lf_vit", "region_size": 1, "gca_start": 1}
-SETTINGS = {"method": METHOD, "backbone": BACKBONE, "reducer": {"name": "none"}, "image_size": 32}
+METHOD = {"region_size": 1, "gca_start": 1}
+SETTINGS = {"method": {"name": "lf_vit", **METHOD}, "backbone": BACKBONE, "image_size": 32}
 SUFFIXES = {"lightning": ".ckpt", "bare": ".pth", "old": ".pt", "safe": ".safetensors"}
 
 
@@ -29,58 +27,47 @@ class Passed(BaseException):
 
 def new_model():
     torch.manual_seed(0)
-    method = {key: value for key, value in METHOD.items() if key != "name"}
     return lfvit.create_model(
-        "lf_vit", backbone=dict(BACKBONE), image_size=32, num_classes=3, **method
+        "lf_vit", backbone=dict(BACKBONE), image_size=32, num_classes=3, **METHOD
     )
 
 
-@pytest.fixture(scope="module")
-def resumed(composed, tmp_path_factory):
-    """The config of the run that wrote the checkpoint, to be continued."""
-    place = tmp_path_factory.mktemp("resumed")
-    backbone = [f"backbone.{key}={BACKBONE[key]}" for key in ("embed_dim", "depth", "num_heads")]
+@pytest.fixture
+def resumed(composed, tmp_path, monkeypatch):
+    """The config of the run that wrote the checkpoint, to be continued up to its first step."""
+
+    def stop(cfg):
+        raise Passed
+
+    monkeypatch.setattr(training, "training_record", stop)
+    backbone = [f"backbone.{key}={value}" for key, value in BACKBONE.items()]
+    method = [f"method.{key}={value}" for key, value in METHOD.items()]
     return composed(
-        "train",
-        *backbone,
-        "image_size=32",
-        "method.region_size=1",
-        "method.gca_start=1",
-        "backbone.patch_size=8",
-        f"run_dir={place}",
-        f"ckpt_path={place / 'last.ckpt'}",
+        "train", *backbone, *method, "image_size=32", f"run_dir={tmp_path}", "ckpt_path=last.ckpt"
     )
 
 
-def _content(cfg) -> dict[str, Any]:
+def content_of(cfg) -> dict[str, Any]:
     """What a training leaves in its checkpoints, as far as anyone reads it."""
-    record = training.make_record(cfg, ["a", "b", "c"])
     model = new_model()
-    optimizer = torch.optim.AdamW(model.parameters())
     return {
         "state_dict": {f"model.{key}": value for key, value in model.state_dict().items()},
-        RECORD: record,
+        RECORD: training.make_record(cfg, ["a", "b", "c"]),
         "loops": {"fit_loop": {"epoch_progress": {"current": {"started": 1, "processed": 1}}}},
         "epoch": 1,
         "global_step": 4,
         "pytorch-lightning_version": "2.6.0",
-        "optimizer_states": [optimizer.state_dict()],
+        "optimizer_states": [torch.optim.AdamW(model.parameters()).state_dict()],
     }
 
 
-def _file(content: dict[str, Any], kind: str) -> bytes:
+def file_of(content: dict[str, Any], kind: str) -> bytes:
     weights = {k.removeprefix("model."): v for k, v in content["state_dict"].items()}
+    if kind == "safe":
+        return safetensors.torch.save({k: v.contiguous() for k, v in weights.items()})
+    written = {"lightning": content, "bare": weights, "old": {"model": weights}}[kind]
     file = io.BytesIO()
-    match kind:
-        case "safe":
-            tensors = {k: v.contiguous() for k, v in weights.items() if isinstance(v, torch.Tensor)}
-            return safetensors.torch.save(tensors)
-        case "lightning":
-            torch.save(content, file)
-        case "bare":
-            torch.save(weights, file)
-        case "old":
-            torch.save({"model": weights}, file, _use_new_zipfile_serialization=False)
+    torch.save(written, file, _use_new_zipfile_serialization=kind != "old")
     return file.getvalue()
 
 
@@ -94,25 +81,16 @@ def check_file(path, cfg) -> None:
         check_error(error, path)
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     else:
-        weights = extract_weights(read_file(path), "")
-        held, resampled = weights.values(), "pos_embed" in weights  # as in a one-pass file
-        for key, value in model.state_dict().items():
-            assert value.isfinite().all()
-            own = resampled and ("pos_embed" in key or key.startswith("reuse."))
-            assert own or any(
-                value.shape == v.shape and torch.equal(value, v.float()) for v in held
-            )
-    settings = SETTINGS if path.suffix != ".ckpt" else {}
+        assert all(value.isfinite().all() for value in model.state_dict().values())
     try:
-        loaded = load_trained(path, settings)
+        model, record = load_trained(path, SETTINGS if path.suffix != ".ckpt" else {})
     except LFViTError as error:
         check_error(error, path)
     else:
-        side = loaded.record.image_size
         with torch.no_grad():
-            out = loaded.model(torch.zeros(1, 3, side, side))
+            out = model(torch.zeros(1, 3, record.image_size, record.image_size))
         logits = out if isinstance(out, torch.Tensor) else out.second_logits
-        assert logits.shape == (1, len(loaded.record.classes))
+        assert logits.shape == (1, len(record.classes))
     cfg.ckpt_path = str(path)
     try:
         training.train(cfg)
@@ -128,23 +106,10 @@ def check_error(error, path) -> None:
     assert len(message) < 2000
 
 
-@pytest.fixture
-def no_training(monkeypatch):
-    def stop(cfg):
-        raise Passed
-
-    monkeypatch.setattr(training, "training_record", stop)
-
-
-@pytest.fixture(scope="module")
-def files(resumed):
-    return {kind: _file(_content(resumed), kind) for kind in SUFFIXES}
-
-
 @fuzz(25, kind=st.sampled_from(sorted(SUFFIXES)), other=st.booleans(), changes=edits())
-def test_damaged_bytes(files, resumed, tmp_path, no_training, kind, other, changes):
+def test_damaged_bytes(resumed, tmp_path, kind, other, changes):
     path = tmp_path / f"file{'.pth' if other else SUFFIXES[kind]}"
-    path.write_bytes(edited(files[kind], changes))
+    path.write_bytes(edited(file_of(content_of(resumed), kind), changes))
     check_file(path, resumed)
 
 
@@ -152,79 +117,60 @@ TENSORS = {
     "nan": lambda t: torch.full_like(t, torch.nan),
     "inf": lambda t: torch.full_like(t, torch.inf),
     "double": lambda t: t.double(),
-    "half": lambda t: t.half(),
     "whole": lambda t: t.int(),
     "complex": lambda t: t.to(torch.complex64),
     "switches": lambda t: t > 0,
     "empty": lambda t: t[:0],
-    "flat": lambda t: t.flatten(),
     "scalar": lambda t: t.flatten()[0],
     "one more axis": lambda t: t[None],
     "longer": lambda t: torch.cat([t, t]),
     "sparse": lambda t: t.to_sparse(),
     "expanded": lambda t: torch.zeros(1).expand(2**40),
-    "strided": lambda t: torch.zeros(1).expand(t.shape),
     "on no device": lambda t: t.to("meta"),
     "parameter": lambda t: torch.nn.Parameter(t),
     "list": lambda t: t.tolist(),
     "nothing": lambda t: None,
 }
-NAMES = ("first_pos_embed", "pos_embed", "head.weight", "blocks.0.norm1.weight", "", "model.", 3)
-
-
-@st.composite
-def contents(draw) -> list[tuple[str, int, Any]]:
-    """Changes to what a checkpoint says: (what, which entry, how)."""
-    which = st.integers(0, 60)
-    return draw(
-        st.lists(
-            st.one_of(
-                st.tuples(st.just("tensor"), which, st.sampled_from(sorted(TENSORS))),
-                st.tuples(st.just("rename"), which, st.sampled_from(NAMES)),
-                st.tuples(st.just("delete"), which, st.none()),
-                st.tuples(st.just("record"), which, values()),
-                st.tuples(st.just("record"), which, st.just(places_of)),
-                st.tuples(st.just("top"), which, values()),
-            ),
-            min_size=1,
-            max_size=3,
-        )
-    )
+NAMES = ("first_pos_embed", "pos_embed", "head.weight", "blocks.0.norm1.weight", "", "model.")
+CHANGE = st.one_of(  # (what, which entry, how)
+    st.tuples(st.just("tensor"), st.integers(0, 60), st.sampled_from(sorted(TENSORS))),
+    st.tuples(st.just("rename"), st.integers(0, 60), st.sampled_from(NAMES)),
+    st.tuples(st.just("record"), st.integers(0, 60), values() | st.just(places_of)),
+    st.tuples(st.just("top"), st.integers(0, 60), values()),
+)
 
 
 def changed(content: dict[str, Any], changes: list[tuple[str, int, Any]]) -> dict[str, Any]:
     weights = dict(content["state_dict"])
     for what, which, how in changes:
-        names = list(weights)
-        name = names[which % len(names)]
-        small = isinstance(weights[name], torch.Tensor) and weights[name].numel() < 2**20
-        if what == "tensor" and small:
-            weights[name] = TENSORS[how](weights[name])
+        name = list(weights)[which % len(weights)]
+        tensor = weights[name]
+        if what == "tensor" and isinstance(tensor, torch.Tensor) and tensor.numel() < 2**20:
+            weights[name] = TENSORS[how](tensor)
         elif what == "rename":
-            prefix = "model." if isinstance(how, str) else 0
-            weights[prefix + how] = weights.pop(name)
-        elif what == "delete" and len(weights) > 1:
-            del weights[name]
+            weights[f"model.{how}"] = weights.pop(name)
         elif what == "record" and (places := places_of(content[RECORD])):
             record = replaced(content[RECORD], places[which % len(places)], how)
             content = {**content, RECORD: record}
         elif what == "top":
-            key = list(content)[1:][which % (len(content) - 1)]
-            content = {**content, key: how} if key != RECORD or isinstance(how, dict) else content
+            key = list(content)[2:][which % (len(content) - 2)]
+            content = {**content, key: how}
     return {**content, "state_dict": weights}
 
 
-@fuzz(40, kind=st.sampled_from(["lightning", "bare", "old"]), changes=contents())
-def test_strange_contents(resumed, tmp_path, no_training, kind, changes):
+@fuzz(
+    40,
+    kind=st.sampled_from(["lightning", "bare", "old"]),
+    changes=st.lists(CHANGE, min_size=1, max_size=3),
+)
+def test_strange_contents(resumed, tmp_path, kind, changes):
     path = tmp_path / f"file{SUFFIXES[kind]}"
-    content = changed(_content(resumed), changes)
+    content = changed(content_of(resumed), changes)
     try:
-        path.write_bytes(_file(content, kind))
+        path.write_bytes(file_of(content, kind))
     except (AttributeError, TypeError, NotImplementedError):  # no such file can be written
         return
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", torch.jit.TracerWarning)
-        check_file(path, resumed)
+    check_file(path, resumed)
 
 
 UNUSABLE = ("nan", "inf", "whole", "complex", "switches", "sparse", "expanded", "on no device")
@@ -233,36 +179,21 @@ UNUSABLE = ("nan", "inf", "whole", "complex", "switches", "sparse", "expanded", 
 @pytest.mark.parametrize("how", UNUSABLE)
 def test_values_that_are_no_weights(resumed, tmp_path, how):
     path = tmp_path / "file.ckpt"
-    path.write_bytes(_file(changed(_content(resumed), [("tensor", 0, how)]), "lightning"))
+    path.write_bytes(file_of(changed(content_of(resumed), [("tensor", 0, how)]), "lightning"))
     with limits(), pytest.raises(CheckpointError, match="first_pos_embed") as refused:
         lfvit.load_checkpoint(new_model(), path)
     assert str(path) in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["backbone.norm.weight", "backbone.head.weight"])
-def test_a_weight_that_is_one_number(resumed, tmp_path, name):
-    """The advice of the error reads sizes off these two."""
-    content = _content(resumed)
-    content["state_dict"][f"model.{name}"] = torch.tensor(1.0)
-    path = tmp_path / "file.ckpt"
-    path.write_bytes(_file(content, "lightning"))
-    for load in (lambda: lfvit.load_checkpoint(new_model(), path), lambda: load_trained(path)):
-        with pytest.raises(CheckpointError, match=name.removeprefix("backbone.")):
-            load()
-
-
 @pytest.mark.parametrize(
     ("key", "value"),
-    [
-        *[("method", {}), ("method", None), ("backbone", 3), ("classes", [1])],
-        *[("recipe", 3), ("backbone", {"": None})],
-    ],
+    [("method", {}), ("backbone", 3), ("classes", [1]), ("recipe", 3), ("backbone", {"": None})],
 )
-def test_records_that_no_training_writes(resumed, tmp_path, no_training, key, value):
+def test_records_that_no_training_writes(resumed, tmp_path, key, value):
     path = tmp_path / "file.ckpt"
-    content = _content(resumed)
+    content = content_of(resumed)
     content[RECORD][key] = value
-    path.write_bytes(_file(content, "lightning"))
+    path.write_bytes(file_of(content, "lightning"))
     resumed.ckpt_path = str(path)
     with pytest.raises(CheckpointError, match=rf"file\.ckpt: .*{key}"):
         training.train(resumed)
