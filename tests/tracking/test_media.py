@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lfvit
@@ -80,8 +80,3 @@ def test_rows_become_a_table_and_numbers(composed, tmp_path):
     assert (run.summary["note"], "missing" in run.summary) == ("text", False)
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert board.Scalars("vit/images_per_second")[0].value == 100
-
-
-def test_loggers_without_pictures_get_none(tmp_path):
-    log_predictions([CSVLogger(tmp_path, "", "")], None, None, 0.5, count=3)
-    assert not list(tmp_path.iterdir())

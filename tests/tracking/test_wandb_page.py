@@ -1,6 +1,7 @@
 """What docs/wandb.md names exists: commands, settings, and a sweep that W&B's agent runs."""
 
 import re
+import shlex
 
 import yaml
 from wandb.cli.cli import cli
@@ -27,8 +28,8 @@ def test_command_lines_compose(composed):
     lines = re.findall(r"\.venv/bin/python (train|evaluate)\.py ([^#\n]*)", PAGE)
     assert len(lines) >= 5
     for name, overrides in lines:
-        words = [word for word in overrides.split() if word != "-m"]
-        cfg = composed(name, *(word.split(",")[0] for word in words))
+        words = [word for word in shlex.split(overrides) if word != "-m"]
+        cfg = composed(name, *(word.split(",")[0] if "[" not in word else word for word in words))
         assert cfg.logger.wandb._target_ == "lfvit.tracking.loggers.WandbLogger"
 
 

@@ -7,7 +7,7 @@ import torch
 
 import lfvit
 from conftest import NEEDLE_FAST
-from lfvit.commands.train import build_module, check, train
+from lfvit.commands.train import build_module, train
 from lfvit.data import Batch
 from lfvit.errors import CheckpointError, ConfigError, TrainingError
 from lfvit.models.reducers import REDUCERS
@@ -50,13 +50,6 @@ def test_phase_one_sees_the_whole_image_and_phase_two_selects(tiny, at_epoch):
         at_epoch(epoch)
         module.training_step(batch(), 0)
     assert used == ["none", "none", None, None]
-
-
-def test_a_one_pass_model_has_no_phases(tiny, at_epoch):
-    module = classifier(tiny, "vit")
-    at_epoch(0)
-    assert not module.phase_one
-    assert module.training_step(batch(), 0).isfinite()
 
 
 @pytest.mark.parametrize("method", ["vit", "lf_vit"])
@@ -225,13 +218,6 @@ def test_the_teacher_is_the_model_without_its_reducer(tiny, at_epoch, method):
     assert lfvit.count_macs(teacher) > lfvit.count_macs(model)
 
 
-def test_divergence_is_what_it_is_called():
-    student, teacher = torch.randn(5, 7), torch.randn(5, 7)
-    p, q = teacher.softmax(1), student.softmax(1)
-    expected = sum((p[i] * (p[i] / q[i]).log()).sum() for i in range(5)) / 5
-    torch.testing.assert_close(kl_divergence(student, teacher), expected)
-
-
 def test_a_learned_reducer_learns_its_share_from_the_training_step(tiny, at_epoch):
     options = {"backbone": tiny, "image_size": 112, "num_classes": 4}
     model = lfvit.create_model("vit", reducer="dynamic_vit", **options)
@@ -256,14 +242,6 @@ def test_a_learned_reducer_learns_its_share_from_the_training_step(tiny, at_epoc
         Classifier(model, schedule, num_classes=4, compile_passes=True)
 
 
-def test_a_learned_reducer_may_add_nothing_to_the_loss(tiny, at_epoch):
-    reducer = {"name": "dynamic_vit", "keep_rate": 1.0}
-    model = lfvit.create_model("vit", backbone=tiny, image_size=112, num_classes=4, reducer=reducer)
-    at_epoch(0)
-    module = Classifier(model, Schedule(), num_classes=4).train()
-    assert module.training_step(batch(), 0).isfinite()
-
-
 @pytest.mark.parametrize("method", ["vit", "lf_vit"])
 def test_a_loss_that_training_would_not_reach_is_refused(tiny, method, monkeypatch):
     """A learned reducer that keeps a token for every patch could be put anywhere."""
@@ -272,12 +250,6 @@ def test_a_loss_that_training_would_not_reach_is_refused(tiny, method, monkeypat
     model = lfvit.create_model(method, backbone=backbone, image_size=112, reducer="evit")
     with pytest.raises(ConfigError, match="a loss of its own is trained with method=vit"):
         Classifier(model, Schedule(), num_classes=4)
-
-
-def test_what_cannot_be_learned_is_refused_before_any_data_is_read(composed):
-    cfg = composed("train", "method=vit", "reducer=dynamic_vit", "compile=true", *NEEDLE_FAST)
-    with pytest.raises(ConfigError, match="compile=false"):
-        check(cfg)
 
 
 @pytest.mark.parametrize("method", ["vit", "lf_vit"])
