@@ -69,28 +69,18 @@ def every_gradient() -> dict[str, float]:
     """In each process: how far the gradients of both are from those of one, per case."""
     from torch.nn.parallel import DistributedDataParallel
 
-    epochs = {"now": 0}
     F.gumbel_softmax = above_average  # chance is each process's own
-    Classifier.current_epoch = property(lambda self: epochs["now"])
     Classifier.log = lambda *_, **__: None
     Classifier.device = torch.device("cpu")
-    F_batch = {size: full_batch(size) for size in (112, 128)}
-    expected, found = {}, {}
-    for name, phase in CASES:
-        epochs["now"] = phase - 1
-        module = classifier(name)
-        batch = F_batch[module.trainer.datamodule.image_size]
-        expected[name, phase] = gradients(module_step(module), module, batch)
     torch.distributed.init_process_group("gloo")
-    rank = torch.distributed.get_rank()
+    rank, batch, found = torch.distributed.get_rank(), full_batch(112), {}
+    mine = Batch(*(part[2 * rank : 2 * rank + 2] for part in batch[:3]), None)
     for name, phase in CASES:
-        epochs["now"] = phase - 1
-        module = classifier(name)
-        step = DistributedDataParallel(Step(module))
-        batch = F_batch[module.trainer.datamodule.image_size]
-        mine = Batch(*(part[2 * rank : 2 * rank + 2] for part in batch[:3]), None)
-        ours = gradients(step, module, mine)
-        found[f"{name}, phase {phase}"] = distance(ours, expected[name, phase])
+        Classifier.current_epoch = phase - 1
+        one, module = Step(classifier(name)), classifier(name)
+        expected = gradients(one, one.module, batch)
+        ours = gradients(DistributedDataParallel(Step(module)), module, mine)
+        found[f"{name}, phase {phase}"] = distance(ours, expected)
     return found
 
 
@@ -99,10 +89,6 @@ def above_average(logits: torch.Tensor, hard: bool) -> torch.Tensor:
     keep = logits[..., :1] > logits[..., :1].mean(dim=1, keepdim=True)
     soft = logits.softmax(dim=-1)
     return torch.cat([keep, ~keep], dim=-1).float() + soft - soft.detach()
-
-
-def module_step(module: Any) -> Any:
-    return lambda batch: module.training_step(batch, 0)
 
 
 def full_batch(size: int) -> Batch:
