@@ -8,7 +8,7 @@ from omegaconf import DictConfig, ListConfig
 
 from lfvit.data.augment import eval_transform
 from lfvit.data.folders import images_of
-from lfvit.data.images import UnreadableImageError, read_image
+from lfvit.data.images import UnreadableImageError, printable, read_image
 from lfvit.data.settings import AugmentSettings
 from lfvit.measure.costs import pass_macs
 from lfvit.measure.settings import PredictionSettings
@@ -59,14 +59,14 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
                 continue
             pixels = torch.as_tensor(transform(image))[None]
             (prediction,) = predict_images(model, pixels, record.classes, record.threshold)
-            entry = {"path": str(path), **_entry(prediction, macs, settings.top)}
+            entry = {"path": printable(path), **_entry(prediction, macs, settings.top)}
             if len(macs) > 1:
                 entry["threshold"] = record.threshold
             if settings.pictures:
-                entry["picture"] = f"{number:04d}_{path.stem}.png"
+                entry["picture"] = f"{number:04d}_{printable(path.stem)}.png"
                 draw_predictions([prediction], run_dir / entry["picture"])
             entries.append(entry)
-            print(f"\n{path}: pass {entry['exit_pass']}, {entry['gmacs']:.3f} GMACs")
+            print(f"\n{printable(path)}: pass {entry['exit_pass']}, {entry['gmacs']:.3f} GMACs")
             for line in entry["top"]:
                 print(f"  {line['probability']:6.1%}  {line['class']}")
     finally:

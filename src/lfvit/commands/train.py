@@ -19,7 +19,13 @@ from lfvit.runs.directory import start_run, training_record
 from lfvit.runs.provenance import commit, machine
 from lfvit.runs.record import make_record
 from lfvit.runs.resume import LAYOUT, check_data, check_resume
-from lfvit.runs.setup import build_model, load_trained, make_data, trainer_settings
+from lfvit.runs.setup import (
+    build_model,
+    check_split,
+    load_trained,
+    make_data,
+    trainer_settings,
+)
 from lfvit.tracking.loggers import (
     TRACKING,
     summarise,
@@ -65,6 +71,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         trainer = build_trainer(cfg, loggers, signals)
         data = make_data(plain(cfg.data))
         layout = check_data(cfg, resumed, data, trainer)
+        check_split(cfg.init_from, data)
         module = build_module(cfg, data.classes)
         module.record |= {TRACKING: tracking_record(loggers), LAYOUT: layout}
         trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)

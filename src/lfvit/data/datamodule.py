@@ -105,7 +105,7 @@ class ImageDataModule(L.LightningDataModule):
         for note in dict.fromkeys(n for d in opened.values() for n in getattr(d, "notes", [])):
             log.warning(note)
         for role, images in opened.items():
-            log.info("%s: %d classes, %s", role, len(self._classes), describe(images))
+            log.info("%s: %s of %s", role, describe(images), _listed(self._classes))
 
     def train_dataloader(self) -> DataLoader[Any]:
         settings = self.settings
@@ -314,6 +314,12 @@ def describe(images: ImageDataset) -> str:
     """How many images of how many: "394 of 3,925 images"."""
     total = getattr(images, "num_total", len(images))
     return f"{len(images):,}{f' of {total:,}' if total != len(images) else ''} images"
+
+
+def _listed(classes: list[str]) -> str:
+    """ "3 classes (bird, cat, dog)", not all of many."""
+    names = [*classes[:5], *(["..."] if len(classes) > 5 else [])]
+    return f"{len(classes):,} classes ({', '.join(names)})"
 
 
 def normalize(pixels: Tensor) -> Tensor:

@@ -16,6 +16,9 @@ log = logging.getLogger(__name__)
 
 LAYOUTS = "DIR/train/CLASS/*.jpg with DIR/val/CLASS/*.jpg, or DIR/CLASS/*.jpg"
 
+HELD_OUT = 0.1
+"""Share of the images of a folder without a split that training leaves for validation."""
+
 ROLES = {
     "train": ("train", "training", "trn"),
     "val": ("val", "valid", "validation", "dev", "eval"),
@@ -133,13 +136,13 @@ def hold_out(
         targets: (N,) class indices.
         classes: names, for messages.
         fraction: share of each class, at least one image and not all of them; 1 is all of them,
-            None a tenth.
+            None is `HELD_OUT`.
         seed: of the choice, which no other seed moves; None is 0.
 
     Raises:
         DataError: a class with one image.
     """
-    fraction = 0.1 if fraction is None else fraction
+    fraction = HELD_OUT if fraction is None else fraction
     labels, rng = np.asarray(targets), np.random.default_rng([seed or 0, len(targets)])
     held_out = np.full(len(labels), fraction == 1)
     for target, name in enumerate(classes if fraction < 1 else []):

@@ -14,9 +14,10 @@ from timm.data import ImageNetInfo
 from torch import nn
 
 from lfvit.data import ImageDataModule
+from lfvit.data.folders import HELD_OUT
 from lfvit.data.settings import DATASETS
 from lfvit.errors import CheckpointError, ConfigError, DataError
-from lfvit.models.checkpoints import extract_weights, load_checkpoint, read_file
+from lfvit.models.checkpoints import RECORD, extract_weights, load_checkpoint, read_file
 from lfvit.models.factory import create_model
 from lfvit.runs.record import LOCATIONS, CheckpointRecord, make_absolute, override, read_record
 from lfvit.utils.distributed import launched, number_of_devices
@@ -192,6 +193,33 @@ def _check_classes(data: ImageDataModule, record: CheckpointRecord) -> None:
         log.warning(
             "the weights do not name their classes; they are taken to be in this order: %s, ...",
             ", ".join(data.classes[:3]),
+        )
+
+
+def check_split(init_from: str | Path | None, data: ImageDataModule) -> None:
+    """A training validates on images that the weights it starts from never saw.
+
+    Args:
+        init_from: the file of weights, or None.
+        data: of the training, set up.
+
+    Raises:
+        ConfigError: the weights were trained on the same folder, and held out other images.
+    """
+    if init_from is None or not getattr(data.val_images, "held_out", False):
+        return
+    record = read_file(init_from).get(RECORD)
+    own = record.get("data") if isinstance(record, dict) else None
+    ours = dict(data.options)
+    make_absolute(ours)
+    if not isinstance(own, dict) or any(own.get(key) != ours.get(key) for key in LOCATIONS):
+        return
+    seed = own.get("split_seed", own.get("seed"))
+    theirs = (own.get("val_fraction") or HELD_OUT, seed or 0)
+    if theirs != (ours.get("val_fraction") or HELD_OUT, ours.get("split_seed") or 0):
+        raise ConfigError(
+            f"init_from={init_from} was trained on images that this training would validate on; "
+            f"pass data.val_fraction={theirs[0]} data.split_seed={theirs[1]}, as there"
         )
 
 
