@@ -62,11 +62,7 @@ class Runtime:
     def predict(
         self, images: Picture | Sequence[Picture], threshold: float | None = None
     ) -> Output:
-        """Classify pictures of any size, one or several, in one batch.
-
-        Args:
-            images: one picture or a sequence of B.
-            threshold: eta; None is the card's own.
+        """Classify pictures of any size, one or a sequence of B, in one batch, see `infer`.
 
         Raises:
             UnreadableImageError: a file that is no image.
@@ -80,15 +76,15 @@ class Runtime:
         return self.infer(batch, threshold)
 
     def prepare(self, image: Picture) -> np.ndarray:
-        """Resize the shorter side to S / crop_pct, crop the centre and normalise.
+        """Resize the shorter side to S / crop_pct, crop the centre, normalise: (3, S, S) float32.
 
         Pixels differ from those of the evaluation with PyTorch by one grey level, rarely two.
-
-        Returns:
-            (3, S, S) float32
         """
+        if isinstance(image, str | Path):
+            opened = read_image(Path(image).expanduser(), exif=self.card.get("exif", False))
+        else:
+            opened = to_rgb(Image.fromarray(image) if isinstance(image, np.ndarray) else image)
         crop = (self.card[name] for name in ("image_size", "crop_pct", "interpolation"))
-        opened = _open(image, self.card.get("exif", False))
         pixels = np.asarray(center_crop(opened, *crop), np.float32)
         return (pixels.transpose(2, 0, 1) - self._mean) / self._std
 
@@ -97,8 +93,8 @@ class Runtime:
 
         Args:
             images: (B, 3, S, S) float32, normalised, see `prepare`; B may be 0.
-            threshold: eta; at 0 every image stops after the first pass, above 1 none. None is the
-                card's. Without effect on a one-pass model.
+            threshold: eta, None for the card's; at 0 every image stops after the first pass, above
+                1 none. Without effect on a one-pass model.
         """
         threshold = self.card["threshold"] if threshold is None else threshold
         if not threshold >= 0:
@@ -122,10 +118,7 @@ class Runtime:
 
 
 def load(
-    folder: str | Path,
-    *,
-    threads: int = 0,
-    providers: Sequence[str] = ("CPUExecutionProvider",),
+    folder: str | Path, *, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)
 ) -> Runtime:
     """Open what `export.py` wrote.
 
@@ -158,12 +151,10 @@ def load(
     options.log_severity_level = 3
     sessions = []
     for name in card["files"]:
-        if Path(name).name != name:
+        if Path(name).name != name or not (folder / name).is_file():
             raise ConfigError(
                 f"{folder / CARD}: files={name!r} is not the name of a file beside it"
             )
-        if not (folder / name).is_file():
-            raise ConfigError(f"{folder / name}: no such file; it belongs beside {CARD}")
         sessions.append(onnxruntime.InferenceSession(folder / name, options, list(providers)))
     return Runtime(card, sessions)
 
@@ -179,12 +170,6 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """(B, C) logits -> probabilities."""
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
-
-
-def _open(image: Picture, exif: bool) -> Image.Image:
-    if isinstance(image, str | Path):
-        return read_image(Path(image).expanduser(), exif=exif)
-    return to_rgb(Image.fromarray(image) if isinstance(image, np.ndarray) else image)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

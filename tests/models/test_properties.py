@@ -4,7 +4,6 @@ Settings are drawn from all methods, selectors, backbone families and reducers t
 new one is covered here by itself.
 """
 
-import re
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import lfvit
-from lfvit.errors import LFViTError
 from lfvit.models.factory import FAMILIES
 from lfvit.models.reducers import REDUCERS
 from lfvit.models.selectors import SELECTORS
@@ -132,30 +130,3 @@ def test_early_exit_is_both_passes_and_a_choice(given, batch, thresholds, bucket
             )
             assert found.exited.all() or threshold > 0
             assert not found.exited.any() or threshold <= 1
-
-
-WRONG = st.one_of(
-    st.none(),
-    st.sampled_from([-1, 0, 0.5, 3, 100, -0.5, 2.5, float("nan"), float("inf"), True]),
-    st.sampled_from(["", "none", "vit", [], [1, 2], [0.5, "x"], {}, {"name": "evit"}, (3,), b"x"]),
-)
-NESTED = ("backbone", "reducer")
-
-
-@settings(each, max_examples=120)
-@given(given=models(), data=st.data())
-def test_any_value_of_any_setting_is_built_or_refused_by_name(given, data):
-    """Never another exception than the project's own, and it names the setting or the value."""
-    places = [(k,) for k in given] + [(n, k) for n in NESTED if n in given for k in given[n]]
-    *group, key = data.draw(st.sampled_from([*places, ("other",), ("backbone", "other")]))
-    value = data.draw(WRONG)
-    changed = {**given, key: value}
-    if group:
-        changed = {**given, group[0]: {**given[group[0]], key: value}}
-    try:
-        lfvit.create_model(**changed)
-    except LFViTError as error:
-        message = str(error)  # it may be another one that this one does not fit
-        named = any(re.search(rf"\b{name[-1]}\b", message) for name in [*places, (key,)])
-        if not named:
-            raise

@@ -13,10 +13,9 @@ from lfvit.models.selectors import (
     Scores,
     coarse_cell,
     remaining_cells,
-    score_cells,
 )
 from lfvit.models.selectors import select as select_by_scores
-from lfvit.models.selectors.windows import window_around, window_sums
+from lfvit.models.selectors.windows import window_sums
 from lfvit.models.tokens import num_keep
 
 maps = st.tuples(
@@ -86,17 +85,6 @@ def test_first_window_and_first_cells_win_a_tie():
     assert found.cells[0].tolist() == [0, 1, 2, 3, 4, 7, 8, 9, 10, 11, 14, 15, 16]
 
 
-def test_windows_around_a_cell_stay_inside():
-    cells = torch.arange(49)
-    for size in range(1, 8):
-        corner = window_around(cells, 7, size)
-        assert corner.min() >= 0
-        assert (corner + size).max() <= 7
-        row, column = cells // 7, cells % 7
-        assert ((row >= corner[:, 0]) & (row < corner[:, 0] + size)).all()
-        assert ((column >= corner[:, 1]) & (column < corner[:, 1] + size)).all()
-
-
 def test_random_windows_reach_every_place_and_follow_the_seed():
     gca = torch.zeros(600, 7, 7)
     torch.manual_seed(0)
@@ -111,29 +99,3 @@ def test_random_windows_reach_every_place_and_follow_the_seed():
 def test_kept_count_is_not_fooled_by_binary_fractions():
     assert [num_keep(a, 25) for a in (0.88, 0.92, 0.56, 0.5, 1.0)] == [22, 23, 14, 13, 25]
     assert num_keep(0.001, 9) == 1
-
-
-def test_average_starts_from_zero():
-    rows = [torch.full((1, 4), 1.0), torch.full((1, 4), 3.0)]
-    expected = 0.9 * (0.1 * 1.0) + 0.1 * 3.0
-    scores = score_cells(rows, 0.9, 2)
-    assert scores.gca.flatten().tolist() == pytest.approx([expected] * 4)
-    assert torch.equal(scores.last.flatten(1), rows[-1])
-    assert torch.equal(score_cells(rows, 0.0, 2).gca.flatten(1), rows[-1])
-
-
-@given(st.integers(2, 9), st.floats(0.05, 1), st.integers(0, 10_000))
-@settings(max_examples=30, deadline=None)
-def test_cell_selectors_rank_all_cells(g, alpha, seed):
-    generator = torch.Generator().manual_seed(seed)
-    scores = Scores(*(torch.rand(1, g, g, generator=generator) for _ in range(2)))
-    count = math.ceil(round(alpha * g * g, 9))
-    for name, values in (
-        ("gca", scores.gca),
-        ("negative_gca", -scores.gca),
-        ("last_class_attention", scores.last),
-    ):
-        ranked = sorted(range(g * g), key=lambda cell: -values.flatten()[cell].item())
-        found = select_by_scores(scores, name, 1, alpha)
-        assert found.cells[0].tolist() == sorted(ranked[:count])
-        assert found.region is None

@@ -7,9 +7,7 @@ import torch
 import golden_vectors
 import lfvit
 import reference
-from lfvit.models.selectors import SELECTORS
 from lfvit.models.tokens import downsample
-from lfvit.models.two_pass import REUSE
 from small_vits import randomise
 
 
@@ -121,29 +119,9 @@ def test_an_empty_batch_is_answered_with_nothing(tiny):
     assert model.infer(torch.zeros(0, 3, 112, 112), 0.5).logits.shape == (0, 7)
 
 
-def test_a_given_view_is_the_view_the_model_makes(tiny):
-    model, images = lf_vit(tiny), torch.randn(2, 3, 112, 112)
-    torch.testing.assert_close(
-        model(images).second_logits, model(images, downsample(images)).second_logits
-    )
-
-
 def test_images_of_another_size_are_refused(tiny):
     with pytest.raises(ValueError, match="144 x 144 pixels.*image_size=112"):
         lf_vit(tiny)(torch.randn(1, 3, 144, 144))
-
-
-@pytest.mark.parametrize("reuse", sorted(set(REUSE) - {"none"}))
-@pytest.mark.parametrize("selector", sorted(SELECTORS))
-def test_every_selector_and_reuse_trains_and_infers(tiny, selector, reuse):
-    model = lf_vit(tiny, selector=selector, reuse=reuse, region_size=4, alpha=0.9).train()
-    out = model(torch.randn(3, 3, 112, 112))
-    (out.second_logits.sum() + out.first_logits.sum()).backward()
-    without = [name for name, p in model.named_parameters() if p.grad is None]
-    assert without == []
-    with torch.no_grad():
-        found = model.eval().infer(torch.randn(3, 3, 112, 112), 1.01)
-    assert found.logits.shape == (3, 7)
 
 
 def test_the_selector_can_be_replaced_for_a_call(tiny):
@@ -206,34 +184,6 @@ def test_reducers_work_behind_layer_scale_and_registers(name):
         with torch.no_grad():
             same = torch.allclose(model(images).second_logits, plain(images).second_logits)
         assert same == bool(nothing)
-
-
-def test_autocast_trains_in_bfloat16(tiny):
-    model = lf_vit(tiny).train()
-    with torch.autocast("cpu", torch.bfloat16):
-        out = model(torch.randn(2, 3, 112, 112))
-        found = model.infer(torch.randn(2, 3, 112, 112), 1.01)
-    out.second_logits.float().sum().backward()
-    assert out.selection.gca.dtype == torch.float32
-    assert found.logits.isfinite().all()
-
-
-def test_compiles_without_graph_breaks(tiny):
-    model, images = lf_vit(tiny), torch.randn(3, 3, 112, 112)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    with torch.no_grad():
-        found, expected = compiled(images), model(images)
-    torch.testing.assert_close(found.second_logits, expected.second_logits)
-    assert found.selection.fine_indices.tolist() == expected.selection.fine_indices.tolist()
-
-
-def test_keeps_no_state_between_calls(tiny):
-    model = lf_vit(tiny)
-    before = set(vars(model)), {k: v.clone() for k, v in model.state_dict().items()}
-    model(torch.randn(2, 3, 112, 112))
-    model.infer(torch.randn(1, 3, 112, 112), 0.5)
-    assert set(vars(model)) == before[0]
-    assert all(torch.equal(v, before[1][k]) for k, v in model.state_dict().items())
 
 
 def test_gradients_do_not_depend_on_the_order_in_which_threads_finish(tiny):

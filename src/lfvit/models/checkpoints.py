@@ -59,10 +59,7 @@ RELEASED_NAMES = {  # of the released two-pass files -> this project's
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
-    """Read a file of weights to CPU memory without executing anything from it.
-
-    Args:
-        path: of a file, or ``zoo:NAME``.
+    """Read a file of weights, or ``zoo:NAME``, without executing anything from it.
 
     Returns:
         Its entries: of a .safetensors the weights, and the record in its metadata if it has one.

@@ -33,10 +33,7 @@ class PassModule(NamedTuple):
 
 
 class _FirstPass(nn.Module):
-    """The first pass and the selection: images (B, 3, S, S) -> tensors of `FirstPass`, `Selection`.
-
-    Returns logits, coarse, features, gca, cells, fine_indices and, of window selectors, region.
-    """
+    """Images (B, 3, S, S) -> what the second pass reads, scores, and the region if there is one."""
 
     outputs = ("logits", "coarse", "features", "gca", "cells", "fine_indices", "region")
 
@@ -65,8 +62,9 @@ class _SecondPass(nn.Module):
     ) -> Tensor:
         unused = coarse[:, 0, 0]  # logits and scores are not read any more
         first = FirstPass(unused, unused, unused, coarse, features)
-        selection = Selection(unused, None, cells, fine_indices)
-        return self.model.second_pass(images, first, selection)[0]
+        return self.model.second_pass(images, first, Selection(unused, None, cells, fine_indices))[
+            0
+        ]
 
 
 def pass_modules(model: nn.Module, images: Tensor) -> list[PassModule]:
@@ -81,7 +79,7 @@ def pass_modules(model: nn.Module, images: Tensor) -> list[PassModule]:
     first, second = _FirstPass(model).eval(), _SecondPass(model).eval()
     with torch.no_grad():
         outputs = dict(zip(first.outputs, first(images), strict=False))  # region may be missing
-    inputs = {"images": images, **{name: outputs[name] for name in second.inputs}}
+    inputs = {"images": images} | {name: outputs[name] for name in second.inputs}
     return [
         PassModule("first_pass", first, {"images": images}, tuple(outputs)),
         PassModule("second_pass", second, inputs, ("logits",)),
@@ -107,7 +105,12 @@ def capture(one_pass: PassModule) -> Any:
     except Exception as error:  # every kind, from whatever the pass does
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(f"{one_pass.name} cannot be exported: {reason[0]}") from error
-    drawn = [node for node in program.graph.nodes if _is_random(node.target)]
+    drawn = [
+        node
+        for node in program.graph.nodes
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        and not any(name in str(node.target) for name in ("dropout", "attention"))  # in eval mode
+    ]
     if drawn:
         raise ConfigError(
             f"{one_pass.name} draws at random ({drawn[0].target}), and an exported model must be "
@@ -151,12 +154,6 @@ def _stable_sort(
     dim %= len(values.shape)
     size = op.Shape(values, start=dim, end=dim + 1)
     return op.TopK(values, size, axis=dim, largest=int(descending), sorted=1)
-
-
-def _is_random(target: Any) -> bool:
-    """Whether an operation draws at random; dropout does not in evaluation mode."""
-    random = torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
-    return random and not any(name in str(target) for name in ("dropout", "attention"))
 
 
 @contextmanager

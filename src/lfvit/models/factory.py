@@ -13,7 +13,8 @@ from torch import nn
 from lfvit.errors import ConfigError
 from lfvit.models.backbone import Backbone
 from lfvit.models.lv_vit import LVViT
-from lfvit.models.reduction import build_reducer, reduce
+from lfvit.models.reduction import reduce
+from lfvit.models.registry import REDUCERS
 from lfvit.models.settings import (
     NAMED_BACKBONES,
     PASSES,
@@ -25,6 +26,7 @@ from lfvit.models.settings import (
 )
 from lfvit.models.tokens import resample_pos_embed
 from lfvit.models.two_pass import TwoPassViT
+from lfvit.utils.validation import validate
 
 FAMILIES: dict[str, type[VisionTransformer]] = {"vit": VisionTransformer, "lv_vit": LVViT}
 """Names of ``backbone.family`` -> class."""
@@ -89,14 +91,16 @@ def create_model(
     name, reducer_options, passes = split_reducer(reducer)
     if not isinstance(settings, LFViTSettings):
         return vit if name is None else reduce(vit, name, **reducer_options)
-    core = Backbone(vit)
-    token_reducer = None if name is None else build_reducer(name, reducer_options, core.blocks)
-    if token_reducer is not None and token_reducer.drops:
-        raise ConfigError(
-            f"reducer={name} drops patches, and the second pass needs an output for every one; it "
-            "works with method=vit"
-        )
-    model = TwoPassViT(core, settings, image_size, token_reducer, PASSES[passes])
+    token_reducer = None
+    if name is not None:
+        cls = REDUCERS[name]
+        if cls.drops:
+            raise ConfigError(
+                f"reducer={name} drops patches, and the second pass needs an output for every one; "
+                "it works with method=vit"
+            )
+        token_reducer = cls(validate(cls.settings_type, reducer_options, "reducer"), vit.blocks)
+    model = TwoPassViT(Backbone(vit), settings, image_size, token_reducer, PASSES[passes])
     if pretrained:
         with torch.no_grad():
             for pos_embed in (model.first_pos_embed, model.second_pos_embed):

@@ -37,12 +37,9 @@ Box = tuple[float, float, float, float]
 
 
 class TokenMix(NamedTuple):
-    """Replace the cells of a box by the same cells of the batch read backwards (Jiang et al. 2021).
+    """Replace cells by those of the batch read backwards (Jiang et al. 2021), at any resolution.
 
-    The box is aligned to cells of the coarse grid, so that both passes of a two-pass model see the
-    same mixture, at any resolution.
-
-    mask: (n, n) bool, the cells that come from the partner.
+    mask: (n, n) bool, the cells of the coarse grid that come from the partner.
     """
 
     mask: Tensor

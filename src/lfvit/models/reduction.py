@@ -1,7 +1,6 @@
 """Token reduction for a ViT of timm in one line, and back."""
 
 import copy
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ from lfvit.models.blocks import (
     run_blocks,
     unsupported_blocks,
 )
-from lfvit.models.reducers import REDUCERS, Reducer, ViTDims
+from lfvit.models.reducers import REDUCERS, Reducer
 from lfvit.utils.validation import check_choice, validate
 
 DROPPED = "a head that reads patch tokens, some of which the method drops"
@@ -26,10 +25,9 @@ DROPPED = "a head that reads patch tokens, some of which the method drops"
 def reduce(model: nn.Module, method: str, **options: Any) -> nn.Module:
     """Make a ViT of timm shorten its sequence block by block.
 
-    Its weights and their names stay as they are; a method with weights of its own ("frequency",
-    "dynamic_vit") adds them under ``blocks.reducer``. Where nothing is removed, the logits are
-    those of the model itself. Heads that read more than the class token see every patch, as the
-    token that stands for it.
+    Its weights and their names stay as they are; a method with weights of its own adds them under
+    ``blocks.reducer``. Where nothing is removed, the logits are those of the model itself. Heads
+    that read more than the class token see every patch, as the token that stands for it.
 
     Args:
         model: a timm `VisionTransformer` of any size, pooling and number of prefix tokens; changed
@@ -52,7 +50,8 @@ def reduce(model: nn.Module, method: str, **options: Any) -> nn.Module:
         )
     vit: Any = model
     _refuse_inexact(vit, method)
-    reducer = build_reducer(method, options, vit.blocks)
+    cls = REDUCERS[method]
+    reducer = cls(validate(cls.settings_type, options, "reducer"), vit.blocks)
     like = next(vit.blocks.parameters())
     vit.blocks = ReducedBlocks(vit, reducer.to(like.device, like.dtype))
     return model
@@ -77,8 +76,7 @@ def unreduced(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model)
     if isinstance(getattr(model, "blocks", None), ReducedBlocks):
         return restore(model)
-    if getattr(model, "reducer", None) is not None:
-        model.reducer = None  # type: ignore[assignment]
+    model.reducer = None  # type: ignore[assignment]
     return model
 
 
@@ -105,17 +103,6 @@ def forward_tokens(vit: Any, images: Tensor) -> TokensOutput:
     return TokensOutput(vit.forward_head(tokens), tokens[:, vit.num_prefix_tokens :], state)
 
 
-def build_reducer(name: str, options: Mapping[str, Any], blocks: Any) -> Reducer:
-    """A registered reducer for the blocks of a ViT.
-
-    Raises:
-        ConfigError: an unknown option, or a value out of range.
-    """
-    cls, attn = REDUCERS[name], blocks[0].attn
-    dims = ViTDims(len(blocks), attn.num_heads, attn.head_dim, attn.qkv.in_features)
-    return cls(validate(cls.settings_type, options, "reducer"), dims)
-
-
 class ReducedBlocks(nn.Module):
     """Takes the place of ``vit.blocks``: the same blocks under the same names, run with a reducer.
 
@@ -129,13 +116,9 @@ class ReducedBlocks(nn.Module):
             self.add_module(name, block)
         self.reducer = reducer.train(vit.training)
         self.training = vit.training
-        # in a tuple, so that it is no module of this one: its parameters would appear twice
+        # whose head and image size may change later; in a tuple, so that it is no module of this
+        # one: its parameters would appear twice
         self._vit = (vit,)
-
-    @property
-    def vit(self) -> Any:
-        """The model these are the blocks of: its head and its image size may change later."""
-        return self._vit[0]
 
     @property
     def originals(self) -> list[Any]:
@@ -152,30 +135,30 @@ class ReducedBlocks(nn.Module):
         )
 
     def forward(self, tokens: Tensor) -> Tensor:
-        if not reads_patches(self.vit):
-            return self.run(tokens).tokens
+        tokens, _, state = self.run(tokens)
+        if state is None or not reads_patches(self._vit[0]):
+            return tokens
         if self.reducer.drops:
             raise ConfigError(f"the model now has {DROPPED}; call lfvit.restore(model) first")
-        tokens, _, state = self.run(tokens)
-        return tokens if state is None else state.unmerge(tokens)
+        return state.unmerge(tokens)
 
     def run(self, tokens: Tensor) -> BlocksOutput:
         """All blocks on (B, num_prefix_tokens + n, D)."""
-        num_prefix_tokens = self.vit.num_prefix_tokens
-        rows, columns = self.vit.patch_embed.grid_size
-        patches = tokens.shape[1] - num_prefix_tokens
-        if patches != rows * columns:
+        (vit,) = self._vit
+        rows, columns = vit.patch_embed.grid_size
+        n = tokens.shape[1] - vit.num_prefix_tokens
+        if n != rows * columns:
             raise ConfigError(
-                f"{patches} patches came in, but this reduced model has a grid of {rows} x "
-                f"{columns}; build it for the image size in use"
+                f"{n} patches came in, but this reduced model has a grid of {rows} x {columns}; "
+                "build it for the image size in use"
             )
         indices = torch.arange(rows * columns, device=tokens.device)[None]
-        pos_embed = self.vit.pos_embed
+        pos_embed = vit.pos_embed
         if pos_embed is not None:  # those of prefix tokens come first
             pos_embed = pos_embed[:, pos_embed.shape[1] - rows * columns :]
         layout = Layout(patch_centers(indices, rows, columns), pos_embed)
         return run_blocks(
-            self.originals, tokens, num_prefix_tokens, reducer=self.reducer, layout=layout
+            self.originals, tokens, vit.num_prefix_tokens, reducer=self.reducer, layout=layout
         )
 
 

@@ -1,9 +1,9 @@
 """The two-pass vision transformer.
 
 LF-ViT (Hu et al., AAAI 2024, arXiv 2402.00033) is this model with a window selector, CF-ViT (Chen
-et al., AAAI 2023, arXiv 2203.03821) with a cell selector. Read it from top to bottom: `forward`
-runs both passes on every image, `infer` stops after the first where it can, and both are made of
-`first_pass`, `select` and `second_pass`.
+et al., AAAI 2023, arXiv 2203.03821) with a cell selector. `forward` runs both passes on every
+image, `infer` stops after the first where it can; both are made of `first_pass`, `select` and
+`second_pass`.
 
 Shapes: B images, S image side, P patch side, G = S/P fine grid, g = G/2 coarse grid, k cells that
 become fine, D width, C classes.

@@ -7,7 +7,7 @@ counter and the tests over the registry pick it up.
 Blocks are counted from 0 in the code and from 1 in settings, as in the papers.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -23,15 +23,6 @@ Reduced = tuple[Tensor, TokenState]
 """The tokens (B, N, D) after a reduction, and their state."""
 
 
-class ViTDims(NamedTuple):
-    """Sizes of the ViT that a reducer is built for."""
-
-    depth: int
-    num_heads: int
-    head_dim: int
-    embed_dim: int
-
-
 class Reducer(nn.Module):
     """Shortens the sequence of a ViT inside its blocks; the base class leaves it as it is.
 
@@ -42,7 +33,7 @@ class Reducer(nn.Module):
 
     Args:
         settings: of the class's `settings_type`.
-        dims: of the ViT.
+        vit_blocks: timm's blocks that it will work in, to read sizes off.
 
     Attributes:
         blocks: indices of the reducing blocks, from 0: the setting ``blocks``, and its default of a
@@ -57,17 +48,18 @@ class Reducer(nn.Module):
     learned: ClassVar[bool] = False  # training must add `loss`
     drops: ClassVar[bool] = False  # some patches have no token that stands for them
 
-    def __init__(self, settings: Any, dims: ViTDims) -> None:
+    def __init__(self, settings: Any, vit_blocks: Any) -> None:
         super().__init__()
         self.settings = settings
-        self.blocks = list(range(dims.depth))
+        depth = len(vit_blocks)
+        self.blocks = list(range(depth))
         if hasattr(settings, "blocks"):  # 4, 7, 10 of 12 blocks, 5, 9, 13 of LV-ViT-S's 16
-            default = sorted({dims.depth * i // 4 + 1 for i in (1, 2, 3)})
+            default = sorted({depth * i // 4 + 1 for i in (1, 2, 3)})
             blocks = settings.blocks or default
-            if blocks[-1] > dims.depth:
+            if blocks[-1] > depth:
                 raise ConfigError(
-                    f"reducer.blocks={blocks}: the backbone has {dims.depth} blocks; valid: such "
-                    f"as {default}"
+                    f"reducer.blocks={blocks}: the backbone has {depth} blocks; valid: such as "
+                    f"{default}"
                 )
             self.blocks = [block - 1 for block in blocks]
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lfvit.models.reducer_settings import DynamicViTSettings
-from lfvit.models.reducers import Reduced, Reducer, TokenState, ViTDims, reducer
+from lfvit.models.reducers import Reduced, Reducer, TokenState, reducer
 from lfvit.models.tokens import gather_tokens, split_topk
 from lfvit.utils.distributed import mean_over_images
 
@@ -60,9 +60,10 @@ class DynamicViT(Reducer):
     learned = True
     drops = True
 
-    def __init__(self, settings: DynamicViTSettings, dims: ViTDims) -> None:
-        super().__init__(settings, dims)
-        self.predictors = nn.ModuleList(Predictor(dims.embed_dim) for _ in self.blocks)
+    def __init__(self, settings: DynamicViTSettings, vit_blocks: Any) -> None:
+        super().__init__(settings, vit_blocks)
+        embed_dim = vit_blocks[0].attn.qkv.in_features
+        self.predictors = nn.ModuleList(Predictor(embed_dim) for _ in self.blocks)
 
     def start(self, state: TokenState) -> TokenState:
         if not self.training:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lfvit.models.blocks import attend, attention_weights
 from lfvit.models.reducer_settings import FrequencySettings
-from lfvit.models.reducers import Reduced, Reducer, TokenState, ViTDims, reducer
+from lfvit.models.reducers import Reduced, Reducer, TokenState, reducer
 from lfvit.models.tokens import gather_tokens, num_keep, split_topk
 
 
@@ -52,12 +52,12 @@ class Frequency(Reducer):
 
     settings_type = FrequencySettings
 
-    def __init__(self, settings: FrequencySettings, dims: ViTDims) -> None:
-        super().__init__(settings, dims)
+    def __init__(self, settings: FrequencySettings, vit_blocks: Any) -> None:
+        super().__init__(settings, vit_blocks)
         self.removed = dict(zip(self.blocks, self.per_block("removed"), strict=True))
         self.windows = dict(zip(self.blocks, self.per_block("windows"), strict=True))
         self.first = self.blocks[0] + 1  # first block with DC tokens
-        reweighted = (dims.depth - self.first, dims.num_heads)
+        reweighted = (len(vit_blocks) - self.first, vit_blocks[0].attn.num_heads)
         self.w1 = nn.Parameter(torch.full(reweighted, float(settings.w1_init)))
         self.w2 = nn.Parameter(torch.full(reweighted, float(settings.w2_init)))
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lfvit.models.reducer_settings import ToMeSettings
-from lfvit.models.reducers import Reduced, Reducer, TokenState, ViTDims, reducer
+from lfvit.models.reducers import Reduced, Reducer, TokenState, reducer
 
 
 def bipartite_soft_matching(metric: Tensor, r: int, num_prefix_tokens: int) -> Tensor:
@@ -53,8 +53,8 @@ class ToMe(Reducer):
 
     settings_type = ToMeSettings
 
-    def __init__(self, settings: ToMeSettings, dims: ViTDims) -> None:
-        super().__init__(settings, dims)
+    def __init__(self, settings: ToMeSettings, vit_blocks: Any) -> None:
+        super().__init__(settings, vit_blocks)
         self.r = self.per_block("r")
 
     def attention_bias(self, state: TokenState) -> Tensor | None:
