@@ -73,13 +73,9 @@ def forward_passes(
 def early_exit(
     model: nn.Module, images: Tensor, threshold: float, **options: Any
 ) -> EarlyExitOutput:
-    """Run as many passes as each image needs; a model of one pass always stops after it.
+    """Run as many passes as each image needs, see `TwoPassViT.infer`.
 
-    Args:
-        model: of `lfvit.create_model`, or any module from images to logits.
-        images: (B, 3, S, S), normalised.
-        threshold: eta; an image stops when its confidence reaches it.
-        **options: of ``model.infer``, such as ``coarse_images`` or ``bucket``; unused by one pass.
+    A model of one pass, or any module from images to logits, stops after it whatever the options.
     """
     if num_passes(model) > 1:
         return cast(Any, model).infer(images, threshold, **options)
