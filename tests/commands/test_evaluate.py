@@ -63,18 +63,6 @@ def test_contents(evaluated, trained_run):
     assert first.top1 == pytest.approx(metrics["val/first_top1"])
 
 
-def test_operating_points(evaluated):
-    found, _, console = evaluated
-    assert [point.rule for point in found.operating_points] == [
-        *("pass 1", "pass 2", "threshold", "max_loss=0.5", "max_gmacs=0.001", "min_top1=0"),
-        *("max_second=0.5", "consistency<=0.3", "consistency<=0.01"),
-    ]
-    assert found.point("max_gmacs=0.001").reason.startswith("the first pass alone costs")
-    assert found.point("consistency<=0.3").reason is None
-    for text in ("max_second=0.5", "needs at least 230 cal", "max_gmacs=0.001: the first pass"):
-        assert text in console
-
-
 @pytest.fixture
 def collected(monkeypatch):
     """What the model said in every evaluation of a test."""

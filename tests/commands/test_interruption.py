@@ -3,12 +3,10 @@
 import json
 import os
 import re
-import runpy
 import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -153,24 +151,6 @@ def test_auto_does_not_mix_two_trainings(runs, composed, tmp_path):
     cfg = composed("train", *start, "data.batch_size=6", f"run_dir={folder}", "ckpt_path=auto")
     with pytest.raises(ConfigError, match=r"other settings \(data.batch_size=8 there, 6 here\)"):
         run_job(cfg, tmp_path)
-
-
-def test_auto_needs_a_directory_that_stays(tmp_path, monkeypatch, capfd):
-    monkeypatch.chdir(tmp_path)
-    arguments = ["ckpt_path=auto", "debug=fast", *NEEDLE_FAST, "logger=none"]
-
-    def run(*more):
-        monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), *arguments, *more])
-        runpy.run_path(sys.argv[0], run_name="__main__")
-
-    with pytest.raises(SystemExit):
-        run()
-    assert "state it with hydra.run.dir=DIR" in capfd.readouterr().err
-    with pytest.raises(SystemExit):
-        run("-m")
-    assert "leave ckpt_path out" in capfd.readouterr().err
-    run("hydra.run.dir=mine")
-    assert Path("mine/metrics.json").exists()
 
 
 @pytest.fixture

@@ -158,20 +158,6 @@ def test_a_sweep_of_thresholds_trains_once(train):
     assert [job["status"] for job in newest_sweep()] == ["already done", "evaluated"]
 
 
-def test_repeating_is_the_rule_for_single_runs_and_a_choice_for_sweeps(train):
-    for arguments in (["seed=1"], ["seed=1"], ["-m", "seed=1"], documented("repeat=true")):
-        assert train(*arguments, *FAST) == 0
-    runs = [json.loads(path.read_text()) for path in Path().rglob("run.json")]
-    # two single runs, nothing in the sweep, two repeated jobs
-    assert sorted(Counter(run["identity"] for run in runs).values()) == [1, 3]
-    assert all(run["status"] == "done" for run in runs)
-    assert [job["status"] for job in newest_sweep()] == ["trained", "trained"]
-    evaluations = [*Path().rglob("evaluate.json")]
-    assert train(*documented("repeat=false"), *FAST) == 0
-    assert len([*Path().rglob("run.json")]) == 4
-    assert [*Path().rglob("evaluate.json")] == evaluations
-
-
 def test_a_killed_sweep_goes_on_where_it_was(train, tmp_path):
     """kill -9 in the middle of job 1: job 0 is found, job 1 continued in place, job 2 trained."""
     os.chdir(tmp_path)

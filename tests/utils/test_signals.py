@@ -26,14 +26,6 @@ def test_outside_of_steps_a_signal_stops_at_once(signum):
     assert signal.getsignal(signum) == before
 
 
-def test_within_steps_it_waits_to_be_asked_for():
-    with StopSignals() as stop:
-        stop.waiting = True
-        for _ in range(2):  # as Ctrl-C comes from the terminal and from a launcher
-            os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.requested == signal.SIGTERM
-
-
 def test_a_handler_that_was_there_comes_last():
     """submitit's queues the job again; by then everything has to be saved and closed."""
     order = []

@@ -18,21 +18,9 @@ from lfvit.models.reduction import unreduced
 from lfvit.runs.directory import start_run, training_record
 from lfvit.runs.provenance import commit, machine
 from lfvit.runs.record import make_record
-from lfvit.runs.resume import LAYOUT, check_data, check_resume
-from lfvit.runs.setup import (
-    build_model,
-    check_split,
-    load_trained,
-    make_data,
-    trainer_settings,
-)
-from lfvit.tracking.loggers import (
-    TRACKING,
-    summarise,
-    tracked,
-    tracking_record,
-    training_summary,
-)
+from lfvit.runs.resume import check_data, check_resume
+from lfvit.runs.setup import build_model, check_split, load_trained, make_data, trainer_settings
+from lfvit.tracking.loggers import summarise, tracked, tracking_record, training_summary
 from lfvit.training.checkpointing import AtomicCheckpointIO, LastCheckpoint
 from lfvit.training.module import Classifier
 from lfvit.training.optimizers import build_lr_scheduler, build_optimizer
@@ -73,7 +61,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         layout = check_data(cfg, resumed, data, trainer)
         check_split(cfg.init_from, data)
         module = build_module(cfg, data.classes)
-        module.record |= {TRACKING: tracking_record(loggers), LAYOUT: layout}
+        module.record |= {"tracking": tracking_record(loggers), "layout": layout}
         trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
         metrics = collect_metrics(trainer, module, data)
         if is_main_process():

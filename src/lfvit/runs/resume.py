@@ -19,7 +19,6 @@ from lfvit.utils.atomic_io import read_json
 from lfvit.utils.validation import plain
 
 AUTO = "auto"
-LAYOUT = "layout"  # the entry of a checkpoint's record that says how an epoch was divided
 
 
 class Resumed(NamedTuple):
@@ -84,10 +83,8 @@ def check_resume(cfg: DictConfig) -> Resumed | None:
 def check_data(
     cfg: DictConfig, resumed: Resumed | None, data: ImageDataModule, trainer: L.Trainer
 ) -> dict[str, int]:
-    """The images and their division among steps and processes have to be those of the checkpoint.
-
-    Within an epoch every part of the division counts, between epochs only the images per optimizer
-    step: they are the same images for any number of processes.
+    """The images, and their division among steps and processes, have to be the checkpoint's: all
+    of it within an epoch, between epochs only the images per optimizer step.
 
     Returns:
         train_images, batch_size, processes, accumulate_grad_batches: for later checkpoints.

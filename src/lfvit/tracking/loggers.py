@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TRACKING = "tracking"  # entry of a checkpoint's record, see `tracking_record`
-
 
 class CSVLogger(lightning_loggers.CSVLogger):
     """Lightning's CSVLogger, except that a resumed run keeps the rows before its checkpoint.

@@ -1,7 +1,4 @@
-"""Tables as Markdown and on the terminal, and text from outside inside a page of Markdown.
-
-pandas and rich are not imported before they are needed: commands start without them.
-"""
+"""Tables as Markdown and on the terminal, and text from outside inside a page of Markdown."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -24,7 +21,7 @@ def to_markdown(
     formats: Mapping[str, str] | None = None,
     titles: Mapping[str, str] | None = None,
 ) -> str:
-    """Format a table in Markdown. Cells are escape; missing values (None, NaN) are empty.
+    """Format a table in Markdown. Cells are escaped; missing values (None, NaN) are empty.
 
     Args:
         table: a DataFrame, whose index is left out, or rows with the same keys.
@@ -73,7 +70,10 @@ def format_cells(
     if not isinstance(table, Sequence):
         table = table.astype(object).where(table.notna(), None).to_dict("records")
     titles = titles or {name: name for name in (table[0] if table else ())}
-    columns = {name: [_or_none(row.get(name)) for row in table] for name in titles}
+    columns: dict[str, list[Any]] = {}
+    for name in titles:
+        values = [row.get(name) for row in table]
+        columns[name] = [None if isinstance(v, float) and v != v else v for v in values]
     numeric = [
         name in formats
         or (any(v is not None for v in values) and all(_is_number(v) for v in values))
@@ -84,10 +84,6 @@ def format_cells(
         for name, values in columns.items()
     ]
     return Cells(list(titles.values()), numeric, [list(row) for row in zip(*text, strict=True)])
-
-
-def _or_none(value: Any) -> Any:
-    return None if isinstance(value, float) and value != value else value
 
 
 def _is_number(value: Any) -> bool:
