@@ -192,7 +192,7 @@ def test_what_fails_does_not_lose_the_others(tmp_path, monkeypatch):
     def broken(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("lfvit.results.artifacts.plots.plot_panels", broken)
+    monkeypatch.setattr("lfvit.results.artifacts.figures.plot_panels", broken)
     cfg = configured(
         tmp_path, "artifacts=[lf_vit_table7,lf_vit_figure7,overview,frequency_figure1]"
     )

@@ -11,8 +11,12 @@ from synthetic import edit
 
 from lfvit.errors import DataError
 from lfvit.measure.schemas import read_evaluation
-from lfvit.results.page import read_artifacts, write_page
-from lfvit.results.page_data import published, read_papers
+from lfvit.results.artifacts.files import ArtifactFile, Column, read_artifacts, to_page
+from lfvit.results.collect import collect
+from lfvit.results.page import write_page
+from lfvit.results.papers import published_points, published_rows
+from lfvit.results.report import write_report
+from lfvit.utils.atomic_io import write_json
 
 pytest_plugins = ("report_runs",)
 
@@ -60,6 +64,47 @@ def test_tables_can_be_read_without_scripts(runs, page):
     assert re.search(r'<div id="chart"[^>]*><svg ', text)
     for run in ("lf_0", "lf_1", "cf_0", "vit_0"):
         assert f"<td>{runs.name}/{run}/evaluation</td>" in text
+
+
+def test_page_and_markdown_show_the_same_cells(runs, tmp_path):
+    """Operating points of models; alpha, beta and eta of artifacts."""
+    collection = collect([runs])
+    write_report(collection, tmp_path / "page.md")
+    row = {"alpha": 0.25, "beta": 0.99, "m": 5, "eta": 0.47, "top1": 80.1273}
+    row["x_difference"] = 1.0
+    columns = [Column(name, name) for name in ("alpha", "beta", "m", "eta")]
+    columns += [Column("top1", "top-1", "%", 2), Column("x_difference", "x", "%", 1)]
+    artifact = ArtifactFile(name="one", title="One", columns=columns, rows=[row])
+    (tmp_path / "artifacts" / "one").mkdir(parents=True)
+    write_json(tmp_path / "artifacts" / "one" / "artifact.json", artifact.model_dump())
+    write_json(tmp_path / "artifacts" / "index.json", ["one"])
+    write_page(collection, tmp_path / "page.html", artifacts=tmp_path / "artifacts", examples=0)
+    for label, text in (
+        ("Operating points", (tmp_path / "page.md").read_text()),
+        ("One", to_page(artifact)),
+    ):
+        page = (tmp_path / "page.html").read_text()
+        table = page.split(f'aria-label="{label}"><table>')[1].split("</table>")[0]
+        cells = re.findall(r"<t[hd](?: [^>]*)?>(.*?)</t[hd]>", table)
+        cells = [html.unescape(cell) for cell in cells]
+        lines = re.findall(r"^\| (.*) \|$", text.split("\n\n## ")[0], flags=re.MULTILINE)
+        assert "--" in lines.pop(1)
+        assert cells == [cell.strip() for line in lines for cell in line.split(" | ")]
+    assert {"0.25", "0.99", "5", "0.47", "80.13", "+1.0"} == set(cells[6:])
+
+
+def test_an_evaluation_of_foreign_weights_stands_beside_the_others(runs, tmp_path):
+    """Without a training, by a source that is no file, of a backbone of timm."""
+    shutil.copytree(runs / "lf_0", tmp_path / "runs" / "lf_0")
+    foreign = shutil.copytree(runs / "vit_0" / "evaluation", tmp_path / "runs" / "foreign")
+    (foreign / "config.yaml").unlink()
+    edit(foreign / "evaluate.json", checkpoint="timm/deit.pth", backbone="deit_tiny_patch16_224")
+    write_page([tmp_path / "runs"], tmp_path / "page.html")
+    write_report(collect([tmp_path / "runs"]), tmp_path / "page.md")
+    assert "runs/foreign" in (tmp_path / "page.html").read_text()
+    text = (tmp_path / "page.md").read_text()
+    assert "- **ViT**: Trained elsewhere." in text
+    assert "- **LF-ViT**: Seed 0: `python train.py`" in text
 
 
 def test_nothing_comes_from_elsewhere(page):
@@ -120,9 +165,9 @@ def test_artifacts(tmp_path, page):
 
 
 def test_published_points_are_the_papers():
-    table = published()
+    table = published_points()
     shown = table[table["model"] == "LF-ViT"]
-    rows = [r for r in read_papers()["lf_vit"]["table2_vs_backbone"] if r["model"] == "LF-ViT"]
+    rows = [r for r in published_rows("lf_vit.table2_vs_backbone") if r["model"] == "LF-ViT"]
     assert list(shown["images_per_second"]) == [row["throughput"] for row in rows]
     assert list(shown["top1"]) == [row["top1"] for row in rows]
     assert shown["setting"].iloc[0] == "m = 4, η = 0.62"

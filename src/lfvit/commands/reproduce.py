@@ -18,9 +18,10 @@ from lfvit.commands.reproduce_runs import (
     prepare_folders,
 )
 from lfvit.errors import ConfigError, TrainingError
+from lfvit.results.artifacts.files import write_index
 from lfvit.results.artifacts.settings import Run, Scale, choose, read_artifacts
 from lfvit.results.artifacts.tables import Results, Table
-from lfvit.results.artifacts.write import make_artifact, write_artifact, write_index
+from lfvit.results.artifacts.write import make_artifact, write_artifact
 from lfvit.results.collect import collect
 from lfvit.results.page import write_page
 from lfvit.utils.validation import Settings, plain, validate

@@ -9,7 +9,7 @@ import altair as alt
 import pandas as pd
 
 from lfvit.errors import DataError
-from lfvit.results.report import FORMATS, POINT_TITLES
+from lfvit.results.table import FORMATS, TITLES
 
 COLOURS = 8  # --c0 to --c7 in page.css
 AXES = {
@@ -37,7 +37,7 @@ def accuracy_chart(
     Args:
         models: names in the order of their colours.
         featured: how many of them are shown at first.
-        curves, points, published: see `lfvit.results.page_data`.
+        curves, points, published: see `lfvit.results.table` and `lfvit.results.papers`.
         x: column on the x axis, one of `AXES`.
         show_published: whether published figures are shown at first.
 
@@ -105,14 +105,12 @@ def accuracy_chart(
 def _tooltip(*columns: str) -> list[alt.Tooltip]:
     """Columns with the titles and formats of the tables."""
     formats = {name: text.replace("g", "~g") for name, text in FORMATS.items()}  # as in Python
-    formats["images_per_second"] = ",.0f"
-    titles = POINT_TITLES | {"images_per_second": "images per second"}
     tooltips = []
     for name in columns:
         kind: Any = {"type": "nominal"}
         if name in formats:
             kind = {"type": "quantitative", "format": formats[name]}
-        tooltips.append(alt.Tooltip(name, title=titles.get(name, name), **kind))
+        tooltips.append(alt.Tooltip(name, title=TITLES.get(name, name), **kind))
     return tooltips
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from lfvit.data import ImageDataModule
-from lfvit.errors import LFViTError
+from lfvit.errors import DataError
 from lfvit.results.collect import Run
 from lfvit.runs.setup import Trained, load_trained, open_data
 from lfvit.tracking.pictures import (
@@ -62,20 +62,19 @@ def make_examples(runs: Sequence[Run], count: int) -> dict[str, Any]:
         try:
             (model, record), data = open_run(run)
             samples = data.some_validation_samples(SEARCHED)
-        except (LFViTError, OSError, ValueError) as error:
-            missing.append(f"{run.name}: {error}")
-            continue
-        images = torch.stack([sample.pixels for sample in samples])
-        if models and not torch.equal(images, pixels):
-            missing.append(f"{run.name}: other validation images than {models[0][0].name}")
+            images = torch.stack([sample.pixels for sample in samples])
+            if models and not torch.equal(images, pixels):
+                raise DataError(f"other validation images than {models[0][0].name}")
+            targets, boxes = [s.target for s in samples], [s.box for s in samples]
+            with seeded(0):
+                predictions = predict_images(
+                    model, images, record.classes, record.threshold, targets, boxes
+                )
+        except Exception as error:  # one run must not cost the page of the others
+            missing.append(f"{run.name}: {error or type(error).__name__}")
             continue
         if not models:
             pixels, threshold = images, record.threshold
-        targets, boxes = [s.target for s in samples], [s.box for s in samples]
-        with seeded(0):
-            predictions = predict_images(
-                model, images, record.classes, record.threshold, targets, boxes
-            )
         models.append((run, predictions))
     groups = []
     for title, exited, correct, text in KINDS if models else ():

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 BUDGET = 0.37
 """Of the one-pass model's cost: LF-ViT's paper reports DeiT-S's accuracy at 63 % fewer FLOPs."""
 
-MARGIN = 1.0
-"""Points of top-1: accuracies count as equal where a larger loss is outside the interval."""
-
 WAYS = {
     "first": "pass 1",
     "both": "last pass",
@@ -154,39 +151,3 @@ def verdict(row: PairedRow) -> str:
     if row.comparison.low > 0:
         return "more accurate"
     return "less accurate" if row.comparison.high < 0 else "no difference shown"
-
-
-def equal_accuracy(equal: PairedRow, budget: PairedRow) -> str:
-    """Whether equal accuracy costs at most `BUDGET`, in sentences, from two rows of one model."""
-    share = f"{100 * BUDGET:.0f} %"
-    if equal.comparison.high < 0 or equal.unmet == equal.seeds:
-        answer = f"Equal accuracy is not reached at any threshold, so not at {share} either."
-    elif equal.cost <= 100 * BUDGET and equal.comparison.low >= -MARGIN:
-        answer = f"Yes: equal accuracy, within {MARGIN:g} point, costs {share} or less here."
-    elif equal.cost <= 100 * BUDGET:
-        answer = (
-            f"Probably: equal accuracy was reached at {share} or less, but too few images to "
-            f"exclude a loss of more than {MARGIN:g} point."
-        )
-    elif budget.comparison.high < 0:
-        answer = f"No: equal accuracy costs more than {share} here."
-    else:
-        answer = f"Not decided: equal accuracy costs more, but at {share} no loss is shown either."
-    spread = "" if equal.cost_spread is None else f" (± {equal.cost_spread:.0f} over seeds)"
-    lacking = (
-        f" In {equal.unmet} of {equal.seeds} seeds no threshold reached it on the calibration "
-        "images; there the most accurate one was taken."
-    )
-    return (
-        f"{answer} The threshold chosen for equal accuracy costs {equal.cost:.0f} %{spread} of the "
-        f"other model's GMACs and differs by {difference(equal)}.{lacking if equal.unmet else ''} "
-        f"Within {share} of the cost ({budget.cost:.0f} %), it differs by {difference(budget)}."
-    )
-
-
-def difference(row: PairedRow) -> str:
-    """Points of top-1 with their interval and spread."""
-    found = row.comparison
-    spread = "" if found.spread is None else f", ± {found.spread:.2f} over {row.seeds} seeds"
-    interval = f"95 % over images: {found.low:+.2f} to {found.high:+.2f}{spread}"
-    return f"{found.difference:+.2f} points ({interval})"

@@ -1,26 +1,28 @@
-"""Plots of results with matplotlib: accuracy against cost, paired differences, diagnosis."""
+"""Plots with matplotlib: accuracy against cost, paired differences, panels of lines.
+
+Every function takes the files to write and a footnote. Legends stand beside what they explain.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from lfvit.measure.schemas import Evaluation
 
 if TYPE_CHECKING:
     from lfvit.results.paired import PairedRow
 
+Paths = Sequence[Path]
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"  # safe for color blindness
 PALETTE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#B8A400", "#000000", GREY)
-MARKERS = "os^Dv<>"  # of passes
 STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -42,13 +44,11 @@ PANELS: dict[str, dict[str, tuple[str, str]]] = {
     "Two sets: similarity to DC": {"hf_dc_similarity": HF, "lf_dc_similarity": LF},
     "Two sets: amplitude without DC": {"hf_amplitude": HF, "lf_amplitude": LF},
 }
-"""Panels of `plot_diagnosis`: title, and for each measure in it legend and color."""
+"""Panels of a diagnosis: title, and for each measure in it legend and color."""
 
 
 @contextmanager
-def new_figure(
-    paths: Sequence[Path], width: float, height: float, footnote: str = ""
-) -> Iterator[Figure]:
+def new_figure(paths: Paths, width: float, height: float, footnote: str = "") -> Iterator[Figure]:
     """A figure of so many inches that is saved to every path at the end."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -59,58 +59,67 @@ def new_figure(
             figure.savefig(path, dpi=150)
 
 
+def plot_costs(
+    models: Mapping[str, pd.DataFrame],
+    paths: Paths,
+    footnote: str = "",
+    *,
+    published: Mapping[str, pd.DataFrame] | None = None,
+    comparable: bool = True,
+) -> None:
+    """Top-1 against GMACs: a line for an early-exit curve, markers for single points.
+
+    Args:
+        models: name -> points with gmacs, top1, perhaps threshold and top1_std. Points with
+            thresholds are a curve, with a band of top1_std.
+        published: the same of papers, drawn lighter.
+        comparable: whether published points share the axes; otherwise they have axes beside them.
+    """
+    published = published or {}
+    apart = bool(published) and not comparable
+    with new_figure(paths, 12 if apart else 8.5, 4.8, footnote) as figure:
+        grid = figure.subplots(1, 1 + apart, squeeze=False)[0]
+        curves = False
+        for (name, points), color in zip(models.items(), cycle(PALETTE), strict=False):
+            points = points.sort_values("gmacs")
+            std = points.get("top1_std", pd.Series(index=points.index)).astype(float)
+            if len(points) > 1 and "threshold" in points and points["threshold"].notna().any():
+                curves = True
+                grid[0].plot("gmacs", "top1", data=points, color=color, label=name)
+                low, high = points["top1"] - std.fillna(0), points["top1"] + std.fillna(0)
+                grid[0].fill_between(points["gmacs"], low, high, color=color, alpha=0.2, lw=0)
+                grid[0].plot("gmacs", "top1", "o", data=points.head(1), color=color, label="")
+                grid[0].plot("gmacs", "top1", "s", data=points.tail(1), color=color, label="")
+            else:
+                style: Any = {"color": color, "label": name, "fmt": "D", "capsize": 3}
+                grid[0].errorbar(points["gmacs"], points["top1"], yerr=std, **style)
+        for marker, text in (("o", "first pass alone"), ("s", "all passes")) if curves else ():
+            grid[0].plot([], [], color=GREY, marker=marker, ls="none", label=text)
+        for (name, points), marker in zip(published.items(), cycle("o^vsP*X<>dh"), strict=False):
+            style = {"color": GREY, "alpha": 0.55, "ls": ":", "lw": 1, "ms": 5, "label": name}
+            points = points.sort_values("gmacs")
+            grid[-1].plot("gmacs", "top1", data=points, marker=marker, **style)
+        for axes, title in zip(grid, ("ours", "published") if apart else ("",), strict=True):
+            axes.set(xlabel=COST, ylabel="top-1 (%)", title=title)
+            axes.margins(0.06, 0.1)
+        figure.legend(loc="outside right upper", fontsize=8)
+
+
 def plot_evaluation(evaluation: Evaluation, path: Path) -> None:
     """Accuracy against cost of early exit, with the operating points that rules chose."""
     points = pd.DataFrame([dict(point) for point in evaluation.operating_points])
-    points = points[(points["chosen_on"] > 0) & points["top1"].notna()]
+    points = points.drop(columns="threshold")[points["chosen_on"] > 0].dropna(subset="top1")
     certified = points["rule"].str.contains("<=")
-    with new_figure([path], 6.5, 4.8) as figure:
-        axes = figure.subplots()
-        draw_model(axes, "early exit", [evaluation], BLUE)
-        axes.plot("gmacs", "top1", "D", color=ORANGE, data=points[~certified], label="rules")
-        axes.plot("gmacs", "top1", "^", color=GREEN, data=points[certified], label="bounded risk")
-        _finish(axes, len(evaluation.passes))
-
-
-def plot_accuracy_cost(models: Mapping[str, Sequence[Evaluation]], path: Path) -> None:
-    """Top-1 against GMACs of several models: name -> one evaluation per seed."""
-    with new_figure([path], 7.5, 4.8) as figure:
-        axes = figure.subplots()
-        for (name, seeds), color in zip(models.items(), cycle(PALETTE), strict=False):
-            draw_model(axes, name, seeds, color)
-        _finish(axes, max(len(seeds[0].passes) for seeds in models.values()))
-
-
-def draw_model(axes: Axes, name: str, seeds: Sequence[Evaluation], color: str) -> None:
-    """Mean over seeds of the early-exit curve and of every pass; bands and bars: one sample std."""
-    if seeds[0].curve:
-        rows = pd.DataFrame([dict(point) for seed in seeds for point in seed.curve])
-        groups = rows.groupby("threshold")[["top1", "gmacs"]]
-        mean = groups.mean()[groups.size() == len(seeds)]
-        std = groups.std()["top1"].reindex(mean.index).fillna(0)
-        axes.plot(mean["gmacs"], mean["top1"], color=color, label=name)
-        low, high = mean["top1"] - std, mean["top1"] + std
-        axes.fill_between(mean["gmacs"], low, high, color=color, alpha=0.2, lw=0)
-    for number, marker in zip(range(len(seeds[0].passes)), MARKERS, strict=False):
-        measured = pd.DataFrame([dict(seed.passes[number]) for seed in seeds])
-        place, error = measured[["gmacs", "top1"]].mean(), measured["top1"].std()
-        label = None if seeds[0].curve or number else name
-        style: Any = {"color": color, "capsize": 3, "zorder": 3, "label": label}
-        yerr = None if pd.isna(error) or seeds[0].curve else error
-        axes.errorbar(place["gmacs"], place["top1"], yerr=yerr, fmt=marker, **style)
-
-
-def _finish(axes: Axes, passes: int) -> None:
-    """Titles, and a legend below the axes that says which marker is which pass."""
-    for number, marker in zip(range(passes if passes > 1 else 0), MARKERS, strict=False):
-        axes.errorbar([], [], fmt=marker, color=GREY, label=f"pass {number + 1}")
-    axes.set(xlabel=COST, ylabel="top-1 (%)")
-    axes.margins(0.06, 0.1)
-    axes.figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    models = {
+        "early exit": pd.DataFrame([dict(point) for point in evaluation.curve]),
+        "thresholds of rules": points[~certified],
+        "thresholds with bounded risk": points[certified],
+    }
+    plot_costs({name: table for name, table in models.items() if len(table)}, [path])
 
 
 def plot_differences(
-    rows: Sequence[tuple[str, "PairedRow"]], paths: Sequence[Path], footnote: str = ""
+    rows: Sequence[tuple[str, "PairedRow"]], paths: Paths, footnote: str = ""
 ) -> None:
     """A line per named comparison: the difference in top-1 with its interval over images."""
     with new_figure(paths, 8, 1.2 + 0.36 * len(rows), footnote) as figure:
@@ -130,38 +139,58 @@ def plot_differences(
         axes.set_xlabel(f"difference in top-1, points\n(line: 95 % interval over images{orange})")
 
 
-def plot_diagnosis(diagnosis: Mapping[str, Any], paths: Sequence[Path]) -> None:
+class Panel(NamedTuple):
+    """Lines over one column of rows, with a band of ``KEY_std`` where the rows have it.
+
+    Attributes:
+        rows: a row without a value is left out of a line.
+        x: key and title of the horizontal axis.
+        y: title of the vertical axis.
+        lines: key -> legend and color.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    x: tuple[str, str]
+    y: str
+    lines: Mapping[str, tuple[str, str]]
+
+    def draw(self, axes: Axes) -> None:
+        """The lines, with a legend below."""
+        for key, (legend, color) in self.lines.items():
+            rows = pd.DataFrame(self.rows).dropna(subset=[key]).astype({key: float})
+            axes.plot(self.x[0], key, "o-", data=rows, ms=4, color=color, label=legend)
+            if f"{key}_std" in rows:
+                std = rows[f"{key}_std"].astype(float)
+                low, high = rows[key] - std, rows[key] + std
+                axes.fill_between(rows[self.x[0]], low, high, color=color, alpha=0.15, lw=0)
+        axes.set(xlabel=self.x[1], ylabel=self.y)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, fontsize=8)
+
+
+def plot_panels(panels: Sequence[Sequence[Panel]], paths: Paths, footnote: str = "") -> None:
+    """Rows of panels, all of the same length."""
+    width, height = 1.5 + 4.5 * len(panels[0]), 0.4 + 4 * len(panels)
+    with new_figure(paths, width, height, footnote) as figure:
+        grid = figure.subplots(len(panels), len(panels[0]), squeeze=False)
+        for axes, panel in zip(grid.flat, [p for row in panels for p in row], strict=True):
+            panel.draw(axes)
+
+
+def plot_diagnosis(diagnosis: Mapping[str, Any], paths: Paths) -> None:
     """The content of diagnose.json: four panels over block depth, one row of them per pass."""
-    rows = pd.DataFrame(diagnosis["rows"])
-    passes = list(rows["pass"].unique())
+    passes: dict[int, list[Mapping[str, Any]]] = {}
+    for row in diagnosis["rows"]:
+        passes.setdefault(row["pass"], []).append(row)
+    panels = [
+        [
+            Panel(rows, ("block", "block"), f"pass {number}: {title}", lines)
+            for title, lines in PANELS.items()
+        ]
+        for number, rows in passes.items()
+    ]
     footnote = (
         f"{diagnosis['method']['name']}, {diagnosis['images']} images. Bands: one standard "
         "deviation over images. Block 0: the input of the first block. LF: the "
         f"{100 * diagnosis['removed']:g} % of tokens that receive least attention, HF: the others."
     )
-    with new_figure(paths, 14, 0.9 + 2.7 * len(passes), footnote) as figure:
-        grid = figure.subplots(len(passes), len(PANELS), sharex=True, squeeze=False)
-        for name, line in zip(passes, grid, strict=True):
-            for axes, curves in zip(line, PANELS.values(), strict=True):
-                for measure, (_, color) in curves.items():
-                    draw_measure(axes, rows[rows["pass"] == name], measure, color)
-            line[0].set_ylabel(f"pass {name}", fontweight="bold")
-            for axes, above in zip(line[1:], grid[0, 1:], strict=True):
-                if axes is not above:  # log amplitudes of different grids are not comparable
-                    axes.sharey(above)
-        for axes, (title, curves) in zip(grid[0], PANELS.items(), strict=True):
-            axes.set_title(title, fontsize=11, loc="left", fontweight="bold", pad=24)
-            names = [legend for legend, _ in curves.values()]
-            place: Any = {"loc": "lower left", "bbox_to_anchor": (-0.02, 0.98), "ncols": 2}
-            axes.legend(axes.lines, names, fontsize=9, handlelength=1.5, **place)
-        for axes in grid[-1]:
-            axes.set_xlabel("block")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def draw_measure(axes: Axes, rows: pd.DataFrame, measure: str, color: str) -> None:
-    """One measure of a pass over its blocks, with its spread, where the blocks have a value."""
-    rows = rows.dropna(subset=[measure])
-    mean, std = rows[measure].astype(float), rows[f"{measure}_std"].astype(float)
-    axes.plot(rows["block"], mean, color=color, marker="o", ms=3.5)
-    axes.fill_between(rows["block"], mean - std, mean + std, color=color, alpha=0.15, lw=0)
+    plot_panels(panels, paths, footnote)

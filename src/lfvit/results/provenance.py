@@ -1,10 +1,36 @@
-"""How a model came about: the weights its training started from, and the command."""
+"""How a model came about: the weights its training started from, commands, commits, versions."""
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from lfvit.utils.markdown import code, escape
+
+if TYPE_CHECKING:
+    from lfvit.results.collect import Run
+
+
+def provenance(runs: Sequence["Run"]) -> str:
+    """How the seeds of a model were trained and evaluated, in sentences of Markdown."""
+    run, evaluation = runs[0], runs[0].evaluation
+    evaluated = f"Evaluated at commit {escape(evaluation.environment.get('commit'))}."
+    metrics, environment = run.metrics, run.environment
+    if not metrics or not environment:
+        return f"Trained elsewhere. {evaluated}"
+    commits = sorted({str(seed.environment.get("commit")) for seed in runs})
+    minutes = [f"{seed.metrics['train_seconds'] / 60:.0f}" for seed in runs if seed.metrics]
+    packages = environment["packages"]
+    return (
+        f"Seed {', '.join(str(seed.seed) for seed in runs)}: "
+        f"{code(without_paths(environment['command']))}, commit {escape(', '.join(commits))}, "
+        f"{escape(metrics['machine'])}, {environment['threads']} threads, torch "
+        f"{escape(packages.get('torch'))}, timm {escape(packages.get('timm'))}. From "
+        f"{escape(run.start)}: {metrics['epochs']} epochs over {metrics['train_images']:,} images, "
+        f"{metrics['parameters'] / 1e6:.2f} M parameters, {' and '.join(minutes)} minutes. "
+        f"{evaluated}"
+    )
 
 
 def start_folder(config: Mapping[str, Any], folder: Path) -> Path | None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +10,52 @@ import pandas as pd
 
 from lfvit.measure.schemas import Evaluation
 from lfvit.results.speed import images_per_second
+from lfvit.utils.markdown import Cells, format_cells
 
 if TYPE_CHECKING:
     from lfvit.results.collect import Collection, Run
 
+TITLES = {
+    "rule": "rule",
+    "threshold": "η",
+    "top1": "top-1 (%)",
+    "top1_std": "±",
+    "top5": "top-5 (%)",
+    "reference_top1": "last pass (%)",
+    "exit_fraction": "early exits",
+    "consistency": "changed predictions",
+    "gmacs": "GMACs",
+    "share": "of one pass (%)",
+    "images": "images",
+    "images_per_second": "images/s",
+    "chosen_on": "chosen on",
+    "path": "folder",
+    "train_images": "training images",
+    "train_seconds": "seconds",
+    "evaluation_command": "evaluated with",
+    "evaluation_commit": "evaluated at",
+    "command": "trained with",
+    "commit": "trained at",
+}
+"""Titles of columns, the same in Markdown and on the page; others are called by their names."""
+FORMATS = {
+    "threshold": ".4g",
+    "top1": ".2f",
+    "top1_std": ".2f",
+    "top5": ".2f",
+    "reference_top1": ".2f",
+    "exit_fraction": ".1%",
+    "consistency": ".2%",
+    "gmacs": ".4f",
+    "share": ".0f",
+    "images_per_second": ",.0f",
+    **dict.fromkeys(("images", "chosen_on", "train_images", "parameters"), ","),
+    "train_seconds": ",.0f",
+}
+POINTS = (
+    *("model", "rule", "seeds", "threshold", "top1", "top1_std", "gmacs", "share"),
+    *("exit_fraction", "consistency", "images_per_second", "chosen_on", "images"),
+)
 MEASURES = ("top1", "top5", "gmacs", "exit_fraction", "consistency", "images_per_second")
 TRAINING = ("epochs", "parameters", "train_images", "train_seconds", "machine")
 
@@ -90,6 +133,88 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     means = means.join(seeds.mean().add_suffix("_mean")).join(seeds.std().add_suffix("_std"))
     named = means.rename(columns={"top1_mean": "top1", "gmacs_mean": "gmacs"}).reset_index()
     return means.reset_index().assign(pareto=pareto(named))
+
+
+def mean_points(collection: "Collection") -> pd.DataFrame:
+    """Operating points, means over the seeds of each model.
+
+    Columns: those of `over_seeds`, means without the suffix; share, percent of the one-pass model's
+    GMACs (see `one_pass_gmacs`); and kind: "pass", "rule", or "guarantee" for a rule with a bound
+    on the risk.
+    """
+    means = over_seeds(collection.table)
+    means = means.rename(columns=lambda name: name.removesuffix("_mean"))
+    first = {run.group: run for run in reversed(collection.runs)}
+    one_pass = {group: one_pass_gmacs(collection.runs, run) for group, run in first.items()}
+    shares = 100 * means["gmacs"] / means["group"].map(one_pass).astype("float64")
+    kind = means["rule"].str.startswith("pass").map({True: "pass", False: "rule"})
+    kind = kind.mask(means["rule"].str.contains("<="), "guarantee")
+    return means.assign(share=shares, kind=kind)
+
+
+def mean_curves(collection: "Collection") -> pd.DataFrame:
+    """Early exit at every threshold, means over the seeds of each model.
+
+    Columns: model, threshold, top1 (percent), top1_std, exit_fraction, gmacs, share (percent of the
+    one-pass model's GMACs, see `one_pass_gmacs`), images_per_second.
+    """
+    means = []
+    for model, runs in collection.by_model().items():
+        frames = []
+        for run in runs:
+            if run.evaluation.curve:
+                curve = pd.DataFrame([dict(point) for point in run.evaluation.curve])
+                speeds = images_per_second(collection.benchmarks, run, curve["exit_fraction"])
+                frames.append(curve.assign(images_per_second=speeds.pop("images_per_second")))
+        if frames:
+            mean = over_thresholds(frames).assign(model=model)
+            mean["share"] = 100 * mean["gmacs"] / one_pass_gmacs(collection.runs, runs[0])
+            means.append(mean)
+    columns = ["model", "threshold", "top1", "top1_std", "exit_fraction", "gmacs", "share"]
+    columns.append("images_per_second")
+    return pd.concat(means)[columns] if means else pd.DataFrame(columns=columns)
+
+
+def over_thresholds(curves: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Means over seeds at the thresholds that all have; top1_std: the sample deviation."""
+    groups = pd.concat(curves).astype(float).groupby("threshold")
+    mean = groups.mean().assign(top1_std=groups["top1"].std())
+    return mean[groups.size() == len(curves)].reset_index()
+
+
+def one_pass_gmacs(runs: Sequence["Run"], run: "Run") -> float:
+    """GMACs of the one-pass model without a reducer of this run's backbone, image size and data.
+
+    NaN where there is none.
+    """
+
+    def size(other: "Run") -> tuple[Any, ...]:
+        return other.evaluation.backbone, other.evaluation.image_size, other.data
+
+    plain = [other for other in runs if other.is_plain and size(other) == size(run)]
+    return plain[-1].evaluation.passes[0].gmacs if plain else nan
+
+
+def points_cells(points: pd.DataFrame, columns: Sequence[str] | None = None) -> Cells:
+    """Operating points as text; a rule without a threshold states the reason.
+
+    Args:
+        points: a row per operating point.
+        columns: None for those of `POINTS` that have values.
+    """
+    reasons = points["reason"].map(lambda reason: f": {reason}" if isinstance(reason, str) else "")
+    chosen_on = points["chosen_on"].where(points["chosen_on"] > 0).astype("Int64")
+    rules = points["rule"].str.replace("<=", " ≤ ") + reasons
+    table = points.assign(rule=rules, chosen_on=chosen_on)
+    if columns is None:
+        return table_cells(table, POINTS)
+    return format_cells(table, FORMATS, {name: TITLES.get(name, name) for name in columns})
+
+
+def table_cells(table: pd.DataFrame, columns: Sequence[str], **formats: str) -> Cells:
+    """The columns that have values, as text; `formats` replace those of `FORMATS`."""
+    titles = {name: TITLES.get(name, name) for name in columns if table[name].notna().any()}
+    return format_cells(table, FORMATS | formats, titles)
 
 
 def pareto(table: pd.DataFrame) -> "pd.Series[bool]":

@@ -23,13 +23,20 @@ from lfvit.measure.schemas import parse_evaluation
 from lfvit.models import zoo
 from lfvit.models.checkpoints import RECORD
 from lfvit.results.collect import collect
-from lfvit.results.report import points_table, provenance
-from lfvit.results.table import points_frame
+from lfvit.results.provenance import provenance
+from lfvit.results.table import points_cells, points_frame
 from lfvit.runs.configs import quote_path
 from lfvit.runs.provenance import PROJECT_ROOT
 from lfvit.runs.setup import load_trained
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.error_messages import filter_warnings
+from lfvit.utils.markdown import cells_to_markdown
+
+COLUMNS = (
+    *("rule", "threshold", "top1", "top5", "reference_top1", "exit_fraction", "consistency"),
+    *("gmacs", "images"),
+)
+"""Of the operating points on a card."""
 
 
 def read_card(source: str | Path) -> dict[str, Any]:
@@ -108,7 +115,7 @@ def format_card(card: Mapping[str, Any]) -> str:
     return jinja2.Template(template, trim_blocks=True, keep_trailing_newline=True).render(
         **card,
         backbone=", ".join(f"{key} {value}" for key, value in backbone.items()),
-        table=points_table(points_frame(evaluation)),
+        table=cells_to_markdown(points_cells(points_frame(evaluation), COLUMNS)),
     )
 
 

@@ -32,7 +32,11 @@ def to_markdown(
     Returns:
         The lines of the table, without a newline at the end.
     """
-    cells = format_cells(table, formats, titles)
+    return cells_to_markdown(format_cells(table, formats, titles))
+
+
+def cells_to_markdown(cells: Cells) -> str:
+    """A table in Markdown, see `to_markdown`."""
     lines = [[escape(title) for title in cells.titles]]
     lines.append(["--:" if numeric else "---" for numeric in cells.numeric])
     lines += [[escape(cell) for cell in row] for row in cells.rows]

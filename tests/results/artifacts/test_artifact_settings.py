@@ -4,9 +4,10 @@ import pytest
 
 from lfvit.commands.reproduce_runs import plan_runs
 from lfvit.errors import ConfigError
-from lfvit.results.artifacts import figures, probes
 from lfvit.results.artifacts.__main__ import PAGE, SCALES, updated_page
-from lfvit.results.artifacts.settings import Run, Scale, choose, published, read_artifacts
+from lfvit.results.artifacts.settings import Run, Scale, choose, read_artifacts
+from lfvit.results.artifacts.write import DRAWINGS, OF_ONE_RUN
+from lfvit.results.papers import published_rows
 from lfvit.runs.configs import compose_config
 from lfvit.utils.validation import plain
 
@@ -80,7 +81,7 @@ def test_every_run_is_needed_and_every_way_of_drawing_exists(artifacts, cfg):
     assert {name for artifact in artifacts.values() for name in artifact.runs} == set(cfg.runs)
     for artifact in artifacts.values():
         draw = artifact.draw
-        assert draw is None or hasattr(figures, draw) or hasattr(probes, draw)
+        assert draw is None or draw in {**DRAWINGS, **OF_ONE_RUN}
 
 
 @pytest.mark.parametrize("name", SCALES)
@@ -130,12 +131,12 @@ def test_patterns_leave_out_all_runs_that_they_match(cfg):
 
 
 def test_published_rows_are_those_of_the_papers():
-    assert published("lf_vit.table7_loss") == [
+    assert published_rows("lf_vit.table7_loss") == [
         {"loss": "ce_ce", "first": 76.1, "second": 80.4},
         {"loss": "ce_kl", "first": 76.1, "second": 80.8},
     ]
     with pytest.raises(ConfigError, match=r"lf_vit.figure4' is unknown; .*valid: lf_vit.table1"):
-        published("lf_vit.figure4")  # words, no rows
+        published_rows("lf_vit.figure4")  # words, no rows
 
 
 def test_the_list_of_artifacts_is_up_to_date():

@@ -7,9 +7,9 @@ import pytest
 from lfvit.errors import DataError
 from lfvit.measure.schemas import FORMAT, parse_evaluation
 from lfvit.results.artifacts.figures import cost_curves
+from lfvit.results.artifacts.files import ArtifactFile, to_page
 from lfvit.results.artifacts.settings import Artifact, Row, Scale
 from lfvit.results.artifacts.tables import MEASURES, Results, make_table, operating_point
-from lfvit.results.artifacts.write import to_page
 from lfvit.results.collect import Run
 from lfvit.runs.configs import compose_config
 from lfvit.utils.validation import plain
@@ -90,7 +90,7 @@ def test_published_rows_keep_their_order_and_ours_stand_beside():
 def test_differences_are_given_at_a_comparable_scale_alone():
     results = results_of(comparable=False, vit=[ONE_PASS])
     table = make_table(artifact(ROWS[0], published=["lf_vit.table3_token_slimming"]), results)
-    keys = [column["key"] for column in table.columns]
+    keys = [column.key for column in table.columns]
     assert keys == ["model", "m", "eta", "top1", "top1_paper", "gmacs", "gmacs_paper", "source"]
 
 
@@ -142,20 +142,21 @@ def test_curves_are_means_over_seeds():
         name: [row for row in table.rows if row["model"] == name] for name in ("LF-ViT", "Both")
     }
     assert [row["top1"] for row in points["LF-ViT"]] == [79.5, 81.4]
-    assert [(row["eta"], row["top1"]) for row in points["Both"]] == [(None, 81.0)]
+    assert [(row["threshold"], row["top1"]) for row in points["Both"]] == [(None, 81.0)]
     assert table.rows[-1]["source"] == "published only"
 
 
 def test_a_page_has_its_numbers_and_where_they_came_from():
     results = results_of(vit=[ONE_PASS])
     table = make_table(artifact(ROWS[0], published=["lf_vit.table3_token_slimming"]), results)
-    text = to_page(
-        {
-            **{"name": "n", "title": "A title", "question": "Why?", "paper": "LF-ViT, Table 9"},
-            **{"kind": "table", "label": "A label.", "notes": ["A note."], "commit": "abc"},
-            **{"columns": table.columns, "rows": table.rows[:1], "command": "c", "machine": "m"},
-        }
-    )
+    known = {
+        "title": "A title",
+        "question": "Why?",
+        "paper": "LF-ViT, Table 9",
+        "notes": ["A note."],
+    }
+    known |= {"label": "A label.", "commit": "abc", "command": "c", "machine": "m"}
+    text = to_page(ArtifactFile(columns=table.columns, rows=table.rows[:1], **known))
     assert "# A title\n\nWhy? (LF-ViT, Table 9)\n\n**A label.**" in text
     assert (
         "| model | m | η | top-1 (%) | top-1, paper (%) | top-1, difference (%) | GMACs |" in text

@@ -7,22 +7,32 @@ from typing import Any
 import pandas as pd
 
 from lfvit.measure.thresholds import early_exits
-from lfvit.results.artifacts import plots
-from lfvit.results.artifacts.settings import LABELS, Artifact, Row
+from lfvit.results.artifacts.files import Column
+from lfvit.results.artifacts.settings import LABELS, Artifact, Row, Scale
 from lfvit.results.artifacts.tables import (
     MEASURES,
     SOURCE,
     Results,
     Rows,
     Table,
-    column,
     make_table,
     measure_columns,
     operating_point,
 )
 from lfvit.results.artifacts.throughput import make_timed_table
-from lfvit.results.paired import PairedRow, compare_models, equal_accuracy, verdict
-from lfvit.results.plots import BLUE, COST, GREEN, ORANGE, plot_differences
+from lfvit.results.collect import Run
+from lfvit.results.paired import PairedRow, compare_models, verdict
+from lfvit.results.papers import published_rows
+from lfvit.results.plots import (
+    BLUE,
+    COST,
+    GREEN,
+    ORANGE,
+    Panel,
+    plot_costs,
+    plot_differences,
+    plot_panels,
+)
 
 SERIES = {"frontier.adaptivenn_deit_s": "AdaptiveNN", "frontier.thinkingvit": "ThinkingViT"}
 """Names of published rows that do not say their model."""
@@ -33,39 +43,43 @@ def cost_curves(artifact: Artifact, results: Results) -> Table:
 
     With measures, a table of the rows; without, of every 0.05 of the threshold.
     """
-    curves: dict[str, Rows] = {}
+    curves: dict[str, pd.DataFrame] = {}
     for row in artifact.rows:
         # rows of one model at several operating points are points on its curve
         alone = len({r.at for r in artifact.rows if r.run == row.run and r.title == row.title}) == 1
-        curves.setdefault(row.title, _curve(row, results, whole=row.at is None or not alone))
+        if row.title not in curves and results.of(row):
+            curves[row.title] = _curve(row, results, whole=row.at is None or not alone)
     papers: dict[str, Rows] = {}
     for source in artifact.published:
-        for paper in artifact.model_copy(update={"published": [source]}).published_rows():
+        for paper in published_rows(source):
             window = "" if paper.get("m") is None else f", m={paper['m']}"
             name = f"{paper.get('model') or SERIES.get(source, source)}{window} (paper)"
-            point = {key: paper.get(key) for key in ("eta", "top1", "gmacs")}
+            point = {"threshold": paper.get("eta"), "top1": paper["top1"], "gmacs": paper["gmacs"]}
             if point not in papers.setdefault(name, []):
                 papers[name].append(point)
     if artifact.measures:
         table = make_timed_table(artifact, results)
     else:
         sources = {row.title: results.source(row) for row in artifact.rows}
+        ours: dict[str, Rows] = {name: [{}] for name in sources}
+        ours |= {name: points.to_dict("records") for name, points in curves.items()}
         rows = [
             {"model": name, "source": sources.get(name, "published only"), **point}
-            for name, points in {**curves, **papers}.items()
-            for point in points or [{}]
+            for name, points in {**ours, **papers}.items()
+            for point in points
         ]
         measures = measure_columns("top1", "gmacs", "exits")
-        columns = [column("model", "model"), column("eta", "η", None, 2), *measures, SOURCE]
+        columns = [Column("model", "model"), Column("threshold", "η", None, 2), *measures, SOURCE]
         table = Table(columns, rows)
-    drawn = {name: points for name, points in curves.items() if points}
-    if drawn:
-        table.plot = partial(plots.plot_costs, drawn, papers, results.scale)
+    if curves:
+        published = {name: pd.DataFrame(points) for name, points in papers.items()}
+        comparable = results.scale.comparable
+        table.plot = partial(plot_costs, curves, published=published, comparable=comparable)
     return table
 
 
-def _curve(row: Row, results: Results, whole: bool) -> Rows:
-    """Means over seeds of eta, top1, gmacs and exits along the thresholds, or of a row's point."""
+def _curve(row: Row, results: Results, whole: bool) -> pd.DataFrame:
+    """Means over seeds of threshold, top1, gmacs and exits along thresholds, or of one point."""
     frames = []
     for run in results.of(row):
         points: Any = [*run.evaluation.curve[::5], *run.evaluation.curve[-1:]]
@@ -73,14 +87,11 @@ def _curve(row: Row, results: Results, whole: bool) -> Rows:
             points = [operating_point(run.evaluation, row)]
         keys = ("threshold", "top1", "exit_fraction", "gmacs")
         frames.append(pd.DataFrame([{k: getattr(p, k) for k in keys} for p in points], dtype=float))
-    if not frames:
-        return []
     mean = sum(frames[1:], frames[0]) / len(frames)
     mean["exits"] = 100 * mean["exit_fraction"]
-    # a threshold chosen for each seed is not a place on the axis
-    mean["eta"] = mean["threshold"] if len(mean) > 1 else None
-    records: Any = mean.astype(object).where(mean.notna(), None).to_dict("records")
-    return list(records)
+    if len(mean) == 1:
+        mean["threshold"] = None  # chosen for each seed: not a place on the axis
+    return mean.astype(object).where(mean.notna(), None)
 
 
 def sweep(artifact: Artifact, results: Results) -> Table:
@@ -88,28 +99,27 @@ def sweep(artifact: Artifact, results: Results) -> Table:
     table = make_table(artifact, results)
     measured = [row for row in table.rows if row["source"] == "measured"]
     panels = [
-        plots.Panel(measured, (artifact.x, LABELS[artifact.x]), title, {key: (title, colour)})
-        for key, colour in zip(artifact.y, (BLUE, GREEN, ORANGE), strict=False)
+        Panel(measured, (artifact.x, LABELS[artifact.x]), title, {key: (title, color)})
+        for key, color in zip(artifact.y, (BLUE, GREEN, ORANGE), strict=False)
         for title in [f"{MEASURES[key].title} ({MEASURES[key].unit})"]
     ]
     if measured:
-        table.plot = partial(plots.plot_panels, panels, results.scale)
+        table.plot = partial(plot_panels, [panels])
     return table
 
 
-def passes(artifact: Artifact, results: Results) -> Table:
-    """Images that each pass answers correctly at every threshold, of the first seed."""
-    (row,) = artifact.rows
+def passes(artifact: Artifact, scale: Scale, run: Run) -> Table:
+    """Images that each pass answers correctly at every threshold."""
+    lines = {
+        "right_first": ("right in the first pass", BLUE),
+        "right_second": ("right in the second pass", ORANGE),
+    }
     columns = [
-        column("eta", "η", None, 2),
-        column("right_first", "right in the first pass", "%", 2),
-        column("right_second", "right in the second pass", "%", 2),
+        Column("eta", "η", None, 2),
+        *(Column(key, title, "%", 2) for key, (title, _) in lines.items()),
         *measure_columns("top1", "gmacs", "exits"),
     ]
-    runs = results.of(row)
-    if not runs:
-        return Table(columns, [])
-    predictions, curve = runs[0].predictions, runs[0].evaluation.curve[:101:5]
+    predictions, curve = run.predictions, run.evaluation.curve[:101:5]
     exit_pass, predicted = early_exits(predictions, [point.threshold for point in curve])
     right, first = predicted == predictions["target"].to_numpy(), exit_pass == 0  # (T, N)
     rows: Rows = [
@@ -123,32 +133,28 @@ def passes(artifact: Artifact, results: Results) -> Table:
         }
         for i, point in enumerate(curve)
     ]
-    lines = {
-        "right_first": ("right in the first pass", BLUE),
-        "right_second": ("right in the second pass", ORANGE),
-    }
     panels = [
-        plots.Panel(rows, ("eta", "threshold η"), "images (%)", lines),
-        plots.Panel(rows, ("gmacs", COST), "top-1 (%)", {"top1": ("early exit", GREEN)}),
+        Panel(rows, ("eta", "threshold η"), "images (%)", lines),
+        Panel(rows, ("gmacs", COST), "top-1 (%)", {"top1": ("early exit", GREEN)}),
     ]
-    return Table(columns, rows, plot=partial(plots.plot_panels, panels, results.scale))
+    return Table(columns, rows, plot=partial(plot_panels, [panels]))
 
 
 PAIRED_COLUMNS = (
-    column("way", "run"),
-    column("other", "beside"),
-    column("top1", "top-1", "%", 2),
-    column("other_top1", "top-1 of the other", "%", 2),
-    column("difference", "difference", "points", 2),
-    column("low", "95 %, from", "points", 2),
-    column("high", "95 %, to", "points", 2),
-    column("spread", "± over seeds", "points", 2),
-    column("p", "McNemar p, largest of the seeds", None, 4),
-    column("gmacs", "GMACs", "GMAC", 4),
-    column("cost", "cost, share of the other", "%", 1),
-    column("exits", "answered early", "%", 1),
-    column("images", "images"),
-    column("verdict", "in words"),
+    Column("way", "run"),
+    Column("other", "beside"),
+    Column("top1", "top-1", "%", 2),
+    Column("other_top1", "top-1 of the other", "%", 2),
+    Column("difference", "difference", "points", 2),
+    Column("low", "95 %, from", "points", 2),
+    Column("high", "95 %, to", "points", 2),
+    Column("spread", "± over seeds", "points", 2),
+    Column("p", "McNemar p, largest of the seeds", None, 4),
+    Column("gmacs", "GMACs", "GMAC", 4),
+    Column("cost", "cost, share of the other", "%", 1),
+    Column("exits", "answered early", "%", 1),
+    Column("images", "images"),
+    Column("verdict", "in words"),
     SOURCE,
 )
 
@@ -157,7 +163,6 @@ def paired(artifact: Artifact, results: Results) -> Table:
     """Every row beside every yardstick, image by image and seed by seed."""
     rows: Rows = []
     drawn: list[tuple[str, PairedRow]] = []
-    compared: dict[tuple[str, str], dict[str, PairedRow]] = {}
     for yardstick, row in product(artifact.yardsticks, artifact.rows):
         if row.run == yardstick.run:
             continue
@@ -170,15 +175,11 @@ def paired(artifact: Artifact, results: Results) -> Table:
             values |= {**pair.comparison._asdict(), **pair._asdict(), "verdict": verdict(pair)}
             values["p"] = max(pair.comparison.p_values)
             drawn.append((f"{row.title} - {yardstick.title}", pair))
-            compared.setdefault((row.title, yardstick.title), {})[way] = pair
         rows.append(values)
     notes = [
         "Differences are taken image by image. 95 %: over images, for these models (bootstrap); ±: "
         "over seeds, on these images. Thresholds are chosen on one half of the images and reported "
         "on the other; where a row has fewer images than another, it is on that half."
     ]
-    for (name, other), ways in compared.items():
-        if {"equal", "budget"} <= ways.keys():
-            notes.append(f"{name} beside {other}: {equal_accuracy(ways['equal'], ways['budget'])}")
-    plot = partial(plot_differences, drawn, footnote=results.scale.label) if drawn else None
-    return Table([column("model", "model"), *PAIRED_COLUMNS], rows, notes, plot)
+    plot = partial(plot_differences, drawn) if drawn else None
+    return Table([Column("model", "model"), *PAIRED_COLUMNS], rows, notes, plot)

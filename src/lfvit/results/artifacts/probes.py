@@ -1,6 +1,6 @@
 """Figures for which trained models are run again."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -13,14 +13,24 @@ from lfvit.measure.diagnosis import diagnose_batch, summarize
 from lfvit.measure.spectrum import high_frequency_set, received_attention
 from lfvit.models.blocks import class_attention
 from lfvit.models.reduction import reduce, restore
-from lfvit.results.artifacts import plots
-from lfvit.results.artifacts.settings import Artifact
-from lfvit.results.artifacts.tables import Results, Rows, Table, column
+from lfvit.results.artifacts.files import Column
+from lfvit.results.artifacts.settings import Artifact, Scale
+from lfvit.results.artifacts.tables import Results, Rows, Table
 from lfvit.results.collect import Run
 from lfvit.results.page_examples import open_run
-from lfvit.results.plots import BLUE, GREEN, GREY, ORANGE, PANELS
+from lfvit.results.plots import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PANELS,
+    Panel,
+    Paths,
+    new_figure,
+    plot_panels,
+)
 from lfvit.runs.setup import find_device
-from lfvit.tracking.pictures import Prediction, predict_images
+from lfvit.tracking.pictures import Prediction, draw_frames, predict_images, second_pass_image
 
 BATCH = 64
 
@@ -134,56 +144,40 @@ class Probe:
                 handle.remove()
 
 
-def depth(artifact: Artifact, results: Results) -> Table:
+def depth(artifact: Artifact, scale: Scale, run: Run) -> Table:
     """Panels of a diagnosis, and accuracy under noise on one of two sets of tokens."""
-    (row,) = artifact.rows
     lines = {title: PANELS[title] for title in artifact.panels}
-    columns = [column("block", "block")]
+    columns = [Column("block", "block")]
     for title, measures in lines.items():
-        columns += [column(k, f"{title}: {text}", None, 3) for k, (text, _) in measures.items()]
+        columns += [Column(k, f"{title}: {text}", None, 3) for k, (text, _) in measures.items()]
+    probe = Probe(run, scale.probe_images)
+    rows: Rows = summarize([diagnose_batch(probe.model, x, 0.5) for x in probe.batches()])
+    panels = [Panel(rows, ("block", "block"), title, lines[title]) for title in lines]
     if artifact.noise:
         columns += [
-            column("strength", "noise", "RMS of the tokens", 2),
-            column("high", "top-1 with noise on HF tokens", "%", 2),
-            column("low", "top-1 with noise on LF tokens", "%", 2),
+            Column("strength", "noise", "RMS of the tokens", 2),
+            Column("high", "top-1 with noise on HF tokens", "%", 2),
+            Column("low", "top-1 with noise on LF tokens", "%", 2),
         ]
-    runs = results.of(row)
-    if not runs:
-        return Table(columns, [])
-    probe = Probe(runs[0], results.scale.probe_images)
-    blocks = summarize([diagnose_batch(probe.model, x, 0.5) for x in probe.batches()])
-    middle = len(probe.model.blocks) // 2 - 1
-    noise: Rows = [
-        {
-            "strength": strength,
-            "high": probe.noise_accuracy(middle, strength, high=True),
-            "low": probe.noise_accuracy(middle, strength, high=False),
-        }
-        for strength in artifact.noise
-    ]
-    panels = [plots.Panel(blocks, ("block", "block"), title, lines[title]) for title in lines]
-    if noise:
+        middle = len(probe.model.blocks) // 2 - 1
+        noise: Rows = [
+            {
+                "strength": strength,
+                "high": probe.noise_accuracy(middle, strength, high=True),
+                "low": probe.noise_accuracy(middle, strength, high=False),
+            }
+            for strength in artifact.noise
+        ]
         sets = {"high": ("noise on HF tokens", ORANGE), "low": ("noise on LF tokens", BLUE)}
-        panels.append(plots.Panel(noise, ("strength", "noise"), "top-1 (%)", sets))
+        panels.append(Panel(noise, ("strength", "noise"), "top-1 (%)", sets))
+        rows = [*rows, *noise]
     note = f"{len(probe.samples)} images. Block 0: what enters the first block."
-    plot = partial(plots.plot_panels, panels, results.scale)
-    return Table(columns, [*blocks, *noise], [note], plot)
+    return Table(columns, rows, [note], partial(plot_panels, [panels]))
 
 
-def one_block(artifact: Artifact, results: Results) -> Table:
+def one_block(artifact: Artifact, scale: Scale, run: Run) -> Table:
     """Overlap with EViT's choice in every block, and accuracy with one reducing block."""
-    (row,) = artifact.rows
-    columns = [
-        column("block", "block"),
-        column("overlap", "overlap with EViT (IoU)", None, 3),
-        column("frequency", "frequency-aware, top-1", "%", 2),
-        column("evit", "EViT, top-1", "%", 2),
-        column("whole", "no reduction, top-1", "%", 2),
-    ]
-    runs = results.of(row)
-    if not runs:
-        return Table(columns, [])
-    probe = Probe(runs[0], results.scale.probe_images)
+    probe = Probe(run, scale.probe_images)
     whole, removed = probe.accuracy(), artifact.removed
     rows: Rows = [
         {
@@ -195,16 +189,23 @@ def one_block(artifact: Artifact, results: Results) -> Table:
         }
         for block, overlap in enumerate(probe.overlap(removed))
     ]
-    colours = {"frequency": ORANGE, "evit": BLUE, "whole": GREY}
-    names = {entry["key"]: entry["title"].partition(",")[0] for entry in columns}
-    lines = {key: (names[key], colour) for key, colour in colours.items()}
+    lines = {
+        "frequency": ("frequency-aware", ORANGE),
+        "evit": ("EViT", BLUE),
+        "whole": ("no reduction", GREY),
+    }
+    columns = [
+        Column("block", "block"),
+        Column("overlap", "overlap with EViT (IoU)", None, 3),
+        *(Column(key, f"{name}, top-1", "%", 2) for key, (name, _) in lines.items()),
+    ]
     overlaps = {"overlap": ("frequency-aware and EViT", GREEN)}
     panels = [
-        plots.Panel(rows, ("block", "block"), "overlap (IoU)", overlaps),
-        plots.Panel(rows, ("block", "reduced block"), "top-1 (%)", lines),
+        Panel(rows, ("block", "block"), "overlap (IoU)", overlaps),
+        Panel(rows, ("block", "reduced block"), "top-1 (%)", lines),
     ]
     note = f"{len(probe.samples)} images."
-    return Table(columns, rows, [note], partial(plots.plot_panels, panels, results.scale))
+    return Table(columns, rows, [note], partial(plot_panels, [panels]))
 
 
 def regions(artifact: Artifact, results: Results) -> Table:
@@ -230,7 +231,30 @@ def regions(artifact: Artifact, results: Results) -> Table:
         for number, images in enumerate(zip(*drawn.values(), strict=True), 1)
         for model, prediction in zip(drawn, images, strict=True)
     ]
-    columns = [column(key, key) for key in (rows[0] if rows else ("image", "model"))]
-    plot = partial(plots.plot_regions, drawn, results.scale) if drawn else None
+    columns = [Column(key, key) for key in (rows[0] if rows else ("image", "model"))]
+    plot = partial(plot_regions, drawn) if drawn else None
     note = "Colour: what the second pass sees in full resolution, or would have seen."
     return Table(columns, rows, [note], plot)
+
+
+def plot_regions(
+    predictions: Mapping[str, Sequence[Prediction]], paths: Paths, footnote: str
+) -> None:
+    """Images in rows, models in columns: fine patches in color, the rest pale.
+
+    Args:
+        predictions: model -> predictions on the same images.
+    """
+    images = next(iter(predictions.values()))
+    columns = 1 + len(predictions)
+    with new_figure(paths, 2.6 * columns, 2.7 * len(images) + 0.4, footnote) as figure:
+        grid = figure.subplots(len(images), columns, squeeze=False)
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for axes, image in zip(grid[:, 0], images, strict=True):
+            axes.imshow(image.image)
+        for line, (name, seen) in zip(grid.T[1:], predictions.items(), strict=True):
+            for axes, prediction in zip(line, seen, strict=True):
+                axes.imshow(second_pass_image(prediction))
+                draw_frames(axes, prediction)
+                axes.set_title(f"{name}: {prediction.caption}", fontsize=9)

@@ -4,17 +4,14 @@
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from fnmatch import filter as matching
-from functools import cache
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import ConfigDict, Field, model_validator
 
 from lfvit.errors import ConfigError
+from lfvit.results.papers import published_rows
 from lfvit.utils.validation import Settings, check_choice, validate
 
-PAPERS = Path(__file__).parents[1] / "papers.yaml"
 LABELS = {
     "model": "model",
     "way": "run",
@@ -109,7 +106,7 @@ class Artifact(Settings):
 
     def published_rows(self) -> list[dict[str, Any]]:
         """The published rows of all its sources, in order."""
-        return [row for source in self.published for row in published(source)]
+        return [row for source in self.published for row in published_rows(source)]
 
 
 class Run(Settings):
@@ -214,20 +211,3 @@ def choose(artifacts: Mapping[str, Artifact], words: str | Iterable[str] | None)
             raise ConfigError(f"artifacts={word!r} is unknown; close: {', '.join(close)}")
         chosen |= hits
     return [artifact for name, artifact in artifacts.items() if not chosen or name in chosen]
-
-
-def published(source: str) -> list[dict[str, Any]]:
-    """Rows of papers.yaml, such as those of "lf_vit.table2_vs_backbone".
-
-    Raises:
-        ConfigError: there are none of that name.
-    """
-    check_choice("published", source, _papers())
-    return _papers()[source]
-
-
-@cache
-def _papers() -> dict[str, list[dict[str, Any]]]:
-    papers = yaml.safe_load(PAPERS.read_text(encoding="utf-8"))
-    tables = {f"{paper}.{name}": t for paper, named in papers.items() for name, t in named.items()}
-    return {name: rows for name, rows in tables.items() if isinstance(rows, list)}

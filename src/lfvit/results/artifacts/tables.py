@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from lfvit.errors import DataError
 from lfvit.measure.schemas import CurvePoint, Evaluation, OperatingPoint
+from lfvit.results.artifacts.files import Column
 from lfvit.results.artifacts.settings import LABELS, Artifact, Row, Scale
 from lfvit.results.collect import Run
 
@@ -82,34 +83,27 @@ class Table:
     """What an artifact shows.
 
     Attributes:
-        columns: see `column`.
-        rows: values by the columns' keys; None where there is none.
-        notes: sentences under it.
-        plot: draws it into the given files; None where there is nothing to draw.
+        columns, rows, notes: see `lfvit.results.artifacts.files.ArtifactFile`.
+        plot: draws it into the given files, with a footnote; None where there is nothing to draw.
         timings: rows of benchmark.json, of what was timed for it.
     """
 
-    columns: list[dict[str, Any]]
+    columns: list[Column]
     rows: Rows
     notes: list[str] = field(default_factory=list)
-    plot: Callable[[Sequence[Path]], None] | None = None
+    plot: Callable[[Sequence[Path], str], None] | None = None
     timings: Rows = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.rows = [{c["key"]: row.get(c["key"]) for c in self.columns} for row in self.rows]
+        self.rows = [{c.key: row.get(c.key) for c in self.columns} for row in self.rows]
 
 
-def column(key: str, title: str, unit: str | None = None, digits: int = 0) -> dict[str, Any]:
-    """One column: the key of its values in the rows, and how they are shown."""
-    return {"key": key, "title": title, "unit": unit, "digits": digits}
-
-
-def measure_columns(*keys: str) -> list[dict[str, Any]]:
+def measure_columns(*keys: str) -> list[Column]:
     """Columns of measures, without the paper's."""
-    return [column(key, *MEASURES[key][:3]) for key in keys]
+    return [Column(key, *MEASURES[key][:3]) for key in keys]
 
 
-SOURCE = column("source", "source")
+SOURCE = Column("source", "source")
 
 
 def operating_point(evaluation: Evaluation, row: Row) -> Point:
@@ -162,15 +156,15 @@ def make_table(
                 values[f"{key}_difference"] = mine - theirs
         rows.append(values)
     rows += [ours[i] for i in left]
-    columns = [column(key, title) for key, title in LABELS.items() if any(key in r for r in rows)]
+    columns = [Column(key, title) for key, title in LABELS.items() if any(key in r for r in rows)]
     for entry in measure_columns(*artifact.measures):
         columns.append(entry)
         for suffix, title in (("spread", "±"), ("paper", "paper"), ("difference", "difference")):
-            name, digits = f"{entry['key']}_{suffix}", entry["digits"]
+            name, digits = f"{entry.key}_{suffix}", entry.digits
             if suffix == "paper":  # as printed
-                digits = 1 if entry["unit"] == "%" else min(digits, 2)
+                digits = 1 if entry.unit == "%" else min(digits, 2)
             if any(values.get(name) is not None for values in rows):
-                columns.append(column(name, f"{entry['title']}, {title}", entry["unit"], digits))
+                columns.append(Column(name, f"{entry.title}, {title}", entry.unit, digits))
     return Table([*columns, SOURCE], rows)
 
 
