@@ -39,7 +39,8 @@ def test_every_experiment_builds(composed, tmp_path, experiment):
 
 
 @pytest.mark.parametrize(
-    "experiment", ["needle", "lf_vit_deit_small", "cf_vit_lv_vit_small", "frequency_deit_small"]
+    "experiment",
+    ["needle", "lf_vit_deit_small", "cf_vit_lv_vit_small", "frequency_deit_small", "finetune"],
 )
 def test_experiments_train(composed, photographs, tmp_path, experiment):
     """One of each kind: generated images, two passes, token labels, a reducer with its teacher."""

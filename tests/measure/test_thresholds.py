@@ -11,6 +11,7 @@ from lfvit.errors import ConfigError
 from lfvit.measure.predictions import Predictions
 from lfvit.measure.thresholds import (
     NO_EXIT,
+    calibrate,
     correct_at,
     default_thresholds,
     predictions_at,
@@ -23,6 +24,16 @@ def logits(seed, n=37, classes=5, passes=2):
     generator = torch.Generator().manual_seed(seed)
     found = [2 * torch.randn(n, classes, generator=generator) for _ in range(passes)]
     return found, torch.randint(classes, (n,), generator=generator)
+
+
+@given(seed=st.integers(0, 99), passes=st.integers(2, 3), max_loss=st.sampled_from([0.0, 0.5, 9.0]))
+def test_no_threshold_below_the_calibrated_one_keeps_the_accuracy(seed, passes, max_loss):
+    found, targets = logits(seed, passes=passes)
+    predictions = Predictions(found, targets).table()
+    threshold = calibrate(predictions, max_loss)
+    wanted = correct_at(predictions).mean() - max_loss / 100 - 1e-9
+    kept = [eta for eta in default_thresholds() if correct_at(predictions, eta).mean() >= wanted]
+    assert threshold == min(kept)
 
 
 def count_by_hand(found, targets, threshold, macs):

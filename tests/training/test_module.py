@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 import lfvit
 from conftest import NEEDLE_FAST
@@ -13,10 +14,12 @@ from lfvit.errors import CheckpointError, ConfigError, TrainingError
 from lfvit.models.reducers import REDUCERS
 from lfvit.models.reduction import forward_tokens, unreduced
 from lfvit.runs.setup import build_model, load_trained
+from lfvit.training.callbacks import EMA
 from lfvit.training.losses import kl_divergence
 from lfvit.training.module import Classifier
 from lfvit.training.optimizers import build_optimizer
 from lfvit.training.settings import Schedule
+from lfvit.utils.atomic_io import read_json
 
 
 def classifier(tiny, method="lf_vit", **schedule):
@@ -50,6 +53,23 @@ def test_phase_one_sees_the_whole_image_and_phase_two_selects(tiny, at_epoch):
         at_epoch(epoch)
         module.training_step(batch(), 0)
     assert used == ["none", "none", None, None]
+
+
+def test_at_first_only_the_first_pass_trains(tiny, at_epoch):
+    """Every weight has a gradient all the same: several processes wait for it."""
+    model = lfvit.create_model("lf_vit", backbone=tiny, image_size=112, num_classes=4)
+    module, data = Classifier(model, Schedule(), num_classes=4, second_epoch=1), batch()
+    at_epoch(0)
+    loss = module.training_step(data, 0)
+    logits = model.first_pass(data.images, data.coarse_images).logits
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, data.targets))
+    loss.backward()
+    unused = [model.second_pos_embed, *model.reuse.parameters()]
+    assert all(not parameter.grad.any() for parameter in unused)
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    at_epoch(1)
+    module.training_step(data, 0).backward()
+    assert all(parameter.grad.any() for parameter in unused)
 
 
 @pytest.mark.parametrize("method", ["vit", "lf_vit"])
@@ -216,6 +236,77 @@ def test_the_teacher_is_the_model_without_its_reducer(tiny, at_epoch, method):
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert not any("teacher" in name for name in module.state_dict())
     assert lfvit.count_macs(teacher) > lfvit.count_macs(model)
+
+
+def test_a_teacher_from_a_file_teaches_both_passes(tiny, at_epoch):
+    options = {"backbone": tiny, "image_size": 112, "num_classes": 4}
+    model, teacher = (lfvit.create_model(name, **options) for name in ("lf_vit", "vit"))
+    data, checkpoint = batch(), {}
+    at_epoch(0)
+    plain = Classifier(model, Schedule(), num_classes=4).training_step(data, 0)
+    schedule = Schedule(distill_weight=0.5, teacher="teacher.ckpt")
+    module = Classifier(model, schedule, num_classes=4, teacher=teacher)
+    loss, wanted = module.training_step(data, 0), teacher(data.images)
+    divergences = [
+        kl_divergence(one, wanted) for one in model(data.images, data.coarse_images).logits
+    ]
+    torch.testing.assert_close(loss - plain, 0.5 * sum(divergences))
+    module.on_save_checkpoint(checkpoint)
+    assert "teacher" not in checkpoint  # it has a file
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["image_size=96", "schedule.distill_weight=1"], "trained with image_size=112, and the"),
+        (["schedule.distill_weight=1"], "knows other classes than those of the data"),
+        ([], "teaches with schedule.distill_weight, which is 0"),
+        (
+            ["schedule.distill_weight=1", "reducer=dynamic_vit", "method=vit"],
+            "teaches by logits alone",
+        ),
+    ],
+)
+def test_teachers_that_cannot_teach(composed, trained_vit, settings, message):
+    cfg = composed("train", *NEEDLE_FAST, f"schedule.teacher={trained_vit}", *settings)
+    classes = load_trained(trained_vit).record.classes
+    with pytest.raises(ConfigError, match=message):
+        build_module(cfg, classes[::-1] if "other classes" in message else classes)
+
+
+def test_a_model_is_distilled_from_another(composed, trained_vit, tmp_path):
+    settings = [*NEEDLE_FAST, f"schedule.teacher={trained_vit}", "schedule.distill_weight=1"]
+    metrics = train(composed("train", *settings, f"run_dir={tmp_path}"))
+    assert metrics["train/distill_loss"] > 0
+
+
+def test_the_threshold_is_calibrated_at_every_validation_and_kept(composed, tmp_path, trained_run):
+    """On images of the training's own validation, unless it was set."""
+    checkpoint = trained_run / "checkpoints" / "last.ckpt"
+    record = load_trained(checkpoint).record
+    metrics = read_json(trained_run / "metrics.json")
+    assert record.threshold == metrics["val/threshold"] != 0.7
+    assert record.calibrated_on == 16
+    assert metrics["val/early_exit_top1"] >= metrics["val/top1"] - 0.5
+    assert f"threshold {record.threshold:g}, calibrated on 16" in record.about_threshold
+    record = load_trained(checkpoint, {"threshold": 0.6}).record
+    assert (record.threshold, record.calibrated_on) == (0.6, None)
+    train(composed("train", *NEEDLE_FAST, "threshold=0.25", f"run_dir={tmp_path}"))
+    record = load_trained(tmp_path / "checkpoints" / "last.ckpt").record
+    assert (record.threshold, record.calibrated_on) == (0.25, None)
+
+
+def test_averaging_warms_up():
+    """The weights a training starts from are soon forgotten."""
+    callback, model = EMA(decay=0.5, warmup=True), torch.nn.Linear(1, 1, bias=False)
+    averaged = AveragedModel(model, **callback._kwargs)
+    expected = None
+    for t in range(20):
+        torch.nn.init.constant_(model.weight, t)
+        averaged.update_parameters(model)
+        keep = min(0.5, (1 + t) / (10 + t))
+        expected = t if expected is None else keep * expected + (1 - keep) * t
+        assert averaged.module.weight.item() == pytest.approx(expected)
 
 
 def test_a_learned_reducer_learns_its_share_from_the_training_step(tiny, at_epoch):

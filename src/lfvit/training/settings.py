@@ -71,7 +71,7 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _one_start(self) -> "TrainSettings":
-        if self.init_from is not None and self.ckpt_path is not None:
+        if self.init_from is not None and self.ckpt_path not in (None, "auto"):
             raise ValueError(
                 "init_from starts a new run and ckpt_path continues one; pass one of them"
             )
