@@ -192,3 +192,79 @@ def two_pass(
         "region": None if corner is None else list(corner),
         "fine_indices": fine_indices,
     }
+
+
+def mix_box(grid: int, kept: float, row: int, column: int) -> tuple[int, int, int, int]:
+    """Mix-token's box on grid x grid cells: top, bottom, left, right (LV-ViT's released code).
+
+    Its area should be 1 - kept; the sides are rounded down twice, and the box is cut at the edges.
+    """
+    side = math.floor(grid * math.sqrt(1 - kept)) // 2
+    edges = [row - side, row + side, column - side, column + side]
+    return tuple(min(max(edge, 0), grid) for edge in edges)
+
+
+def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """Of one image or token, both (C,)."""
+    log_probabilities = logits - logits.exp().sum().log()
+    return -sum(label[c] * log_probabilities[c] for c in range(len(label)))
+
+
+def smoothed(label: Tensor, smoothing: float) -> Tensor:
+    """Smoothing of a dense label (C,) as in LV-ViT's released code: it adds up to 1 + s / C."""
+    off = smoothing / len(label)
+    return torch.stack([p * (1 - smoothing + off) + off for p in label])
+
+
+def lv_vit_loss(
+    class_logits: list[Tensor],
+    token_logits: Tensor,
+    labels: Tensor,
+    patch_labels: Tensor,
+    box: tuple[int, int, int, int],
+    weight: float,
+    fine_indices: Tensor | None = None,
+    cells: Tensor | None = None,
+) -> Tensor:
+    """The loss of CF-ViT on LV-ViT, patch by patch, as its released code computes it.
+
+    Every patch has the logits of its token, its own or the coarse one that covers it; where tokens
+    were mixed, they are put back into their own image, and learn its label.
+
+    Args:
+        class_logits: (B, C) of the class token in each pass.
+        token_logits: (B, N, C) of the last pass's patch tokens.
+        labels: (B, C) of the images, patch_labels: (B, G*G, C), none of them mixed.
+        box: top, bottom, left, right of the mixed patches.
+        weight: of the patches' loss.
+        fine_indices: (B, 4k) patches of the first 4k tokens, cells: (B, g*g - k) coarse cells of
+            the others; None where the tokens are all patches, in order.
+    """
+    last, (B, P, C) = class_logits[-1], patch_labels.shape
+    G = math.isqrt(P)
+    top, bottom, left, right = box
+    share = (bottom - top) * (right - left) / P
+    loss = 0.0
+    for b in range(B):
+        image = (1 - share) * labels[b] + share * labels[B - 1 - b]
+        loss = loss + cross_entropy(last[b], image) / B
+        for earlier in class_logits[:-1]:
+            p1, p2 = earlier[b].softmax(0), last[b].detach().softmax(0)
+            loss = loss + sum(p2[c] * (p2[c].log() - p1[c].log()) for c in range(C)) / B
+    token_of = [list(range(P)) for _ in range(B)]
+    if fine_indices is not None:
+        for b in range(B):
+            for token, patch in enumerate(fine_indices[b].tolist()):
+                token_of[b][patch] = token
+            for token, cell in enumerate(cells[b].tolist(), start=fine_indices.shape[1]):
+                row, column = divmod(cell, G // 2)
+                for patch in (2 * row * G + 2 * column + i for i in (0, 1, G, G + 1)):
+                    token_of[b][patch] = token
+    for b in range(B):
+        for patch in range(P):
+            row, column = divmod(patch, G)
+            mixed = top <= row < bottom and left <= column < right
+            source = B - 1 - b if mixed else b
+            logits = token_logits[source, token_of[source][patch]]
+            loss = loss + weight * cross_entropy(logits, patch_labels[b, patch]) / (B * P)
+    return loss

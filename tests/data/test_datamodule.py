@@ -10,7 +10,7 @@ from torchvision.transforms.functional import normalize as torchvision_normalize
 
 from conftest import write_photographs
 from lfvit.data import ImageDataModule, ImageFolder
-from lfvit.data.augment import draw_token_box
+from lfvit.data.augment import draw_token_mix
 from lfvit.data.sampling import Draw, EvalSampler, TrainSampler
 from lfvit.errors import ConfigError, DataError
 from lfvit.models.tokens import downsample
@@ -136,28 +136,25 @@ def test_training_targets_are_mixed_and_validation_targets_are_not(photographs):
     assert evaluate(folder(photographs, augment=DEIT))[0].targets.ndim == 1
 
 
-def test_mix_token_draws_a_box_for_every_training_batch(photographs):
+def test_mix_token_draws_for_every_training_batch(photographs):
     settings = {"augment": {"mix_token": 1.0}}
     batches = fit(folder(photographs, **settings), epochs=2)
-    boxes = [batch.token_box for batch in batches]
-    assert boxes == [batch.token_box for batch in fit(folder(photographs, **settings), epochs=2)]
-    assert len(set(boxes)) == len(boxes) == 6
+    draws = [batch.token_mix for batch in batches]
+    assert draws == [batch.token_mix for batch in fit(folder(photographs, **settings), epochs=2)]
+    assert len(set(draws)) == len(draws) == 6
     plain = fit(folder(photographs), epochs=2)
-    assert [batch.token_box for batch in plain] == [None] * 6
+    assert [batch.token_mix for batch in plain] == [None] * 6
     for with_box, without in zip(batches, plain, strict=True):  # nothing else is drawn differently
         assert torch.equal(with_box.images, without.images)
 
 
-def test_token_boxes_are_as_large_as_their_beta_distribution_says():
+def test_mixes_have_their_beta_distribution_and_a_centre_anywhere():
     with seeded(0):
-        boxes = torch.tensor([draw_token_box(1.0) for _ in range(4000)])
-    top, left, bottom, right = boxes.unbind(1)
-    assert 0 <= boxes.min() <= boxes.max() <= 1
-    inside = (top > 0) & (left > 0) & (bottom < 1) & (right < 1)
-    torch.testing.assert_close((bottom - top)[inside], (right - left)[inside])
-    torch.testing.assert_close((top + bottom).mean() / 2, torch.tensor(0.5), atol=0.02, rtol=0)
-    # a side s in 0..1 of density 2s, cut off at the border: E = int 2s (s - s^2/4) ds = 13/24
-    assert (bottom - top).mean() == pytest.approx(13 / 24, abs=0.02)
+        draws = torch.tensor([draw_token_mix(2.0) for _ in range(4000)])
+    assert 0 <= draws.min() <= draws.max() < 1
+    torch.testing.assert_close(draws.mean(0), torch.full((3,), 0.5), atol=0.02, rtol=0)
+    variances = torch.tensor([1 / 20, 1 / 12, 1 / 12])  # of Beta(2, 2), and uniform
+    torch.testing.assert_close(draws.var(0), variances, atol=0.005, rtol=0)
 
 
 def test_repeated_augmentation_repeats_images_not_pixels():

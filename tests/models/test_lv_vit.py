@@ -106,7 +106,8 @@ def test_the_published_small_model():
 
 def test_the_cells_of_a_box_come_from_the_batch_read_backwards():
     maps = torch.arange(3.0)[:, None, None, None].expand(3, 2, 8, 8)  # image b is full of b
-    mix = TokenMix.from_box((0.25, 0.5, 0.75, 1.0), 4)  # rows 1 and 2, columns 2 and 3
+    mix = TokenMix(torch.zeros(4, 4, dtype=torch.bool))
+    mix.mask[1:3, 2:] = True
     for scale in (1, 2):  # one cell is two, then one pixel wide
         found = mix.maps(maps[..., :: 2 // scale, :: 2 // scale])
         for b in range(3):
@@ -117,14 +118,29 @@ def test_the_cells_of_a_box_come_from_the_batch_read_backwards():
 
 
 def test_targets_are_mixed_by_area():
-    mix = TokenMix.from_box((0, 0, 0.5, 1), 4)
+    mix = TokenMix((torch.arange(4) < 2)[:, None].expand(4, 4))
     targets = torch.eye(4)[[0, 1, 2]]
     torch.testing.assert_close(
         mix.targets(targets),
         torch.tensor([[0.5, 0, 0.5, 0], [0, 1.0, 0, 0], [0.5, 0, 0.5, 0]]),
     )
-    quarter = TokenMix.from_box((0, 0, 0.5, 0.5), 4).targets(targets)
+    quarter = TokenMix(mix.mask & mix.mask.T).targets(targets)
     torch.testing.assert_close(quarter[0], torch.tensor([0.75, 0, 0.25, 0]))
+
+
+def test_boxes_are_those_of_the_released_code():
+    """For every size and centre; on 7 x 7 cells .235 is mixed on average."""
+    areas = []
+    for kept in torch.linspace(0.0025, 0.9975, 200).tolist():
+        for row in range(7):
+            for column in range(7):
+                mask = TokenMix.from_draw((kept, (row + 0.5) / 7, (column + 0.5) / 7), 7).mask
+                top, bottom, left, right = reference.mix_box(7, kept, row, column)
+                expected = torch.zeros(7, 7, dtype=torch.bool)
+                expected[top:bottom, left:right] = True
+                assert torch.equal(mask, expected)
+                areas.append(mask.sum().item() / 49)
+    assert sum(areas) / len(areas) == pytest.approx(0.235, abs=1e-3)
 
 
 # --- both passes --------------------------------------------------------------------------------
@@ -163,7 +179,7 @@ def test_the_whole_image_in_the_second_pass_is_one_pass():
 def test_compiles_without_graph_breaks():
     model, images = lv_vit("cf_vit"), torch.randn(3, 3, 96, 96)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    one, other = TokenMix.from_box((0, 0, 0.5, 0.5), 3), TokenMix.from_box((0.3, 0.3, 1, 1), 3)
+    one, other = TokenMix.from_draw((0.0, 0.0, 0.0), 3), TokenMix.from_draw((0.4, 0.7, 0.7), 3)
     with torch.no_grad():
         compiled(images, mix=one)
         with torch.compiler.set_stance("fail_on_recompile"):  # another box is the same graph

@@ -28,22 +28,25 @@ def learning_rates(cfg, epochs, steps, images_per_step):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "epochs", "steps_per_epoch", "batch", "lr", "lr_batch", "warmup"),
+    ("recipe", "epochs", "steps_per_epoch", "batch", "lr", "lr_batch", "warmup", "start", "end"),
     [
-        ("lf_vit", 350, 7, 1024, 5e-4, 512, 5),
-        ("needle", 5, 157, 32, 1e-3, 32, 0.5),
-        ("frequency", 30, 3, 1024, 1e-4, 1024, 0),
+        ("lf_vit", 350, 7, 1024, 5e-4, 512, 5, 0, 350),
+        ("cf_vit_lv_vit", 310, 3, 1024, 8e-4, 512, 5, 0, 300),
+        ("needle", 5, 157, 32, 1e-3, 32, 0.5, 0.5, 5),
+        ("frequency", 30, 3, 1024, 1e-4, 1024, 0, 0, 30),
     ],
 )
-def test_warm_up_and_cosine(composed, recipe, epochs, steps_per_epoch, batch, lr, lr_batch, warmup):
-    """DeiT's: linear from 1e-6 to the peak, then half a cosine to 1e-5, in fractions of epochs."""
+def test_warm_up_and_cosine(
+    composed, recipe, epochs, steps_per_epoch, batch, lr, lr_batch, warmup, start, end
+):
+    """DeiT's: linear from 1e-6 to the peak, then a half cosine from `start` to 1e-5 at `end`."""
     peak, expected = lr * batch / lr_batch, []
     for step in range(epochs * steps_per_epoch):
         epoch = step / steps_per_epoch
         if epoch < warmup:
             expected.append(1e-6 + (peak - 1e-6) * epoch / warmup)
         else:
-            share = (epoch - warmup) / (epochs - warmup)
+            share = min((epoch - start) / (end - start), 1)
             expected.append(1e-5 + (peak - 1e-5) * 0.5 * (1 + math.cos(math.pi * share)))
     cfg = composed("train", f"schedule={recipe}")
     assert cfg.trainer.max_epochs == epochs

@@ -1,7 +1,8 @@
-"""Token labelling, written out in loops, in one pass and in two, with and without mixing."""
+"""Token labelling beside the released code's formulas, with and without mixing and maps."""
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import lfvit
 from lfvit.data import Batch
@@ -12,22 +13,26 @@ from lfvit.models.tokens import downsample
 from lfvit.training.module import Classifier
 from lfvit.training.settings import Schedule
 from lfvit.training.token_labels import TokenTargets, has_aux_head
+from reference import lv_vit_loss, mix_box, smoothed
 
 SPEC = {"family": "lv_vit", "embed_dim": 24, "depth": 4, "num_heads": 2, "stem_dim": 8}
 C = 5
-BOX = (0.3, 0.3, 1.0, 0.7)  # of 3 x 3 cells: rows 1 and 2, column 1
+DRAW = (0.4, 0.7, 0.4)  # of 3 x 3 cells: rows 1 and 2, columns 0 and 1
+CASES = [(None, False), (DRAW, False), (None, True), (DRAW, True)]
 
 
-def classifier(method, epoch, monkeypatch, **schedule):
+def classifier(method, epoch, monkeypatch, **options):
     torch.manual_seed(0)
-    model = lfvit.create_model(method, backbone=SPEC, image_size=96, num_classes=C)
+    schedule = {name: options.pop(name) for name in ("aux_weight",) if name in options}
+    model = lfvit.create_model(method, backbone=SPEC, image_size=96, num_classes=C, **options)
+    model = model.double()
     monkeypatch.setattr(Classifier, "current_epoch", property(lambda self: epoch))
     monkeypatch.setattr(Classifier, "log", lambda *args, **kwargs: None)
     # in evaluation, so that the model can be asked again about the same batch
     return Classifier(model, Schedule(**schedule), num_classes=C, selection_epoch=2).eval()
 
 
-def batch(box=None, maps=False):
+def batch(mix=None, maps=False):
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(3, 3, 96, 96, generator=generator)
     targets = torch.rand(3, C, generator=generator).softmax(1)
@@ -38,84 +43,89 @@ def batch(box=None, maps=False):
         classes = classes.reshape(3, 4, 4, 2).permute(0, 3, 1, 2).float()
         crops = torch.tensor([[0.1, 0.0, 0.9, 0.7]] * 3)
         flipped = torch.tensor([False, True, False])
-        label_maps = LabelMaps(torch.stack([scores, classes], 1), crops, flipped)
-    return Batch(images, downsample(images), targets, token_box=box, label_maps=label_maps)
+        label_maps = LabelMaps(torch.stack([scores, classes], 1), crops, flipped, smoothing=0.1)
+    return Batch(images, downsample(images), targets, token_mix=mix, label_maps=label_maps)
 
 
-def cross_entropy(logits, label):
-    return -sum(label[c] * logits.log_softmax(-1)[c] for c in range(C))
+def double(given):
+    """In float64."""
+    images, targets = given.images.double(), given.targets.double()
+    return given._replace(images=images, coarse_images=downsample(images), targets=targets)
 
 
-def sources(box, cells):
-    """Which of the cells x cells cells the partner fills, as the box of this file rounds."""
-    if box is None:
-        return torch.zeros(cells, cells, dtype=torch.bool)
-    top, left, bottom, right = (int(side * cells + 0.5) for side in box)
-    return torch.tensor(
-        [[top <= i < bottom and left <= j < right for j in range(cells)] for i in range(cells)]
+def centered(draw, grid):
+    """The box of a draw, in cells."""
+    kept, row, column = draw
+    return kept, int(row * grid), int(column * grid)
+
+
+def labels(given, grid=6):
+    """Of the images and of their patches, before mixing; smoothed where they come from maps."""
+    if given.label_maps is None:
+        return given.targets, given.targets[:, None].expand(-1, grid**2, -1)
+    plain = given.label_maps._replace(smoothing=0.0)
+    pooled, patches = plain.patches(1, C)[:, 0], plain.patches(grid, C)
+    return (
+        torch.stack([smoothed(label, 0.1) for label in pooled]),
+        torch.stack([torch.stack([smoothed(p, 0.1) for p in image]) for image in patches]),
     )
 
 
-def patch_labels(given, box, cells, grid=6):
-    """(B, grid*grid, C) and the image labels (B, C), image by image and patch by patch."""
-    inside, B = sources(box, cells), len(given.images)
-    area = inside.float().mean()
-    maps = None if given.label_maps is None else given.label_maps.patches(grid, C)
-    patches = torch.zeros(B, grid * grid, C)
-    for b in range(B):
-        for p in range(grid * grid):
-            i, j = divmod(p, grid)
-            source = B - 1 - b if inside[i * cells // grid, j * cells // grid] else b
-            patches[b, p] = given.targets[source] if maps is None else maps[source, p]
-    images = (1 - area) * given.targets + area * given.targets.flip(0)
-    return patches, images
-
-
-CASES = [(None, False), (BOX, False), (None, True), (BOX, True)]
-
-
-@pytest.mark.parametrize(("box", "maps"), CASES)
-def test_one_pass(box, maps, monkeypatch):
-    module, given = classifier("vit", 0, monkeypatch), batch(box, maps)
+def assert_same_loss_and_gradients(module, given, expected):
+    parameters = dict(module.model.named_parameters())
     found = module.training_step(given, 0)
-    patches, images = patch_labels(given, box, 6)
-    mix = None if box is None else TokenMix(sources(box, 6))
-    dense, expected = module.model(given.images, mix, dense=True), 0
-    for b in range(3):
-        expected = expected + cross_entropy(dense.class_logits[b], images[b]) / 3
-        for p in range(36):
-            label = cross_entropy(dense.token_logits[b, p], patches[b, p])
-            expected = expected + 0.5 * label / (3 * 36)
-    torch.testing.assert_close(found, expected)
+    exact = {"rtol": 1e-10, "atol": 1e-12}
+    if given.label_maps is not None:  # which are float32
+        exact = {"rtol": 1e-5, "atol": 1e-8}
+    torch.testing.assert_close(found, expected, **exact)
+    for name, one, other in zip(
+        parameters,
+        torch.autograd.grad(found, parameters.values(), allow_unused=True),
+        torch.autograd.grad(expected, parameters.values(), allow_unused=True),
+        strict=True,
+    ):
+        assert one is not None, name
+        torch.testing.assert_close(one, other, msg=name, **exact)
+
+
+@pytest.mark.parametrize(("draw", "maps"), CASES)
+def test_one_pass(draw, maps, monkeypatch):
+    module, given = classifier("vit", 0, monkeypatch), double(batch(draw, maps))
+    mix = None if draw is None else TokenMix.from_draw(draw, 6)
+    dense = module.model(given.images, mix, dense=True)
+    box = (0, 0, 0, 0) if draw is None else mix_box(6, *centered(draw, 6))
+    images, patches = labels(given)
+    expected = lv_vit_loss([dense.class_logits], dense.token_logits, images, patches, box, 1.0)
+    assert_same_loss_and_gradients(module, given, expected)
 
 
 @pytest.mark.parametrize("epoch", [0, 3], ids=["whole image", "selection"])
-@pytest.mark.parametrize(("box", "maps"), CASES)
-def test_two_passes(box, maps, epoch, monkeypatch):
-    module, given = classifier("cf_vit", epoch, monkeypatch, aux_weight=0.7), batch(box, maps)
-    found = module.training_step(given, 0)
-    patches, images = patch_labels(given, box, 3)
-    mix = None if box is None else TokenMix(sources(box, 3))
+@pytest.mark.parametrize(("draw", "maps"), CASES)
+def test_two_passes(draw, maps, epoch, monkeypatch):
+    module = classifier("cf_vit", epoch, monkeypatch, aux_weight=0.7)
+    given = double(batch(draw, maps))
+    mix = None if draw is None else TokenMix.from_draw(draw, 3)
     selector = "none" if epoch == 0 else None
     out = module.model(given.images, given.coarse_images, selector=selector, mix=mix)
-    fine, g = out.selection.fine_indices, 3
+    fine, cells = out.selection.fine_indices, out.selection.cells
     assert fine.shape[1] == (36 if epoch == 0 else 20)
-    expected = 0
-    for b in range(3):
-        rest = sorted(set(range(g * g)) - set(out.selection.cells[b].tolist()))
-        labels = [patches[b, p] for p in fine[b].tolist()]
-        for cell in rest:
-            i, j = 2 * (cell // g), 2 * (cell % g)
-            corners = [6 * i + j, 6 * i + j + 1, 6 * i + j + 6, 6 * i + j + 7]
-            labels.append(sum(patches[b, p] for p in corners) / 4)
-        assert len(labels) == out.dense.token_logits.shape[1]
-        expected = expected + cross_entropy(out.dense.class_logits[b], images[b]) / 3
-        for n, label in enumerate(labels):
-            loss = cross_entropy(out.dense.token_logits[b, n], label)
-            expected = expected + 0.7 * loss / (3 * len(labels))
-        p1, p2 = out.first_logits[b].softmax(0), out.second_logits[b].softmax(0)
-        expected = expected + sum(p2[c] * (p2[c].log() - p1[c].log()) for c in range(C)) / 3
-    torch.testing.assert_close(found, expected)
+    rest = torch.tensor([sorted(set(range(9)) - set(one)) for one in cells.tolist()])
+    box = [0] * 4 if draw is None else [2 * edge for edge in mix_box(3, *centered(draw, 3))]
+    images, patches = labels(given)
+    expected = lv_vit_loss(
+        out.class_logits, out.dense.token_logits, images, patches, box, 0.7, fine, rest
+    )
+    assert_same_loss_and_gradients(module, given, expected)
+
+
+def test_without_coarse_tokens_the_patches_that_are_there_count(monkeypatch):
+    module, given = classifier("cf_vit", 3, monkeypatch, background=False), double(batch())
+    dense = module.model(given.images, given.coarse_images).dense
+    terms = module.losses(given)
+    expected = F.cross_entropy(dense.class_logits, given.targets) + F.cross_entropy(
+        dense.token_logits.flatten(0, 1), given.targets.repeat_interleave(20, 0)
+    )
+    torch.testing.assert_close(terms["second_loss"], expected)
 
 
 @pytest.mark.parametrize("method", ["vit", "cf_vit"])
@@ -148,6 +158,6 @@ def test_only_lv_vit_has_an_auxiliary_head(tiny, method):
 def test_every_weight_learns_from_one_step(monkeypatch):
     for method in ("vit", "cf_vit"):
         module = classifier(method, 3, monkeypatch).train()
-        module.training_step(batch(BOX), 0).backward()
+        module.training_step(double(batch(DRAW)), 0).backward()
         assert [name for name, p in module.model.named_parameters() if p.grad is None] == []
         assert all(p.grad.abs().sum() > 0 for p in module.model.parameters() if p.ndim > 1)

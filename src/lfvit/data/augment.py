@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import Mixup, create_transform
-from timm.data.mixup import mixup_target, rand_bbox
+from timm.data.mixup import mixup_target
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
@@ -138,15 +138,13 @@ def mix_batch(
     return images, mixup_target(targets, num_classes, 1.0, augment.label_smoothing)
 
 
-def draw_token_box(alpha: float, side: int = 1024) -> Crop:
-    """Where tokens are mixed in a batch (mix-token, LV-ViT): cutmix's box.
+def draw_token_mix(alpha: float) -> tuple[float, float, float]:
+    """Where tokens are mixed in a batch (mix-token, LV-ViT), on whatever grid the model has.
 
     Args:
         alpha: of the Beta distribution of the share that is kept, above 0.
-        side: positions along a side.
 
     Returns:
-        Top, left, bottom, right as shares of the side.
+        The share kept, and the box's centre, see `lfvit.models.lv_vit.TokenMix.from_draw`.
     """
-    top, bottom, left, right = rand_bbox((side, side), np.random.beta(alpha, alpha))
-    return tuple(float(edge) / side for edge in (top, left, bottom, right))  # type: ignore[return-value]
+    return np.random.beta(alpha, alpha), np.random.rand(), np.random.rand()

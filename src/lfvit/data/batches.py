@@ -97,7 +97,7 @@ class Batch(NamedTuple):
     training.
     boxes: (B, 4) x0, y0, x1, y1 in pixels, or None.
     indices: (B,) of the images in their dataset.
-    token_box: where tokens are mixed, see `draw_token_box`, or None.
+    token_mix: where tokens are mixed, see `draw_token_mix`, or None.
     label_maps: dense labels for training, or None.
     """
 
@@ -106,7 +106,7 @@ class Batch(NamedTuple):
     targets: Tensor
     boxes: Tensor | None = None
     indices: Tensor | None = None
-    token_box: Crop | None = None
+    token_mix: tuple[float, float, float] | None = None
     label_maps: "LabelMaps | None" = None
 
     @property

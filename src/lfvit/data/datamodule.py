@@ -12,7 +12,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from lfvit.data.augment import TrainTransform, draw_token_box, eval_transform, mix_batch
+from lfvit.data.augment import TrainTransform, draw_token_mix, eval_transform, mix_batch
 from lfvit.data.batches import (
     Batch,
     ImageDataset,
@@ -214,7 +214,8 @@ class ImageDataModule(L.LightningDataModule):
         """
         if self._cache is not None and not isinstance(batch, RawBatch):
             batch = self._cache.fetch(*batch)
-        images, targets, token_box = normalize(batch.images), batch.targets, None
+        images, targets, token_mix = normalize(batch.images), batch.targets, None
+        label_maps = batch.label_maps
         trainer, settings = self.trainer, self.settings
         if trainer is not None:
             images = trainer.precision_plugin.convert_input(images)
@@ -223,15 +224,17 @@ class ImageDataModule(L.LightningDataModule):
             with seeded(settings.seed, trainer.current_epoch, self._batches_done, self._rank):
                 images, targets = mix_batch(settings.augment, images, targets, len(self._classes))
                 if settings.augment.mix_token:
-                    token_box = draw_token_box(settings.augment.mix_token)
+                    token_mix = draw_token_mix(settings.augment.mix_token)
+            if label_maps is not None:
+                label_maps = label_maps._replace(smoothing=settings.augment.label_smoothing)
         return Batch(
             images,
             downsample(images),
             targets,
             batch.boxes,
             batch.indices,
-            token_box,
-            batch.label_maps,
+            token_mix,
+            label_maps,
         )
 
     def teardown(self, stage: str) -> None:

@@ -20,18 +20,20 @@ class LabelMaps(NamedTuple):
 
     top: (B, 2, k, H, W), the k best classes in every cell: their scores (before softmax), then
     their indices. crops: (B, 4) left, top, right, bottom as shares of width and height. flipped:
-    (B,) bool, whether left and right are swapped after cropping.
+    (B,) bool, whether left and right are swapped after cropping. smoothing: of the labels.
     """
 
     top: Tensor
     crops: Tensor
     flipped: Tensor
+    smoothing: float = 0.0
 
     def patches(self, grid: int, num_classes: int) -> Tensor:
-        """Probabilities of every patch of what is shown: (B, G*G, C).
+        """Labels of every patch of what is shown, in a grid of G x G: (B, G*G, C).
 
         RoIAlign of the scores over the crop, classes that are not among the k best counting 0, and
-        a softmax over all classes, as the released maps are meant.
+        a softmax over all classes, then smoothed, as in the released code: a label adds up to
+        1 + smoothing / C. With one patch, the label of the whole image.
         """
         scores, classes = self.top.float().unbind(1)  # (B, k, H, W) each
         B, _, H, W = scores.shape
@@ -39,7 +41,8 @@ class LabelMaps(NamedTuple):
         boxes = self.crops.to(dense) * dense.new_tensor([W, H, W, H])
         cut = roi_align(dense, list(boxes[:, None].unbind(0)), grid, aligned=True)  # (B, C, G, G)
         cut = torch.where(self.flipped[:, None, None, None], cut.flip(3), cut)
-        return cut.flatten(2).transpose(1, 2).softmax(dim=2)
+        off = self.smoothing / num_classes
+        return cut.flatten(2).transpose(1, 2).softmax(dim=2) * (1 - self.smoothing + off) + off
 
 
 class LabelMapFolder:

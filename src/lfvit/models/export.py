@@ -61,7 +61,7 @@ class _SecondPass(nn.Module):
         self, images: Tensor, coarse: Tensor, features: Tensor, cells: Tensor, fine_indices: Tensor
     ) -> Tensor:
         unused = coarse[:, 0, 0]  # logits and scores are not read any more
-        first = FirstPass(unused, unused, unused, coarse, features)
+        first = FirstPass(unused, unused, unused, unused, coarse, features)
         return self.model.second_pass(images, first, Selection(unused, None, cells, fine_indices))[
             0
         ]

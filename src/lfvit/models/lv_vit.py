@@ -5,6 +5,7 @@ by a constant, and an auxiliary head that classifies every patch token. Blocks a
 reducers work on them; names of weights are the released ones.
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,10 +33,6 @@ class DenseLogits(NamedTuple):
         return self.class_logits + share * self.token_logits.amax(dim=1)
 
 
-Box = tuple[float, float, float, float]
-"""Top, left, bottom and right as shares of the image's side."""
-
-
 class TokenMix(NamedTuple):
     """Replace cells by those of the batch read backwards (Jiang et al. 2021), at any resolution.
 
@@ -45,9 +42,21 @@ class TokenMix(NamedTuple):
     mask: Tensor
 
     @classmethod
-    def from_box(cls, box: Box, grid: int, device: torch.device | None = None) -> "TokenMix":
-        """The cells of an n x n grid that a box covers, its sides rounded to the nearest edge."""
-        top, left, bottom, right = (round(side * grid) for side in box)
+    def from_draw(
+        cls, draw: tuple[float, float, float], grid: int, device: torch.device | None = None
+    ) -> "TokenMix":
+        """Cutmix's box on an n x n grid of cells, as the released code draws it.
+
+        Args:
+            draw: the share of the area that stays, and the row and column of the box's centre as
+                shares of the side, below 1. The box is cut off at the edges, and its sides are an
+                even number of cells before that: on 7 x 7 cells, with a uniform share, .235 of the
+                area is mixed on average.
+        """
+        kept, *center = draw
+        half = int(grid * math.sqrt(1 - kept)) // 2
+        top, left = (max(int(c * grid) - half, 0) for c in center)
+        bottom, right = (int(c * grid) + half for c in center)
         mask = torch.zeros(grid, grid, dtype=torch.bool)
         mask[top:bottom, left:right] = True
         return cls(mask.to(device))

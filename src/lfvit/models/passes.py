@@ -1,5 +1,6 @@
 """A model has passes: a plain ViT one, LF-ViT and CF-ViT two. Callers loop over ``logits``."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -14,11 +15,13 @@ class ModelOutput(NamedTuple):
 
     logits: one (B, C) per pass. selection: which cells the second pass sees at full resolution;
     None for one pass. dense: logits of the last pass's tokens, with an auxiliary head (LV-ViT).
+    class_logits: of the class token alone, one (B, C) per pass; empty where nothing else is read.
     """
 
     logits: list[Tensor]
     selection: Selection | None = None
     dense: DenseLogits | None = None
+    class_logits: Sequence[Tensor] = ()
 
     @property
     def first_logits(self) -> Tensor:

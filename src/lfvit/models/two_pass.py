@@ -83,12 +83,14 @@ class FirstPass(NamedTuple):
     """What the second pass needs of the first.
 
     logits: (B, C).
+    class_logits: (B, C), of the class token alone; the same without an auxiliary head.
     gca, last: (B, g, g) float32, see `Scores`.
     coarse: (B, g*g, D) coarse tokens as they entered block 1, with position embedding.
     features: (B, 1 + g*g, D) class token and coarse tokens after the final norm.
     """
 
     logits: Tensor
+    class_logits: Tensor
     gca: Tensor
     last: Tensor
     coarse: Tensor
@@ -174,8 +176,9 @@ class TwoPassViT(nn.Module):
         """
         first = self.first_pass(images, coarse_images, mix)
         selection = self.select(first, selector)
-        logits, dense = self.second_pass(images, first, selection, mix)
-        return ModelOutput([first.logits, logits], selection, dense)
+        last, dense = self.second_pass(images, first, selection, mix)
+        class_logits = [] if dense is None else [first.class_logits, dense.class_logits]
+        return ModelOutput([first.logits, last], selection, dense, class_logits)
 
     @torch.no_grad()
     def infer(
@@ -241,10 +244,11 @@ class TwoPassViT(nn.Module):
         output = backbone.run(tokens, self.gca_start, reducer, layout)  # (B, N, D), N = 1 + g*g
         features = backbone.normed(output, every=True)  # (B, 1 + g*g, D), also if reduced
         logits, dense = backbone.classify(features)  # (B, C)
+        class_logits = logits
         if dense is not None:  # back to the scale of one head, as confidence is read from them
-            logits = logits / (1 + AUX_SHARE)
+            logits, class_logits = logits / (1 + AUX_SHARE), dense.class_logits
         gca, last = score_cells(output.class_attention, self.beta, g)  # (B, g, g)
-        return FirstPass(logits, gca, last, coarse, features)
+        return FirstPass(logits, class_logits, gca, last, coarse, features)
 
     def select(self, first: FirstPass, selector: str | None = None) -> Selection:
         """Choose the cells that become fine."""

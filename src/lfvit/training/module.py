@@ -146,10 +146,14 @@ class Classifier(L.LightningModule):
             return {"first_loss": F.cross_entropy(first.logits, targets) + nothing}
         out: Any = forward_passes(model, *inputs, **options)
         if self.learns_tokens:
-            labels = tokens.select(out.selection, getattr(model, "background", True))
+            background = getattr(model, "background", True)
+            labels = tokens.select(out.selection, background)
+            num_patches = tokens.patches.shape[1] if background else labels.shape[1]
             aux_weight = self.schedule.aux_weight
-            last_loss = token_labelling_loss(out.dense, targets, labels, aux_weight)
-        by_pass = pass_losses(out.logits, targets, self.schedule.loss, last_loss)
+            last_loss = token_labelling_loss(out.dense, targets, labels, aux_weight, num_patches)
+        # the first pass learns by its class token alone, from the class token's answer
+        logits = out.class_logits or out.logits
+        by_pass = pass_losses(logits, targets, self.schedule.loss, last_loss)
         losses = {f"{name}_loss": loss for name, loss in zip(PASSES, by_pass, strict=False)}
         if self.teacher is not None:
             theirs = options if num_passes(self.teacher) > 1 or self.learns_tokens else {}

@@ -79,8 +79,9 @@ def build_lr_scheduler(
     names = inspect.signature(lr_scheduler.func).parameters
     interval = "step" if {"updates_per_epoch", "total_steps"} & set(names) else "epoch"
     if "updates_per_epoch" in names:  # timm.scheduler.create_scheduler_v2
-        warmup = settings.get("warmup_epochs", 0) if settings.get("warmup_prefix") else 0
-        settings["num_epochs"] = max(max_epochs - warmup, 1e-9)
+        apart = settings.get("warmup_epochs", 0) if settings.get("warmup_prefix") else 0
+        apart += settings.get("cooldown_epochs", 0)
+        settings["num_epochs"] = max(max_epochs - apart, 1e-9)
         settings["updates_per_epoch"] = steps / max_epochs
         settings["step_on_epochs"] = False
         for group in optimizer.param_groups:  # timm multiplies by lr_scale in every step

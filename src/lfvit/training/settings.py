@@ -34,7 +34,7 @@ class Schedule(Settings):
     drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     distill_weight: NonNegative = 0.0
     teacher: str | None = None
-    aux_weight: NonNegative = 0.5
+    aux_weight: NonNegative = 1.0
 
     @field_validator("second_start", "selection_start")
     @classmethod
