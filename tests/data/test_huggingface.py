@@ -117,6 +117,8 @@ def test_labels_without_names(tmp_path):
     path = save(tmp_path / "a", rows(["pear", "fig"], text), rows(["fig", "pear"], text))
     train = HuggingFaceDataset(path=path)
     assert (train.classes, train.targets) == (["fig", "pear"], [1, 0])
+    path = save(tmp_path / "numbers", rows(["10", "9"], text), rows(["9"], text))
+    assert HuggingFaceDataset(path=path).classes == ["9", "10"]
     path = save(tmp_path / "b", rows([0, 1], number), rows([1, 0], number))
     assert HuggingFaceDataset("validation", path=path).targets == [1, 0]
     (tmp_path / "names.txt").write_text("cat\ndog\neel\n")

@@ -127,7 +127,7 @@ class LoadedImages(Dataset[Sample]):
         image_size: S in pixels.
         exif: see `read_image`.
         neighbors: load the next readable image in place of one that is not.
-        label_maps: of the images, or None.
+        label_maps: of the images.
 
     Raises:
         DataError: with `neighbors`, too many images in a row are unreadable.

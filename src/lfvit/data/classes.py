@@ -1,13 +1,19 @@
 """Class names: the same for training and validation, and readable ones for ImageNet."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
 from timm.data import ImageNetInfo
 
 from lfvit.errors import DataError
+
+
+def sort_names(names: Iterable[str]) -> list[str]:
+    """Class names in the order of their indices: sorted, as numbers where all are whole numbers."""
+    names = sorted(names)
+    return sorted(names, key=int) if all(name.isdecimal() for name in names) else names
 
 
 def check_same_classes(train: Sequence[str], val: Sequence[str], where: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lfvit.data.classes import sort_names
 from lfvit.data.images import is_image, printable
 from lfvit.errors import DataError
 
@@ -163,9 +164,7 @@ def scan(folder: Path) -> tuple[list[str], list[Path], list[int], str]:
     Raises:
         DataError: no class folders, or one without images.
     """
-    names = _subfolders(folder)
-    if names and all(name.isdecimal() for name in names):
-        names.sort(key=int)
+    names = sort_names(_subfolders(folder))
     if len(names) < 2:
         present = f"one class folder, {names[0]!r}" if names else "no class folders"
         raise DataError(f"{folder}: holds {present}; two or more are needed. Expected {LAYOUTS}")

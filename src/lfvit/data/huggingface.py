@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lfvit.data.classes import read_classes
+from lfvit.data.classes import read_classes, sort_names
 from lfvit.data.folders import hold_out
 from lfvit.data.images import UnreadableImageError
 from lfvit.errors import ConfigError, DataError
@@ -17,8 +17,7 @@ class HuggingFaceDataset:
 
     Args:
         split: its name, or a slice such as train[:90%].
-        train: whether the images are for training; of a folder with one dataset and no splits, a
-            part is held out for validation.
+        train: whether the images are for training: one saved dataset without splits is divided.
         path: name on the hub; a folder, written by `save_to_disk` or of parquet files or images; or
             one of the library's builders, such as webdataset. Code in a dataset is never run.
         root: folder that `data_files` are in.
@@ -98,9 +97,9 @@ class HuggingFaceDataset:
             raise DataError(f"{self.title}: row {missing} has no label; use a split with labels")
         numbers = all(isinstance(label, int) for label in labels)
         if names is None:
-            distinct = sorted(set(labels))
-            if numbers and distinct != list(range(len(distinct))):
-                gap = next(i for i, label in enumerate(distinct) if i != label)
+            distinct = sorted(set(labels)) if numbers else sort_names(set(labels))
+            gap = next((i for i, label in enumerate(distinct) if i != label), None)
+            if numbers and gap is not None:
                 raise DataError(
                     f"{self.title}: labels go up to {distinct[-1]}, but no image has label {gap}; "
                     "name all classes in a file (data.classes=FILE) if that is meant"
