@@ -7,6 +7,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from lfvit.errors import ConfigError
 from lfvit.runs import sweeps
 from lfvit.runs.configs import open_groups, quote_path
 from lfvit.utils.distributed import all_ended, is_main_process, join_launched, launched_together
@@ -32,6 +33,11 @@ def entry_point(main: Callable[[], Any]) -> Callable[[], Any]:
         sys.argv[1:] = open_groups([quote_path(argument) for argument in arguments], script)
         try:
             try:
+                if "hydra.job.chdir=true" in map(str.lower, sys.argv):
+                    raise ConfigError(
+                        "hydra.job.chdir=true: paths are meant from where the command is typed, "
+                        "and every file is written into run_dir; leave it out"
+                    )
                 join_launched()
                 result = main()
                 if launched_together():  # the main process keeps what the others have yet to read

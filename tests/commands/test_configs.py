@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from hydra.errors import MissingConfigException
 
 from conftest import NEEDLE_FAST, ROOT
+from lfvit.commands.evaluate import evaluate
 from lfvit.commands.train import check, train
+from lfvit.errors import ConfigError
+from lfvit.runs.configs import CONF
 from lfvit.runs.setup import build_model
 
 FAST = ("debug=fast", "callbacks.progress=null", "trainer.accelerator=cpu", "data.num_workers=0")
@@ -105,6 +109,15 @@ def test_overrides_as_typed(composed, tmp_path, overrides):
     [
         (["method.region_size=9"], "region_size=9 does not fit the 7 x 7 grid"),
         (["seed=-1"], "seed=-1 is not valid"),
+        (["seed=4294967296"], "seed=4294967296 is not valid"),
+        (["trainer.limit_train_batches=0"], "trainer.limit_train_batches=0 leaves nothing"),
+        (["trainer.max_steps=0"], "trainer.max_steps=0 leaves nothing"),
+        (["trainer.limit_val_batches=0"], "limit_val_batches=0 .* callbacks.checkpoint=null"),
+        (["callbacks.checkpoint.monitor=val/acc"], "checkpoint.monitor='val/acc' is unknown; "),
+        (
+            ["backbone.timm=deit_small_patch16_224.x", "method=vit"],
+            "Invalid pretrained tag .*fb_in",
+        ),
         (["init_from=a.pth", "ckpt_path=b.pth"], "pass one of them"),
         (["trainer.precision=int3"], "trainer: .*int3"),
         (["trainer.limit_train_batche=2"], "trainer: .*limit_train_batche"),
@@ -123,3 +136,47 @@ def test_wrong_settings_are_refused_before_data_is_read(composed, tmp_path, over
     data = ("data=imagefolder", "data.root=/no/such/folder", f"run_dir={tmp_path}")
     with pytest.raises(Exception, match=message):
         train(composed("train", *data, *overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.val_check_interval=5"], "val_check_interval=5 is longer .* has 4 batches"),
+        (["trainer.limit_train_batches=0.1"], "limit_train_batches=0.1 leaves none of the 4"),
+        (["trainer.strategy=nosuch"], "trainer: .*strategy='nosuch'"),
+        (["trainer.strategy=fsdp"], "trainer: .*requires a GPU"),
+        (["run_dir=/dev/null/run"], "run_dir=/dev/null/run cannot be made: "),
+    ],
+)
+def test_what_only_the_data_or_the_machine_can_tell(composed, tmp_path, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        train(composed("train", *NEEDLE_FAST, f"run_dir={tmp_path}", *overrides))
+
+
+@pytest.mark.parametrize("group", sorted(p.name for p in CONF.iterdir() if p.is_dir()))
+def test_no_group_takes_an_option_that_does_not_exist(composed, group):
+    command = "reproduce" if group in ("scale", "artifact") else "train"
+    with pytest.raises(MissingConfigException, match=f"{group}/nosuch"):
+        composed(command, f"{group}=nosuch")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+augment=none", "augment.label_smoothing has no effect"),
+        ("seed=3", "seed=3 has no effect"),
+        ("augment.mixup=0.3", "mixup"),
+        ("method=null", None),
+        ("augment.crop_pct=0.3", None),
+    ],
+)
+def test_what_has_no_effect_on_an_evaluation_is_refused(
+    composed, trained_run, tmp_path, override, message
+):
+    weights = f"ckpt_path={trained_run / 'checkpoints' / 'last.ckpt'}"
+    settings = (weights, "data.num_workers=0", "trainer.accelerator=cpu", f"run_dir={tmp_path}")
+    if message is None:
+        assert evaluate(composed("evaluate", *settings, override)).images == 16
+    else:
+        with pytest.raises(Exception, match=message):
+            evaluate(composed("evaluate", *settings, override))

@@ -15,7 +15,7 @@ from lfvit.results.plots import plot_diagnosis
 from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import environment
 from lfvit.runs.record import model_overrides
-from lfvit.runs.setup import find_device, load_trained, open_data
+from lfvit.runs.setup import find_device, load_trained, open_data, preprocessing, with_seed
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.markdown import print_table
 from lfvit.utils.validation import validate
@@ -48,7 +48,8 @@ def diagnose(cfg: DictConfig) -> dict[str, Any]:
     settings = validate(DiagnosisSettings, {k: cfg[k] for k in DiagnosisSettings.model_fields})
     device = find_device(cfg.accelerator)
     model, record = load_trained(cfg.ckpt_path, model_overrides(cfg))
-    data = open_data(cfg.get("data"), record)
+    record = with_seed(cfg, record)
+    data = open_data(cfg.get("data"), record, preprocessing(cfg))
     run_dir = start_run(cfg)
     L.seed_everything(record.seed, verbose=False)
     samples = data.some_validation_samples(settings.images)

@@ -28,7 +28,7 @@ from lfvit.training.settings import check_training
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.distributed import is_main_process
 from lfvit.utils.signals import StopSignals
-from lfvit.utils.validation import instantiate, plain
+from lfvit.utils.validation import check_choice, instantiate, plain
 
 NEED_LOGGERS = ("LearningRateMonitor", "LogPredictions")
 """Callbacks that are left out where nothing is logged."""
@@ -60,6 +60,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         data = make_data(plain(cfg.data))
         layout = check_data(cfg, resumed, data, trainer)
         check_split(cfg.init_from, data)
+        check_interval(cfg, layout)
         module = build_module(cfg, data.classes)
         module.record |= {"tracking": tracking_record(loggers), "layout": layout}
         trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
@@ -82,11 +83,41 @@ def check(cfg: DictConfig, weights_exist: bool = True) -> None:
         ConfigError: naming the setting, its value and what would be valid.
     """
     module = build_module(cfg, ["", ""], load=False)
+    for name, settings in plain(cfg.callbacks).items():
+        monitor = settings.get("monitor") if isinstance(settings, dict) else None
+        if str(monitor).startswith("val/"):  # others may be logged by a callback
+            check_choice(f"callbacks.{name}.monitor", monitor, module.validated)
     optimizer = build_optimizer(module.model, module.optimizer)
     if module.lr_scheduler is not None:
         build_lr_scheduler(optimizer, module.lr_scheduler, cfg.trainer.max_epochs, steps=100)
     if cfg.init_from is not None and weights_exist:
         read_file(cfg.init_from)
+
+
+def check_interval(cfg: DictConfig, layout: dict[str, int]) -> None:
+    """Refuse limits that leave no batch of an epoch, and validations that would never come.
+
+    Args:
+        cfg: a composed training config.
+        layout: see `lfvit.runs.resume.check_data`.
+
+    Raises:
+        ConfigError: naming the setting, its value and what would be valid.
+    """
+    batches = layout["train_images"] // layout["processes"] // layout["batch_size"]
+    limit = cfg.trainer.get("limit_train_batches")
+    if isinstance(limit, float) and int(limit * batches) < 1:
+        raise ConfigError(
+            f"trainer.limit_train_batches={limit} leaves none of the {batches} batches of an epoch"
+        )
+    interval = cfg.trainer.get("val_check_interval")
+    left = min(batches, limit) if isinstance(limit, int) else batches
+    every = cfg.trainer.get("check_val_every_n_epoch", 1)
+    if isinstance(interval, int) and every is not None and interval > left:
+        raise ConfigError(
+            f"trainer.val_check_interval={interval} is longer than an epoch, which has {left} "
+            "batches; pass trainer.check_val_every_n_epoch=null to count over epochs"
+        )
 
 
 def build_trainer(

@@ -127,6 +127,11 @@ def _build_vit(backbone: str | dict[str, Any], pretrained: bool, **common: Any) 
         close = get_close_matches(name, known, n=3) or ["deit_small_patch16_224"]
         raise ConfigError(f"backbone={name!r} is no model of timm; try {', '.join(close)}")
     try:
+        timm.models.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tags = timm.list_pretrained(f"{name.split('.')[0]}.*") or ["none"]
+        raise ConfigError(f"backbone={name!r}: {error}; there are {', '.join(tags)}") from error
+    try:
         vit = timm.create_model(name, pretrained=pretrained, **common)
     except (OSError, RuntimeError) as error:  # RuntimeError: no weights, or no way to reach them
         if not pretrained:

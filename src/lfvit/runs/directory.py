@@ -57,7 +57,10 @@ def training_record(cfg: DictConfig) -> Iterator[None]:
         yield
         return
     path = Path(cfg.run_dir) / "run.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run_dir={path.parent} cannot be made: {error.strerror}") from error
     lock = FileLock(path.with_name(LOCK))
     try:
         lock.acquire(timeout=0 if cfg.ckpt_path is None else LEAVING)

@@ -101,7 +101,9 @@ def load_trained(path: str | Path, overrides: Mapping[str, Any] | None = None) -
     return Trained(model.eval(), record)
 
 
-def open_data(chosen: Any, record: CheckpointRecord) -> ImageDataModule:
+def open_data(
+    chosen: Any, record: CheckpointRecord, augment: Mapping[str, Any] | None = None
+) -> ImageDataModule:
     """The data to evaluate a checkpoint on: its own, where the command line does not say else.
 
     Of a folder without a split these are the images that training held out; all of them if it was
@@ -110,6 +112,7 @@ def open_data(chosen: Any, record: CheckpointRecord) -> ImageDataModule:
     Args:
         chosen: the group data of the command line, or None.
         record: of the checkpoint.
+        augment: of the command line, see `preprocessing`.
 
     Raises:
         ConfigError: settings that cannot work, or a class that only the file names.
@@ -149,7 +152,7 @@ def open_data(chosen: Any, record: CheckpointRecord) -> ImageDataModule:
         elif chosen.get("val_fraction") is None:
             settings["val_fraction"] = 1
     settings |= {"seed": own.get("seed", 0), "image_size": record.image_size}
-    settings["augment"] = own.get("augment")  # resizing and cropping
+    settings["augment"] = {**(own.get("augment") or {}), **(augment or {})}  # resizing, cropping
     settings["cache"] = chosen.get("cache")  # of this run, not of the data
     data = make_data(settings, trusted="_target_" in dataset)
     data.setup("validate")
@@ -221,6 +224,38 @@ def check_split(init_from: str | Path | None, data: ImageDataModule) -> None:
             f"init_from={init_from} was trained on images that this training would validate on; "
             f"pass data.val_fraction={theirs[0]} data.split_seed={theirs[1]}, as there"
         )
+
+
+def preprocessing(cfg: DictConfig) -> dict[str, Any]:
+    """What the command line says about resizing and cropping, in place of what training did.
+
+    Raises:
+        ConfigError: settings of training, which would have no effect.
+    """
+    chosen = plain(cfg.augment)
+    valid = ("crop_pct", "interpolation")
+    for name in chosen if isinstance(chosen, dict) else [chosen]:
+        if name not in valid:
+            raise ConfigError(
+                f"augment.{name} has no effect here: images are not augmented; valid: "
+                f"{' and '.join(f'augment.{name}' for name in valid)}, in place of training's"
+            )
+    return {key: value for key, value in chosen.items() if value is not None}
+
+
+def with_seed(cfg: DictConfig, record: CheckpointRecord) -> CheckpointRecord:
+    """The record with the seed of the command line, if there is one.
+
+    Raises:
+        ConfigError: nothing is drawn that a seed could change.
+    """
+    if cfg.seed is None:
+        return record
+    if "random" not in str(record.method.get("selector")):
+        raise ConfigError(
+            f"seed={cfg.seed} has no effect: only method.selector=random or random_cells draws"
+        )
+    return record.model_copy(update={"seed": cfg.seed})
 
 
 def make_data(settings: Mapping[str, Any], trusted: bool = True) -> ImageDataModule:

@@ -29,6 +29,7 @@ from lfvit.utils.distributed import gather_list
 from lfvit.utils.seeding import seed_all
 
 PASSES = ("first", "second", "third")
+EARLY_EXIT = ("val/early_exit_top1", "val/exit_fraction", "val/threshold")
 
 
 class Classifier(L.LightningModule):
@@ -106,6 +107,7 @@ class Classifier(L.LightningModule):
         # of earlier passes, then of the last one
         self.prefixes = [*(f"val/{name}_" for name in PASSES[: self.num_passes - 1]), "val/"]
         names = ["val/loss", *(f"{p}{name}" for p in self.prefixes for name in ("top1", "top5"))]
+        self.validated = [*names, *(EARLY_EXIT if self.num_passes > 1 else ())]
         self.val_metrics: Any = nn.ModuleDict({name: MeanMetric() for name in names})
         self.val_outputs: list[pd.DataFrame] = []  # of this process and validation
 

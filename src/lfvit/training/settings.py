@@ -59,7 +59,7 @@ def _first_epoch(start: float, max_epochs: int) -> int:
 class TrainSettings(Settings):
     """The plain keys of train.yaml, which explains them."""
 
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
     threshold: NonNegative | None
     pretrained: bool
     init_from: str | None
@@ -87,7 +87,16 @@ def check_training(cfg: Mapping[str, Any]) -> Schedule:
     names = TrainSettings.model_fields
     start = validate(TrainSettings, {name: cfg[name] for name in names if name in cfg})
     schedule = validate(Schedule, plain(cfg["schedule"]), "schedule")
-    max_epochs = cfg["trainer"]["max_epochs"]
+    trainer = cfg["trainer"]
+    for name in ("limit_train_batches", "limit_val_batches", "max_steps"):
+        monitors = [n for n, c in cfg.get("callbacks", {}).items() if c and c.get("monitor")]
+        if trainer.get(name) == 0 and (name != "limit_val_batches" or monitors):
+            advice = "leave it out"
+            if name == "limit_val_batches":
+                others = " ".join(f"callbacks.{monitor}=null" for monitor in monitors)
+                advice += f", or leave out what waits for a validation: {others}"
+            raise ConfigError(f"trainer.{name}=0 leaves nothing to do; {advice}")
+    max_epochs = trainer["max_epochs"]
     if not isinstance(max_epochs, int) or max_epochs < 1:
         raise ConfigError(f"trainer.max_epochs={max_epochs!r} must be a whole number, 1 or more")
     for name in ("second_start", "selection_start"):

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shlex
 import sys
 import traceback
 import warnings
@@ -50,7 +51,17 @@ def error_message(error: BaseException) -> str | None:
     if not parsing:  # a plain error of Hydra reading the command line, as for scale=-1
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         parsing = bool(frames) and frames[-1].f_globals.get("__name__", "").startswith(PARSERS)
+    if isinstance(error, OSError) and error.filename and _made_by_hydra(error):
+        return f"{error.filename} cannot be made: {error.strerror}; pass another hydra.run.dir"
     return _config_message(error) if parsing else None
+
+
+def _made_by_hydra(error: OSError) -> bool:
+    """Whether the error came up before the command had begun: Hydra makes its directory first."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [frame.f_globals.get("__name__", "") for frame in frames]
+    last = max((i for i, name in enumerate(names) if name.startswith("hydra")), default=len(names))
+    return names[last + 1 :] != [] and not any("lfvit" in n for n in names[last:])
 
 
 def _causes(error: BaseException) -> list[BaseException]:
@@ -70,7 +81,10 @@ def _config_message(error: BaseException) -> str:
         return f"{error.full_key} is not set; pass {error.full_key}=..."
     if isinstance(error, OverrideParseException):
         key, _, value = error.override.partition("=")
-        return f"{error.override!r} cannot be read; quote the value: \"{key}='{value}'\""
+        value = value.strip("'\"").replace("\\", "\\\\").replace("'", "\\'")
+        quoted = f"{key}='{value}'"
+        quoted = shlex.quote(quoted) if re.search(r'["$`\\!]', quoted) else f'"{quoted}"'
+        return f"{error.override!r} cannot be read; quote the value: {quoted}"
     if isinstance(error, HydraException) and error.__cause__ is not None:
         text += f"\n{error.__cause__}"
     if re.search(r"Could not (find|load) 'hydra/launcher/", text):
