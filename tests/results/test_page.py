@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from synthetic import edit
 
-from lfvit.errors import DataError
 from lfvit.measure.schemas import read_evaluation
 from lfvit.results.artifacts.files import ArtifactFile, Column, read_artifacts, to_page
 from lfvit.results.collect import collect
@@ -187,28 +186,3 @@ def test_featured_models_come_first_and_the_others_wait(runs, tmp_path, monkeypa
     table = text[text.index(">Operating points<") :]
     models = [table.index(f"<td>{model}</td>") for model, _ in boxes]
     assert models == sorted(models)
-
-
-def test_the_curve_against_speed(runs, tmp_path):
-    """Time per image is linear in the share of exits, so the curve is no straight line."""
-    evaluation = evaluation_of(runs, "lf_0")
-    first, both = (one.gmacs for one in evaluation.passes)
-    rows = [
-        {"model": "lf_vit", "settings": '{"name": "lf_vit"}', "exit_fraction": share}
-        | {"batch_size": 1, "gmacs": gmacs, "images_per_second": speed}
-        for share, gmacs, speed in ((0.0, both, 10.0), (1.0, first, 40.0))
-    ]
-    content = {"rows": rows, "environment": {"machine": "a machine"}}
-    (tmp_path / "benchmark.json").write_text(json.dumps(content))
-    write_page([runs / "lf_0", tmp_path], tmp_path / "page.html", examples=0)
-    curve = rows_of(tmp_path / "page.html", "curves")
-    for shown, point in zip(curve["images_per_second"], evaluation.curve, strict=True):
-        seconds = point.exit_fraction / 40 + (1 - point.exit_fraction) / 10
-        assert shown == pytest.approx(1 / seconds)
-    text = (tmp_path / "page.html").read_text()
-    assert "Images per second: batch 1, fp32, a machine" in text
-
-
-def test_nothing_to_show(tmp_path):
-    with pytest.raises(DataError, match="no evaluated run"):
-        write_page([tmp_path], tmp_path / "page.html")

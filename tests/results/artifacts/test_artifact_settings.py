@@ -7,7 +7,6 @@ from lfvit.errors import ConfigError
 from lfvit.results.artifacts.__main__ import PAGE, SCALES, updated_page
 from lfvit.results.artifacts.settings import Run, Scale, choose, read_artifacts
 from lfvit.results.artifacts.write import DRAWINGS, OF_ONE_RUN
-from lfvit.results.papers import published_rows
 from lfvit.runs.configs import compose_config
 from lfvit.utils.validation import plain
 
@@ -128,15 +127,6 @@ def test_patterns_leave_out_all_runs_that_they_match(cfg):
     assert left_out["lf_vit"] == "why"
     assert left_out["lf_vit_large_m4"] == "so"
     assert "frequency_tiny_o1" not in left_out
-
-
-def test_published_rows_are_those_of_the_papers():
-    assert published_rows("lf_vit.table7_loss") == [
-        {"loss": "ce_ce", "first": 76.1, "second": 80.4},
-        {"loss": "ce_kl", "first": 76.1, "second": 80.8},
-    ]
-    with pytest.raises(ConfigError, match=r"lf_vit.figure4' is unknown; .*valid: lf_vit.table1"):
-        published_rows("lf_vit.figure4")  # words, no rows
 
 
 def test_the_list_of_artifacts_is_up_to_date():

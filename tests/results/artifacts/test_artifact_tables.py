@@ -7,9 +7,8 @@ import pytest
 from lfvit.errors import DataError
 from lfvit.measure.schemas import FORMAT, parse_evaluation
 from lfvit.results.artifacts.figures import cost_curves
-from lfvit.results.artifacts.files import ArtifactFile, to_page
 from lfvit.results.artifacts.settings import Artifact, Row, Scale
-from lfvit.results.artifacts.tables import MEASURES, Results, make_table, operating_point
+from lfvit.results.artifacts.tables import Results, make_table, operating_point
 from lfvit.results.collect import Run
 from lfvit.runs.configs import compose_config
 from lfvit.utils.validation import plain
@@ -119,19 +118,6 @@ def test_operating_points(row, top1):
         operating_point(found, Row(run="x", at="pass 3"))
 
 
-def test_measures_of_both_passes():
-    two, one = parse_evaluation(TWO_PASS, ""), parse_evaluation(ONE_PASS, "")
-    chosen = operating_point(two, Row(run="x", at="max_loss=0.5"))
-    values = {key: measure.value(two, chosen) for key, measure in MEASURES.items()}
-    assert values == pytest.approx(
-        {
-            **{"top1": 79.1, "gmacs": 1.75, "first": 76.0, "second": 81.0, "throughput": None},
-            **{"exits": 79.0, "threshold": 0.47, "covered": None},
-        }
-    )
-    assert MEASURES["second"].value(one, operating_point(one, Row(run="x"))) is None
-
-
 def test_curves_are_means_over_seeds():
     other = {**TWO_PASS, "curve": [{**p, "top1": p["top1"] + 1} for p in CURVE]}
     rows = (ROWS[1] | {"eta": None}, ROWS[1] | {"eta": None, "at": "pass 2", "model": "Both"})
@@ -144,22 +130,3 @@ def test_curves_are_means_over_seeds():
     assert [row["top1"] for row in points["LF-ViT"]] == [79.5, 81.4]
     assert [(row["threshold"], row["top1"]) for row in points["Both"]] == [(None, 81.0)]
     assert table.rows[-1]["source"] == "published only"
-
-
-def test_a_page_has_its_numbers_and_where_they_came_from():
-    results = results_of(vit=[ONE_PASS])
-    table = make_table(artifact(ROWS[0], published=["lf_vit.table3_token_slimming"]), results)
-    known = {
-        "title": "A title",
-        "question": "Why?",
-        "paper": "LF-ViT, Table 9",
-        "notes": ["A note."],
-    }
-    known |= {"label": "A label.", "commit": "abc", "command": "c", "machine": "m"}
-    text = to_page(ArtifactFile(columns=table.columns, rows=table.rows[:1], **known))
-    assert "# A title\n\nWhy? (LF-ViT, Table 9)\n\n**A label.**" in text
-    assert (
-        "| model | m | η | top-1 (%) | top-1, paper (%) | top-1, difference (%) | GMACs |" in text
-    )
-    assert "| DeiT-S |  |  | 79.90 | 79.8 | +0.10 | 4.6000 | 4.60 | +0.0000 | measured |" in text
-    assert "\n\n- A note.\n\n`c`, commit abc, m.\n" in text
