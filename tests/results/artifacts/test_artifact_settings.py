@@ -30,7 +30,7 @@ def runs_of(cfg):
     [
         ("overview", ["overview"]),
         ("table2 figure7", ["lf_vit_table2", "lf_vit_figure7", "cf_vit_table2"]),
-        (["table7", "question_eta"], ["lf_vit_table7", "question_eta"]),
+        (["table7", "question_eta"], ["question_eta", "lf_vit_table7"]),
         ("lf_vit_table1", ["lf_vit_table1"]),
         ("frequency,methods", ["methods", *(f"frequency_{n}" for n in ("table1", "table3"))]),
     ],
