@@ -46,6 +46,7 @@ SMALL = {
 }
 INSTEAD = {
     "pretrained=true": "pretrained=false",  # weights are not fetched
+    " backbone.timm=vit_small_patch14_dinov2": "",
     "method.region_size=4,5,6 method.alpha=0.5,0.88 seed=0,1,2": "method.alpha=0.5,0.88",
 }
 MAKE = re.compile(r"make( [\w-]+| [A-Z]+=(\"[^\"]*\"|\S+))*")
