@@ -9,7 +9,7 @@ from typing import Any
 
 from lfvit.errors import ConfigError
 from lfvit.runs import sweeps
-from lfvit.runs.configs import open_groups, quote_path
+from lfvit.runs.configs import open_groups, positional, quote_path
 from lfvit.utils.distributed import all_ended, is_main_process, join_launched, launched_together
 from lfvit.utils.error_messages import error_message, filter_warnings
 from lfvit.utils.signals import Stopped
@@ -27,11 +27,10 @@ def entry_point(main: Callable[[], Any]) -> Callable[[], Any]:
         filter_warnings()
         # Hydra would print and swallow every exception itself
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-        script, arguments = Path(sys.argv[0]).stem, sys.argv[1:]
-        if script == "predict":  # python predict.py FILE
-            arguments = [a if "=" in a or not Path(a).exists() else f"image={a}" for a in arguments]
-        sys.argv[1:] = open_groups([quote_path(argument) for argument in arguments], script)
+        script = Path(sys.argv[0]).stem
         try:
+            arguments = positional(script, sys.argv[1:])
+            sys.argv[1:] = open_groups([quote_path(argument) for argument in arguments], script)
             try:
                 if "hydra.job.chdir=true" in map(str.lower, sys.argv):
                     raise ConfigError(
@@ -40,6 +39,7 @@ def entry_point(main: Callable[[], Any]) -> Callable[[], Any]:
                     )
                 join_launched()
                 result = main()
+                sweeps.raise_failure()
                 if launched_together():  # the main process keeps what the others have yet to read
                     all_ended()
             finally:

@@ -1,8 +1,26 @@
-"""Overrides that need no plus sign."""
+"""Overrides as users write them: no plus sign, any path, files by themselves."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import ConfigCompositionException, OverrideParseException
+from omegaconf import OmegaConf
 
-from lfvit.runs.configs import compose_config, open_groups, quote_path
+from lfvit.errors import ConfigError
+from lfvit.runs.configs import (
+    CONF,
+    compose_config,
+    open_groups,
+    positional,
+    quote_path,
+    valid_options,
+)
+from lfvit.utils.error_messages import error_message
 
 
 @pytest.mark.parametrize(
@@ -32,8 +50,120 @@ def test_groups_of_a_checkpoint_are_open(group):
     assert open_groups([override], "train") == [override]
 
 
-def test_paths_are_quoted(tmp_path):
-    strange = tmp_path / "a=1, (b)"
-    strange.mkdir()
-    assert quote_path(f"data.root={strange}") == f"data.root='{strange}'"
-    assert quote_path("data.root=x=1") == "data.root=x=1"  # no such file
+def plain_settings_named_like_groups():
+    return [
+        (path.stem, key)
+        for path in sorted(CONF.glob("*.yaml"))
+        for key in OmegaConf.load(path)
+        if valid_options(str(key))
+    ]
+
+
+@pytest.mark.parametrize(("command", "key"), plain_settings_named_like_groups())
+def test_a_setting_named_like_a_group_is_set_or_refused_by_name(command, key):
+    override = f"{key}={valid_options(key)[0]}"
+    if key == "experiment":
+        assert compose_config(command, [override]).experiment.name == valid_options(key)[0]
+    else:
+        with pytest.raises(ConfigError, match=f"{override} has no effect in {command}.py"):
+            open_groups([override], command)
+
+
+NAMES = [
+    *(
+        "C#",
+        "it's",
+        'in"ch',
+        "x;y",
+        "p&q",
+        "n\u00e9e",
+        "ex!",
+        "lt<gt>",
+        "\u65e5\u672c",
+        "back`tick",
+        "caret^",
+    ),
+    *(
+        "e=mc2",
+        "q(1)",
+        "[1]",
+        "{b}",
+        "a, b",
+        " space ",
+        "tab\t",
+        "line\nbreak",
+        "back\\",
+        "\\'",
+        "$HOME",
+    ),
+    *("1", "null", "true", "1e3", "caf\udce9", "'quoted'", "100%", "a@b", "~x", "*?"),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("command", "key"),
+    [("train", "data.root"), ("train", "run_dir"), ("evaluate", "ckpt_path"), ("predict", "image")],
+)
+def test_a_path_may_hold_any_character(tmp_path, monkeypatch, name, command, key):
+    """As it stands on the command line; another shell's worth of quotes is understood as well."""
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir()
+    data = ["data=imagefolder"] if key == "data.root" else []
+    quoted = QuotedString(name, Quote.single).with_quotes()
+    for value in (name, f"{tmp_path}/{name}", quoted):
+        cfg = compose_config(command, [*data, f"{key}={value}"])
+        assert OmegaConf.select(cfg, key) == (name if value == quoted else value)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name not in ("a, b", "null", "1", "true")]
+)
+def test_a_path_need_not_exist(name):
+    value = f"new/{name}/run"
+    (override,) = open_groups([quote_path(f"hydra.run.dir={value}")])
+    parsed = OverridesParser.create().parse_override(override).value()
+    assert parsed == value
+
+
+def test_a_tilde_is_the_home_directory(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert compose_config("train", ["run_dir=~/run"]).run_dir == f"{tmp_path}/run"
+    assert compose_config("predict", ["image=[~/a#.jpg,b]"]).image == [f"{tmp_path}/a#.jpg", "b"]
+
+
+@pytest.mark.parametrize(
+    "override", ["name={a", "name=[a#", "name=(it's", 'name=["$x`!', "name='it's", "name=a, b"]
+)
+def test_the_printed_hint_parses_as_it_stands_in_a_shell(override):
+    with pytest.raises((OverrideParseException, ConfigCompositionException)) as caught:
+        compose_config("train", [override])
+    message = error_message(caught.value)
+    (hint,) = re.findall(r"quote the value: (.*)|for a list, or (.*) for one value", message)
+    hint = "".join(hint)
+    (argument,) = shlex.split(hint)
+    echoed = subprocess.run(["bash", "-c", f"printf %s {hint}"], capture_output=True, check=True)
+    assert echoed.stdout.decode() == argument
+    assert compose_config("train", [argument]).name == override.partition("=")[2]
+
+
+@pytest.mark.parametrize(
+    ("script", "given", "expected"),
+    [
+        ("predict", ["a.jpg"], ["image='a.jpg'"]),
+        ("predict", ["a.jpg", "top=1", "it's.jpg"], ["top=1", "image=['a.jpg','it\\'s.jpg']"]),
+        ("predict", ["x=1.jpg", "top=1"], ["top=1", "image='x=1.jpg'"]),
+        ("evaluate", ["zoo:default", "-m"], ["-m", "ckpt_path='zoo:default'"]),
+        (
+            "export",
+            ["--cfg", "job", "run/last.ckpt"],
+            ["--cfg", "job", "ckpt_path='run/last.ckpt'"],
+        ),
+        ("train", ["help"], ["--help"]),
+        ("train", ["~logger", "needle"], ["~logger", "needle"]),
+    ],
+)
+def test_files_may_stand_by_themselves(tmp_path, monkeypatch, script, given, expected):
+    monkeypatch.chdir(tmp_path)
+    Path("x=1.jpg").touch()
+    assert positional(script, given) == expected

@@ -132,6 +132,7 @@ def search(cfg: DictConfig) -> list[dict[str, Any]]:
 def _checked(cfg: DictConfig) -> SearchSettings:
     """The settings, and the config of the first values composed from them."""
     values = {key: plain(cfg[key]) for key in SearchSettings.model_fields}
+    values["experiment"] = cfg.experiment.name
     space = values["space"] = _flat(values["space"])
     for key, value in space.items():
         if isinstance(value, dict):

@@ -1,12 +1,15 @@
 """Overrides as users write them, configs composed from them, and their check."""
 
+import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
 from lfvit.errors import ConfigError
 from lfvit.runs.provenance import PROJECT_ROOT
@@ -15,6 +18,10 @@ from lfvit.utils.validation import plain, validate
 CONF = PROJECT_ROOT / "conf"
 ON_CHECKPOINTS = ("evaluate", "predict", "diagnose", "benchmark", "export")
 """Commands whose groups replace what a checkpoint says, and hold nothing by themselves."""
+
+PARSER = OverridesParser.create()
+PATH = re.compile(r"(^|[.+_])(dir|root|path|files|image|init_from|teacher|reuse|label_maps)$")
+"""Names of settings that hold paths."""
 
 
 def open_groups(overrides: Sequence[str], command: str = "train") -> list[str]:
@@ -25,7 +32,8 @@ def open_groups(overrides: Sequence[str], command: str = "train") -> list[str]:
     commands on checkpoints also what replaces a setting of the method, backbone, reducer or data.
     The class itself refuses unknown names, see `lfvit.utils.validation.instantiate`.
 
-    ``logger=null``, which Hydra's grammar for groups does not know, leaves the group out.
+    ``logger=null``, which Hydra's grammar for groups does not know, leaves the group out. A plain
+    setting named like a group of conf, such as search's experiment, is set as any other.
 
     Args:
         overrides: as on the command line.
@@ -45,17 +53,31 @@ def open_groups(overrides: Sequence[str], command: str = "train") -> list[str]:
         groups += [r"method\.", r"backbone\.", r"reducer\.", r"data\."]
     opened = re.compile(f"({'|'.join(groups)})[^=]*=")
     return [
-        f"++{override}" if opened.match(override) else _without_group(override)
+        f"++{override}" if opened.match(override) else _plain_setting(override, command)
         for override in overrides
     ]
 
 
-def _without_group(override: str) -> str:
-    """``GROUP=null`` as Hydra reads it; others as they are."""
-    group = override.removesuffix("=null")
-    if group == override or not (options := valid_options(group)):
+def _plain_setting(override: str, command: str) -> str:
+    """An override of a setting named like a group of conf, which Hydra would take for the group.
+
+    ``GROUP=null`` as Hydra reads it. Others as they are.
+
+    Raises:
+        ConfigError: an option of a group that the command does not have.
+    """
+    key, _, value = override.partition("=")
+    options = valid_options(key)
+    config = OmegaConf.load(CONF / f"{command}.yaml") if options else {}
+    if key in config:
+        settings = config[key] or {}
+        if "name" in settings:
+            return f"{key}.name={value}"
+        names = ", ".join(f"{key}.{name}" for name in settings)
+        raise ConfigError(f"{override} has no effect in {command}.py; valid: {names or 'none'}")
+    if value != "null" or not options:
         return override
-    return f"{group}=none" if "none" in options else f"~{group}"
+    return f"{key}=none" if "none" in options else f"~{key}"
 
 
 def valid_options(group: str) -> list[str]:
@@ -63,14 +85,64 @@ def valid_options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml")) if group else []
 
 
+def positional(script: str, arguments: Sequence[str]) -> list[str]:
+    """Arguments in which files that stand by themselves have the name of their setting.
+
+    ``predict.py a.jpg b.jpg`` becomes ``predict.py image=['a.jpg','b.jpg']``; a command on
+    checkpoints takes one. ``help`` is ``--help``.
+    """
+    key = "image" if script == "predict" else "ckpt_path" if script in ON_CHECKPOINTS else None
+    files, others = list[str](), list[str]()
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        exists = os.path.lexists(argument)
+        if argument == "help" and not exists:
+            others.append("--help")
+        elif (
+            key is None
+            or argument[:1] in ("-", "~")
+            or (before[:1] == "-" and before not in ("-m", "--multirun", "--resolve"))
+            or ("=" in argument and not exists)
+        ):
+            others.append(argument)
+        else:
+            files.append(argument)
+    if len(files) > 1 and key == "ckpt_path":
+        raise ConfigError(f"{script}.py takes one checkpoint, not {len(files)}: {', '.join(files)}")
+    if len(files) == 1:
+        others.append(f"{key}={_quoted(files[0])}")
+    elif files:
+        others.append(f"{key}=[{','.join(map(_quoted, files))}]")
+    return others
+
+
 def quote_path(override: str) -> str:
-    """Quote an override whose value is an existing path that Hydra's grammar would not read."""
+    """The override as Hydra's grammar reads it, where it would not be read, or as something else.
+
+    A value that cannot be parsed is taken as it stands, so that paths may hold any character, and
+    ``~`` is the home directory. So is an existing path that would be read as a number, a choice or
+    without its spaces. What begins with a bracket or quote and is no path is left to Hydra.
+    """
     key, equals, value = override.partition("=")
-    plain = value[:1] in ("'", '"', "[", "{") or not re.search(r"[=,()\[\]{}\s:]", value)
-    if not equals or plain or not Path(value).expanduser().exists():
-        return override
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{escaped}'"
+    try:
+        parsed = PARSER.parse_override(override).value()
+        if not PATH.search(key) or parsed == value:
+            return override
+        literal = os.path.lexists(value)
+    except HydraException:
+        if value[:1] in ("'", '"') and value[-1:] == value[:1]:  # as Lightning quotes hydra.run.dir
+            value, literal = value[1:-1], True
+        elif value[:1] == "[" and value[-1:] == "]" and not os.path.lexists(value):
+            items = (quote_path(f"{key}={item}") for item in value[1:-1].split(","))
+            value = ",".join(item.partition("=")[2] for item in items)
+            return f"{key}=[{value}]"
+        else:
+            value = os.path.expanduser(value)
+            literal = value[:1] not in ("'", '"', "[", "{", "(") or os.path.lexists(value)
+    return f"{key}={_quoted(value)}" if equals and literal else override
+
+
+def _quoted(text: str) -> str:
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def compose_config(command: str, overrides: Sequence[str] = ()) -> DictConfig:

@@ -44,6 +44,7 @@ TITLES = {
 FORMATS = {"threshold": ".2f", "top1": ".2f", "gmacs": ".4f", "exit_fraction": ".1%"}
 
 _started: list[Path] = []  # the directory of the sweep that this process started
+_failure: list[BaseException] = []  # of the single run of this process
 
 
 def in_sweep() -> bool:
@@ -72,10 +73,13 @@ class SweepCallback(Callback):
                 note(job, job=config.hydra.job.num, overrides=overrides, status="unfinished")
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+        failed = job_return.status == JobStatus.FAILED
         if config.hydra.mode != RunMode.MULTIRUN:
+            if failed:  # raised by the command: Hydra would print its overrides first
+                _failure[:] = [job_return._return_value]
+                job_return.status, job_return.return_value = JobStatus.COMPLETED, None
             return
         job = Path(config.hydra.runtime.output_dir)
-        failed = job_return.status == JobStatus.FAILED
         if failed:
             error = job_return._return_value
             message = error_message(error)
@@ -90,6 +94,12 @@ class SweepCallback(Callback):
             job_return.status, job_return.return_value = JobStatus.COMPLETED, None
         elif is_main_process() and read_json(job / "job.json").get("status") not in WELL:
             note(job, status="done")
+
+
+def raise_failure() -> None:
+    """Raise the error that ended the single run of this process, if there was one."""
+    if _failure:
+        raise _failure.pop()
 
 
 def note(folder: Path, **entries: Any) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, OverrideParseException
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -80,29 +81,57 @@ def _config_message(error: BaseException) -> str:
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is not set; pass {error.full_key}=..."
     if isinstance(error, OverrideParseException):
-        key, _, value = error.override.partition("=")
-        value = value.strip("'\"").replace("\\", "\\\\").replace("'", "\\'")
-        quoted = f"{key}='{value}'"
-        quoted = shlex.quote(quoted) if re.search(r'["$`\\!]', quoted) else f'"{quoted}"'
-        return f"{error.override!r} cannot be read; quote the value: {quoted}"
-    if isinstance(error, HydraException) and error.__cause__ is not None:
+        return _unreadable(error.override)
+    if isinstance(error, MissingConfigException) and error.options:
+        name = str(error.missing_cfg_file)
+        text = f"Could not find {name!r}; {suggest(name.rpartition('/')[2], error.options)}"
+    elif isinstance(error, HydraException) and error.__cause__ is not None:
         text += f"\n{error.__cause__}"
     if re.search(r"Could not (find|load) 'hydra/launcher/", text):
         return f"{text}\nthe launchers for sweeps are installed by pip install -e '.[sweep]'"
+    if match := re.search(r"Ambiguous value for argument '(.*?)'\n1", text, re.DOTALL):
+        key, _, value = match[1].partition("=")
+        return (
+            f"{match[1]!r} are several values; pass -m for a run of each, "
+            f"{_shell(f'{key}=[{value}]')} for a list, or {_quoted(match[1])} for one value"
+        )
     match = re.search(r"Could not override '([^']+)'", text)
-    valid = _keys_beside(match[1]) if match else []
-    if not match or not valid:
+    if not match:
         return text
-    parent, _, leaf = match[1].rpartition(".")
-    return (
-        f"{f'{parent} has' if parent else 'there is'} no setting {leaf!r}; {suggest(leaf, valid)}"
-    )
+    unknown = match[1]
+    while unknown and not (valid := _keys_beside(unknown)):
+        unknown = unknown.rpartition(".")[0]
+    if not unknown:
+        return text
+    parent, _, leaf = unknown.rpartition(".")
+    text = f"{f'{parent} has' if parent else 'there is'} no setting {leaf!r}; "
+    if "overrides" in valid:  # of search.py and reproduce.py
+        text += f"of every training: 'overrides=[\"{match[1]}=VALUE\"]'; "
+    return text + suggest(leaf, valid)
+
+
+def _unreadable(override: str) -> str:
+    """The message for an override that Hydra's grammar cannot read."""
+    if "=" not in override:
+        return f"{override!r} is no setting; pass NAME=VALUE, and see --help for the names"
+    return f"{override!r} cannot be read; quote the value: {_quoted(override)}"
+
+
+def _quoted(override: str) -> str:
+    """An override whose value is one text, as it is typed in a shell."""
+    key, _, value = override.partition("=")
+    return _shell(f"{key}={QuotedString(value, Quote.single).with_quotes()}")
+
+
+def _shell(text: str) -> str:
+    return shlex.quote(text) if set('"$`\\!') & set(text) else f'"{text}"'
 
 
 def _keys_beside(key: str) -> list[str]:
     """The keys beside an unknown one, from the config composed without it."""
     script, parent = Path(sys.argv[0]).resolve(), key.rpartition(".")[0]
-    others = [a for a in sys.argv[1:] if "=" in a and a.partition("=")[0].lstrip("+") != key]
+    names = [(a, a.partition("=")[0].lstrip("+")) for a in sys.argv[1:] if "=" in a]
+    others = [a for a, name in names if not f"{name}.".startswith(f"{key}.")]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(script.parent / "conf"), version_base="1.3"):
