@@ -47,8 +47,8 @@ class Nothing:
 
 
 class EViT(Nothing):
-    def __init__(self, keep_rate, blocks):
-        self.keep_rate, self.blocks = keep_rate, blocks
+    def __init__(self, keep_rate, blocks, fuse_token=True):
+        self.keep_rate, self.blocks, self.fuse_token = keep_rate, blocks, fuse_token
 
     def between(self, block, tokens, logits, keys):
         if block not in self.blocks:
@@ -64,9 +64,28 @@ class EViT(Nothing):
         for i in ranked[left:]:
             fused = fused + seen[i] * tokens[p + i]
         kept = sorted(ranked[:left])
+        if not self.fuse_token:
+            self.patches = [self.patches[i] for i in kept]
+            return torch.cat([tokens[:p], tokens[p:][kept]])
         gone = [patch for i in ranked[left:] for patch in self.patches[i]]
         self.patches = [self.patches[i] for i in kept] + [gone]
         return torch.cat([tokens[:p], tokens[p:][kept], fused[None]])
+
+
+def evit_keep_rate(epoch, start, epochs, keep_rate):
+    """In training, after `epoch` epochs (EViT's released code): 1, a cosine, then keep_rate."""
+    if epoch < start:
+        return 1.0
+    if epoch >= start + epochs:
+        return keep_rate
+    return keep_rate + (1 - keep_rate) * 0.5 * (1 + math.cos(math.pi * (epoch - start) / epochs))
+
+
+def tome_schedule(depth, r, slope):
+    """Pairs merged in each block (ToMe's released code): a line with mean r, rounded down."""
+    first = int(r * (1 - slope))
+    last = 2 * r - first
+    return [int(first + (last - first) * block / (depth - 1)) for block in range(depth)]
 
 
 class ToMe(Nothing):

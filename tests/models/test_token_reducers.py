@@ -106,6 +106,60 @@ def test_attention_need_not_be_proportional():
     )
 
 
+@pytest.mark.parametrize("slope", [-1.0, -0.5, 0.3, 1.0])
+@pytest.mark.parametrize("r", [0, 1, 3, 6])
+def test_a_slope_is_that_of_the_released_code(r, slope):
+    vit = small_vit(depth=5, grid=(7, 6))
+    numbers = reference.tome_schedule(5, r, slope)
+    assert sum(numbers) <= 5 * r
+    check_against_reference(vit, "tome", lambda r, slope: reference.ToMe(numbers), r=r, slope=slope)
+    with pytest.raises(ConfigError, match=r"slope=0.5 .* one r, not from reducer.r=\[1.0, 2.0"):
+        lfvit.reduce(small_vit(depth=2), "tome", r=[1, 2], slope=0.5)
+
+
+def test_heads_may_average_tokens_in_place_of_patches():
+    """The released patch for timm leaves average pooling as it is: every token counts once."""
+
+    class Once(reference.ToMe):
+        def average(self, tokens):
+            return tokens[self.prefix :].mean(0)
+
+    kind = next(kind for kind, options in KINDS.items() if options.get("global_pool") == "avg")
+    vit = small_vit(kind)
+    check_against_reference(
+        vit, "tome", lambda r, weighted_pool: Once(5 * [r]), r=2, weighted_pool=False
+    )
+
+
+# --- EViT ---------------------------------------------------------------------------------------
+
+
+def test_tokens_may_be_dropped_in_place_of_fused():
+    options = {"keep_rate": 0.6, "blocks": [2, 3, 5]}
+    for kind in READ_CLASS:
+        if kind != "no class token":
+            check_against_reference(
+                small_vit(kind),
+                "evit",
+                lambda fuse_token, **rest: reference.EViT(**rest, fuse_token=fuse_token),
+                fuse_token=False,
+                **options,
+            )
+    pooled = next(k for k, o in KINDS.items() if o.get("global_pool") == "avg")
+    with pytest.raises(ConfigError, match="a head that reads patch tokens"):
+        lfvit.reduce(small_vit(pooled), "evit", fuse_token=False)
+
+
+def test_the_keep_rate_falls_as_in_the_released_code():
+    evit = lfvit.reduce(small_vit(), "evit", keep_rate=0.7, shrink_epochs=100).blocks.reducer
+    for epoch in (0.0, 9.9, 10.0, 10.5, 42.25, 60.0, 109.75, 110.0, 299.5):
+        evit.start_batch(epoch)
+        assert evit.keep_rate == pytest.approx(reference.evit_keep_rate(epoch, 10, 100, 0.7))
+    evit = lfvit.reduce(small_vit(), "evit", keep_rate=0.7).blocks.reducer
+    evit.start_batch(0.0)
+    assert evit.keep_rate == 0.7
+
+
 # --- frequency-aware reduction ------------------------------------------------------------------
 
 

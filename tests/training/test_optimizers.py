@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 from torch import nn
 
 import lfvit
@@ -67,6 +68,37 @@ def test_constant_and_step(composed):
     step = ("sched=step", "warmup_prefix=false", "decay_epochs=8", "decay_rate=0.1")
     cfg = composed("train", "schedule=lf_vit", *(f"lr_scheduler.{s}" for s in step))
     assert learning_rates(cfg, 20, 40, 512)[12::16] == pytest.approx([5e-4, 5e-5])
+
+
+def test_the_backbone_learns_less_than_what_is_new_or_not_at_all(composed, tmp_path):
+    """DynamicViT's: predictors alone until `backbone_start`, then the backbone with its share."""
+    rates, weights = [], []
+
+    def look(self, *_):
+        groups = self.optimizers().param_groups
+        rates.append({g["backbone"]: g["lr"] for g in groups})
+        weights.append({name: p.detach().clone() for name, p in self.model.named_parameters()})
+
+    overrides = ["method=vit", "reducer=dynamic_vit", "schedule.backbone_lr=0.01"]
+    overrides += ["schedule.backbone_start=1", "schedule.frozen=[cls_token,pos_embed]"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lfvit.training.module.Classifier.on_before_optimizer_step", look)
+        patch.setattr("lfvit.training.module.Classifier.on_fit_end", look)
+        train(composed("train", *NEEDLE_FAST, *overrides, f"run_dir={tmp_path}"))
+    steps = len(rates) - 1
+    assert steps == 8
+    assert [one[True] for one in rates[:4]] == [0.0] * 4
+    for one in rates[4:steps]:
+        assert one[True] == pytest.approx(0.01 * one[False])
+    start, middle, end = weights[0], weights[4], weights[-2]
+    for name in start:
+        frozen = name in ("cls_token", "pos_embed")
+        assert torch.equal(start[name], middle[name]) == ("reducer" not in name), name
+        assert torch.equal(middle[name], end[name]) == frozen, name
+    with pytest.raises(ConfigError, match="a reducer that has weights of its own"):
+        build_optimizer(
+            nn.Linear(2, 2), instantiate_partial(composed("train"), "optimizer"), 1, 1, 0.1
+        )
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def evaluate(cfg: DictConfig) -> Evaluation:
         EvaluationSettings, {name: plain(cfg[name]) for name in EvaluationSettings.model_fields}
     )
     model: Any
-    model, record = load_trained(cfg.ckpt_path, model_overrides(cfg))
+    model, record = load_trained(cfg.ckpt_path, model_overrides(cfg), settings.averaged)
     settings = settings.model_copy(update={"threshold": record.threshold})
     record = with_seed(cfg, record)
     data = open_data(cfg.get("data"), record, preprocessing(cfg))

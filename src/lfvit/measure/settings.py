@@ -34,7 +34,7 @@ class EvaluationSettings(Settings):
     max_loss: points of top-1 against the last pass. max_gmacs: per image. min_top1: percent.
         max_second: share of the images that reach the last pass. None leaves a rule out.
     temperature: fit one for the first pass.
-    risk: None controls none.
+    risk: None controls none. averaged: the averaged weights, where there are raw ones beside them.
     """
 
     threshold: Annotated[float, Field(ge=0)] | None = None
@@ -46,6 +46,7 @@ class EvaluationSettings(Settings):
     max_second: Annotated[float, Field(ge=0, le=1)] | None = None
     temperature: bool = True
     risk: RiskSettings | None = RiskSettings()
+    averaged: bool = True
 
 
 class DiagnosisSettings(Settings):

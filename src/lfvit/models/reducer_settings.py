@@ -28,9 +28,19 @@ class BlockSettings(Settings):
 
 
 class EViTSettings(BlockSettings):
-    """keep_rate: share of the patch tokens kept in each reducing block."""
+    """Settings of EViT.
+
+    keep_rate: share of the patch tokens kept in each reducing block.
+    fuse_token: whether the others become one token, or are dropped.
+    shrink_start, shrink_epochs: in training, everything is kept until epoch `shrink_start`, and
+        the share falls to keep_rate along a cosine in the `shrink_epochs` after it; 0: keep_rate
+        from the first epoch on.
+    """
 
     keep_rate: Share = 0.7
+    fuse_token: bool = True
+    shrink_start: int = Field(10, ge=0)
+    shrink_epochs: int = Field(0, ge=0)
 
 
 class DynamicViTSettings(BlockSettings):
@@ -80,11 +90,18 @@ class ToMeSettings(Settings):
 
     r: pairs merged per block, or one number per block; below 1, a share of the patch tokens. At
         most half of the tokens merge at once.
+    slope: of a schedule over the blocks with r as its mean, in the released code's terms: from
+        r * (1 - slope) to r * (1 + slope), rounded down. 0 is constant, -1 the paper's decreasing
+        schedule.
+    weighted_pool: whether a head that averages counts every patch, as the token that stands for
+        it; false: every token once, as in the released patch for timm.
     proportional: add log(size) to the attention logits. The paper leaves it out for models trained
         as masked autoencoders and not fine-tuned.
     """
 
     r: Annotated[list[Annotated[float, Field(ge=0)]], OneOrList] = Field([13.0])
+    slope: float = Field(0.0, ge=-1, le=1)
+    weighted_pool: bool = True
     proportional: bool = True
 
     @field_validator("r")

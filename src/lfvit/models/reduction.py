@@ -52,6 +52,10 @@ def reduce(model: nn.Module, method: str, **options: Any) -> nn.Module:
     _refuse_inexact(vit, method)
     cls = REDUCERS[method]
     reducer = cls(validate(cls.settings_type, options, "reducer"), vit.blocks)
+    if reducer.drops and reads_patches(vit):
+        raise ConfigError(
+            f"{method} cannot be exact on this {type(vit).__name__}: it has {DROPPED}"
+        )
     like = next(vit.blocks.parameters())
     vit.blocks = ReducedBlocks(vit, reducer.to(like.device, like.dtype))
     return model
@@ -136,7 +140,7 @@ class ReducedBlocks(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens, _, state = self.run(tokens)
-        if state is None or not reads_patches(self._vit[0]):
+        if state is None or not self.reducer.unmerges or not reads_patches(self._vit[0]):
             return tokens
         if self.reducer.drops:
             raise ConfigError(f"the model now has {DROPPED}; call lfvit.restore(model) first")
@@ -183,7 +187,6 @@ def _refuse_inexact(vit: Any, method: str) -> None:
         "no class token, whose attention the method goes by": (
             reducer.needs_class_token and vit.cls_token is None
         ),
-        DROPPED: reducer.drops and reads_patches(vit),
     }
     if found := [reason for reason, applies in reasons.items() if applies]:
         raise ConfigError(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from timm.layers import Mlp, trunc_normal_
+from timm.models.vision_transformer import init_weights_vit_timm
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
@@ -72,6 +73,7 @@ class FeatureReuse(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = nn.Linear(dim, dim) if linear else Mlp(dim, hidden_dim)
+        self.mlp.apply(init_weights_vit_timm)  # as released: normal of 0.02, without bias
         self.to_class_token = to_class_token
         self.to_coarse = to_coarse
 

@@ -66,18 +66,25 @@ def build_model(
     )
 
 
-def load_trained(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Trained:
+def load_trained(
+    path: str | Path, overrides: Mapping[str, Any] | None = None, averaged: bool = True
+) -> Trained:
     """The model of a checkpoint, in evaluation mode, on the CPU.
 
     Args:
         path: a checkpoint of this project, or other weights if `overrides` describe the model.
         overrides: of method, backbone, reducer, image_size and threshold, see
             `lfvit.runs.record.override`.
+        averaged: the averaged weights of a training that averages; False: the raw ones.
 
     Raises:
         CheckpointError, ConfigError: unreadable, not describing its model, or not fitting it.
     """
     content = read_file(path)
+    if not averaged:
+        if "current_model_state" not in content:  # Lightning's name
+            raise CheckpointError(f"{path}: has no raw weights beside its own; set averaged=true")
+        content = {**content, "state_dict": content["current_model_state"]}
     own = read_record(content, path)
     values = override(own.model_dump() if own else {}, overrides or {})
     for key in ("method", "backbone", "image_size"):

@@ -102,6 +102,9 @@ class Classifier(L.LightningModule):
                 "schedule.teacher teaches by logits alone; a reducer with a loss of its own and "
                 "backbones with an auxiliary head learn with schedule.teacher=null"
             )
+        for name, parameter in model.named_parameters():
+            if any(part in name for part in schedule.frozen):
+                parameter.requires_grad_(False)
         if compile_passes:
             model.compile()  # in place: names in the state dict stay as they are
         # of earlier passes, then of the last one
@@ -122,6 +125,14 @@ class Classifier(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         seed_all(self.seed, self.current_epoch, batch_idx, self.global_rank)
+        batches: Any = self.trainer.num_training_batches
+        for module in self.model.modules():
+            if isinstance(module, Reducer):
+                module.start_batch(self.current_epoch + batch_idx / batches)
+        if self.current_epoch < self.schedule.backbone_start:
+            optimizer: Any = self.optimizers()
+            for group in optimizer.param_groups:  # the scheduler sets it again after every step
+                group["lr"] = 0.0 if group.get("backbone") else group["lr"]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses = self.learned_reducer_losses(batch) if self.learned else self.losses(batch)
@@ -218,7 +229,9 @@ class Classifier(L.LightningModule):
         images = trainer.datamodule.batch_size * trainer.world_size
         lr_scale = images * trainer.accumulate_grad_batches / self.schedule.lr_batch
         layer_decay = self.schedule.layer_decay
-        optimizer = build_optimizer(self.model, self.optimizer, lr_scale, layer_decay)
+        optimizer = build_optimizer(
+            self.model, self.optimizer, lr_scale, layer_decay, self.schedule.backbone_lr
+        )
         if self.lr_scheduler is None:
             return optimizer
         steps = trainer.estimated_stepping_batches

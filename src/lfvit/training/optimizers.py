@@ -18,6 +18,7 @@ def build_optimizer(
     optimizer: partial[Optimizer],
     lr_scale: float = 1.0,
     layer_decay: float = 1.0,
+    backbone_lr: float = 1.0,
 ) -> Optimizer:
     """The optimizer of all trainable weights; only matrices decay.
 
@@ -31,15 +32,20 @@ def build_optimizer(
         layer_decay: timm's factor on the learning rate from one layer to the one before. The head
             and what is new in a two-pass model learn with the full rate, the last block with
             `layer_decay` times that, and so on down to the patch and position embeddings.
+        backbone_lr: factor on the learning rate of all weights but those of a reducer. Their
+            groups have ``backbone=True``.
 
     Raises:
-        ConfigError: an argument that the optimizer does not take.
+        ConfigError: an argument that the optimizer does not take, or `backbone_lr` without a
+            reducer that has weights.
     """
     settings = dict(optimizer.keywords)
     no_decay: set[str] = getattr(model, "no_weight_decay", set)()
+    new: set[int] = set()
     for name, module in model.named_modules():
         if isinstance(module, Reducer):
             no_decay = no_decay | {f"{name}.{weight}" for weight in module.no_weight_decay()}
+            new |= {id(parameter) for parameter in module.parameters()}
     weight_decay = settings.get("weight_decay", 0.0)
     if layer_decay == 1:
         groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=no_decay)
@@ -47,6 +53,23 @@ def build_optimizer(
         groups = param_groups_layer_decay(
             model, weight_decay, no_weight_decay_list=no_decay, layer_decay=layer_decay
         )
+    if backbone_lr != 1:
+        if not new:
+            raise ConfigError(
+                f"schedule.backbone_lr={backbone_lr} is for models with a reducer that has weights "
+                "of its own, such as reducer=dynamic_vit"
+            )
+        split = [
+            {
+                **group,
+                "params": [p for p in group["params"] if (id(p) not in new) == backbone],
+                "lr_scale": group.get("lr_scale", 1.0) * (backbone_lr if backbone else 1.0),
+                "backbone": backbone,
+            }
+            for group in groups
+            for backbone in (True, False)
+        ]
+        groups = [group for group in split if group["params"]]
     try:
         if "lr" in settings:
             settings["lr"] *= lr_scale

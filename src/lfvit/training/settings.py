@@ -19,7 +19,9 @@ class Schedule(Settings):
     the whole image. Both in epochs (whole number) or as a fraction of all epochs (below 1). loss:
     of two passes, see `lfvit.training.losses`. lr_batch: images per optimizer step for which
     ``optimizer.lr`` is meant; the learning rate scales linearly with the global batch.
-    layer_decay: from each layer's learning rate to that of the one before it.
+    layer_decay: from each layer's learning rate to that of the one before it. backbone_lr: factor
+    on the learning rate of all weights but those of a reducer, and backbone_start: epoch until
+    which it is 0. frozen: weights whose names contain one of these never change.
     drop_path_rate: stochastic depth of the last block. distill_weight: of the KL divergence of
     every pass from the teacher. teacher: its checkpoint; None: the model as training found it,
     without its reducer. aux_weight: of the patch tokens' loss, for backbones with an auxiliary
@@ -31,6 +33,9 @@ class Schedule(Settings):
     loss: Literal["ce_kl", "ce_ce"] = "ce_kl"
     lr_batch: Annotated[int, Field(ge=1)] = 512
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    backbone_lr: Annotated[float, Field(gt=0, le=1)] = 1.0
+    backbone_start: Annotated[int, Field(ge=0)] = 0
+    frozen: list[str] = []  # noqa: RUF012  (pydantic copies it)
     drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     distill_weight: NonNegative = 0.0
     teacher: str | None = None

@@ -46,7 +46,8 @@ class Reducer(nn.Module):
     settings_type: ClassVar[type[Settings]] = Settings
     needs_class_token: ClassVar[bool] = False
     learned: ClassVar[bool] = False  # training must add `loss`
-    drops: ClassVar[bool] = False  # some patches have no token that stands for them
+    drops: bool = False  # some patches have no token that stands for them
+    unmerges: bool = True  # heads that read patches see every patch, not every token
 
     def __init__(self, settings: Any, vit_blocks: Any) -> None:
         super().__init__()
@@ -75,6 +76,9 @@ class Reducer(nn.Module):
                 f"reducer.{name}={values} needs one value per reducing block: {count}"
             )
         return values * (count // len(values))
+
+    def start_batch(self, epoch: float) -> None:
+        """Called before every batch of training, with the epochs done so far and their fraction."""
 
     def start(self, state: TokenState) -> TokenState:
         """Set up ``state.memory`` before the first block."""

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import init_weights_vit_timm
 from torch import Tensor, nn
 
 from lfvit.models.reducer_settings import DynamicViTSettings
@@ -37,6 +38,7 @@ class Predictor(nn.Module):
             nn.GELU(),
             nn.Linear(dim // 4, 2),
         )
+        self.apply(init_weights_vit_timm)  # as released: normal of 0.02, without bias
 
     def forward(self, patches: Tensor, mask: Tensor) -> Tensor:
         local, shared = self.local(patches).chunk(2, dim=-1)  # (B, n, D/2) each

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lfvit.errors import ConfigError
 from lfvit.models.reducer_settings import ToMeSettings
 from lfvit.models.reducers import Reduced, Reducer, TokenState, reducer
 
@@ -49,6 +50,9 @@ class ToMe(Reducer):
 
     A merged token is the mean of the patches it stands for, and is attended to as they would be
     (proportional attention, Eq. 1).
+
+    Raises:
+        ConfigError: a slope with one r per block.
     """
 
     settings_type = ToMeSettings
@@ -56,6 +60,12 @@ class ToMe(Reducer):
     def __init__(self, settings: ToMeSettings, vit_blocks: Any) -> None:
         super().__init__(settings, vit_blocks)
         self.r = self.per_block("r")
+        if settings.slope and len(settings.r) > 1:
+            raise ConfigError(
+                f"reducer.slope={settings.slope} makes the numbers of all blocks from one r, not "
+                f"from reducer.r={settings.r}"
+            )
+        self.unmerges = settings.weighted_pool
 
     def attention_bias(self, state: TokenState) -> Tensor | None:
         if not self.settings.proportional or state.num_tokens == state.num_patches:
@@ -71,6 +81,9 @@ class ToMe(Reducer):
     def reduce_tokens(self, index: int, tokens: Tensor, metric: Any, state: TokenState) -> Reduced:
         r = self.r[index]
         r = round(r * state.num_patches) if r < 1 else int(r)
+        if self.settings.slope:
+            low = int(r * (1 - self.settings.slope))
+            r = int(low + 2 * (r - low) / (len(self.blocks) - 1) * index)
         r = min(r, state.num_tokens // 2)
         if r == 0:
             return tokens, state
