@@ -33,11 +33,10 @@ def build_optimizer(
             and what is new in a two-pass model learn with the full rate, the last block with
             `layer_decay` times that, and so on down to the patch and position embeddings.
         backbone_lr: factor on the learning rate of all weights but those of a reducer. Their
-            groups have ``backbone=True``.
+            groups have ``backbone=True``. Without a reducer that has weights it has no effect.
 
     Raises:
-        ConfigError: an argument that the optimizer does not take, or `backbone_lr` without a
-            reducer that has weights.
+        ConfigError: an argument that the optimizer does not take.
     """
     settings = dict(optimizer.keywords)
     no_decay: set[str] = getattr(model, "no_weight_decay", set)()
@@ -53,12 +52,7 @@ def build_optimizer(
         groups = param_groups_layer_decay(
             model, weight_decay, no_weight_decay_list=no_decay, layer_decay=layer_decay
         )
-    if backbone_lr != 1:
-        if not new:
-            raise ConfigError(
-                f"schedule.backbone_lr={backbone_lr} is for models with a reducer that has weights "
-                "of its own, such as reducer=dynamic_vit"
-            )
+    if backbone_lr != 1 and new:
         split = [
             {
                 **group,
