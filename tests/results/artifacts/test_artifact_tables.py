@@ -118,7 +118,7 @@ def test_operating_points(row, top1):
         operating_point(found, Row(run="x", at="pass 3"))
 
 
-def test_curves_are_means_over_seeds():
+def test_curves_are_means_over_seeds(tmp_path):
     other = {**TWO_PASS, "curve": [{**p, "top1": p["top1"] + 1} for p in CURVE]}
     rows = (ROWS[1] | {"eta": None}, ROWS[1] | {"eta": None, "at": "pass 2", "model": "Both"})
     results = results_of(lf_vit=[TWO_PASS, other])
@@ -130,3 +130,5 @@ def test_curves_are_means_over_seeds():
     assert [row["top1"] for row in points["LF-ViT"]] == [79.5, 81.4]
     assert [(row["threshold"], row["top1"]) for row in points["Both"]] == [(None, 81.0)]
     assert table.rows[-1]["source"] == "published only"
+    table.plot([tmp_path / "figure.svg"], "a footnote")
+    assert "ThinkingViT (paper)" in (tmp_path / "figure.svg").read_text()

@@ -62,7 +62,8 @@ def cost_curves(artifact: Artifact, results: Results) -> Table:
     else:
         sources = {row.title: results.source(row) for row in artifact.rows}
         ours: dict[str, Rows] = {name: [{}] for name in sources}
-        ours |= {name: points.to_dict("records") for name, points in curves.items()}
+        for name, points in curves.items():
+            ours[name] = points.astype(object).where(points.notna(), None).to_dict("records")
         rows = [
             {"model": name, "source": sources.get(name, "published only"), **point}
             for name, points in {**ours, **papers}.items()
@@ -90,8 +91,8 @@ def _curve(row: Row, results: Results, whole: bool) -> pd.DataFrame:
     mean = sum(frames[1:], frames[0]) / len(frames)
     mean["exits"] = 100 * mean["exit_fraction"]
     if len(mean) == 1:
-        mean["threshold"] = None  # chosen for each seed: not a place on the axis
-    return mean.astype(object).where(mean.notna(), None)
+        mean["threshold"] = float("nan")  # chosen for each seed: not a place on the axis
+    return mean
 
 
 def sweep(artifact: Artifact, results: Results) -> Table:
