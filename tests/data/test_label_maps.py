@@ -1,13 +1,15 @@
 """Label maps follow the crop and the flip, and wrong files are named before training starts."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from test_datamodule import fit
 from timm.data import create_transform
+from timm.data.auto_augment import NAME_TO_OP
 
 from lfvit.data import ImageDataModule, ImageFolder
-from lfvit.data.augment import TrainTransform
+from lfvit.data.augment import GEOMETRIC, Moves, TrainTransform
 from lfvit.data.label_maps import LabelMapFolder, LabelMaps
 from lfvit.data.settings import AugmentSettings
 from lfvit.errors import DataError
@@ -107,6 +109,67 @@ def test_labels_and_pixels_show_the_same_part():
         expected = pixels[:2].float().unflatten(2, (4, 16)).unflatten(1, (4, 16)).mean((2, 4)) / 256
         inner = values[1:3, 1:3, :2].permute(2, 0, 1)  # a map ends half a cell before the image
         torch.testing.assert_close(inner, expected[:, 1:3, 1:3], atol=0.02, rtol=0)
+
+
+def corners(seed):
+    """A photograph's stand-in: four colours, one per quarter, and its map of four classes."""
+    quarters = torch.tensor([[[250, 5, 5], [5, 250, 5]], [[5, 5, 250], [250, 250, 5]]])
+    height, width = ((120, 200), (200, 120), (160, 160))[seed % 3]
+    image = quarters.repeat_interleave(height // 2, 0).repeat_interleave(width // 2, 1)
+    classes = torch.tensor([[0.0, 1], [2, 3]]).repeat_interleave(9, 0).repeat_interleave(9, 1)
+    top = torch.stack([torch.full((1, 18, 18), 9.0), classes[None]])
+    return Image.fromarray(image.byte().numpy()), top, quarters.reshape(4, 3).float()
+
+
+def test_the_map_follows_rand_augment():
+    """Every patch of one colour has the label of that colour, after any moves and crop."""
+    moving = "rand-m9-mstd0.5-inc1-n4"
+    transform = TrainTransform(AugmentSettings(auto_augment=moving, crop_scale=(0.3, 1.0)), 112)
+    transform.rest.transforms[0].ops = [
+        op for op in transform.rest.transforms[0].ops if op.name in GEOMETRIC
+    ]
+    right = moved = total = 0
+    for seed in range(60):
+        image, top, colors = corners(seed)
+        with seeded(seed):
+            pixels, crop, warp = transform.whole_first(image)
+        maps = LabelMaps(top[None], torch.tensor([crop]), torch.tensor([False]), warp[None])
+        in_place = maps._replace(warps=None)
+        patches = pixels.float().unflatten(2, (7, 16)).unflatten(1, (7, 16))
+        near = (patches.movedim(0, -1)[..., None, :] - colors).square().sum(-1)
+        plain = (near.amin(-1) < 3000).all(3).all(1)  # no grey that came in from outside
+        found = near.argmin(-1)
+        plain &= (found == found[:, :1, :, :1]).all(3).all(1)
+        target = found[:, 0, :, 0][plain]
+        labels = [
+            m.patches(7, 4)[0].argmax(1).unflatten(0, (7, 7))[plain] for m in (maps, in_place)
+        ]
+        total += len(target)
+        right += (labels[0] == target).sum().item()
+        moved += (labels[1] != target).sum().item()
+    assert total > 1000
+    assert right / total > 0.995
+    assert moved / total > 0.1  # what would be wrong without following
+
+
+@pytest.mark.parametrize("name", GEOMETRIC)
+def test_matrices_are_those_of_timms_operations(name):
+    """A white dot moves to where its matrix says."""
+    for x, y, amount in ((60, 40, 0.2), (90, 60, -0.25), (110, 30, 0.25)):
+        image = Image.new("RGB", (160, 100))
+        image.paste((255, 255, 255), (x - 2, y - 2, x + 3, y + 3))
+        moves = Moves(image.size)
+        amount = 100 * amount if name == "Rotate" else amount
+        NAME_TO_OP[name](moves, amount, resample=Image.BILINEAR)
+        moved = NAME_TO_OP[name](image, amount, resample=Image.BILINEAR, fillcolor=(0, 0, 0))
+        weights = torch.from_numpy(np.array(moved)[..., 0]).double()
+        row = (weights.sum(1) * (torch.arange(100) + 0.5)).sum() / weights.sum()
+        column = (weights.sum(0) * (torch.arange(160) + 0.5)).sum() / weights.sum()
+        source = moves.matrix @ [column.item(), row.item(), 1]
+        assert source == pytest.approx([x + 0.5, y + 0.5, 1], abs=0.3)
+        point = torch.tensor([column / 80 - 1, row / 50 - 1, 1]).float()
+        expected = torch.tensor([(x + 0.5) / 80 - 1, (y + 0.5) / 50 - 1])
+        torch.testing.assert_close(moves.normalized() @ point, expected, atol=0.01, rtol=0)
 
 
 # --- files --------------------------------------------------------------------------------------

@@ -26,11 +26,42 @@ Crop = tuple[float, float, float, float]
 WHOLE: Crop = (0.0, 0.0, 1.0, 1.0)
 
 
+GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
+"""Operations of RandAugment that move what is in the image."""
+
+
+class Moves:
+    """Takes an image's place in timm's geometric operations, to learn their matrices.
+
+    matrix: (3, 3), from a point of the result, in pixels, to where it was in the image.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = size
+        self.matrix = np.eye(3)
+
+    def transform(self, size: Any, method: Any, data: Any, **_: Any) -> "Moves":
+        self.matrix = self.matrix @ [data[:3], data[3:], (0, 0, 1)]
+        return self
+
+    def rotate(self, degrees: float, **_: Any) -> "Moves":
+        x, y = self.size[0] / 2, self.size[1] / 2
+        c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+        return self.transform(None, None, (c, -s, x - c * x + s * y, s, c, y - s * x - c * y))
+
+    def normalized(self) -> Tensor:
+        """The matrix as torch's `affine_grid` takes it: (2, 3), of coordinates from -1 to 1."""
+        x, y = self.size[0] / 2, self.size[1] / 2
+        pixels = np.array([(x, 0, x), (0, y, y), (0, 0, 1)])
+        return torch.from_numpy(np.linalg.inv(pixels) @ self.matrix @ pixels)[:2].float()
+
+
 class TrainTransform:
     """timm's training transform, which also says which part of the image its pixels show.
 
     Draws the same random numbers as timm's and makes the same pixels. What automatic augmentation
-    may shear or shift by a few pixels after the crop is not part of the answer.
+    may shear or shift by a few pixels after the crop is not part of the answer; `whole_first` has
+    it.
 
     Args:
         augment: settings.
@@ -60,6 +91,31 @@ class TrainTransform:
         pixels = resized_crop(image, top, left, height, width, self.crop.size, interpolation)
         pixels = self.rest(hflip(pixels) if flipped else pixels)
         return torch.as_tensor(pixels), _shares(image.size, top, left, height, width), flipped
+
+    def whole_first(self, image: Image.Image) -> tuple[Tensor, Crop, Tensor]:
+        """Flip and RandAugment on the whole image, then the crop, as token labelling is released.
+
+        Returns:
+            Pixels (3, S, S) uint8, the crop, and where its points were in the image, see
+            `Moves.normalized`.
+        """
+        augment, *rest = self.rest.transforms
+        self.moves = Moves(image.size)
+        for op in augment.ops:
+            if op.name in GEOMETRIC and not isinstance(op.aug_fn, partial):
+                op.aug_fn = partial(self._move, op.aug_fn)
+        (top, left, height, width), interpolation, flipped = self._draw(image.size)
+        if flipped:
+            image = hflip(image)
+            self.moves.transform(None, None, (-1, 0, image.size[0], 0, 1, 0))
+        pixels = augment(image)
+        pixels = resized_crop(pixels, top, left, height, width, self.crop.size, interpolation)
+        crop = _shares(image.size, top, left, height, width)
+        return torch.as_tensor(Compose(rest)(pixels)), crop, self.moves.normalized()
+
+    def _move(self, operation: Any, image: Image.Image, *amounts: Any, **options: Any) -> Any:
+        operation(self.moves, *amounts, **options)
+        return operation(image, *amounts, **options)
 
     def draw(self, size: tuple[int, int]) -> tuple[Crop, bool]:
         """The crop and flip that the same random state gives an image of this width and height."""

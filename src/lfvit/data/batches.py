@@ -60,8 +60,8 @@ class Sample(NamedTuple):
 
     pixels: (3, S, S) uint8. target: class index, or `IGNORED`. image_index: in the dataset.
     box: of the object in pixels, or None. size: width and height of the image in its file. crop,
-    flipped: the part of the image that is shown. label_map: see `LabelMaps`, or None. errors: of
-    the images that could not be read, each starting with a path or name.
+    flipped: the part of the image that is shown. label_map, warp: see `LabelMaps`, or None. errors:
+    of the images that could not be read, each starting with a path or name.
     """
 
     pixels: Tensor
@@ -72,6 +72,7 @@ class Sample(NamedTuple):
     crop: Crop = WHOLE
     flipped: bool = False
     label_map: Tensor | None = None
+    warp: Tensor | None = None
     errors: tuple[str, ...] = ()
 
 
@@ -198,21 +199,26 @@ class LoadedImages(Dataset[Sample]):
         if not isinstance(self.transform, TrainTransform):
             return sample._replace(pixels=self.transform(image))
         label_map = None if self.label_maps is None else self.label_maps.read(index)
+        sample = sample._replace(label_map=label_map)
         with seeded(seed or 0, devices=False):
+            if label_map is not None and self.transform.augment.auto_augment is not None:
+                pixels, crop, warp = self.transform.whole_first(image)
+                return sample._replace(pixels=pixels, crop=crop, warp=warp)
             pixels, crop, flipped = self.transform(image)
-        return sample._replace(pixels=pixels, crop=crop, flipped=flipped, label_map=label_map)
+        return sample._replace(pixels=pixels, crop=crop, flipped=flipped)
 
 
 def collate(samples: Sequence[Sample]) -> RawBatch:
     """Stack samples."""
-    pixels, targets, indices, boxes, sizes, crops, flipped, label_maps, errors = zip(
+    pixels, targets, indices, boxes, sizes, crops, flipped, label_maps, warps, errors = zip(
         *samples, strict=True
     )
     maps = None
     if all(label_map is not None for label_map in label_maps):
         from lfvit.data.label_maps import LabelMaps
 
-        maps = LabelMaps(torch.stack(label_maps), torch.tensor(crops), torch.tensor(flipped))
+        warp = None if warps[0] is None else torch.stack(warps)
+        maps = LabelMaps(torch.stack(label_maps), torch.tensor(crops), torch.tensor(flipped), warp)
     return RawBatch(
         torch.stack(pixels),
         torch.tensor(targets),

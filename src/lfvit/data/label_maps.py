@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
 from torchvision.ops import roi_align
 
 from lfvit.data.folders import ImageFolder
@@ -20,12 +21,15 @@ class LabelMaps(NamedTuple):
 
     top: (B, 2, k, H, W), the k best classes in every cell: their scores (before softmax), then
     their indices. crops: (B, 4) left, top, right, bottom as shares of width and height. flipped:
-    (B,) bool, whether left and right are swapped after cropping. smoothing: of the labels.
+    (B,) bool, whether left and right are swapped after cropping. warps: (B, 2, 3), where the points
+    of the image were before it was augmented and then cropped, as `affine_grid` takes it; None: in
+    place. smoothing: of the labels.
     """
 
     top: Tensor
     crops: Tensor
     flipped: Tensor
+    warps: Tensor | None = None
     smoothing: float = 0.0
 
     def patches(self, grid: int, num_classes: int) -> Tensor:
@@ -38,6 +42,10 @@ class LabelMaps(NamedTuple):
         scores, classes = self.top.float().unbind(1)  # (B, k, H, W) each
         B, _, H, W = scores.shape
         dense = scores.new_zeros(B, num_classes, H, W).scatter_(1, classes.long(), scores)
+        if self.warps is not None:  # what comes in from outside scores 0
+            points = affine_grid(self.warps.to(dense), list(dense.shape), align_corners=False)
+            dense = grid_sample(dense, points, padding_mode="border", align_corners=False)
+            dense = dense * (points.abs() <= 1).all(dim=3)[:, None]
         boxes = self.crops.to(dense) * dense.new_tensor([W, H, W, H])
         cut = roi_align(dense, list(boxes[:, None].unbind(0)), grid, aligned=True)  # (B, C, G, G)
         cut = torch.where(self.flipped[:, None, None, None], cut.flip(3), cut)

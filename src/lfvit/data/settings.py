@@ -91,6 +91,11 @@ class DataSettings(Settings):
                 f"maps; with data.label_maps set augment.{mixes}=0, and augment.mix_token=1 to mix "
                 "tokens"
             )
+        if not (augment.auto_augment or "rand").startswith("rand"):
+            raise ValueError(
+                f"augment.auto_augment={augment.auto_augment} moves images, but not their label "
+                "maps; with data.label_maps only RandAugment does, such as rand-m9-mstd0.5-inc1"
+            )
         for name, off in (("exif", "false"), ("cache", "null")):
             if value := getattr(self, name):
                 raise ValueError(
