@@ -149,13 +149,10 @@ def finetune(session: Session, args: argparse.Namespace) -> None:
     if args.data is None:
         session.note("no --data, so nothing is trained")
         return
-    base = ["train.py", "experiment=finetune", f"data.root={args.data}", "data.cache=device"]
-    base += [
-        "augment=device",
-        f"backbone.timm={args.timm}",
-        f"trainer={'default' if CUDA else 'cpu'}",
-    ]
-    base += [f"compile={str(CUDA).lower()}", f"data.batch_size={TRAIN_BATCH}", "logger=none"]
+    base = ["train.py", "experiment=finetune", f"data.root={args.data}", "logger=none"]
+    base += ["data.cache=device", "augment=device", "augment.auto_augment=null"]
+    base += [f"backbone.timm={args.timm}", f"trainer={'default' if CUDA else 'cpu'}"]
+    base += [f"compile={str(CUDA).lower()}", f"data.batch_size={TRAIN_BATCH}"]
     base += [f"init_from={args.weights}"] if args.weights else []
     if not CUDA:
         base += ["trainer.limit_train_batches=4", "trainer.limit_val_batches=2"]

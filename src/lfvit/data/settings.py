@@ -77,11 +77,16 @@ class DataSettings(Settings):
                 f"augment.{mixes} mixes images in pairs; data.batch_size={self.batch_size} must be "
                 "even"
             )
-        varied = augment.auto_augment or augment.color_jitter
-        if self.cache and (varied or augment.interpolation not in ("bilinear", "bicubic")):
+        changes = {
+            "auto_augment=null": augment.auto_augment,
+            "color_jitter=0": augment.color_jitter,
+        }
+        changes["interpolation=bicubic"] = augment.interpolation not in ("bilinear", "bicubic")
+        needed = " ".join(f"augment.{change}" for change, needs in changes.items() if needs)
+        if self.cache and needed:
             raise ValueError(
                 f"data.cache={self.cache} crops and flips images, and changes no colors: set "
-                "augment=device, or data.cache=null"
+                f"{needed}, or data.cache=null"
             )
         if self.label_maps is None:
             return self
