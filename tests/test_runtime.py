@@ -17,7 +17,7 @@ from lfvit.data.augment import eval_transform
 from lfvit.data.datamodule import normalize
 from lfvit.data.folders import images_of
 from lfvit.data.images import FILTERS, read_image
-from lfvit.data.settings import AugmentSettings
+from lfvit.data.settings import Preprocessing
 from lfvit.errors import ConfigError, ExportError
 from lfvit.models.export import PassModule, capture, pass_modules, write_onnx
 from lfvit.models.reducers import REDUCERS
@@ -124,23 +124,26 @@ def test_files_that_answer_differently_are_refused(two_pass):
 
 @pytest.mark.parametrize("interpolation", sorted(FILTERS))
 def test_images_are_prepared_as_in_evaluation(interpolation, photographs):
-    for size, crop_pct in ((64, 0.875), (48, 0.9), (112, 1.0)):
-        augment = AugmentSettings(interpolation=interpolation, crop_pct=crop_pct)
-        transform = eval_transform(augment, size)
-        card = {
-            "classes": [],
-            "image_size": size,
-            "mean": [0.485, 0.456, 0.406],
-            "std": [0.229, 0.224, 0.225],
-            "crop_pct": crop_pct,
-            "interpolation": interpolation,
-        }
+    for size, crop_pct, crop_mode in (
+        (64, 0.875, "center"),
+        (48, 0.9, "squash"),
+        (112, 1.0, "center"),
+    ):
+        preprocessing = Preprocessing(
+            mean=(0.5, 0.4, 0.3),
+            std=(0.2, 0.3, 0.4),
+            interpolation=interpolation,
+            crop_pct=crop_pct,
+            crop_mode=crop_mode,
+        )
+        transform = eval_transform(preprocessing, size)
+        card = {"classes": [], "image_size": size, **preprocessing.model_dump()}
         model = runtime.Runtime(card, [])
         grey_levels = 255 * np.array(card["std"])[:, None, None]
         odd = [photograph(shape, 1, 5) for shape in ((31, 97), (301, 64), (65, 64), (73, 73))]
         for picture in [*images_of(photographs)[:8], *odd]:
             image = picture if isinstance(picture, Image.Image) else read_image(picture)
-            expected = normalize(torch.as_tensor(transform(image))[None])[0]
+            expected = normalize(torch.as_tensor(transform(image))[None], preprocessing)[0]
             difference = np.abs(model.prepare(picture) - expected.numpy()) * grey_levels
             assert difference.max() < 2.01  # two roundings may meet, and hardly ever do
             assert difference.mean() < 0.05

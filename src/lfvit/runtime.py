@@ -85,7 +85,8 @@ class Runtime:
         else:
             opened = to_rgb(Image.fromarray(image) if isinstance(image, np.ndarray) else image)
         crop = (self.card[name] for name in ("image_size", "crop_pct", "interpolation"))
-        pixels = np.asarray(center_crop(opened, *crop), np.float32)
+        mode = self.card.get("crop_mode", "center")
+        pixels = np.asarray(center_crop(opened, *crop, mode), np.float32)
         return (pixels.transpose(2, 0, 1) - self._mean) / self._std
 
     def infer(self, images: np.ndarray, threshold: float | None = None) -> Output:

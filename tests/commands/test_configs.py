@@ -167,7 +167,7 @@ def test_no_group_takes_an_option_that_does_not_exist(composed, group):
         ("seed=3", "seed=3 has no effect"),
         ("augment.mixup=0.3", "mixup"),
         ("method=null", None),
-        ("augment.crop_pct=0.3", None),
+        ("augment.crop_pct=0.3", "trained and validated with 0.875"),
     ],
 )
 def test_what_has_no_effect_on_an_evaluation_is_refused(

@@ -100,7 +100,7 @@ def test_early_exit_gives_the_answers_of_the_evaluation(run, collected, trained_
     model, record = load_trained(trained_run / "checkpoints" / "last.ckpt")
     data = open_data(None, record)
     pixels = torch.stack([sample.pixels for sample in data.some_validation_samples(16)])
-    images = normalize(pixels)
+    images = normalize(pixels, record.preprocessing)
     confidence = expected.logits[0].softmax(1).amax(1)
     threshold = confidence.median().item() + 1e-4  # some exit
     exited = confidence >= threshold

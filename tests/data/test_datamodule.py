@@ -93,6 +93,10 @@ def test_awkward_photographs_become_batches(photographs):
     batch = data.on_after_batch_transfer(raw, 0)
     expected = torchvision_normalize(raw.images / 255, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     torch.testing.assert_close(batch.images, expected)
+    other = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+    expected = torchvision_normalize(raw.images / 255, *other.values())
+    images = folder(photographs, **other).on_after_batch_transfer(raw, 0).images
+    torch.testing.assert_close(images, expected)
     torch.testing.assert_close(batch.coarse_images, downsample(batch.images))
     assert batch.boxes is None
     assert batch.indices.tolist() == list(range(6))

@@ -13,7 +13,7 @@ from timm.data import create_transform
 from conftest import photograph
 from lfvit.data.augment import TrainTransform, eval_transform, to_tensor
 from lfvit.data.images import FILTERS, UnreadableImageError, center_crop, read_image
-from lfvit.data.settings import AugmentSettings
+from lfvit.data.settings import AugmentSettings, Preprocessing
 
 
 def encoded(image, kind="PNG", **options):
@@ -162,22 +162,22 @@ SIZES = [(200, 150), (91, 301), (300, 61), (41, 57), (73, 73)]
 
 
 @pytest.mark.parametrize("interpolation", sorted(FILTERS))
-@pytest.mark.parametrize("crop_pct", [0.875, 1.0])
-def test_the_center_crop_is_that_of_timm(interpolation, crop_pct):
+@pytest.mark.parametrize(
+    ("crop_pct", "crop_mode"), [(0.875, "center"), (1.0, "center"), (0.95, "squash")]
+)
+def test_the_center_crop_is_that_of_timm(interpolation, crop_pct, crop_mode):
     """Shrunk and enlarged, of smooth images and noise; with PyTorch, and without in the runtime."""
     rng = np.random.default_rng(0)
-    augment = AugmentSettings(interpolation=interpolation, crop_pct=crop_pct)
+    crop = {"crop_pct": crop_pct, "interpolation": interpolation, "crop_mode": crop_mode}
     for size in (32, 64, 112):
-        reference = create_transform(
-            size, crop_pct=crop_pct, interpolation=interpolation, use_prefetcher=True
-        )
+        reference = create_transform(size, **crop, use_prefetcher=True)
         for width, height in SIZES:
             detail = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
             for image in (photograph((width, height), 0, 1), detail):
                 expected = reference(image).int()
                 for pixels in (
-                    eval_transform(augment, size)(image),
-                    to_tensor(center_crop(image, size, crop_pct, interpolation)),
+                    eval_transform(Preprocessing(**crop), size)(image),
+                    to_tensor(center_crop(image, size, **crop)),
                 ):
                     difference = (pixels.int() - expected).abs()
                     assert difference.max() <= 2
@@ -190,7 +190,7 @@ def test_memory_for_a_long_image_is_that_of_its_crop(size):
     image = Image.new("RGB", size, (9, 90, 200))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for pixels in (
-        eval_transform(AugmentSettings(), 224)(image),
+        eval_transform(Preprocessing(), 224)(image),
         TrainTransform(AugmentSettings(), 224)(image)[0],
     ):
         assert pixels.shape == (3, 224, 224)
@@ -203,5 +203,5 @@ def test_long_images_are_cropped_like_others(width):
     detail = np.random.default_rng(0).integers(0, 256, (200, width, 3), dtype=np.uint8)
     image = Image.fromarray(detail)
     reference = create_transform(64, crop_pct=0.875, interpolation="bicubic", use_prefetcher=True)
-    pixels = eval_transform(AugmentSettings(), 64)(image)
+    pixels = eval_transform(Preprocessing(), 64)(image)
     assert (pixels.int() - torch.as_tensor(reference(image)).int()).abs().max() <= 2

@@ -8,18 +8,21 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import lfvit
 from lfvit.data.batches import Sample
 from lfvit.data.datamodule import normalize
+from lfvit.data.settings import Preprocessing
 from lfvit.tracking.loggers import log_table, summarise, tracked
 from lfvit.tracking.pictures import log_predictions, predict_images
 from small_vits import randomise
 from wandb_file import read_offline_run
 
 CLASSES = ["$5", "pear", "plum"]
+HALF = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 class FourImages:
     """A stand-in for a DataModule."""
 
     classes = CLASSES
+    preprocessing = HALF
 
     def some_validation_samples(self, count):
         generator = torch.Generator().manual_seed(0)
@@ -36,14 +39,14 @@ def test_predictions_are_those_of_early_exit(tiny, method, tmp_path):
     targets = [sample.target for sample in samples]
     with torch.no_grad():
         if method == "vit":
-            threshold, expected = 0.5, model.eval()(normalize(pixels)).argmax(1)
+            threshold, expected = 0.5, model.eval()(normalize(pixels, HALF)).argmax(1)
         else:
-            confidence = model.eval().infer(normalize(pixels), 2).confidence
+            confidence = model.eval().infer(normalize(pixels, HALF), 2).confidence
             threshold = confidence.median().item()  # so that some exit and some do not
-            inference = model.infer(normalize(pixels), threshold)
+            inference = model.infer(normalize(pixels, HALF), threshold)
             expected = inference.logits.argmax(1)
             assert 0 < inference.exited.sum() < 4
-    predictions = predict_images(model.train(), pixels, CLASSES, threshold, targets)
+    predictions = predict_images(model.train(), pixels, HALF, CLASSES, threshold, targets)
     assert model.training
     for i, one in enumerate(predictions):
         assert one.label == CLASSES[expected[i]]

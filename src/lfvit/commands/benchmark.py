@@ -27,6 +27,7 @@ from lfvit.models.passes import early_exit, forward_passes
 from lfvit.results.speed import print_speed, write_speed
 from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import environment
+from lfvit.runs.record import said_preprocessing
 from lfvit.runs.setup import Trained, build_model, find_device, load_trained, open_data
 from lfvit.tracking.loggers import log_table, tracked
 from lfvit.training.losses import pass_losses
@@ -61,7 +62,9 @@ def benchmark(cfg: DictConfig) -> list[Row]:
         torch.set_num_threads(settings.threads)
     trained = None
     if cfg.ckpt_path is not None:
-        trained = load_trained(cfg.ckpt_path, {"threshold": cfg.threshold})
+        trained = load_trained(
+            cfg.ckpt_path, {"threshold": cfg.threshold} | said_preprocessing(cfg)
+        )
     # before anything is timed: a mistake in the last model is reported now
     macs = {name: pass_macs(model) for name, model in build_models(cfg, trained).items()}
     run_dir = start_run(cfg)
@@ -138,8 +141,10 @@ def time_models(
     for name, model in models.items():
         images, described, threshold = noise, plain(cfg.models.get(name)), None
         if name == "trained" and trained is not None:
-            samples = open_data(cfg.get("data"), trained.record).some_validation_samples(batch_size)
-            images = normalize(torch.stack([sample.pixels for sample in samples])).to(parameter)
+            data = open_data(cfg.get("data"), trained.record)
+            samples = data.some_validation_samples(batch_size)
+            pixels = torch.stack([sample.pixels for sample in samples])
+            images = normalize(pixels, data.preprocessing).to(parameter)
             threshold = trained.record.threshold
             described = {**trained.record.method, "ckpt_path": str(cfg.ckpt_path)}
         columns = {

@@ -15,7 +15,7 @@ from lfvit.results.plots import plot_diagnosis
 from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import environment
 from lfvit.runs.record import model_overrides
-from lfvit.runs.setup import find_device, load_trained, open_data, preprocessing, with_seed
+from lfvit.runs.setup import find_device, load_trained, open_data, with_seed
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.markdown import print_table
 from lfvit.utils.validation import validate
@@ -49,14 +49,14 @@ def diagnose(cfg: DictConfig) -> dict[str, Any]:
     device = find_device(cfg.accelerator)
     model, record = load_trained(cfg.ckpt_path, model_overrides(cfg))
     record = with_seed(cfg, record)
-    data = open_data(cfg.get("data"), record, preprocessing(cfg))
+    data = open_data(cfg.get("data"), record)
     run_dir = start_run(cfg)
     L.seed_everything(record.seed, verbose=False)
     samples = data.some_validation_samples(settings.images)
     model.to(device)
     pixels = torch.stack([sample.pixels for sample in samples])  # (N, 3, S, S) uint8
     batches = [
-        diagnose_batch(model, normalize(part.to(device)), settings.removed)
+        diagnose_batch(model, normalize(part.to(device), data.preprocessing), settings.removed)
         for part in pixels.split(settings.batch_size)
     ]
     rows = summarize(batches)

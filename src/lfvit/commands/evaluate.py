@@ -18,7 +18,7 @@ from lfvit.results.plots import plot_evaluation
 from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import environment
 from lfvit.runs.record import model_overrides
-from lfvit.runs.setup import load_trained, open_data, prediction_trainer, preprocessing, with_seed
+from lfvit.runs.setup import load_trained, open_data, prediction_trainer, with_seed
 from lfvit.tracking.loggers import evaluation_summary, log_table, tracked
 from lfvit.tracking.loggers import summarise as log_summary
 from lfvit.tracking.pictures import log_predictions
@@ -46,7 +46,7 @@ def evaluate(cfg: DictConfig) -> Evaluation:
     model, record = load_trained(cfg.ckpt_path, model_overrides(cfg), settings.averaged)
     settings = settings.model_copy(update={"threshold": record.threshold})
     record = with_seed(cfg, record)
-    data = open_data(cfg.get("data"), record, preprocessing(cfg))
+    data = open_data(cfg.get("data"), record)
     run_dir = start_run(cfg)
     with tracked(cfg, "evaluate", record) as loggers:
         trainer = prediction_trainer(cfg, run_dir)
@@ -76,6 +76,7 @@ def evaluate(cfg: DictConfig) -> Evaluation:
             backbone=record.backbone,
             reducer=record.reducer,
             image_size=record.image_size,
+            preprocessing=record.preprocessing,
             seed=record.seed,
             data=next((Path(str(p)).name for p in paths if p), dataset.__name__),
             precision=str(trainer.precision),

@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from lfvit.data.settings import AugmentSettings
 from lfvit.errors import ConfigError, ExportError
 from lfvit.measure.costs import pass_macs
 from lfvit.models.export import PassModule, pass_modules, write_onnx
@@ -19,7 +17,6 @@ from lfvit.runs.record import model_overrides
 from lfvit.runs.setup import Trained, load_trained
 from lfvit.runtime import CARD, FORMAT, load, run
 from lfvit.utils.atomic_io import write_json
-from lfvit.utils.validation import validate
 
 BATCHES = (1, 2, 5)  # images in each check; graphs are captured with another number
 
@@ -65,7 +62,6 @@ def export(cfg: DictConfig) -> dict[str, Any]:
 def describe(trained: Trained) -> dict[str, Any]:
     """The content of model.json: what `lfvit.runtime` needs, and where the model comes from."""
     model, record = trained.model, trained.record
-    augment = validate(AugmentSettings, record.data.get("augment") or {}, "augment")
     return {
         "format": FORMAT,
         "method": record.method["name"],
@@ -73,10 +69,7 @@ def describe(trained: Trained) -> dict[str, Any]:
         "region_size": getattr(model, "region_size", None),
         "classes": record.classes,
         "image_size": record.image_size,
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "crop_pct": augment.crop_pct,
-        "interpolation": augment.eval_interpolation,
+        **record.preprocessing.model_dump(),
         "exif": record.data.get("exif", False),
         "threshold": record.threshold,
         "macs": pass_macs(model),

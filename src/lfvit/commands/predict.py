@@ -9,7 +9,6 @@ from omegaconf import DictConfig, ListConfig
 from lfvit.data.augment import eval_transform
 from lfvit.data.folders import images_of
 from lfvit.data.images import UnreadableImageError, printable, read_image
-from lfvit.data.settings import AugmentSettings
 from lfvit.measure.costs import pass_macs
 from lfvit.measure.settings import PredictionSettings
 from lfvit.runs.directory import start_run
@@ -41,8 +40,7 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     run_dir = start_run(cfg)
     model.to(find_device(cfg.accelerator))
     data = record.data
-    augment = validate(AugmentSettings, data.get("augment") or {}, "augment")
-    transform = eval_transform(augment, record.image_size)
+    transform = eval_transform(record.preprocessing, record.image_size)
     if len(macs) > 1:
         print(record.about_threshold)
     entries: list[dict[str, Any]] = []
@@ -58,7 +56,9 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
                 num_skipped += 1
                 continue
             pixels = torch.as_tensor(transform(image))[None]
-            (prediction,) = predict_images(model, pixels, record.classes, record.threshold)
+            (prediction,) = predict_images(
+                model, pixels, record.preprocessing, record.classes, record.threshold
+            )
             entry = {"path": printable(path), **_entry(prediction, macs, settings.top)}
             if len(macs) > 1:
                 entry["threshold"] = record.threshold

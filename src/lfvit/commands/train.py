@@ -19,7 +19,14 @@ from lfvit.runs.directory import start_run, training_record
 from lfvit.runs.provenance import commit, machine
 from lfvit.runs.record import make_record
 from lfvit.runs.resume import check_data, check_resume
-from lfvit.runs.setup import build_model, check_split, load_trained, make_data, trainer_settings
+from lfvit.runs.setup import (
+    build_model,
+    check_split,
+    load_trained,
+    make_data,
+    trainer_settings,
+    with_preprocessing,
+)
 from lfvit.tracking.loggers import summarise, tracked, tracking_record, training_summary
 from lfvit.training.checkpointing import AtomicCheckpointIO, LastCheckpoint
 from lfvit.training.module import Classifier
@@ -57,6 +64,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         run_dir = start_run(cfg)
         L.seed_everything(cfg.seed, verbose=False)
         trainer = build_trainer(cfg, loggers, signals)
+        cfg = with_preprocessing(cfg, record)
         data = make_data(plain(cfg.data))
         layout = check_data(cfg, resumed, data, trainer)
         check_split(cfg.init_from, data)
@@ -83,8 +91,8 @@ def check(cfg: DictConfig, weights_exist: bool = True) -> None:
         ConfigError: naming the setting, its value and what would be valid.
     """
     module = build_module(cfg, ["", ""], load=False)
-    for name, settings in plain(cfg.callbacks).items():
-        monitor = settings.get("monitor") if isinstance(settings, dict) else None
+    for name, settings in cfg.callbacks.items():
+        monitor = settings.get("monitor") if isinstance(settings, DictConfig) else None
         if str(monitor).startswith("val/"):  # others may be logged by a callback
             check_choice(f"callbacks.{name}.monitor", monitor, module.validated)
     optimizer = build_optimizer(module.model, module.optimizer)
@@ -222,6 +230,13 @@ def load_teacher(cfg: DictConfig, path: str, classes: list[str], known: bool) ->
             f"schedule.teacher={path} was trained with image_size={record.image_size}, and the "
             f"images here have {cfg.image_size}"
         )
+    expected = make_record(cfg, classes)["preprocessing"]
+    for key in ("mean", "std"):
+        if known and (theirs := getattr(record.preprocessing, key)) != expected[key]:
+            raise ConfigError(
+                f"schedule.teacher={path} was trained with data.{key}={list(theirs)}, and the "
+                f"images here are normalised with {list(expected[key])}"
+            )
     if known and record.classes != classes:
         raise ConfigError(f"schedule.teacher={path} knows other classes than those of the data")
     return teacher

@@ -18,7 +18,7 @@ from torchvision.transforms import Compose, RandomHorizontalFlip
 from torchvision.transforms.functional import hflip, resized_crop
 
 from lfvit.data.images import center_box, center_crop
-from lfvit.data.settings import AugmentSettings
+from lfvit.data.settings import AugmentSettings, Preprocessing
 
 Crop = tuple[float, float, float, float]
 """Left, top, right, bottom as shares of the image's width and height."""
@@ -136,25 +136,25 @@ def _shares(size: tuple[int, int], top: int, left: int, height: int, width: int)
     return left / W, top / H, (left + width) / W, (top + height) / H
 
 
-def eval_transform(augment: AugmentSettings, image_size: int) -> Callable[[Image.Image], Tensor]:
+def eval_transform(
+    preprocessing: Preprocessing, image_size: int
+) -> Callable[[Image.Image], Tensor]:
     """PIL image -> (3, S, S) uint8: shorter side to S / crop_pct, center crop."""
-    return partial(
-        _center,
-        size=image_size,
-        crop_pct=augment.crop_pct,
-        interpolation=augment.eval_interpolation,
-    )
+    crop = preprocessing.model_dump(exclude={"mean", "std"})
+    return partial(_center, size=image_size, **crop)
 
 
-def _center(image: Image.Image, size: int, crop_pct: float, interpolation: str) -> Tensor:
+def _center(
+    image: Image.Image, size: int, crop_pct: float, interpolation: str, crop_mode: str
+) -> Tensor:
     """The center crop, to one grey level (in one of a million pixels, two) that of timm.
 
     PyTorch's filters for 8 bits are several times faster than Pillow's, but it has only two, and
     resizes the whole image: too much of one that is far longer than wide.
     """
-    (width, height), (left, top) = center_box(image.size, size, crop_pct)
+    (width, height), (left, top) = center_box(image.size, size, crop_pct, crop_mode)
     if interpolation not in ("bilinear", "bicubic") or max(width, height) > 4 * min(width, height):
-        return to_tensor(center_crop(image, size, crop_pct, interpolation))
+        return to_tensor(center_crop(image, size, crop_pct, interpolation, crop_mode))
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W), channels last
     resized = interpolate(pixels[None], (height, width), mode=interpolation, antialias=True)[0]
     return resized[:, top : top + size, left : left + size]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
@@ -24,7 +23,7 @@ from lfvit.data.batches import (
 )
 from lfvit.data.classes import check_same_classes, readable_names
 from lfvit.data.sampling import Draw, EvalSampler, LazyLoader, TrainSampler
-from lfvit.data.settings import check_data
+from lfvit.data.settings import Preprocessing, check_data
 from lfvit.errors import ConfigError, DataError
 from lfvit.models.tokens import downsample
 from lfvit.utils.distributed import gather_list
@@ -52,6 +51,7 @@ class ImageDataModule(L.LightningDataModule):
     Attributes:
         train_images, val_images: the datasets, after `setup`; after ``setup("validate")`` only the
             second.
+        preprocessing: of images in evaluation; mean and std in training as well.
         trained_on: whether the model of an evaluation was trained on this data, which then says
             which images it never saw.
     """
@@ -68,6 +68,7 @@ class ImageDataModule(L.LightningDataModule):
         name = f"lfvit.data.{target.__name__}" if target.__module__[:6] == "lfvit." else ""
         group = {"dataset": {"_target_": name, **getattr(dataset, "keywords", {})}, **settings}
         self.settings, self.options = check_data(group)
+        self.preprocessing = self.settings.preprocessing
         self.batch_size = self.settings.batch_size
         self._classes: list[str] = []
         self._skipped: set[str] = set()  # messages, each starting with a path or name
@@ -176,7 +177,7 @@ class ImageDataModule(L.LightningDataModule):
         settings = self.settings
         return LoadedImages(
             self.val_images,
-            eval_transform(settings.augment, settings.image_size),
+            eval_transform(self.preprocessing, settings.image_size),
             settings.image_size,
             exif=settings.exif,
         )
@@ -214,8 +215,8 @@ class ImageDataModule(L.LightningDataModule):
         """
         if self._cache is not None and not isinstance(batch, RawBatch):
             batch = self._cache.fetch(*batch)
-        images, targets, token_mix = normalize(batch.images), batch.targets, None
-        label_maps = batch.label_maps
+        images, targets = normalize(batch.images, self.preprocessing), batch.targets
+        token_mix, label_maps = None, batch.label_maps
         trainer, settings = self.trainer, self.settings
         if trainer is not None:
             images = trainer.precision_plugin.convert_input(images)
@@ -325,8 +326,8 @@ def _listed(classes: list[str]) -> str:
     return f"{len(classes):,} classes ({', '.join(names)})"
 
 
-def normalize(pixels: Tensor) -> Tensor:
-    """(B, 3, H, W) in 0..255 -> float with ImageNet's mean and standard deviation."""
-    mean = torch.tensor(IMAGENET_DEFAULT_MEAN, device=pixels.device).view(3, 1, 1) * 255
-    std = torch.tensor(IMAGENET_DEFAULT_STD, device=pixels.device).view(3, 1, 1) * 255
+def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """(B, 3, H, W) in 0..255 -> float with mean 0 and standard deviation 1 of each channel."""
+    mean = torch.tensor(preprocessing.mean, device=pixels.device).view(3, 1, 1) * 255
+    std = torch.tensor(preprocessing.std, device=pixels.device).view(3, 1, 1) * 255
     return (pixels - mean).div_(std)  # in place: one large allocation instead of three

@@ -119,7 +119,7 @@ def _to_8_bits(image: Image.Image) -> np.ndarray:
 
 
 def center_box(
-    size: tuple[int, int], crop: int, crop_pct: float
+    size: tuple[int, int], crop: int, crop_pct: float, crop_mode: str = "center"
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Width and height that an image is resized to, and where its crop starts: left, top.
 
@@ -127,13 +127,17 @@ def center_box(
         size: width and height of the image.
         crop: S in pixels.
         crop_pct: the shorter side is resized to floor(S / crop_pct).
+        crop_mode: "squash" resizes both sides to that.
     """
     side, shorter = math.floor(crop / crop_pct), min(size)
-    width, height = (side * length // shorter for length in size)
+    squash = crop_mode == "squash"
+    width, height = (side if squash else side * length // shorter for length in size)
     return (width, height), (round((width - crop) / 2), round((height - crop) / 2))
 
 
-def center_crop(image: Image.Image, size: int, crop_pct: float, interpolation: str) -> Image.Image:
+def center_crop(
+    image: Image.Image, size: int, crop_pct: float, interpolation: str, crop_mode: str = "center"
+) -> Image.Image:
     """Shorter side to floor(size / crop_pct), then the size x size pixels in the middle.
 
     Only what the crop keeps is resized. The pixels are those of timm's and torchvision's Resize and
@@ -145,8 +149,9 @@ def center_crop(image: Image.Image, size: int, crop_pct: float, interpolation: s
         size: S in pixels.
         crop_pct: in (0, 1].
         interpolation: a name of `FILTERS`.
+        crop_mode: see `center_box`.
     """
-    resized, (left, top) = center_box(image.size, size, crop_pct)
+    resized, (left, top) = center_box(image.size, size, crop_pct, crop_mode)
     x, y = (a / b for a, b in zip(image.size, resized, strict=True))
     box = left * x, top * y, (left + size) * x, (top + size) * y
     return image.resize((size, size), FILTERS[interpolation], box=box)

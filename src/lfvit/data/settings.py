@@ -9,19 +9,37 @@ from lfvit.utils.validation import Settings, validate
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Alpha = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Means = Annotated[tuple[float, float, float], Field(strict=False)]
+Deviations = Annotated[tuple[Positive, Positive, Positive], Field(strict=False)]
+CropMode = Literal["center", "squash"]
+
+
+class Preprocessing(Settings):
+    """How an image becomes the input of a model; names and defaults are timm's.
+
+    mean, std: of the channels, for values in 0..1. crop_pct: the image is resized to S / crop_pct,
+    then the S x S pixels in the middle are taken. crop_mode: "center" resizes the shorter side to
+    that, "squash" both.
+    """
+
+    mean: Means = (0.485, 0.456, 0.406)
+    std: Deviations = (0.229, 0.224, 0.225)
+    interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
+    crop_pct: float = Field(default=0.875, gt=0, le=1)
+    crop_mode: CropMode = "center"
 
 
 class AugmentSettings(Settings):
-    """How training images vary, in timm's and DeiT's names. Evaluation uses crop_pct and
-    interpolation alone.
+    """How training images vary, in timm's and DeiT's names. Evaluation uses crop_pct, crop_mode
+    and interpolation alone, see `Preprocessing`.
 
     crop_scale: share of the area that a random crop covers. hflip: probability. color_jitter:
     strength, without effect beside auto_augment. auto_augment: timm's policy string. erasing:
     probability. mixup, cutmix: alpha of their Beta distribution, 0 is off;
     mix_prob: share of the batches mixed; mix_switch: share of these that is cut. mix_token: alpha
     of mix-token, in every batch, for backbones with an auxiliary head. label_smoothing: of the
-    targets. repeats: repeated augmentation. crop_pct: evaluation resizes to S / crop_pct, then
-    crops.
+    targets. repeats: repeated augmentation.
     """
 
     crop_scale: tuple[Share, Share] = Field(default=(0.08, 1.0), strict=False)
@@ -38,11 +56,7 @@ class AugmentSettings(Settings):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     repeats: int = Field(default=1, ge=1)
     crop_pct: float = Field(default=0.875, gt=0, le=1)
-
-    @property
-    def eval_interpolation(self) -> str:
-        """ "random" in training is bicubic in evaluation."""
-        return "bicubic" if self.interpolation == "random" else self.interpolation
+    crop_mode: CropMode = "center"
 
 
 class DataSettings(Settings):
@@ -52,8 +66,9 @@ class DataSettings(Settings):
     processes, 0 loads in the main process. seed: of order and augmentation. on_error: "raise" stops
     at the first unreadable image; "skip" takes its neighbour in training and leaves it out of
     evaluation. cache: "device" decodes the images once and keeps them on the training device.
-    train_split, val_split: names of the splits. exif: rotate photographs as their EXIF orientation
-    says. label_maps: folder with dense labels of the training images.
+    train_split, val_split: names of the splits. mean, std: of the channels; None: ImageNet's. exif:
+    rotate photographs as their EXIF orientation says. label_maps: folder with dense labels of the
+    training images.
     """
 
     image_size: int = Field(ge=2)
@@ -65,8 +80,18 @@ class DataSettings(Settings):
     cache: Literal["device"] | None = None
     train_split: str = "train"
     val_split: str = "val"
+    mean: Means | None = None
+    std: Deviations | None = None
     exif: bool = False
     label_maps: str | None = None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Of images in evaluation, where the interpolation "random" of training is bicubic."""
+        names = ("interpolation", "crop_pct", "crop_mode")
+        values = {name: getattr(self.augment, name) for name in names}
+        values |= {"mean": self.mean, "std": self.std}
+        return Preprocessing(**{k: v for k, v in values.items() if v not in (None, "random")})
 
     @model_validator(mode="after")
     def _compatible(self) -> "DataSettings":
@@ -166,6 +191,13 @@ DATASETS: dict[str, type[Settings]] = {
 """Settings of the datasets that come with lfvit, by their `_target_`."""
 
 
+def data_settings(group: Mapping[str, Any]) -> DataSettings:
+    """Those of the DataModule in the group data, as plain values; errors as `check_data`."""
+    augment = validate(AugmentSettings, group.get("augment") or {}, "augment")
+    common = {key: group[key] for key in group if key in DataSettings.model_fields}
+    return validate(DataSettings, {**common, "augment": augment}, "data")
+
+
 def check_data(group: Mapping[str, Any]) -> tuple[DataSettings, dict[str, Any]]:
     """Check the group data, as plain values.
 
@@ -177,9 +209,8 @@ def check_data(group: Mapping[str, Any]) -> tuple[DataSettings, dict[str, Any]]:
     """
     settings = {key: value for key, value in group.items() if key != "dataset" and key[0] != "_"}
     dataset = {key: value for key, value in group["dataset"].items() if key[0] != "_"}
-    augment = validate(AugmentSettings, settings.get("augment") or {}, "augment")
+    checked = data_settings(settings)
     common = {key: settings[key] for key in settings if key in DataSettings.model_fields}
-    checked = validate(DataSettings, {**common, "augment": augment}, "data")
     options = {key: settings[key] for key in settings if key not in common}
     schema = DATASETS.get(group["dataset"]["_target_"])
     if schema is not None:

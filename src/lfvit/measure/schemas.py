@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from lfvit.data.settings import Preprocessing
 from lfvit.errors import DataError
 from lfvit.measure.settings import EvaluationSettings
 
@@ -114,9 +115,9 @@ class Localisation(Schema):
 class Evaluation(Schema):
     """The contents of evaluate.json.
 
-    data: name of the data set, of its folder if it is one. images: that were evaluated.
-    skipped_images: that could not be read. total_images: of which these are a part.
-    unseen: whether it is known that training never saw them.
+    preprocessing: of the images; None in older files. data: name of the data set, of its folder if
+    it is one. images: that were evaluated. skipped_images: that could not be read. total_images: of
+    which these are a part. unseen: whether it is known that training never saw them.
     curve, temperature: empty and None for a model with one pass. localisation: None without boxes.
     settings: rules and the split of the images. environment: command, commit, machine, versions.
     """
@@ -127,6 +128,7 @@ class Evaluation(Schema):
     backbone: dict[str, Any] | str
     reducer: Named
     image_size: int
+    preprocessing: Preprocessing | None = None
     seed: int
     data: str
     precision: str

@@ -68,7 +68,13 @@ def make_examples(runs: Sequence[Run], count: int) -> dict[str, Any]:
             targets, boxes = [s.target for s in samples], [s.box for s in samples]
             with seeded(0):
                 predictions = predict_images(
-                    model, images, record.classes, record.threshold, targets, boxes
+                    model,
+                    images,
+                    record.preprocessing,
+                    record.classes,
+                    record.threshold,
+                    targets,
+                    boxes,
                 )
         except Exception as error:  # one run must not cost the page of the others
             missing.append(f"{run.name}: {error or type(error).__name__}")
@@ -98,6 +104,8 @@ def open_run(run: Run) -> tuple[Trained, ImageDataModule]:
     evaluation = run.evaluation
     keys = ("method", "backbone", "reducer", "image_size")
     settings = {key: getattr(evaluation, key) for key in keys}
+    if evaluation.preprocessing is not None:
+        settings["preprocessing"] = evaluation.preprocessing.model_dump()
     settings["threshold"] = evaluation.configured.threshold
     with seeded(0):
         trained = load_trained(run.checkpoint, settings)

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from lfvit.data.settings import Preprocessing, data_settings
 from lfvit.errors import CheckpointError, ConfigError
 from lfvit.models.checkpoints import RECORD
 from lfvit.runs.provenance import commit
@@ -25,10 +26,12 @@ LOCATIONS = ("root", "path")
 class CheckpointRecord(Settings):
     """What a checkpoint says about itself, plain values only.
 
-    method, backbone, reducer, data: groups of the training's config. recipe: how the weights were
-    trained, see `recipe_of`. threshold: eta. calibrated_on: number of validation images it was
-    chosen on in training, None if it was set. classes: names, by index. commit: of the code that
-    trained. tracking: of the W&B run. layout: how an epoch was divided, see `runs.resume`.
+    method, backbone, reducer, data: groups of the training's config. preprocessing: of images in
+    evaluation; older records have the crop among their data, and ImageNet's mean and std. recipe:
+    how the weights were trained, see `recipe_of`. threshold: eta. calibrated_on: number of
+    validation images it was chosen on in training, None if it was set. classes: names, by index.
+    commit: of the code that trained. tracking: of the W&B run. layout: how an epoch was divided,
+    see `runs.resume`.
     """
 
     format: Literal[2] = FORMAT
@@ -36,6 +39,7 @@ class CheckpointRecord(Settings):
     backbone: dict[str, Any]
     reducer: dict[str, Any] = Field({"name": "none"})
     image_size: Annotated[int, Field(ge=1)]
+    preprocessing: Preprocessing
     data: dict[str, Any] = Field({})
     recipe: dict[str, Any] = Field({})
     seed: Annotated[int, Field(ge=0)] = 0
@@ -55,6 +59,16 @@ class CheckpointRecord(Settings):
             f"threshold {self.threshold:g}, calibrated on {self.calibrated_on} validation images "
             "when it was trained; threshold=ETA sets another"
         )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preprocessing(cls, values: dict[str, Any]) -> dict[str, Any]:
+        data = values.get("data")
+        augment = data.get("augment") if isinstance(data, dict) else None
+        augment = augment if isinstance(augment, dict) else {}
+        names = ("interpolation", "crop_pct")
+        before = {k: augment[k] for k in names if augment.get(k) not in (None, "random")}
+        return {"preprocessing": before, **values}
 
     @field_validator("method", "reducer")
     @classmethod
@@ -80,6 +94,7 @@ def make_record(cfg: DictConfig, classes: list[str]) -> dict[str, Any]:
     record = CheckpointRecord(
         **{key: plain(cfg[key]) for key in keys if cfg.get(key) is not None},
         data=data,
+        preprocessing=data_settings(data).preprocessing,
         recipe=recipe_of(cfg),
         classes=classes,
         commit=commit(),
@@ -117,8 +132,28 @@ def read_record(content: Mapping[str, Any], path: str | Path) -> CheckpointRecor
 
 
 def model_overrides(cfg: DictConfig) -> dict[str, Any]:
-    """What the command line says about the model of a checkpoint."""
-    return {key: plain(cfg[key]) for key in MODEL if cfg.get(key) is not None}
+    """What the command line says about the model of a checkpoint, and about its images."""
+    said = {key: plain(cfg[key]) for key in MODEL if cfg.get(key) is not None}
+    return said | said_preprocessing(cfg)
+
+
+def said_preprocessing(cfg: DictConfig) -> dict[str, Any]:
+    """What a command on a checkpoint says about preparing images, as "preprocessing".
+
+    Raises:
+        ConfigError: settings of training, which would have no effect.
+    """
+    data, augment = plain(cfg.get("data")) or {}, plain(cfg.get("augment")) or {}
+    valid = Preprocessing.model_fields.keys() - {"mean", "std"}
+    for name in augment if isinstance(augment, dict) else [augment]:
+        if name not in valid:
+            raise ConfigError(
+                f"augment.{name} has no effect here: images are not augmented; valid: "
+                f"{', '.join(f'augment.{name}' for name in sorted(valid))}"
+            )
+    said = {**augment, "mean": data.get("mean"), "std": data.get("std")}
+    said = {key: value for key, value in said.items() if value is not None}
+    return {"preprocessing": said} if said else {}
 
 
 def override(record: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

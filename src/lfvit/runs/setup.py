@@ -2,20 +2,22 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
+import timm
 import torch
 from hydra.utils import get_method, instantiate
-from omegaconf import DictConfig
-from timm.data import ImageNetInfo
+from omegaconf import DictConfig, open_dict
+from timm.data import ImageNetInfo, resolve_data_config
 from torch import nn
 
 from lfvit.data import ImageDataModule
 from lfvit.data.folders import HELD_OUT
-from lfvit.data.settings import DATASETS
+from lfvit.data.settings import DATASETS, Preprocessing
 from lfvit.errors import CheckpointError, ConfigError, DataError
 from lfvit.models.checkpoints import RECORD, extract_weights, load_checkpoint, read_file
 from lfvit.models.factory import create_model
@@ -86,6 +88,7 @@ def load_trained(
             raise CheckpointError(f"{path}: has no raw weights beside its own; set averaged=true")
         content = {**content, "state_dict": content["current_model_state"]}
     own = read_record(content, path)
+    said = (overrides or {}).get("preprocessing", {})
     values = override(own.model_dump() if own else {}, overrides or {})
     for key in ("method", "backbone", "image_size"):
         if key not in values:
@@ -95,7 +98,10 @@ def load_trained(
             )
     if own is None:
         values["classes"] = [str(i) for i in range(_num_classes(content, path))]
+        values["preprocessing"] = timm_preprocessing(values) | said
     record = validate(CheckpointRecord, values)
+    if own is None or own.preprocessing != record.preprocessing:
+        _check_preprocessing(path, own, record)
     try:
         model = build_model(record, len(record.classes))
         load_checkpoint(model, content)
@@ -108,9 +114,74 @@ def load_trained(
     return Trained(model.eval(), record)
 
 
-def open_data(
-    chosen: Any, record: CheckpointRecord, augment: Mapping[str, Any] | None = None
-) -> ImageDataModule:
+def timm_preprocessing(settings: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
+    """How images are prepared for timm's weights of a named backbone; the defaults for others.
+
+    The crop is timm's for one pass only: files of two passes are of the methods' authors, who crop
+    as DeiT's code does.
+    """
+    name = plain(settings["backbone"]).get("timm")
+    if name is None or not timm.is_model(name):
+        return Preprocessing().model_dump()
+    known = timm.get_pretrained_cfg(name)
+    config = resolve_data_config(pretrained_cfg=known.to_dict() if known else {})
+    one_pass = settings["method"]["name"] == "vit"
+    names = Preprocessing.model_fields if one_pass else ("mean", "std")
+    return {key: config[key] for key in names}
+
+
+def with_preprocessing(cfg: DictConfig, resumed: CheckpointRecord | None) -> DictConfig:
+    """The config of a training with data.mean and data.std, where it has none those of its weights.
+
+    These are what the checkpoint that it starts from says, or timm of its backbone.
+
+    Raises:
+        CheckpointError: others than those of the training that is continued.
+    """
+    known, source = resumed, f"as {cfg.ckpt_path}"
+    if known is None and cfg.init_from is not None:
+        with suppress(CheckpointError):  # of another version: its weights are used alone
+            known, source = read_record(read_file(cfg.init_from), ""), f"as {cfg.init_from}"
+    if known is None:
+        source = f"for {plain(cfg.backbone).get('timm', 'ImageNet')}"
+    theirs = known.preprocessing.model_dump() if known else timm_preprocessing(cfg)
+    said = {key: plain(cfg.data.get(key)) for key in ("mean", "std")}
+    used = {key: tuple(value or theirs[key]) for key, value in said.items()}
+    words = " ".join(f"data.{k}=[{','.join(f'{x:g}' for x in v)}]" for k, v in used.items())
+    same = all(used[key] == tuple(theirs[key]) for key in used)
+    if resumed is not None and not same:
+        raise CheckpointError(f"{cfg.ckpt_path}: was not trained with {words}; leave them out")
+    log.info("images are normalised with %s, %s", words, source if same else f"not {source}")
+    cfg = cfg.copy()
+    with open_dict(cfg.data):
+        cfg.data.update(used)
+    return cfg
+
+
+def _check_preprocessing(
+    path: str | Path, own: CheckpointRecord | None, record: CheckpointRecord
+) -> None:
+    """Say how the images of weights are prepared that do not say so, or say otherwise.
+
+    Raises:
+        ConfigError: another crop than the weights were trained for.
+    """
+    used = record.preprocessing.model_dump()
+    for key in used if own is not None else ():
+        trained = getattr(own.preprocessing, key)
+        if key not in ("mean", "std") and used[key] != trained:
+            raise ConfigError(
+                f"augment.{key}={used[key]}: {path} was trained and validated with {trained}; "
+                "leave it out"
+            )
+    words = ", ".join(f"{key} {value}" for key, value in used.items())
+    if own is None:
+        log.info("%s: does not say how its images were prepared; used here: %s", path, words)
+    else:
+        log.warning("%s: was trained with another mean or std; used here: %s", path, words)
+
+
+def open_data(chosen: Any, record: CheckpointRecord) -> ImageDataModule:
     """The data to evaluate a checkpoint on: its own, where the command line does not say else.
 
     Of a folder without a split these are the images that training held out; all of them if it was
@@ -119,7 +190,6 @@ def open_data(
     Args:
         chosen: the group data of the command line, or None.
         record: of the checkpoint.
-        augment: of the command line, see `preprocessing`.
 
     Raises:
         ConfigError: settings that cannot work, or a class that only the file names.
@@ -159,7 +229,8 @@ def open_data(
         elif chosen.get("val_fraction") is None:
             settings["val_fraction"] = 1
     settings |= {"seed": own.get("seed", 0), "image_size": record.image_size}
-    settings["augment"] = {**(own.get("augment") or {}), **(augment or {})}  # resizing, cropping
+    settings["augment"] = record.preprocessing.model_dump()
+    settings |= {key: settings["augment"].pop(key) for key in ("mean", "std")}
     settings["cache"] = chosen.get("cache")  # of this run, not of the data
     data = make_data(settings, trusted="_target_" in dataset)
     data.setup("validate")
@@ -231,23 +302,6 @@ def check_split(init_from: str | Path | None, data: ImageDataModule) -> None:
             f"init_from={init_from} was trained on images that this training would validate on; "
             f"pass data.val_fraction={theirs[0]} data.split_seed={theirs[1]}, as there"
         )
-
-
-def preprocessing(cfg: DictConfig) -> dict[str, Any]:
-    """What the command line says about resizing and cropping, in place of what training did.
-
-    Raises:
-        ConfigError: settings of training, which would have no effect.
-    """
-    chosen = plain(cfg.augment)
-    valid = ("crop_pct", "interpolation")
-    for name in chosen if isinstance(chosen, dict) else [chosen]:
-        if name not in valid:
-            raise ConfigError(
-                f"augment.{name} has no effect here: images are not augmented; valid: "
-                f"{' and '.join(f'augment.{name}' for name in valid)}, in place of training's"
-            )
-    return {key: value for key, value in chosen.items() if value is not None}
 
 
 def with_seed(cfg: DictConfig, record: CheckpointRecord) -> CheckpointRecord:

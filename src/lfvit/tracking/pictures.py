@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lfvit.data import ImageDataModule
 from lfvit.data.datamodule import normalize
+from lfvit.data.settings import Preprocessing
 from lfvit.models.passes import forward_passes
 from lfvit.models.tokens import downsample
 from lfvit.tracking.loggers import WandbLogger
@@ -84,6 +85,7 @@ class Prediction(NamedTuple):
 def predict_images(
     model: nn.Module,
     pixels: Tensor,
+    preprocessing: Preprocessing,
     classes: Sequence[str],
     threshold: float,
     targets: Sequence[int] | None = None,
@@ -94,6 +96,7 @@ def predict_images(
     Args:
         model: on any device; its mode is restored.
         pixels: (B, 3, S, S) uint8, not normalised.
+        preprocessing: the mean and std that the model expects.
         classes: names by class index.
         threshold: eta; the first pass this confident answers, otherwise the last.
         targets: class indices, if known.
@@ -101,7 +104,7 @@ def predict_images(
     """
     parameter = next(model.parameters())
     was_training = model.training
-    images = normalize(pixels.to(parameter.device)).to(parameter.dtype)
+    images = normalize(pixels.to(parameter.device), preprocessing).to(parameter.dtype)
     output = forward_passes(model.eval(), images)
     model.train(was_training)
     logits = torch.stack([of_pass.float().cpu() for of_pass in output.logits], dim=1)  # (B, P, C)
@@ -228,7 +231,9 @@ def log_predictions(
     samples = data.some_validation_samples(count)
     pixels = torch.stack([sample.pixels for sample in samples])
     targets, boxes = [s.target for s in samples], [s.box for s in samples]
-    predictions = predict_images(model, pixels, data.classes, threshold, targets, boxes)
+    predictions = predict_images(
+        model, pixels, data.preprocessing, data.classes, threshold, targets, boxes
+    )
     for logger in media:
         if isinstance(logger, WandbLogger):
             logger.attempt(_log_wandb, logger, predictions, step)

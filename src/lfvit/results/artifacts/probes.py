@@ -55,7 +55,7 @@ class Probe:
     def batches(self) -> Iterator[Tensor]:
         """Normalised images (B, 3, S, S) on the device."""
         for pixels in self.pixels.split(BATCH):
-            yield normalize(pixels.to(self.device))
+            yield normalize(pixels.to(self.device), self.record.preprocessing)
 
     @torch.inference_mode()
     def accuracy(self) -> float:
@@ -217,7 +217,13 @@ def regions(artifact: Artifact, results: Results) -> Table:
             record, targets = probe.record, probe.targets.tolist()
             boxes = [sample.box for sample in probe.samples]
             drawn[row.title] = predict_images(
-                probe.model, probe.pixels, record.classes, record.threshold, targets, boxes
+                probe.model,
+                probe.pixels,
+                record.preprocessing,
+                record.classes,
+                record.threshold,
+                targets,
+                boxes,
             )
     rows: Rows = [
         {

@@ -92,4 +92,4 @@ def _load(run: Run, scale: Scale, device: torch.device) -> tuple[Any, Tensor]:
         compile_model(model)
     samples = data.some_validation_samples(scale.speed_images)
     pixels = torch.stack([sample.pixels for sample in samples])
-    return model, normalize(pixels.to(device)).to(dtype)
+    return model, normalize(pixels.to(device), data.preprocessing).to(dtype)
