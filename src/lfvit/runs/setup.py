@@ -138,12 +138,13 @@ def with_preprocessing(cfg: DictConfig, resumed: CheckpointRecord | None) -> Dic
     Raises:
         CheckpointError: others than those of the training that is continued.
     """
-    known, source = resumed, f"as {cfg.ckpt_path}"
+    known, source = resumed, f"as in {cfg.ckpt_path}"
     if known is None and cfg.init_from is not None:
         with suppress(CheckpointError):  # of another version: its weights are used alone
-            known, source = read_record(read_file(cfg.init_from), ""), f"as {cfg.init_from}"
+            known, source = read_record(read_file(cfg.init_from), ""), f"as in {cfg.init_from}"
     if known is None:
-        source = f"for {plain(cfg.backbone).get('timm', 'ImageNet')}"
+        name = plain(cfg.backbone).get("timm")
+        source = f"as timm does for {name}" if name else "as is usual"
     theirs = known.preprocessing.model_dump() if known else timm_preprocessing(cfg)
     said = {key: plain(cfg.data.get(key)) for key in ("mean", "std")}
     used = {key: tuple(value or theirs[key]) for key, value in said.items()}
@@ -151,7 +152,7 @@ def with_preprocessing(cfg: DictConfig, resumed: CheckpointRecord | None) -> Dic
     same = all(used[key] == tuple(theirs[key]) for key in used)
     if resumed is not None and not same:
         raise CheckpointError(f"{cfg.ckpt_path}: was not trained with {words}; leave them out")
-    log.info("images are normalised with %s, %s", words, source if same else f"not {source}")
+    log.info("images are normalised with %s, %s", words, source if same else f"and not {source}")
     cfg = cfg.copy()
     with open_dict(cfg.data):
         cfg.data.update(used)
