@@ -10,9 +10,15 @@ from typing import Any
 from lfvit.errors import ConfigError
 from lfvit.runs import sweeps
 from lfvit.runs.configs import open_groups, positional, quote_path
-from lfvit.utils.distributed import all_ended, is_main_process, join_launched, launched_together
+from lfvit.utils.distributed import (
+    all_ended,
+    forget_other_launchers,
+    is_main_process,
+    join_launched,
+    launched_together,
+)
 from lfvit.utils.error_messages import error_message, filter_warnings
-from lfvit.utils.signals import Stopped
+from lfvit.utils.signals import Stopped, outlive_output
 
 
 def entry_point(main: Callable[[], Any]) -> Callable[[], Any]:
@@ -24,6 +30,8 @@ def entry_point(main: Callable[[], Any]) -> Callable[[], Any]:
 
     @wraps(main)
     def run() -> Any:
+        outlive_output()
+        forget_other_launchers()
         filter_warnings()
         # Hydra would print and swallow every exception itself
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")

@@ -17,6 +17,7 @@ from PIL import Image
 
 from lfvit.data.images import center_crop, read_image, to_rgb
 from lfvit.errors import ConfigError, LFViTError
+from lfvit.utils.signals import outlive_output
 
 Picture = str | Path | Image.Image | np.ndarray
 """A path, an opened image, or pixels (H, W, 3) or (H, W) uint8."""
@@ -133,7 +134,7 @@ def load(
     """
     folder = Path(folder).expanduser()
     try:
-        card = json.loads((folder / CARD).read_text())
+        card = json.loads((folder / CARD).read_text("utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(
             f"{folder}: has no {CARD}; pass the folder that export.py wrote"
@@ -175,6 +176,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Classify files: the best classes, the number of passes and the cost of each file."""
+    outlive_output()
     parser = argparse.ArgumentParser(prog="python -m lfvit.runtime", description=main.__doc__)
     parser.add_argument("folder", help="what export.py wrote")
     parser.add_argument("image", nargs="+")

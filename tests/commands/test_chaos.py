@@ -134,7 +134,7 @@ def test_a_disk_that_is_full(tmp_path):
 SRUN = """#!/usr/bin/env bash
 # two tasks on this machine, as srun starts them
 while [[ $1 == --* ]]; do shift; done
-export SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2 SLURM_NNODES=1 SLURM_NODEID=0
+export SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2 SLURM_NNODES=1 SLURM_NODEID=0 SLURM_STEP_ID=0
 export SLURM_JOB_NODELIST=127.0.0.1 SLURM_NODELIST=127.0.0.1 SLURM_JOB_NAME=lfvit
 SLURM_PROCID=1 SLURM_LOCALID=1 "$@" &
 SLURM_PROCID=0 SLURM_LOCALID=0 "$@"

@@ -11,7 +11,7 @@ import sys
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from conftest import ROOT, write_photographs
+from conftest import NEEDLE_FAST, ROOT, write_photographs
 
 
 def run(script, *arguments, cwd, status=0):
@@ -25,6 +25,36 @@ def run(script, *arguments, cwd, status=0):
     )
     assert done.returncode == status, done.stderr[-2000:]
     return done
+
+
+def test_a_training_outlives_its_reader_and_what_others_left_in_the_environment(tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    settings = [
+        *NEEDLE_FAST,
+        "callbacks.progress._target_=lightning.pytorch.callbacks.RichProgressBar",
+    ]
+    settings.remove("callbacks.progress=null")
+    left = {"RANK": "3", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "x", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "train.py"),
+            *settings,
+            "evaluate=true",
+            "hydra.run.dir=n\u00e9",
+        ],
+        cwd=tmp_path,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **left},
+        check=False,
+    )
+    os.close(write)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(b"ignored: RANK, SLURM_NTASKS; neither")
+    assert {"metrics.json", "train.log"} <= {path.name for path in (tmp_path / "n\u00e9").iterdir()}
+    assert (tmp_path / "n\u00e9" / "evaluation" / "evaluate.json").exists()
 
 
 @pytest.fixture
@@ -113,9 +143,24 @@ def test_a_missing_setting_is_named(here):
 
 
 def test_paths_may_hold_what_hydra_reads_as_grammar(tmp_path, trained_run, here):
-    strange = tmp_path / "epoch=1, (last) [a]"
-    shutil.copytree(trained_run / "checkpoints", strange)
+    strange = tmp_path / "epoch=1, (last) [it's] #n\u00e9 \udce9"
+    shutil.copytree(trained_run, strange)
     photos = write_photographs(strange / "x=1", per_class=1)
-    checkpoint = f"ckpt_path={strange / 'last.ckpt'}"
+    checkpoint = f"ckpt_path={strange / 'checkpoints' / 'last.ckpt'}"
     found = here("predict", checkpoint, f"image={photos / 'pear' / '00.jpg'}")
     assert "1 images, 0 skipped" in found.out
+    images = [str(photos / name / "00.jpg") for name in ("apple", "pear")]
+    found = here("predict", *images, f"ckpt_path={strange}", "pictures=false")
+    assert "2 images, 0 skipped" in found.out
+
+
+@pytest.mark.parametrize("folder", [".", "checkpoints"])
+@pytest.mark.parametrize("script", ["evaluate", "export", "diagnose"])
+def test_a_run_directory_stands_for_its_last_checkpoint(
+    tmp_path, trained_run, here, script, folder
+):
+    cpu = {"evaluate": ["trainer=cpu"], "diagnose": ["accelerator=cpu"], "export": []}[script]
+    here(script, str(trained_run / folder), *cpu, "hydra.run.dir=out")
+    if script == "evaluate":
+        evaluation = json.loads((tmp_path / "out" / "evaluate.json").read_text())
+        assert evaluation["checkpoint"] == str(trained_run / "checkpoints" / "last.ckpt")

@@ -1,4 +1,4 @@
-"""What a signal does, and to whom it goes on."""
+"""What a signal does, and to whom it goes on; output that is lost."""
 
 import os
 import signal
@@ -78,3 +78,51 @@ with names["StopSignals"]() as stop:
 """
     done = subprocess.run([sys.executable, "-c", program], timeout=30, check=False)
     assert done.returncode == -signal.SIGTERM
+
+
+def test_a_closed_terminal_does_not_stop_what_nohup_started():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("output", ["pipe", "full disk", "closed terminal", "ascii"])
+def test_output_that_cannot_be_written_ends_nothing(tmp_path, output, unbuffered):
+    program = f"""
+import logging, sys, warnings
+from lfvit.utils.signals import outlive_output
+outlive_output()
+logging.basicConfig(stream=sys.stdout, level=logging.INFO)
+for _ in range(3000):
+    print("caf\\udce9 \\u2022 \\u03b7")
+    logging.info("\\u2022")
+warnings.warn("\\u2022")
+open({str(tmp_path / "done")!r}, "w").close()
+"""
+    if output == "full disk":
+        read, write = None, os.open("/dev/full", os.O_WRONLY)
+    elif output == "closed terminal":
+        read, write = os.openpty()
+    else:
+        read, write = os.pipe()
+    if read is not None and output != "ascii":
+        os.close(read)
+    if output == "ascii":
+        write = os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        stdout=write,
+        stderr=write,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUNBUFFERED": unbuffered},
+        check=False,
+    )
+    os.close(write)
+    assert done.returncode == 0
+    assert (tmp_path / "done").exists()
+    if output == "ascii":
+        assert (tmp_path / "out").read_text().startswith("caf\\udce9 \\u2022 \\u03b7\n")

@@ -14,6 +14,7 @@ from lfvit.measure.schemas import Evaluation, Localisation
 from lfvit.measure.settings import EvaluationSettings
 from lfvit.measure.temperature import scale_temperature
 from lfvit.measure.thresholds import stratified_split, sweep
+from lfvit.models import zoo
 from lfvit.results.plots import plot_evaluation
 from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import environment
@@ -70,8 +71,9 @@ def evaluate(cfg: DictConfig) -> Evaluation:
                     predictions.boxes, model.grid, model.region_size, model.image_size
                 ),
             )
+        source = str(cfg.ckpt_path)
         evaluation = Evaluation(
-            checkpoint=str(cfg.ckpt_path),
+            checkpoint=source if source.startswith(zoo.PREFIX) else str(zoo.locate(source)),
             method=record.method,
             backbone=record.backbone,
             reducer=record.reducer,

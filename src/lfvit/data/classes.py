@@ -41,7 +41,7 @@ def read_classes(path: str | Path) -> list[str]:
         DataError: it cannot be read.
     """
     try:
-        names = Path(path).expanduser().read_text().split("\n")
+        names = Path(path).expanduser().read_text("utf-8").split("\n")
     except (OSError, ValueError) as error:
         raise DataError(f"data.classes={path}: cannot be read ({error})") from error
     return [name.strip() for name in names if name.strip()]

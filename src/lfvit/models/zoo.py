@@ -6,6 +6,7 @@ from lfvit.errors import CheckpointError
 
 FOLDER = Path(__file__).resolve().parents[3] / "zoo"
 PREFIX = "zoo:"
+LAST = "last.ckpt"
 DEFAULT = "default"
 """``zoo:default`` is the model named in the file zoo/default."""
 
@@ -18,18 +19,20 @@ def names() -> list[str]:
 def default() -> str | None:
     """The model that zoo/default names, if there is one."""
     file = FOLDER / DEFAULT
-    return file.read_text().strip() if file.is_file() else None
+    return file.read_text("utf-8").strip() if file.is_file() else None
 
 
 def locate(source: str | Path) -> Path:
-    """The file of ``zoo:NAME``; any other path unchanged.
+    """The file of ``zoo:NAME``; of a run directory its last checkpoint; any other path unchanged.
 
     Raises:
         CheckpointError: no model of that name; the message lists the names.
     """
     text = str(source)
     if not text.startswith(PREFIX):
-        return Path(text)
+        folder = Path(text)
+        files = (folder / "checkpoints" / LAST, folder / LAST)
+        return next((file for file in files if file.is_file()), folder)
     name: str | None = text.removeprefix(PREFIX)
     name = default() if name == DEFAULT else name
     if name in names():

@@ -16,11 +16,13 @@ from lfvit.results.provenance import without_paths
 from lfvit.results.report import write_report
 from lfvit.results.table import write_table
 from lfvit.utils.error_messages import filter_warnings
+from lfvit.utils.signals import outlive_output
 
 SUFFIXES = (".html", ".md", ".csv", ".parquet")
 
 
 def main() -> None:
+    outlive_output()
     filter_warnings()
     parser = argparse.ArgumentParser(
         prog="python -m lfvit.results",

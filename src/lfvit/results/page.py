@@ -89,7 +89,7 @@ def write_page(
         **numbers,
     )
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text, encoding="utf-8")
+    output.write_text(text, "utf-8", "backslashreplace")
 
 
 def _numbers(collection: Collection, featured: Iterable[str]) -> dict[str, Any]:

@@ -70,7 +70,9 @@ def write_report(
         + "\n".join(f"- {escape(path)}: {escape(why)}" for path, why in collection.skipped),
         f"*Written by {code(command)}, commit {commit()}.*" if command else "",
     ]
-    output.write_text("\n\n".join(part for part in parts if part) + "\n")
+    output.write_text(
+        "\n\n".join(part for part in parts if part) + "\n", "utf-8", "backslashreplace"
+    )
 
 
 def _paired_sections(models: Models, output: Path) -> Iterator[str]:

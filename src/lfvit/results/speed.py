@@ -68,7 +68,7 @@ def write_speed(folder: Path, about: Mapping[str, Any], rows: Rows) -> None:
         "multiply-accumulates.",
         *(f"## {title}\n\n{to_markdown(g, FORMATS, TITLES)}" for title, g in groups.items()),
     ]
-    (folder / "benchmark.md").write_text("\n\n".join(text) + "\n")
+    (folder / "benchmark.md").write_text("\n\n".join(text) + "\n", "utf-8")
 
 
 def print_speed(rows: Rows) -> None:

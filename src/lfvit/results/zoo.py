@@ -31,6 +31,7 @@ from lfvit.runs.setup import load_trained
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.error_messages import filter_warnings
 from lfvit.utils.markdown import cells_to_markdown
+from lfvit.utils.signals import outlive_output
 
 COLUMNS = (
     *("rule", "threshold", "top1", "top5", "reference_top1", "exit_fraction", "consistency"),
@@ -42,7 +43,7 @@ COLUMNS = (
 def read_card(source: str | Path) -> dict[str, Any]:
     """NAME.json of `zoo:NAME`; empty for other files."""
     path = zoo.locate(source).with_suffix(".json")
-    return json.loads(path.read_text()) if str(source).startswith(zoo.PREFIX) else {}
+    return json.loads(path.read_text("utf-8")) if str(source).startswith(zoo.PREFIX) else {}
 
 
 def add(
@@ -101,9 +102,9 @@ def add(
         "evaluation": evaluation,
     }
     write_json(weights.with_suffix(".json"), card)
-    weights.with_suffix(".md").write_text(format_card(card))
+    weights.with_suffix(".md").write_text(format_card(card), "utf-8")
     if zoo.default() is None:
-        (zoo.FOLDER / zoo.DEFAULT).write_text(f"{name}\n")
+        (zoo.FOLDER / zoo.DEFAULT).write_text(f"{name}\n", "utf-8")
     return weights
 
 
@@ -127,6 +128,7 @@ def _without_folders(value: Any) -> Any:
 
 
 def main() -> None:
+    outlive_output()
     filter_warnings()
     parser = argparse.ArgumentParser(
         prog="python -m lfvit.results.zoo", description="List the zoo, or add a training to it."

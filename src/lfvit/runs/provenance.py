@@ -53,7 +53,9 @@ def machine() -> str:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cpuinfo = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
+    model = re.search(
+        r"model name\s*: (.*)", cpuinfo.read_text("utf-8") if cpuinfo.exists() else ""
+    )
     processor = model[1] if model else platform.processor() or platform.machine()
     words = f"{processor}, {cores} cores, {platform.system()}"
     if torch.cuda.is_available():

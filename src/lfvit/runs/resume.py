@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from lfvit.data import ImageDataModule
 from lfvit.errors import CheckpointError, ConfigError
 from lfvit.models.checkpoints import read_file
+from lfvit.models.zoo import locate
 from lfvit.runs.identity import digest, flatten, settings_of_weights
 from lfvit.runs.record import CheckpointRecord, read_record, recipe_of
 from lfvit.runs.sweeps import in_sweep
@@ -43,9 +44,9 @@ def check_resume(cfg: DictConfig) -> Resumed | None:
     Raises:
         CheckpointError: unreadable, no checkpoint of a training, or of another one.
     """
-    path = cfg.ckpt_path
-    if path is None:
+    if cfg.ckpt_path is None:
         return None
+    path = cfg.ckpt_path = str(locate(cfg.ckpt_path))
     try:
         content = read_file(path)
     except CheckpointError as error:

@@ -12,10 +12,10 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from lfvit.models.zoo import LAST
 from lfvit.utils.atomic_io import PARTIAL, rename, write_atomic
 from lfvit.utils.signals import Stopped, StopSignals
 
-LAST = "last.ckpt"
 PROGRESS = "progress"
 """Entry of a checkpoint: metrics and seconds so far, which a resumed run could not compute."""
 RECENT = 60.0  # seconds: how old a checkpoint may be when a validation starts

@@ -18,7 +18,8 @@ def write_atomic(path: Path, content: str | bytes | memoryview) -> None:
     Raises:
         StorageError: a full disk, a missing right, a broken device. What was there is kept.
     """
-    data = content.encode() if isinstance(content, str) else content
+    # names of files need not be UTF-8
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     partial = path.with_name(path.name + PARTIAL)
     try:
         with partial.open("wb") as file:
@@ -64,4 +65,4 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The contents of a JSON file; empty where there is none."""
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -23,6 +23,16 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
 START_TIME = "LFVIT_START_TIME"  # in the name of the run directory, see conf/hydra/default.yaml
+RANKS = (
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID", "SLURM_LOCALID"),
+    *("SLURM_NODEID", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "PMI_RANK"),
+    *("PMIX_RANK", "JSM_NAMESPACE_RANK", "JSM_NAMESPACE_LOCAL_RANK"),
+)
+SIZES = (
+    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE"),
+    *("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "PMI_SIZE", "JSM_NAMESPACE_SIZE"),
+)
+"""What launchers say to processes they start, and what is left over for those started by hand."""
 PATIENCE = timedelta(days=30)  # the main process may wait for another training
 _calls = count()
 
@@ -33,6 +43,25 @@ class Launched(NamedTuple):
     rank: int
     processes: int
     nodes: int
+
+
+def forget_other_launchers() -> None:
+    """Remove what an allocation, a notebook or an earlier command says of several processes.
+
+    Nothing has started this process together with others but torchrun, srun and Lightning; with
+    ranks that are left over it would write no results, or wait for processes that never come.
+    """
+    env = os.environ
+    child = f"hydra.job.name=train_ddp_process_{env.get('LOCAL_RANK')}" in sys.argv  # Lightning's
+    if "TORCHELASTIC_RUN_ID" in env or "SLURM_STEP_ID" in env or child:
+        return
+    left = {name: env.pop(name) for name in (*RANKS, *SIZES) if name in env}
+    if any(value != ("0" if name in RANKS else "1") for name, value in left.items()):
+        print(
+            f"ignored: {', '.join(left)}; neither torchrun nor srun has started this process, so "
+            "it runs by itself (docs/distributed.md shows several)",
+            file=sys.stderr,
+        )
 
 
 def launched() -> Launched | None:
@@ -47,7 +76,7 @@ def launched() -> Launched | None:
         return Launched(int(env["RANK"]), processes, processes // int(env["LOCAL_WORLD_SIZE"]))
     if "SLURM_NTASKS" not in env or env.get("SLURM_JOB_NAME") in ("bash", "interactive"):
         return None
-    processes = int(env["SLURM_NTASKS"])
+    processes = int(env.get("SLURM_STEP_NUM_TASKS") or env["SLURM_NTASKS"])
     if processes > 1 and "SLURM_NTASKS_PER_NODE" not in env:
         raise ConfigError(
             f"srun started {processes} tasks with --ntasks alone; pass --ntasks-per-node instead"

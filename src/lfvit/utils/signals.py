@@ -1,16 +1,19 @@
-"""Signals that end a training at a place from which it can be continued."""
+"""Signals that end a training at a place it can go on from, and output that may be lost."""
 
+import io
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-"""SIGTERM: pre-emption, `kill`, torchrun. SIGINT: Ctrl-C. SIGUSR1, SIGUSR2: SLURM's notice."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""SIGTERM: pre-emption, `kill`, torchrun. SIGINT: Ctrl-C. SIGHUP: a closed terminal. SIGUSR1 and
+SIGUSR2: SLURM's notice."""
 
 TOGETHER = 2.0  # seconds in which several signals are one request: Ctrl-C comes by several ways
 WORKERS_STAY = 600  # seconds that loader processes outlast a signal: as long as a validation
@@ -58,6 +61,8 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():  # Python allows no other
             self._before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+            if self._before[signal.SIGHUP] == signal.SIG_IGN:  # nohup
+                del self._before[signal.SIGHUP]
             self.install()
         return self
 
@@ -115,4 +120,35 @@ def outlive_signals(worker: int) -> None:
     They end with the process they work for; an alarm ends those that hang.
     """
     for signum in SIGNALS:
-        signal.signal(signum, lambda *_: signal.alarm(WORKERS_STAY))
+        if signal.getsignal(signum) != signal.SIG_IGN:
+            signal.signal(signum, lambda *_: signal.alarm(WORKERS_STAY))
+
+
+class _Lossy(io.FileIO):
+    """A file descriptor whose reader may have gone: what cannot be written is left out."""
+
+    def write(self, data: Any) -> int | None:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def outlive_output() -> None:
+    """Let the command go on where its output cannot be written: a closed pipe or terminal, a full
+    disk, characters that the encoding of the terminal does not have.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        # others are not a file descriptor: notebooks, tests
+        if stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
+            stream.flush()
+            lossy: Any = _Lossy(stream.fileno(), "wb", closefd=False)
+            text = io.TextIOWrapper(
+                lossy if stream.write_through else io.BufferedWriter(lossy),  # python -u
+                stream.encoding,
+                "backslashreplace",
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, text)

@@ -12,7 +12,7 @@ SCALES = ("smoke", "needle", "imagenette_cpu", "imagenette", "imagenet")
 
 def updated_page() -> str:
     """docs/reproduce.md with every scale, and every artifact with its source and command."""
-    parts = [PAGE.read_text().partition(MARK)[0] + MARK, "## Scales"]
+    parts = [PAGE.read_text("utf-8").partition(MARK)[0] + MARK, "## Scales"]
     scales = [compose_config("reproduce", [f"scale={name}"]).scale for name in SCALES]
     scales = [validate(Scale, plain(scale), "scale") for scale in scales]
     lines = [f"- `SCALE={s.name}{'' if s.generated else ' DATA=DIR'}`: {s.label}" for s in scales]
@@ -34,4 +34,4 @@ def updated_page() -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(updated_page())
+    PAGE.write_text(updated_page(), "utf-8")

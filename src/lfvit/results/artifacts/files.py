@@ -85,7 +85,7 @@ def to_page(artifact: ArtifactFile) -> str:
 def write_index(output: Path, names: Sequence[str]) -> None:
     """artifacts/index.json and README.md, of all artifacts there are, in the order of the names."""
     paths = [output / "artifacts" / name / "artifact.json" for name in names]
-    made = [ArtifactFile(**json.loads(path.read_text())) for path in paths if path.exists()]
+    made = [ArtifactFile(**json.loads(path.read_text("utf-8"))) for path in paths if path.exists()]
     write_json(output / "artifacts" / "index.json", [artifact.name for artifact in made])
     lines = [
         f"- [{artifact.name}](artifacts/{artifact.name}/{artifact.name}.md): {artifact.title}"
@@ -93,7 +93,9 @@ def write_index(output: Path, names: Sequence[str]) -> None:
         for artifact in made
     ]
     label = made[0].label if made else ""
-    (output / "README.md").write_text("\n\n".join(["# Artifacts", label, "\n".join(lines)]) + "\n")
+    (output / "README.md").write_text(
+        "\n\n".join(["# Artifacts", label, "\n".join(lines)]) + "\n", "utf-8"
+    )
 
 
 def read_artifacts(folder: Path) -> list[dict[str, Any]]:

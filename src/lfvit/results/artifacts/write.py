@@ -88,7 +88,7 @@ def write_artifact(artifact: Artifact, table: Table, folder: Path, scale: Scale)
     )
     keys = [column.key for column in table.columns]
     pd.DataFrame(table.rows, columns=keys).to_csv(folder / f"{artifact.name}.csv", index=False)
-    (folder / f"{artifact.name}.md").write_text(to_page(artifact_file))
+    (folder / f"{artifact.name}.md").write_text(to_page(artifact_file), "utf-8")
     content = artifact_file.model_dump()
     write_json(folder / "artifact.json", content)
     return content
