@@ -332,3 +332,22 @@ def dynamic_vit_loss(
                 squared += sum((tokens[b, i] - teacher[b, i]).square().tolist())
                 count += D
     return ratio_weight * ratio + token_weight * (squared / count if count else 0.0)
+
+
+def dynamic_vit_training_loss(
+    logits: Tensor, labels: Tensor, taught: Tensor, distill_weight: float, *reducer_terms
+) -> float:
+    """All of DynamicViT's released loss: cross-entropy, KL(teacher || model), `dynamic_vit_loss`.
+
+    Args:
+        logits, labels, taught: (B, C) of the model, of the images (probabilities), of the teacher.
+        reducer_terms: arguments of `dynamic_vit_loss`.
+    """
+    loss = dynamic_vit_loss(*reducer_terms)
+    for b in range(len(logits)):
+        ours, theirs = logits[b].log_softmax(0), taught[b].log_softmax(0)
+        for c in range(logits.shape[1]):
+            loss -= (labels[b, c] * ours[c]).item() / len(logits)
+            divergence = theirs[c].exp() * (theirs[c] - ours[c])
+            loss += distill_weight * divergence.item() / len(logits)
+    return loss
