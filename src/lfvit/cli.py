@@ -1,5 +1,6 @@
 """How a command ends: with a result, or with one message that names the fix."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -70,3 +71,11 @@ def entry_point(main: Callable[[], Any]) -> Callable[[], Any]:
         return result
 
     return run
+
+
+class Terminal(logging.Handler):
+    """Log lines on stdout, at once; above a progress bar, which puts itself in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        print(f"{level}{self.format(record)}", flush=True)

@@ -190,7 +190,7 @@ def test_no_job_writes_into_the_directory_of_another(train, capfd):
     assert train("-m", "seed=0", "hydra.sweep.dir=outputs/mine", *FAST) == 0
     before = Path("outputs/mine/0/config.yaml").read_text()
     assert train("-m", "seed=1,0", "hydra.sweep.dir=outputs/mine", *FAST) == 1
-    assert "outputs/mine/0 holds another run; leave hydra.sweep.dir" in capfd.readouterr().err
+    assert "outputs/mine/0 holds results (checkpoints/best.ckpt, " in capfd.readouterr().err
     assert Path("outputs/mine/0/config.yaml").read_text() == before
     found = json.loads(Path("outputs/mine/sweep.json").read_text())["jobs"]
     assert [job["status"] for job in found] == ["failed", "already done"]

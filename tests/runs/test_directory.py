@@ -28,7 +28,7 @@ def record(cfg, error=None):
 
 def test_a_record_says_how_a_training_ended(training, tmp_path):
     def ended(error):
-        record(training(), error)
+        record(training("overwrite=true"), error)
         return read_json(tmp_path / "run.json")
 
     assert ended(None)["status"] == "done"
@@ -44,7 +44,7 @@ def test_two_trainings_never_share_a_directory(training, tmp_path):
         with pytest.raises(ConfigError, match=f"run_dir={tmp_path}: another process is training"):
             record(training("seed=1"))
         assert read_json(tmp_path / "run.json")["identity"] == identity(training())
-    record(training("seed=1"))
+    record(training("seed=1", "overwrite=true"))
 
 
 def test_a_continued_training_keeps_its_identity(training, composed, tmp_path):

@@ -13,7 +13,7 @@ from lfvit.measure.predictions import FILE, pass_results, predict_all, save_pred
 from lfvit.measure.schemas import Evaluation, Localisation
 from lfvit.measure.settings import EvaluationSettings
 from lfvit.measure.temperature import scale_temperature
-from lfvit.measure.thresholds import stratified_split, sweep
+from lfvit.measure.thresholds import advise, stratified_split, sweep
 from lfvit.models import zoo
 from lfvit.results.plots import plot_evaluation
 from lfvit.runs.directory import start_run
@@ -136,9 +136,9 @@ def _print(evaluation: Evaluation, about_threshold: str) -> None:
     print_table(rows, formats, titles, title=_images(evaluation), caption=caption)
     if len(evaluation.passes) > 1:
         print(about_threshold)
-        point = next((point for point in points if point.rule.startswith("max_loss")), None)
-        if not evaluation.configured.exit_fraction and point is not None and point.exit_fraction:
-            print(f"no image leaves early at it; {point.threshold:g} keeps the accuracy")
+        point, reference = evaluation.configured, points[len(evaluation.passes) - 1]
+        kept = next((point for point in points if point.rule.startswith("max_loss")), point)
+        print(advise(*(point.model_dump() for point in (point, kept, reference))))
     for point in points:
         if point.reason is not None:
             print(f"{point.rule}: {point.reason}")

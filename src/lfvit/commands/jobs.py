@@ -13,9 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from lfvit.commands.train import train
-from lfvit.errors import ConfigError, TrainingError
+from lfvit.errors import TrainingError
 from lfvit.runs.configs import compose_config
-from lfvit.runs.directory import LOCK
+from lfvit.runs.directory import LOCK, check_free
 from lfvit.runs.identity import identity
 from lfvit.runs.provenance import PROJECT_ROOT
 from lfvit.runs.resume import AUTO, check_own_directory, last_of
@@ -40,9 +40,9 @@ REQUEST = "request.json"  # beside evaluate.json: the overrides it was made with
 class Job(NamedTuple):
     """What became of a job.
 
-    status: "trained", "continued", "already done", or "evaluated" if only the evaluation was
-    missing. directory: of the training. metrics: contents of its metrics.json. evaluation: path of
-    its evaluate.json, if asked for.
+    status: "trained", "continued", "stopped" before its end by a limit, "already done", or
+    "evaluated" if only the evaluation was missing. directory: of the training. metrics: contents of
+    its metrics.json. evaluation: path of its evaluate.json, if asked for.
     """
 
     status: str
@@ -63,7 +63,7 @@ def run(cfg: DictConfig) -> Job:
     apart = sweep or evaluated or not repeat  # Lightning's processes would start all that again
     return run_job(
         cfg,
-        Path(hydra_cfg.sweep.dir if sweep else hydra_cfg.run.dir).parent,
+        Path(hydra_cfg.sweep.dir if sweep else hydra_cfg.run.dir).absolute().parent,
         repeat=repeat,
         evaluation=() if evaluated else None,
         overrides=list(hydra_cfg.overrides.task) if apart else None,
@@ -113,6 +113,8 @@ def run_job(
             elif cfg.ckpt_path == AUTO:
                 training.ckpt_path = None
             metrics = _train(training, overrides)
+            if read_json(folder / "run.json").get("status") == "stopped":
+                status = "stopped"
         _note(job, folder, directory=folder)
         path = None
         if evaluation is not None:
@@ -172,12 +174,8 @@ def _decide(cfg: DictConfig, roots: Sequence[Path], key: str, repeat: bool) -> t
         folder = max(begun, key=lambda run: last_of(run).stat().st_mtime)
         log.info("continues %s", folder)
         return "continued", str(folder)
-    there = read_json(job / "run.json") if cfg.ckpt_path is None and is_main_process() else {}
-    if there and (there.get("identity") != key or _is_done(job)):
-        raise ConfigError(
-            f"{job} holds another run; leave hydra.sweep.dir and hydra.run.dir out, or pass "
-            "other ones"
-        )
+    if is_main_process() and cfg.ckpt_path != AUTO:
+        check_free(cfg)
     return "trained", str(job)
 
 
@@ -220,7 +218,7 @@ def evaluate_once(
     if not done:
         from lfvit.commands.evaluate import evaluate
 
-        paths = [f"ckpt_path={weights}", f"run_dir={folder}"]
+        paths = [f"ckpt_path={weights}", f"run_dir={folder}", "overwrite=true"]
         evaluate(compose_config("evaluate", [*overrides, *paths]))
         if is_main_process():
             write_json(folder / REQUEST, request)

@@ -1,10 +1,12 @@
 """`train(cfg)`: from a composed config to a trained model and its metrics."""
 
+import logging
+import sys
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, Timer, WeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
@@ -12,13 +14,14 @@ from torch import nn
 
 from lfvit.data import ImageDataModule
 from lfvit.errors import ConfigError
-from lfvit.measure.costs import count_macs
+from lfvit.measure.costs import count_macs, pass_macs
 from lfvit.models.checkpoints import load_checkpoint, read_file
 from lfvit.models.reduction import unreduced
+from lfvit.runs.configs import quote_path
 from lfvit.runs.directory import start_run, training_record
 from lfvit.runs.provenance import commit, machine
 from lfvit.runs.record import make_record
-from lfvit.runs.resume import check_data, check_resume
+from lfvit.runs.resume import check_data, check_resume, last_of
 from lfvit.runs.setup import (
     build_model,
     check_split,
@@ -28,7 +31,7 @@ from lfvit.runs.setup import (
     with_preprocessing,
 )
 from lfvit.tracking.loggers import summarise, tracked, tracking_record, training_summary
-from lfvit.training.checkpointing import AtomicCheckpointIO, LastCheckpoint
+from lfvit.training.checkpointing import AtomicCheckpointIO, LastCheckpoint, stopped_early
 from lfvit.training.module import Classifier
 from lfvit.training.optimizers import build_lr_scheduler, build_optimizer
 from lfvit.training.settings import check_training
@@ -36,6 +39,8 @@ from lfvit.utils.atomic_io import write_json
 from lfvit.utils.distributed import is_main_process
 from lfvit.utils.signals import StopSignals
 from lfvit.utils.validation import check_choice, instantiate, plain
+
+log = logging.getLogger(__name__)
 
 NEED_LOGGERS = ("LearningRateMonitor", "LogPredictions")
 """Callbacks that are left out where nothing is logged."""
@@ -58,7 +63,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     record, step = (resumed.record, resumed.step) if resumed else (None, None)
     with (
         StopSignals() as signals,
-        training_record(cfg),
+        training_record(cfg) as run,
         tracked(cfg, "train", record, step) as loggers,
     ):
         run_dir = start_run(cfg)
@@ -71,13 +76,55 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         check_interval(cfg, layout)
         module = build_module(cfg, data.classes)
         module.record |= {"tracking": tracking_record(loggers), "layout": layout}
+        say_start(cfg, trainer, module, step)
         trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+        reason = unfinished(trainer, cfg.trainer.max_epochs)
+        run |= {"error": reason} if reason else {}
         metrics = collect_metrics(trainer, module, data)
         if is_main_process():
             write_json(run_dir / "metrics.json", metrics)
+            say_end(cfg, module, metrics, reason)
         if loggers:
             summarise(loggers, training_summary(metrics, module.model), trainer.global_step)
     return metrics
+
+
+def say_start(cfg: DictConfig, trainer: L.Trainer, module: Classifier, step: int | None) -> None:
+    """What is trained, from which weights, on what device; beside what data and weights log."""
+    if not is_main_process():
+        return
+    start = f"timm's weights of {cfg.backbone.get('timm')}" if cfg.pretrained else "random weights"
+    if cfg.ckpt_path is not None:
+        start = f"step {step} of {cfg.ckpt_path}"
+    elif cfg.init_from is not None:
+        start = f"the weights of {cfg.init_from}"
+    parameters = sum(p.numel() for p in module.model.parameters())
+    macs = " + ".join(f"{value / 1e9:.3g}" for value in pass_macs(module.model))
+    device = trainer.strategy.root_device.type
+    log.info("%s: %s parameters, %s GMACs", cfg.method.name, f"{parameters:,}", macs)
+    log.info("starts from %s", start)
+    log.info(
+        "on %d x %s, precision %s; %s", trainer.world_size, device, trainer.precision, machine()
+    )
+    log.info("run directory: %s", cfg.run_dir)
+
+
+def say_end(
+    cfg: DictConfig, module: Classifier, metrics: dict[str, Any], reason: str | None
+) -> None:
+    """How it ended, which threshold to use and where things are."""
+    last = last_of(cfg.run_dir)
+    how = f"stopped: {reason}" if reason else f"done: {metrics['epochs']} epochs"
+    top1 = f", top-1 {metrics['val/top1']:.2f} %" if "val/top1" in metrics else ""
+    log.info("%s, %.1f minutes%s", how, metrics["train_seconds"] / 60, top1)
+    if module.advice:
+        log.info("threshold: %s", module.advice)
+    if last.exists():
+        weights = quote_path(f"ckpt_path={last}")
+        if reason:
+            log.info("to continue, repeat the command with %s", weights)
+        log.info("to evaluate: python evaluate.py %s", weights)
+    log.info("written to %s: %s", cfg.run_dir, "metrics.json, checkpoints/, config.yaml")
 
 
 def check(cfg: DictConfig, weights_exist: bool = True) -> None:
@@ -150,7 +197,7 @@ def build_trainer(
     try:
         return L.Trainer(
             **settings | {"plugins": [*(settings.get("plugins") or []), AtomicCheckpointIO()]},
-            enable_progress_bar=cfg.callbacks.get("progress") is not None,
+            enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
             logger=loggers,
             callbacks=callbacks,
             default_root_dir=cfg.run_dir,
@@ -173,7 +220,7 @@ def build_callbacks(cfg: DictConfig, logs: bool = True) -> list[L.Callback]:
     callbacks: list[L.Callback] = []
     averages: list[L.Callback] = []
     for name, settings in plain(cfg.callbacks).items():
-        if settings is None:
+        if settings is None or (name == "progress" and not sys.stdout.isatty()):
             continue
         if not isinstance(settings, dict):
             raise ConfigError(
@@ -246,6 +293,23 @@ def instantiate_partial(cfg: DictConfig, group: str) -> Any:
     """A class with its arguments, those that are null left out; None if no class is named."""
     settings = {key: value for key, value in plain(cfg[group]).items() if value is not None}
     return instantiate(group, settings) if "_target_" in settings else None
+
+
+def unfinished(trainer: L.Trainer, max_epochs: int) -> str | None:
+    """What ended the training before its last epoch, in words; None if it came to its end."""
+    epochs, batches = trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current
+    whole = batches.completed == trainer.num_training_batches
+    if stopped_early(trainer) or (whole and epochs >= max_epochs):
+        return None
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return "trainer.fast_dev_run tries a few batches"
+    timers = (c.time_remaining() for c in trainer.callbacks if isinstance(c, Timer))
+    limit = "a callback"
+    if trainer.global_step == trainer.max_steps:
+        limit = f"trainer.max_steps={trainer.max_steps}"
+    elif any(left is not None and left <= 0 for left in timers):
+        limit = "trainer.max_time"
+    return f"{limit} ended it {'after' if whole else 'in'} epoch {epochs} of {max_epochs}"
 
 
 def collect_metrics(

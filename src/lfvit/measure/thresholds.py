@@ -5,7 +5,7 @@ A table of predictions has a row per image with its target and, for pass i = 1 .
 probability. See `lfvit.measure.predictions`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any
 
@@ -110,6 +110,26 @@ def calibrate(predictions: pd.DataFrame, max_loss: float = 0.5) -> float:
     curve = sweep(predictions, [0.0] * (predictions.shape[1] // 2))
     kept = curve["top1"] >= curve["top1"].iloc[-1] - max_loss
     return float(curve["threshold"][kept].iloc[0])
+
+
+def advise(point: Mapping[str, Any], kept: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
+    """Which threshold to use, in words, from rows of a `sweep`.
+
+    Args:
+        point: of the threshold in use.
+        kept: of the one that keeps the accuracy; its threshold is None where none does.
+        reference: without early exit.
+    """
+    share, eta = point["exit_fraction"], kept["threshold"]
+    lost = reference["top1"] - point["top1"]
+    text = f"{f'{share:.1%} of the images leave' if share else 'no image leaves'} early"
+    text += f" at {point['threshold']:g}"
+    if lost > 0.5:
+        text += f", which loses {lost:.1f} points"
+    if eta is None or not kept["exit_fraction"]:
+        return text if share else f"{text}, nor at any threshold that keeps the accuracy"
+    better = eta != point["threshold"] and (lost > 0.5 or kept["exit_fraction"] > share)
+    return f"{text}; {eta:g} keeps the accuracy" if better else text
 
 
 def early_exits(

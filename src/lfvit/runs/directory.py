@@ -19,6 +19,9 @@ from lfvit.utils.signals import Stopped
 LOCK = "run.lock"
 """What a training holds in its directory as long as its process lives."""
 
+RESULTS = (".json", ".yaml", ".csv", ".parquet", ".onnx", ".ckpt", ".pt", ".pth", ".safetensors")
+"""Suffixes of files that no other command writes over."""
+
 LEAVING = 30.0
 """Seconds in which a killed process and its loader processes have left their directory."""
 
@@ -27,13 +30,17 @@ def start_run(cfg: DictConfig) -> Path:
     """Create the run directory, with config, commit, uncommitted changes and environment in it.
 
     A training that continues in its own directory keeps the config it was started with.
+
+    Raises:
+        ConfigError: see `check_free`.
     """
     run_dir = Path(cfg.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     if not is_main_process():
         return run_dir
-    config, checkpoint = run_dir / "config.yaml", cfg.get("ckpt_path")
-    if checkpoint is None or Path(checkpoint).parent.parent != run_dir or not config.exists():
+    check_free(cfg)
+    config = run_dir / "config.yaml"
+    if not (_continues(cfg) and config.exists()):
         write_atomic(config, OmegaConf.to_yaml(cfg, resolve=True))
     write_json(run_dir / "environment.json", environment())
     if changes := uncommitted_changes():
@@ -41,20 +48,73 @@ def start_run(cfg: DictConfig) -> Path:
     return run_dir
 
 
-@contextmanager
-def training_record(cfg: DictConfig) -> Iterator[None]:
-    """Keep run.json of a training while it runs, and lock its directory against other processes.
-
-    run.json holds status ("running", "done", "failed", or "stopped" by a signal), identity and
-    settings of the weights, start and end, and the error. A killed process leaves "running", and no
-    lock. A training that continues a checkpoint from somewhere else has no identity: its beginning
-    may have had other settings.
+def check_free(cfg: DictConfig) -> None:
+    """Refuse to write over what another command, or another training, left in ``cfg.run_dir``.
 
     Raises:
-        ConfigError: another process is training in ``cfg.run_dir``.
+        ConfigError: it holds results, and ``overwrite`` is not set.
+    """
+    run_dir, training = Path(cfg.run_dir), "schedule" in cfg
+    if cfg.overwrite or _continues(cfg):
+        return
+    files = [*run_dir.glob("*"), *run_dir.glob("checkpoints/*")]
+    names = {str(path.relative_to(run_dir)) for path in files if path.suffix in RESULTS}
+    status = read_json(run_dir / "run.json").get("status")
+    what, advice = "results", "leave hydra.run.dir and hydra.sweep.dir out, pass other ones"
+    if training and status not in (None, "done"):  # begun, and nothing to lose without weights
+        names &= {"checkpoints/last.ckpt"}
+        what, advice = "a training that was not finished", "pass ckpt_path=auto to continue it"
+    elif "environment.json" in names:  # of a command: alone they are no results
+        names -= {"config.yaml", "environment.json"} if status is None else set()
+    if names := names - {"job.json"}:
+        listed = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+        raise ConfigError(
+            f"{run_dir} holds {what} ({listed}); {advice}, or overwrite=true to write over it"
+        )
+
+
+def _continues(cfg: DictConfig) -> bool:
+    """Whether a training goes on in its own directory."""
+    checkpoint = cfg.get("ckpt_path") if "schedule" in cfg else None
+    return (
+        checkpoint is not None
+        and Path(checkpoint).absolute().parent.parent == Path(cfg.run_dir).absolute()
+    )
+
+
+def _remove_training(cfg: DictConfig) -> None:
+    """Remove a training and its evaluation, which the one that starts would be taken for.
+
+    Raises:
+        ConfigError: the new one starts from it.
+    """
+    names = ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "run.json", "metrics.json")
+    files = [Path(cfg.run_dir).absolute() / name for name in names]
+    for name in ("init_from", "schedule.teacher"):
+        path = OmegaConf.select(cfg, name)
+        if path is not None and Path(path).absolute() in files:
+            raise ConfigError(f"{name}={path} would be overwritten; pass another hydra.run.dir")
+    for path in (*files, *Path(cfg.run_dir).glob("**/evaluate.json")):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def training_record(cfg: DictConfig) -> Iterator[dict[str, Any]]:
+    """Keep run.json of a training while it runs, and lock its directory against other processes.
+
+    run.json holds status ("running", "done", "failed", or "stopped" by a signal or a limit),
+    identity and settings of the weights, start and end, and the error or limit. A killed process
+    leaves "running", and no lock. A training that continues a checkpoint from somewhere else has no
+    identity: its beginning may have had other settings.
+
+    Yields:
+        The record. One that gets an "error" is of a training that did not come to its end.
+
+    Raises:
+        ConfigError: another process is training in ``cfg.run_dir``, or see `check_free`.
     """
     if not is_main_process():
-        yield
+        yield {}
         return
     path = Path(cfg.run_dir) / "run.json"
     try:
@@ -69,6 +129,13 @@ def training_record(cfg: DictConfig) -> Iterator[None]:
             f"run_dir={path.parent}: another process is training there; wait for it, or pass "
             "another directory"
         ) from error
+    try:
+        check_free(cfg)
+        if cfg.overwrite and not _continues(cfg):
+            _remove_training(cfg)
+    except ConfigError:
+        lock.release()
+        raise
     for folder in (path.parent, path.parent / "checkpoints"):
         remove_partial(folder)
     record: dict[str, Any] = {"status": "running", "started": now(), "ended": None}
@@ -80,8 +147,8 @@ def training_record(cfg: DictConfig) -> Iterator[None]:
         record |= {key: begun[key] for key in ("identity", "settings") if key in begun}
     write_json(path, record)
     try:
-        yield
-        record["status"] = "done"
+        yield record
+        record["status"] = "stopped" if "error" in record else "done"
     except Exception as error:
         record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         raise

@@ -21,6 +21,7 @@ NOT_WEIGHTS = (
     "threshold",
     "repeat",
     "evaluate",
+    "overwrite",
     "ckpt_path",
     "data.num_workers",
     "callbacks.checkpoint.dirpath",
@@ -33,6 +34,8 @@ NOT_WEIGHTS = (
     "trainer.log_every_n_steps",
     "trainer.enable_model_summary",
     "trainer.profiler",
+    "trainer.max_time",  # a training that it ends early is not done
+    "trainer.max_steps",
 )
 """Settings of a training that change nothing about the trained weights."""
 

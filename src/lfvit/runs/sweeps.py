@@ -28,7 +28,7 @@ from lfvit.utils.error_messages import error_message, filter_warnings
 
 log = logging.getLogger(__name__)
 
-WELL = ("trained", "continued", "evaluated", "already done", "done")
+WELL = ("trained", "continued", "stopped", "evaluated", "already done", "done")
 """What becomes of a job that ends well; the others are "failed" and "unfinished"."""
 
 TITLES = {

@@ -33,6 +33,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         write_atomic(Path(path), buffer.getbuffer())
 
 
+def stopped_early(trainer: L.Trainer) -> bool:
+    """Whether a callback for early stopping has ended the training, as its config says."""
+    callbacks = trainer.early_stopping_callbacks
+    return any(c.stopping_reason_message is not None for c in callbacks)
+
+
 class LastCheckpoint(Checkpoint):
     """Saves last.ckpt after every epoch and within it, and stops the training at a signal.
 
@@ -75,7 +81,7 @@ class LastCheckpoint(Checkpoint):
         checkpoint[PROGRESS] = {
             "metrics": {**self.progress["metrics"], **metrics},
             "seconds": self.seconds,
-            "ended_early": trainer.should_stop,
+            "ended_early": stopped_early(trainer),
         }
 
     def on_load_checkpoint(
@@ -107,7 +113,8 @@ class LastCheckpoint(Checkpoint):
         done, total = index + 1, trainer.num_training_batches
         if done % trainer.accumulate_grad_batches and done != total:
             return  # gradients are not saved
-        wishes = (self.signals.requested or 0, self._is_due(trainer, done))
+        due = self._is_due(trainer, done) or self._ends(trainer)
+        wishes = (self.signals.requested or 0, due)
         if trainer.world_size > 1:  # all processes stop and save at the same step
             tensor = torch.tensor(wishes, device=trainer.strategy.root_device)
             wishes = tuple(trainer.strategy.reduce(tensor, reduce_op="max").tolist())
@@ -120,7 +127,9 @@ class LastCheckpoint(Checkpoint):
         self._stop_if_requested(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self._save(trainer)
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        if progress.completed == trainer.num_training_batches:  # not where a limit ends it before
+            self._save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
         self._publish(trainer)
@@ -142,6 +151,11 @@ class LastCheckpoint(Checkpoint):
             or by_time
             or (0 < left <= trainer.accumulate_grad_batches and age > RECENT)
         )
+
+    def _ends(self, trainer: L.Trainer) -> bool:
+        """Whether a limit or a callback ends the training after this step."""
+        stop = trainer.should_stop and trainer.fit_loop._can_stop_early
+        return stop or trainer.global_step == trainer.max_steps
 
     def _save(self, trainer: L.Trainer) -> None:
         dry = trainer.fast_dev_run  # type: ignore[attr-defined]

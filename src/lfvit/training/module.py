@@ -1,7 +1,9 @@
 """The LightningModule: losses of all passes, the two phases of training, and metrics."""
 
+import logging
 from collections.abc import Mapping
 from functools import partial
+from math import ceil
 from typing import Any
 
 import lightning as L
@@ -16,7 +18,7 @@ from torchmetrics import MeanMetric
 
 from lfvit.data.batches import Batch
 from lfvit.errors import ConfigError
-from lfvit.measure.thresholds import calibrate, early_exits, prediction_table
+from lfvit.measure.thresholds import NO_EXIT, advise, calibrate, prediction_table, sweep
 from lfvit.models.checkpoints import RECORD
 from lfvit.models.passes import forward_passes, num_passes
 from lfvit.models.reducers import Reducer
@@ -27,6 +29,8 @@ from lfvit.training.settings import Schedule
 from lfvit.training.token_labels import TokenTargets, has_aux_head, token_labelling_loss
 from lfvit.utils.distributed import gather_list
 from lfvit.utils.seeding import seed_all
+
+log = logging.getLogger(__name__)
 
 PASSES = ("first", "second", "third")
 EARLY_EXIT = ("val/early_exit_top1", "val/exit_fraction", "val/threshold")
@@ -85,6 +89,8 @@ class Classifier(L.LightningModule):
         self.calibrates = threshold is None
         self.threshold = 0.7 if threshold is None else threshold
         self.calibrated_on: int | None = None  # images
+        self.advice = ""  # which threshold to use, after a validation
+        self._validated = False  # in this epoch
         self.seed = seed
         self.record = dict(record or {})
         # not as a submodule, so that it is neither trained nor averaged
@@ -210,18 +216,33 @@ class Classifier(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Early exit on the images of all processes, at a threshold that is calibrated on them."""
+        self._validated = not self.trainer.sanity_checking
         tables, self.val_outputs = gather_list(self.val_outputs), []
         if not any(map(len, tables)):
             return
-        outputs = pd.concat(tables)
+        outputs, calibrated = pd.concat(tables), calibrate(pd.concat(tables))
         if self.calibrates:
-            self.threshold, self.calibrated_on = calibrate(outputs), len(outputs)
-        exit_pass, predicted = early_exits(outputs, [self.threshold])
-        right = predicted[0] == outputs["target"].to_numpy()
-        early = float((exit_pass < self.num_passes - 1).mean())
-        values = {"early_exit_top1": 100.0 * float(right.mean()), "exit_fraction": early}
-        for name, value in {**values, "threshold": self.threshold}.items():
+            self.threshold, self.calibrated_on = calibrated, len(outputs)
+        etas = [self.threshold, calibrated, NO_EXIT]
+        points: Any = sweep(outputs, [0.0] * self.num_passes, etas).to_dict("records")
+        self.advice = advise(*points) if self._validated else ""
+        values = {"early_exit_top1": points[0]["top1"], "threshold": self.threshold}
+        for name, value in {**values, "exit_fraction": points[0]["exit_fraction"]}.items():
             self.log(f"val/{name}", value, sync_dist=True)
+
+    def on_train_epoch_end(self) -> None:
+        """One line with the metrics of the epoch."""
+        metrics = self.trainer.callback_metrics
+        shown = [name for name in self.validated if "top5" not in name] if self._validated else []
+        self._validated = False
+        line = "  ".join(
+            f"{name} {metrics[name]:.4g}"
+            for name in ("train/loss", *shown, "train/images_per_second")
+            if name in metrics
+        )
+        if self.trainer.is_global_zero:
+            epochs = f"{self.current_epoch + 1}/{self.trainer.max_epochs}"
+            log.info("epoch %s  %s", epochs, line)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The learning rate scales linearly with the images per optimizer step."""
@@ -234,7 +255,9 @@ class Classifier(L.LightningModule):
         )
         if self.lr_scheduler is None:
             return optimizer
-        steps = trainer.estimated_stepping_batches
+        trainer.fit_loop.setup_data()
+        steps = ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        steps *= trainer.max_epochs  # wherever max_steps or max_time end it
         lr_scheduler = build_lr_scheduler(optimizer, self.lr_scheduler, trainer.max_epochs, steps)
         return {"optimizer": optimizer, "lr_scheduler": lr_scheduler}
 

@@ -73,6 +73,7 @@ class TrainSettings(Settings):
     deterministic: bool
     repeat: bool | None
     evaluate: bool | None
+    overwrite: bool
 
     @model_validator(mode="after")
     def _one_start(self) -> "TrainSettings":
