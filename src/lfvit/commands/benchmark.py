@@ -147,7 +147,7 @@ def time_models(
             images = normalize(pixels, data.preprocessing).to(parameter)
             threshold = trained.record.threshold
             described = {**trained.record.method, "ckpt_path": str(cfg.ckpt_path)}
-        columns = {
+        columns: Row = {
             "model": name,
             "settings": json.dumps(described),
             "exits": None,

@@ -161,9 +161,9 @@ def _flat(space: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _open(out: Path) -> Any:
     """The study in this directory, as far as it got."""
     import optuna
+    from optuna.storages import journal
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    journal = optuna.storages.journal
     study = optuna.create_study(
         study_name="search",
         storage=journal.JournalStorage(journal.JournalFileBackend(str(out / "study.log"))),
