@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -13,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lfvit.errors import ConfigError
 from lfvit.runs.provenance import PROJECT_ROOT
-from lfvit.utils.validation import plain, validate
+from lfvit.utils.validation import Settings, plain, validate
 
 CONF = PROJECT_ROOT / "conf"
 ON_CHECKPOINTS = ("evaluate", "predict", "diagnose", "benchmark", "export")
@@ -68,7 +69,7 @@ def _plain_setting(override: str, command: str) -> str:
     """
     key, _, value = override.partition("=")
     options = valid_options(key)
-    config = OmegaConf.load(CONF / f"{command}.yaml") if options else {}
+    config: Any = OmegaConf.load(CONF / f"{command}.yaml") if options else {}
     if key in config:
         settings = config[key] or {}
         if "name" in settings:
@@ -186,10 +187,11 @@ def check_settings(cfg: DictConfig, command: str = "train") -> None:
     else:
         from lfvit.measure import settings
 
-        schema = {
+        schemas: dict[str, type[Settings]] = {
             "evaluate": settings.EvaluationSettings,
             "diagnose": settings.DiagnosisSettings,
             "benchmark": settings.BenchmarkSettings,
             "predict": settings.PredictionSettings,
-        }[command]
+        }
+        schema = schemas[command]
         validate(schema, {key: plain(cfg[key]) for key in schema.model_fields if key in cfg})
