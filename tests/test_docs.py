@@ -207,3 +207,31 @@ def test_the_tests_that_show_what_happens_exist():
     for said, name in named:
         path = said or path  # "::test_name" is in the file named before
         assert f"def {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
+
+
+LINK = re.compile(r"\]\(([^)\s#]*)(?:#([^)\s]+))?\)")
+FILE = re.compile(r"`((?:src|conf|docs|tests|zoo|scripts)/[\w./*-]+)`")
+PLACEHOLDERS = {"NAME.py", "OPTION.yaml", "center.py", "pairs.py", "pairs.yaml"}
+WRITTEN = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "zoo").glob("*.md"), *ROOT.glob("*.md")]
+
+
+def headings(page):
+    """The anchors of a page, as mkdocs and GitHub make them."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    titles = (re.sub(r"\]\([^)]*\)", "", title) for title in re.findall(r"(?m)^#+ (.*)", text))
+    return {re.sub(r"[^\w\s-]", "", t).strip().lower().replace(" ", "-") for t in titles}
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_to_files_and_headings(page):
+    broken = []
+    for path, anchor in LINK.findall(page.read_text()):
+        target = page.parent / path if path else page
+        if path.startswith("http"):
+            continue
+        if not target.exists() or (anchor and anchor not in headings(target)):
+            broken.append(f"{path}#{anchor}")
+    for name in FILE.findall(page.read_text()):
+        if not list(ROOT.glob(name.rstrip("/"))) and name.rpartition("/")[2] not in PLACEHOLDERS:
+            broken.append(name)
+    assert not broken
