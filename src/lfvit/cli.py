@@ -10,7 +10,7 @@ from typing import Any
 
 from lfvit.errors import ConfigError
 from lfvit.runs import sweeps
-from lfvit.runs.configs import open_groups, positional, quote_path
+from lfvit.runs.configs import help_text, open_groups, positional, quote_path
 from lfvit.utils.distributed import (
     all_ended,
     forget_other_launchers,
@@ -37,6 +37,9 @@ def entry_point(main: Callable[[], Any]) -> Callable[[], Any]:
         # Hydra would print and swallow every exception itself
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")
         script = Path(sys.argv[0]).stem
+        if {"--help", "-h", "help"} & set(sys.argv[1:]):
+            print(help_text(script))
+            sys.exit()
         try:
             arguments = positional(script, sys.argv[1:])
             sys.argv[1:] = open_groups([quote_path(argument) for argument in arguments], script)

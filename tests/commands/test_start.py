@@ -24,7 +24,14 @@ print("imported", [name for name in heavy if name in sys.modules])
 @pytest.mark.parametrize(
     ("script", "arguments", "expected"),
     [
-        ("train", ["--help"], "status 0"),
+        ("train", ["--help"], "method=lf_vit"),
+        ("evaluate", ["-h"], "ckpt_path: ???"),
+        ("predict", ["help"], "python predict.py ckpt_path=FILE image=FILE_OR_FOLDER"),
+        ("diagnose", ["--help"], "reducer=none"),
+        ("benchmark", ["--help"], "batch_sizes: [1, 32]"),
+        ("export", ["--help"], "tolerance: 1e-4"),
+        ("search", ["--help"], "trials: 20"),
+        ("reproduce", ["--help"], "scale=smoke"),
         ("train", ["experiment=typo"], "Could not find 'experiment/typo'"),
         ("train", ["seeed=1"], "there is no setting 'seeed'; did you mean seed?"),
         ("train", ["trainer.max_epochs=0"], "error: trainer.max_epochs=0"),
@@ -44,6 +51,7 @@ def test_a_mistake_is_answered_without_pytorch(tmp_path, script, arguments, expe
         check=True,
     )
     assert expected in done.stdout + done.stderr
+    assert ("usage: python " in done.stdout) == any("help" in a or a == "-h" for a in arguments)
     assert done.stdout.splitlines()[-1] == "imported []"
 
 

@@ -173,6 +173,17 @@ def test_published_points_are_the_papers():
     assert {"CF-ViT (DeiT-S)", "DeiT-T, ToMe", "ThinkingViT"} <= set(table["model"])
 
 
+@pytest.mark.parametrize("images", [8, 50_000])
+def test_published_points_stand_beside_imagenet_alone(runs, tmp_path, images):
+    copied = shutil.copytree(runs, tmp_path / "runs")
+    for path in copied.rglob("evaluate.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "images": images}))
+    write_page([copied], tmp_path / "page.html", examples=0)
+    shown = len(rows_of(tmp_path / "page.html", "published"))
+    assert shown == (len(published_points()) if images == 50_000 else 0)
+    assert ("<label hidden>" in (tmp_path / "page.html").read_text()) == (not shown)
+
+
 @pytest.mark.parametrize("featured", [["ViT", "nobody", "LF-ViT"], []])
 def test_featured_models_come_first_and_the_others_wait(runs, tmp_path, monkeypatch, featured):
     monkeypatch.setattr("lfvit.results.page.MAX_FEATURED", 2)

@@ -18,8 +18,7 @@ PANELS = [[Panel(ROWS, ("threshold", "threshold"), "top-1 (%)", LINES)] * 3] * 2
 @pytest.mark.parametrize(
     ("draw", "content", "options"),
     [
-        (plot_costs, CURVES, {"published": PAPER, "comparable": True}),
-        (plot_costs, CURVES, {"published": PAPER, "comparable": False}),
+        (plot_costs, CURVES, {"published": PAPER}),
         (plot_panels, PANELS, {}),
     ],
 )

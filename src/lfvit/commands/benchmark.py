@@ -83,6 +83,8 @@ def benchmark(cfg: DictConfig) -> list[Row]:
                 if compiled:
                     compile_model(model, settings.compile_mode, training=training)
             for batch_size in settings.batch_sizes:
+                kind = f"{task}, {precision}{', compiled' if compiled else ''}"
+                log.info("%s, batches of %d: %s", kind, batch_size, ", ".join(models))
                 try:
                     timed = time_models(cfg, settings, models, macs, trained, batch_size, training)
                 except torch.cuda.OutOfMemoryError:
@@ -169,6 +171,8 @@ def time_models(
                 early_exit_case(model, images, eta, macs[name], columns)
                 for eta in dict.fromkeys(thresholds)  # a batch of one has two shares at most
             ]
+    rounds = settings.warmup + settings.repeats
+    log.info("  %d settings, each timed %d times in turns", len(cases), rounds)
     seconds = time_interleaved(
         {str(number): run for number, (run, _) in enumerate(cases)},
         warmup=settings.warmup,

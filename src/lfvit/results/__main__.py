@@ -10,11 +10,6 @@ import sys
 from pathlib import Path
 
 from lfvit.errors import DataError, LFViTError
-from lfvit.results.collect import collect
-from lfvit.results.page import write_page
-from lfvit.results.provenance import without_paths
-from lfvit.results.report import write_report
-from lfvit.results.table import write_table
 from lfvit.utils.error_messages import filter_warnings
 from lfvit.utils.signals import outlive_output
 
@@ -46,6 +41,12 @@ def main() -> None:
 
 
 def _write(options: argparse.Namespace) -> None:
+    from lfvit.results.collect import collect
+    from lfvit.results.page import write_page
+    from lfvit.results.provenance import without_paths
+    from lfvit.results.report import write_report
+    from lfvit.results.table import write_table
+
     outputs: list[Path] = options.output or [Path("results.md")]
     for output in outputs:
         if output.suffix not in SUFFIXES:

@@ -101,13 +101,13 @@ def _numbers(collection: Collection, featured: Iterable[str]) -> dict[str, Any]:
     points = points.sort_values("model", key=lambda names: names.map(models.index), kind="stable")
     imagenet = any(run.evaluation.images == 50_000 for run in collection.runs)
     x = "gmacs" if imagenet or points["share"].isna().all() else "share"
-    comparable = imagenet or x == "share"
+    published = published_points()
     runs = collection.table.drop_duplicates("path").astype(object)
     for name in ("command", "evaluation_command"):
         runs[name] = runs[name].map(lambda text: without_paths(str(text)), na_action="ignore")
     return {
         "spec": accuracy_chart(
-            models, len(first), curves, points, published_points(), x, comparable
+            models, len(first), curves, points, published if imagenet else published[:0], x
         ),
         "axes": {key: (text, points[key].notna().any(), key == x) for key, text in AXES.items()},
         "models": [(model, i % COLOURS, model in first) for i, model in enumerate(models)],
@@ -120,6 +120,5 @@ def _numbers(collection: Collection, featured: Iterable[str]) -> dict[str, Any]:
         "runs": table_cells(runs, RUNS),
         "data": sorted({(run.data, run.evaluation.images) for run in collection.runs}),
         "imagenet": imagenet,
-        "show_published": comparable,
         "throughput_from": sorted(set(collection.table["throughput_from"].dropna())),
     }

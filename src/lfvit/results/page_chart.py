@@ -27,7 +27,6 @@ def accuracy_chart(
     points: pd.DataFrame,
     published: pd.DataFrame,
     x: str,
-    show_published: bool,
 ) -> dict[str, Any]:
     """Top-1 against cost: early-exit curves, operating points and published figures.
 
@@ -39,14 +38,13 @@ def accuracy_chart(
         featured: how many of them are shown at first.
         curves, points, published: see `lfvit.results.table` and `lfvit.results.papers`.
         x: column on the x axis, one of `AXES`.
-        show_published: whether published figures are shown at first.
 
     Returns:
         The Vega-Lite specification.
     """
     hidden = alt.param(name="hidden", value=models[featured:])
     eta = alt.param(name="eta", value=0.7)
-    published_too = alt.param(name="show_published", value=show_published)
+    published_too = alt.param(name="show_published", value=True)
     colours = [f"var(--c{i % COLOURS})" for i in range(len(models))]
     colour = alt.Color("model:N", legend=None, scale=alt.Scale(domain=models, range=colours))
     axes = {

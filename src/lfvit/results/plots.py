@@ -65,7 +65,6 @@ def plot_costs(
     footnote: str = "",
     *,
     published: Mapping[str, pd.DataFrame] | None = None,
-    comparable: bool = True,
 ) -> None:
     """Top-1 against GMACs: a line for an early-exit curve, markers for single points.
 
@@ -73,35 +72,32 @@ def plot_costs(
         models: name -> points with gmacs, top1, perhaps threshold and top1_std. Points with
             thresholds are a curve, with a band of top1_std.
         published: the same of papers, drawn lighter.
-        comparable: whether published points share the axes; otherwise they have axes beside them.
     """
     published = published or {}
-    apart = bool(published) and not comparable
-    with new_figure(paths, 12 if apart else 8.5, 4.8, footnote) as figure:
-        grid = figure.subplots(1, 1 + apart, squeeze=False)[0]
+    with new_figure(paths, 8.5, 4.8, footnote) as figure:
+        axes = figure.subplots()
         curves = False
         for (name, points), color in zip(models.items(), cycle(PALETTE), strict=False):
             points = points.sort_values("gmacs")
             std = points.get("top1_std", pd.Series(index=points.index)).astype(float)
             if len(points) > 1 and "threshold" in points and points["threshold"].notna().any():
                 curves = True
-                grid[0].plot("gmacs", "top1", data=points, color=color, label=name)
+                axes.plot("gmacs", "top1", data=points, color=color, label=name)
                 low, high = points["top1"] - std.fillna(0), points["top1"] + std.fillna(0)
-                grid[0].fill_between(points["gmacs"], low, high, color=color, alpha=0.2, lw=0)
-                grid[0].plot("gmacs", "top1", "o", data=points.head(1), color=color, label="")
-                grid[0].plot("gmacs", "top1", "s", data=points.tail(1), color=color, label="")
+                axes.fill_between(points["gmacs"], low, high, color=color, alpha=0.2, lw=0)
+                axes.plot("gmacs", "top1", "o", data=points.head(1), color=color, label="")
+                axes.plot("gmacs", "top1", "s", data=points.tail(1), color=color, label="")
             else:
                 style: Any = {"color": color, "label": name, "fmt": "D", "capsize": 3}
-                grid[0].errorbar(points["gmacs"], points["top1"], yerr=std, **style)
+                axes.errorbar(points["gmacs"], points["top1"], yerr=std, **style)
         for marker, text in (("o", "first pass alone"), ("s", "all passes")) if curves else ():
-            grid[0].plot([], [], color=GREY, marker=marker, ls="none", label=text)
+            axes.plot([], [], color=GREY, marker=marker, ls="none", label=text)
         for (name, points), marker in zip(published.items(), cycle("o^vsP*X<>dh"), strict=False):
             style = {"color": GREY, "alpha": 0.55, "ls": ":", "lw": 1, "ms": 5, "label": name}
             points = points.sort_values("gmacs")
-            grid[-1].plot("gmacs", "top1", data=points, marker=marker, **style)
-        for axes, title in zip(grid, ("ours", "published") if apart else ("",), strict=True):
-            axes.set(xlabel=COST, ylabel="top-1 (%)", title=title)
-            axes.margins(0.06, 0.1)
+            axes.plot("gmacs", "top1", data=points, marker=marker, **style)
+        axes.set(xlabel=COST, ylabel="top-1 (%)")
+        axes.margins(0.06, 0.1)
         figure.legend(loc="outside right upper", fontsize=8)
 
 

@@ -86,6 +86,31 @@ def valid_options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml")) if group else []
 
 
+def help_text(script: str) -> str:
+    """What ``--help`` shows: the explained settings of the primary config, and every group."""
+    text = (CONF / f"{script}.yaml").read_text(encoding="utf-8")
+    usage, _, rest = text.partition("defaults:\n")
+    chosen = re.findall(r"^  - (\w+): (.+?) *(?:#|$)", rest, re.MULTILINE)
+    settings = re.sub(r"^  - .*\n", "", rest, flags=re.MULTILINE).partition("\nhydra:\n")[0]
+    groups = [
+        f"  {group}={default}".ljust(26) + f" of {', '.join(valid_options(group))}"
+        for group, default in chosen
+        if group != "hydra"
+    ]
+    return (
+        f"usage: python {script}.py [GROUP=OPTION ...] [SETTING=VALUE ...]\n\n"
+        + re.sub(r"^# ?", "", usage, flags=re.MULTILINE)
+        + "\nGroups, and what is taken by itself (null: as in the checkpoint, or none):\n"
+        * bool(groups)
+        + "\n".join(groups)
+        + "\n" * bool(groups)
+        + "\nSettings (those of groups stand in conf/GROUP/OPTION.yaml):\n"
+        + "".join(f"  {line}\n" if line else "" for line in settings.strip().split("\n"))
+        + f"\npython {script}.py --cfg job shows all of them as composed; hydra.run.dir=DIR says "
+        "where to write.\n"
+    )
+
+
 def positional(script: str, arguments: Sequence[str]) -> list[str]:
     """Arguments in which files that stand by themselves have the name of their setting.
 

@@ -73,9 +73,9 @@ def cost_curves(artifact: Artifact, results: Results) -> Table:
         columns = [Column("model", "model"), Column("threshold", "η", None, 2), *measures, SOURCE]
         table = Table(columns, rows)
     if curves:
-        published = {name: pd.DataFrame(points) for name, points in papers.items()}
-        comparable = results.scale.comparable
-        table.plot = partial(plot_costs, curves, published=published, comparable=comparable)
+        beside = papers.items() if results.scale.comparable else ()
+        published = {name: pd.DataFrame(points) for name, points in beside}
+        table.plot = partial(plot_costs, curves, published=published)
     return table
 
 
