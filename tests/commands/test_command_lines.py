@@ -12,6 +12,8 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from conftest import NEEDLE_FAST, ROOT, write_photographs
+from lfvit.results.collect import collect
+from lfvit.results.page import write_page
 
 
 def run(script, *arguments, cwd, status=0):
@@ -159,8 +161,13 @@ def test_paths_may_hold_what_hydra_reads_as_grammar(tmp_path, trained_run, here)
 def test_a_run_directory_stands_for_its_last_checkpoint(
     tmp_path, trained_run, here, script, folder
 ):
+    """Whose name need not be UTF-8; that of what is written has to be."""
+    run = shutil.copytree(trained_run, tmp_path / "caf\udce9")
     cpu = {"evaluate": ["trainer=cpu"], "diagnose": ["accelerator=cpu"], "export": []}[script]
-    here(script, str(trained_run / folder), *cpu, "hydra.run.dir=out")
+    here(script, str(run / folder), *cpu, "hydra.run.dir=out")
     if script == "evaluate":
         evaluation = json.loads((tmp_path / "out" / "evaluate.json").read_text())
-        assert evaluation["checkpoint"] == str(trained_run / "checkpoints" / "last.ckpt")
+        assert evaluation["checkpoint"] == str(tmp_path / "caf\\xe9/checkpoints/last.ckpt")
+        write_page(collect([tmp_path / "out"]), tmp_path / "page.html")
+        message = here(script, str(run), *cpu, "hydra.run.dir=caf\udce9/new", status=2).err
+        assert "caf\\xe9/new: its name is not UTF-8; pass another hydra.run.dir" in message

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from interruptions import differences, signal_at
 from lfvit.commands.jobs import run_job
 from lfvit.commands.train import train
 from lfvit.errors import CheckpointError, ConfigError, StorageError
+from lfvit.runs.configs import compose_config
 from lfvit.utils.signals import Stopped
 
 RECIPE = (  # six batches in each of three epochs, the phase changes after the first
@@ -164,13 +166,16 @@ def stopped(runs):
 
 
 def test_a_damaged_checkpoint_is_never_passed_over(runs, stopped, tmp_path):
-    folder = shutil.copytree(stopped, tmp_path / "damaged")
+    folder = shutil.copytree(stopped, tmp_path / "it's #1")
     last = folder / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:1000])
     cfg = OmegaConf.load(folder / "config.yaml")
     cfg.run_dir, cfg.ckpt_path = str(folder), "auto"
-    with pytest.raises(CheckpointError, match=r"last\.ckpt.*Nothing was started.*best\.ckpt"):
+    with pytest.raises(CheckpointError, match=r"last\.ckpt.*Nothing was started") as caught:
         run_job(cfg, tmp_path)
+    (hint,) = re.findall("continue from (.*), or remove", str(caught.value))
+    best = compose_config("train", shlex.split(hint)).ckpt_path
+    assert best == str(folder / "checkpoints" / "best.ckpt")
 
 
 @pytest.mark.parametrize(

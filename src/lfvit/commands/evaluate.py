@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 from omegaconf import DictConfig
 
+from lfvit.data.images import printable
 from lfvit.measure.costs import pass_macs
 from lfvit.measure.localisation import random_windows, summarize
 from lfvit.measure.operating_points import operating_points
@@ -73,7 +74,7 @@ def evaluate(cfg: DictConfig) -> Evaluation:
             )
         source = str(cfg.ckpt_path)
         evaluation = Evaluation(
-            checkpoint=source if source.startswith(zoo.PREFIX) else str(zoo.locate(source)),
+            checkpoint=printable(source if source.startswith(zoo.PREFIX) else zoo.locate(source)),
             method=record.method,
             backbone=record.backbone,
             reducer=record.reducer,

@@ -1,5 +1,6 @@
 """`export(cfg)`: write a trained model as ONNX files, and compare them with it."""
 
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def export(cfg: DictConfig) -> dict[str, Any]:
         difference = card["largest_difference"][one_pass.name]
         print(f"{name}: {size:.1f} MB, largest difference from PyTorch {difference:.1e}")
     print(f"checked on batches of {', '.join(map(str, BATCHES))} images; written to {run_dir}")
-    print(f"without PyTorch: python -m lfvit.runtime {run_dir} IMAGE...")
+    print(f"without PyTorch: python -m lfvit.runtime {shlex.quote(str(run_dir))} IMAGE...")
     return card
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -136,7 +137,7 @@ def _train(cfg: DictConfig, overrides: Sequence[str] | None) -> dict[str, Any]:
     command += ["repeat=true", "evaluate=false"]
     command += [f"{key}={'null' if path is None else path}" for key, path in paths.items()]
     if status := call(command):
-        raise TrainingError(f"{' '.join(command)} ended with status {status}, see its messages")
+        raise TrainingError(f"{shlex.join(command)} ended with status {status}, see its messages")
     return read_json(Path(cfg.run_dir) / "metrics.json")
 
 

@@ -7,6 +7,7 @@ table are its operating points. Images per second come from what benchmark.py me
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from lfvit.data.images import printable
 from lfvit.errors import DataError
 from lfvit.measure.predictions import FILE, read_predictions
 from lfvit.measure.schemas import Evaluation, parse_evaluation
@@ -185,7 +187,7 @@ class _Reader:
         self.skipped: list[Skipped] = []
 
     def path(self, folder: Path) -> str:
-        return Path(os.path.relpath(folder, self.base)).as_posix()
+        return printable(Path(os.path.relpath(folder, self.base)).as_posix())
 
     def skip(self, folder: Path, reason: str) -> None:
         self.skipped.append(Skipped(self.path(folder), " ".join(reason.split())[:MAX_REASON]))
@@ -256,10 +258,8 @@ class _Reader:
             if record.get("status") == "failed":
                 return f"failed: {(record.get('error') or 'no reason is recorded').splitlines()[0]}"
         if trained and not evaluated:
-            return (
-                f"not evaluated: python evaluate.py ckpt_path={path}/checkpoints/last.ckpt "
-                f"hydra.run.dir={path}/evaluation"
-            )
+            paths = [f"ckpt_path={path}", f"hydra.run.dir={path}/evaluation"]
+            return f"not evaluated: {shlex.join(['python', 'evaluate.py', *paths])}"
         config = self.load(folder / "config.yaml")
         started = "schedule" in config and not trained
         started = started or ("risk" in config and not (folder / "evaluate.json").exists())

@@ -9,7 +9,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
+from lfvit.data.images import printable
 from lfvit.errors import ConfigError, StorageError
+from lfvit.models.zoo import locate
 from lfvit.runs.identity import digest, settings_of_weights
 from lfvit.runs.provenance import environment, uncommitted_changes
 from lfvit.utils.atomic_io import read_json, remove_partial, write_atomic, write_json
@@ -35,13 +37,18 @@ def start_run(cfg: DictConfig) -> Path:
         ConfigError: see `check_free`.
     """
     run_dir = Path(cfg.run_dir)
+    if printable(run_dir) != str(run_dir):
+        raise ConfigError(
+            f"run_dir={printable(run_dir)}: its name is not UTF-8; pass another hydra.run.dir"
+        )
     run_dir.mkdir(parents=True, exist_ok=True)
     if not is_main_process():
         return run_dir
     check_free(cfg)
     config = run_dir / "config.yaml"
     if not (_continues(cfg) and config.exists()):
-        write_atomic(config, OmegaConf.to_yaml(cfg, resolve=True))
+        text = OmegaConf.to_yaml(cfg, resolve=True)
+        write_atomic(config, text.replace("\\uDC", "\\x"))  # bytes of names that are not UTF-8
     write_json(run_dir / "environment.json", environment())
     if changes := uncommitted_changes():
         (run_dir / "uncommitted.diff").write_bytes(changes)
@@ -78,7 +85,7 @@ def _continues(cfg: DictConfig) -> bool:
     checkpoint = cfg.get("ckpt_path") if "schedule" in cfg else None
     return (
         checkpoint is not None
-        and Path(checkpoint).absolute().parent.parent == Path(cfg.run_dir).absolute()
+        and locate(checkpoint).absolute().parent.parent == Path(cfg.run_dir).absolute()
     )
 
 

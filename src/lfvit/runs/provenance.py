@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lfvit.data.images import printable
+
 PROJECT_ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = (
     "torch",
@@ -32,7 +34,7 @@ def environment() -> dict[str, Any]:
     import torch
 
     return {
-        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": printable(shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])),
         "commit": commit(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},

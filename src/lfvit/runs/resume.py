@@ -1,5 +1,6 @@
 """Continuing a training: which checkpoint, and whether this run may go on from it."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,7 +54,7 @@ def check_resume(cfg: DictConfig) -> Resumed | None:
         best = Path(str(path)).with_name("best.ckpt")
         raise CheckpointError(
             f"{error}. Nothing was started anew: put a copy of it back, "
-            + (f"continue from ckpt_path={best}, " if best.exists() else "")
+            + (f"continue from {shlex.quote(f'ckpt_path={best}')}, " if best.exists() else "")
             + "or remove it to begin again"
         ) from error
     record = read_record(content, path)

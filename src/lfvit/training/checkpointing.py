@@ -1,6 +1,7 @@
 """Checkpoints: written whole, and one to go on from however a training ended."""
 
 import io
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -176,7 +177,8 @@ class LastCheckpoint(Checkpoint):
 
     def _stopped(self, trainer: L.Trainer) -> Stopped:
         exists = self.path is not None and self.path.exists()
-        hint = f"; to continue, repeat the command with ckpt_path={self.path}" if exists else ""
+        path = shlex.quote(f"ckpt_path={self.path}")
+        hint = f"; to continue, repeat the command with {path}" if exists else ""
         environment = getattr(trainer.strategy, "cluster_environment", None)
         child = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
         # Lightning ends the main process if one that it started ends with another status than 0
