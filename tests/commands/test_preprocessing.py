@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from timm.data import create_transform, resolve_data_config
+from timm.data import IMAGENET_DEFAULT_STD, create_transform, resolve_data_config
 
 import lfvit
 from conftest import NEEDLE_FAST
@@ -21,7 +21,13 @@ from lfvit.data.settings import Preprocessing
 from lfvit.errors import CheckpointError, ConfigError
 from lfvit.models.checkpoints import RECORD
 from lfvit.runs.record import make_record, model_overrides
-from lfvit.runs.setup import load_trained, open_data, timm_preprocessing, with_preprocessing
+from lfvit.runs.setup import (
+    build_model,
+    load_trained,
+    open_data,
+    timm_preprocessing,
+    with_preprocessing,
+)
 from lfvit.runtime import Runtime
 from small_vits import randomise
 
@@ -104,6 +110,10 @@ def test_every_vit_of_timm_is_known():
         assert preprocessing.model_dump().items() <= config.items()
         settings["method"]["name"] = "lf_vit"
         assert timm_preprocessing(settings) == {key: config[key] for key in ("mean", "std")}
+    settings["backbone"]["timm"] = "vit_tiny_patch16_224.nosuch"
+    with pytest.raises(ConfigError, match=r"Invalid pretrained tag \(nosuch\)"):
+        build_model({**settings, "image_size": 224}, 2)
+    assert timm_preprocessing(settings)["std"] == IMAGENET_DEFAULT_STD
 
 
 @pytest.fixture(scope="module")

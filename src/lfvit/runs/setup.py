@@ -123,7 +123,9 @@ def timm_preprocessing(settings: Mapping[str, Any] | DictConfig) -> dict[str, An
     name = plain(settings["backbone"]).get("timm")
     if name is None or not timm.is_model(name):
         return Preprocessing().model_dump()
-    known = timm.get_pretrained_cfg(name)
+    known = None
+    with suppress(RuntimeError):  # no such tag, which `create_model` says
+        known = timm.get_pretrained_cfg(name)
     config = resolve_data_config(pretrained_cfg=known.to_dict() if known else {})
     one_pass = settings["method"]["name"] == "vit"
     names = Preprocessing.model_fields if one_pass else ("mean", "std")
