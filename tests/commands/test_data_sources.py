@@ -66,6 +66,7 @@ def run(composed, trained, tmp_path):
             f"ckpt_path={trained}",
             "trainer.accelerator=cpu",
             f"run_dir={tmp_path / 'evaluate'}",
+            "overwrite=true",
             *open_groups(overrides, "evaluate"),
         )
         return evaluate(cfg)
@@ -102,6 +103,7 @@ def test_pictures_are_rotated_as_in_training(trained, composed, tmp_path):
     top = []
     for name in ("a.png", "b.png"):
         cfg = composed("predict", f"ckpt_path={trained}", "accelerator=cpu", "pictures=false")
+        cfg.overwrite = True
         cfg.image, cfg.run_dir = str(tmp_path / name), str(tmp_path / "out")
         top.append(predict(cfg)[0]["top"])
     assert top[0] == top[1]

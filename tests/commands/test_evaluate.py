@@ -24,7 +24,13 @@ FAST = ("data.num_workers=0", "trainer.accelerator=cpu")
 def run(composed, trained_run, tmp_path):
     def run_evaluate(*overrides, checkpoint=None):
         checkpoint = checkpoint or trained_run / "checkpoints" / "last.ckpt"
-        settings = (f"ckpt_path={checkpoint}", *FAST, f"run_dir={tmp_path}", *overrides)
+        settings = (
+            f"ckpt_path={checkpoint}",
+            *FAST,
+            f"run_dir={tmp_path}",
+            "overwrite=true",
+            *overrides,
+        )
         return evaluate(composed("evaluate", *settings))
 
     return run_evaluate

@@ -16,6 +16,7 @@ def run(composed, trained_run, tmp_path):
     def run_predict(image, *overrides, checkpoint=None):
         checkpoint = checkpoint or trained_run / "checkpoints" / "last.ckpt"
         cfg = composed("predict", f"ckpt_path={checkpoint}", "accelerator=cpu", *overrides)
+        cfg.overwrite = True
         cfg.image, cfg.run_dir = image, str(tmp_path / "out")
         return predict(cfg)
 

@@ -120,13 +120,13 @@ def timm_preprocessing(settings: Mapping[str, Any] | DictConfig) -> dict[str, An
     The crop is timm's for one pass only: files of two passes are of the methods' authors, who crop
     as DeiT's code does.
     """
-    name = plain(settings["backbone"]).get("timm")
-    if name is None or not timm.is_model(name):
+    name, known = plain(settings["backbone"]).get("timm"), None
+    if name is not None and timm.is_model(name):
+        with suppress(RuntimeError):  # no such tag, which `create_model` says
+            known = timm.get_pretrained_cfg(name)
+    if known is None:
         return Preprocessing().model_dump()
-    known = None
-    with suppress(RuntimeError):  # no such tag, which `create_model` says
-        known = timm.get_pretrained_cfg(name)
-    config = resolve_data_config(pretrained_cfg=known.to_dict() if known else {})
+    config = resolve_data_config(pretrained_cfg=known.to_dict())
     one_pass = settings["method"]["name"] == "vit"
     names = Preprocessing.model_fields if one_pass else ("mean", "std")
     return {key: config[key] for key in names}
