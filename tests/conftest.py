@@ -22,7 +22,7 @@ from lfvit.runs.configs import compose_config
 
 os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(1)  # the suite runs in several processes
-settings.register_profile("suite", derandomize=True)  # the same examples in every run
+settings.register_profile("suite", derandomize=True, deadline=None)  # the same in every run
 settings.load_profile("suite")
 
 ROOT = Path(__file__).parents[1]

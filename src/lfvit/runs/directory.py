@@ -21,7 +21,7 @@ from lfvit.utils.signals import Stopped
 LOCK = "run.lock"
 """What a training holds in its directory as long as its process lives."""
 
-RESULTS = (".json", ".yaml", ".csv", ".parquet", ".onnx", ".ckpt", ".pt", ".pth", ".safetensors")
+RESULTS = (".json", ".yaml", ".csv", ".parquet", ".onnx", ".ckpt")
 """Suffixes of files that no other command writes over."""
 
 LEAVING = 30.0
