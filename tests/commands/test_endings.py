@@ -4,6 +4,7 @@ import json
 import logging
 
 import pytest
+import torch
 
 from conftest import NEEDLE_FAST
 from lfvit.commands.diagnose import diagnose
@@ -80,8 +81,13 @@ def test_done_means_that_the_schedule_was_finished(job, tmp_path, limit, reason,
     ["trainer.max_steps=8", "trainer.limit_train_batches=2", "callbacks=early_stop"],
 )
 def test_what_reaches_its_end_is_done(job, tmp_path, limit):
+    """With a limit of time, which begins anew with every start."""
     early = ["callbacks.early_stop.divergence_threshold=1000", "callbacks.early_stop.mode=max"]
-    ended = job(limit, *(early if limit.endswith("early_stop") else []))
+    ended = job(
+        limit, "trainer.max_time=00:01:00:00", *(early if limit.endswith("early_stop") else [])
+    )
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert "Timer" not in torch.load(last, weights_only=True)["callbacks"]
     assert ended.status == "trained"
     assert read_json(tmp_path / "run" / "run.json")["status"] == "done"
     assert ended.metrics["epochs"] == (1 if limit.endswith("early_stop") else 2)
@@ -150,7 +156,7 @@ def test_a_training_says_what_it_does(job, tmp_path, caplog):
         "starts from random weights",
         "precision 32-true",
         f"run directory: {tmp_path / 'run'}",
-        "done: 2 epochs",
+        "done after epoch 2 of 2",
         "no image leaves early at 1.01; 0",
         f"to evaluate: python evaluate.py ckpt_path={tmp_path / 'run'}/checkpoints/last.ckpt",
         f"written to {tmp_path / 'run'}",

@@ -74,6 +74,16 @@ def test_names_state_the_settings_that_differ(runs):
     assert models(runs) == {"LF-ViT, lr=0.001", "LF-ViT, lr=0.002", "CF-ViT", "ViT"}
 
 
+def test_settings_that_tell_runs_apart_come_first(runs):
+    """Of more settings than a name holds."""
+    others = {"beta": 0.5, "decay": 0.1, "gamma": 2}
+    for name, lr in (("lf_2", 0.001), ("lf_3", 0.003)):
+        make_run(runs / name, "lf_vit", optimizer={**others, "lr": lr})
+    names = [name for name in models(runs) if name.startswith("LF-ViT")]
+    assert len(names) == 3
+    assert not any("runs/" in name for name in names)
+
+
 def test_settings_of_the_initial_weights_come_last(runs):
     """A method overridden at the evaluation, and a training that started from another."""
     evaluation = runs / "lf_1" / "evaluation"

@@ -114,7 +114,9 @@ def say_end(
 ) -> None:
     """How it ended, which threshold to use and where things are."""
     last = last_of(cfg.run_dir)
-    how = f"stopped: {reason}" if reason else f"done: {metrics['epochs']} epochs"
+    how = f"stopped: {reason}"
+    if reason is None:
+        how = f"done after epoch {metrics['epochs']} of {cfg.trainer.max_epochs}"
     top1 = f", top-1 {metrics['val/top1']:.2f} %" if "val/top1" in metrics else ""
     log.info("%s, %.1f minutes%s", how, metrics["train_seconds"] / 60, top1)
     if module.advice:

@@ -268,6 +268,13 @@ def load_checkpoint(
             f"{name}: does not fit this {type(model).__name__}. {'; '.join(first)}. "
             f"{_description(found)}"
         )
+    fresh = {
+        re.sub(r"^(backbone|blocks)\.", "", k).split(".")[0]
+        for k in expected
+        if weights[k] is expected[k]
+    }
+    if fresh:
+        log.info("%s: made anew: %s", name, ", ".join(sorted(fresh)))
     model.load_state_dict(weights)
 
 
@@ -305,7 +312,7 @@ def _with_new_heads(
         reason = (
             f"its {part} has {found[0]} classes, the model {classes}" if found else f"no {part}"
         )
-        log.info("%s: %s; the model's starts fresh", name, reason)
+        log.info("%s: %s", name, reason)
         weights |= {key: expected[key] for key in keys}
     if unused:
         log.info("%s: left out %s", name, ", ".join(sorted({k.split(".")[0] for k in unused})))

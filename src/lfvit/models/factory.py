@@ -1,5 +1,6 @@
 """`create_model`: the one place where models are built."""
 
+import logging
 from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import partial
@@ -27,6 +28,8 @@ from lfvit.models.settings import (
 from lfvit.models.tokens import resample_pos_embed
 from lfvit.models.two_pass import TwoPassViT
 from lfvit.utils.validation import validate
+
+log = logging.getLogger(__name__)
 
 FAMILIES: dict[str, type[VisionTransformer]] = {"vit": VisionTransformer, "lv_vit": LVViT}
 """Names of ``backbone.family`` -> class."""
@@ -102,6 +105,8 @@ def create_model(
         token_reducer = cls(validate(cls.settings_type, reducer_options, "reducer"), vit.blocks)
     model = TwoPassViT(Backbone(vit), settings, image_size, token_reducer, PASSES[passes])
     if pretrained:
+        if model.reuse is not None:
+            log.info("made anew: reuse")
         with torch.no_grad():
             for pos_embed in (model.first_pos_embed, model.second_pos_embed):
                 pos_embed.copy_(resample_pos_embed(vit.pos_embed, pos_embed.shape[1]))
@@ -142,6 +147,9 @@ def _build_vit(backbone: str | dict[str, Any], pretrained: bool, **common: Any) 
         ) from error
     except TypeError as error:
         raise ConfigError(f"backbone={name!r} is not a plain ViT of timm: {error}") from error
+    had = getattr(vit, "pretrained_cfg", {}).get("num_classes", common["num_classes"])
+    if pretrained and had != common["num_classes"]:
+        log.info("weights of %s: its head has %s classes; made anew: head", name, had)
     if not isinstance(vit, VisionTransformer):
         raise ConfigError(
             f"backbone={name!r} is a {type(vit).__name__}; a plain ViT is needed, such as "

@@ -76,7 +76,14 @@ def _differences(runs: list["Run"]) -> list[str]:
     # a setting and what is derived from it are one difference
     text = text.loc[:, ~text.T.duplicated().to_numpy()]
     own = text.loc[:, ~text.columns.str.startswith("init_from.")]
-    text = (own if len(own.columns) else text).iloc[:, :MAX_SETTINGS]
+    text = own if len(own.columns) else text
+    telling = list[str]()  # first those without which two runs would be one
+    for key in text:
+        kinds = len(text[telling].drop_duplicates()) if telling else 1
+        if len(text[[*telling, key]].drop_duplicates()) > kinds:
+            telling.append(key)
+    shown = [*telling, *(key for key in text if key not in telling)][:MAX_SETTINGS]
+    text = text[[key for key in text if key in shown]]
     last = [key.rpartition(".")[2] for key in text]
     unique = [n if last.count(n) == 1 else key for n, key in zip(last, text, strict=True)]
     text = text.set_axis(unique, axis=1)

@@ -1,6 +1,7 @@
 """From configs and checkpoints to models, data and Trainers, for every command."""
 
 import logging
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -383,6 +384,7 @@ def prediction_trainer(cfg: DictConfig, run_dir: Path) -> L.Trainer:
     return L.Trainer(
         **trainer_settings(cfg),
         logger=False,
+        enable_progress_bar=sys.stdout.isatty(),
         enable_checkpointing=False,
         default_root_dir=run_dir,
         use_distributed_sampler=False,

@@ -78,6 +78,7 @@ class LastCheckpoint(Checkpoint):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        checkpoint.get("callbacks", {}).pop("Timer", None)  # trainer.max_time is that of one start
         metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
         checkpoint[PROGRESS] = {
             "metrics": {**self.progress["metrics"], **metrics},
