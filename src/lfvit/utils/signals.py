@@ -127,7 +127,7 @@ def outlive_signals(worker: int) -> None:
 class _Lossy(io.FileIO):
     """A file descriptor whose reader may have gone: what cannot be written is left out."""
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError:
