@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
+from hydra.errors import ConfigCompositionException
 from timm.data import IMAGENET_DEFAULT_STD, create_transform, resolve_data_config
 
 import lfvit
@@ -20,6 +21,7 @@ from lfvit.data.images import read_image
 from lfvit.data.settings import Preprocessing
 from lfvit.errors import CheckpointError, ConfigError
 from lfvit.models.checkpoints import RECORD
+from lfvit.runs.configs import check_settings
 from lfvit.runs.record import make_record, model_overrides
 from lfvit.runs.setup import (
     build_model,
@@ -197,3 +199,17 @@ def test_a_mean_is_three_numbers(composed):
             train(composed("train", f"data.mean={value}"))
     with pytest.raises(ConfigError, match=r"data\.std.*greater than 0"):
         train(composed("train", "data.std=[0,1,1]"))
+
+
+def test_other_settings_of_images_are_refused(composed):
+    for override in ("data.mean=[1]", "data.std=[0,1,1]", "augment.crop_pct=2"):
+        cfg = composed("predict", "image=x", override)
+        with pytest.raises(ConfigError, match=override.partition("=")[0]):
+            model_overrides(cfg)
+    with pytest.raises(ConfigCompositionException):
+        composed("predict", "image=x", "data.root=elsewhere")
+    for name in ("+seed=3", "trainer.devices=2"):
+        with pytest.raises(ConfigError, match=r"is no setting of predict\.py"):
+            check_settings(composed("predict", "image=x", name), "predict")
+    for command in ("evaluate", "diagnose", "benchmark"):
+        check_settings(composed(command, "ckpt_path=x", "data=imagefolder"), command)

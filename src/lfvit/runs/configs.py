@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lfvit.errors import ConfigError
 from lfvit.runs.provenance import PROJECT_ROOT
-from lfvit.utils.validation import Settings, plain, validate
+from lfvit.utils.validation import Settings, plain, suggest, validate
 
 CONF = PROJECT_ROOT / "conf"
 ON_CHECKPOINTS = ("evaluate", "predict", "diagnose", "benchmark", "export")
@@ -51,7 +51,9 @@ def open_groups(overrides: Sequence[str], command: str = "train") -> list[str]:
     if command == "search":
         groups.append(r"space\.")
     if command in ON_CHECKPOINTS:
-        groups += [r"method\.", r"backbone\.", r"reducer\.", r"data\."]
+        groups += [r"method\.", r"backbone\.", r"reducer\."]
+    if command in ("evaluate", "diagnose", "benchmark"):
+        groups.append(r"data\.")
     opened = re.compile(f"({'|'.join(groups)})[^=]*=")
     return [
         f"++{override}" if opened.match(override) else _plain_setting(override, command)
@@ -220,3 +222,8 @@ def check_settings(cfg: DictConfig, command: str = "train") -> None:
         }
         schema = schemas[command]
         validate(schema, {key: plain(cfg[key]) for key in schema.model_fields if key in cfg})
+        known: Any = OmegaConf.load(CONF / f"{command}.yaml")
+        valid = {*known, *(group for entry in known.defaults[1:] for group in entry)}
+        valid -= {"defaults", "hydra"}
+        for key in map(str, cfg.keys() - valid):
+            raise ConfigError(f"{key} is no setting of {command}.py; {suggest(key, sorted(valid))}")

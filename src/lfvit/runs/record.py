@@ -151,8 +151,14 @@ def said_preprocessing(cfg: DictConfig) -> dict[str, Any]:
                 f"augment.{name} has no effect here: images are not augmented; valid: "
                 f"{', '.join(f'augment.{name}' for name in sorted(valid))}"
             )
-    said = {**augment, "mean": data.get("mean"), "std": data.get("std")}
-    said = {key: value for key, value in said.items() if value is not None}
+    said: dict[str, Any] = {}
+    for group, values in (
+        ("augment", augment),
+        ("data", {k: data.get(k) for k in ("mean", "std")}),
+    ):
+        values = {key: value for key, value in values.items() if value is not None}
+        validate(Preprocessing, values, group)
+        said |= values
     return {"preprocessing": said} if said else {}
 
 
