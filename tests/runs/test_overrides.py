@@ -159,7 +159,6 @@ def test_the_printed_hint_parses_as_it_stands_in_a_shell(override):
             ["--cfg", "job", "run/last.ckpt"],
             ["--cfg", "job", "ckpt_path='run/last.ckpt'"],
         ),
-        ("train", ["help"], ["--help"]),
         ("train", ["~logger", "needle"], ["~logger", "needle"]),
     ],
 )

@@ -117,15 +117,13 @@ def positional(script: str, arguments: Sequence[str]) -> list[str]:
     """Arguments in which files that stand by themselves have the name of their setting.
 
     ``predict.py a.jpg b.jpg`` becomes ``predict.py image=['a.jpg','b.jpg']``; a command on
-    checkpoints takes one. ``help`` is ``--help``.
+    checkpoints takes one.
     """
     key = "image" if script == "predict" else "ckpt_path" if script in ON_CHECKPOINTS else None
     files, others = list[str](), list[str]()
     for before, argument in zip(["", *arguments], arguments, strict=False):
         exists = os.path.lexists(argument)
-        if argument == "help" and not exists:
-            others.append("--help")
-        elif (
+        if (
             key is None
             or argument[:1] in ("-", "~")
             or (before[:1] == "-" and before not in ("-m", "--multirun", "--resolve"))
