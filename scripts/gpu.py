@@ -138,6 +138,7 @@ def speed(session: Session) -> None:
             f"training={str(training).lower()}",
             f"repeats={20 if CUDA else 2}",
             f"hydra.run.dir={folder / name}",
+            "overwrite=true",
         )
         if done:
             session.note((folder / name / "benchmark.md").read_text().split("\n\n", 3)[-1])

@@ -13,6 +13,7 @@ from lfvit.errors import ConfigError
 def run(composed, trained_run, tmp_path):
     def run_diagnose(*overrides, checkpoint=trained_run / "checkpoints" / "last.ckpt"):
         settings = [f"ckpt_path={checkpoint}", "accelerator=cpu", f"run_dir={tmp_path / 'out'}"]
+        settings.append("overwrite=true")
         return diagnose(composed("diagnose", *settings, *overrides))
 
     return run_diagnose
