@@ -218,7 +218,7 @@ class Classifier(L.LightningModule):
         """Early exit on the images of all processes, at a threshold that is calibrated on them."""
         self._validated = not self.trainer.sanity_checking
         tables, self.val_outputs = gather_list(self.val_outputs), []
-        if not any(map(len, tables)):
+        if not any(map(len, tables)) or self.trainer.sanity_checking:
             return
         outputs, calibrated = pd.concat(tables), calibrate(pd.concat(tables))
         if self.calibrates:
