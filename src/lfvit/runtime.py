@@ -85,9 +85,10 @@ class Runtime:
             opened = read_image(Path(image).expanduser(), exif=self.card.get("exif", False))
         else:
             opened = to_rgb(Image.fromarray(image) if isinstance(image, np.ndarray) else image)
-        crop = (self.card[name] for name in ("image_size", "crop_pct", "interpolation"))
-        mode = self.card.get("crop_mode", "center")
-        pixels = np.asarray(center_crop(opened, *crop, mode), np.float32)
+        card = self.card
+        size, crop_pct, mode = card["image_size"], card["crop_pct"], card.get("crop_mode", "center")
+        cropped = center_crop(opened, size, crop_pct, card["interpolation"], mode)
+        pixels = np.asarray(cropped, np.float32)
         return (pixels.transpose(2, 0, 1) - self._mean) / self._std
 
     def infer(self, images: np.ndarray, threshold: float | None = None) -> Output:

@@ -84,7 +84,7 @@ def trainings() -> list[Path]:
 
 def test_twelve_jobs_one_of_which_fails(train, monkeypatch, capfd):
     """Eleven rows and a clear list; the same command again does what is missing."""
-    sweep = (*documented("method.region_size=4,5,6 "), *FAST)
+    sweep = (*documented("method.region_size=4,5,6 "), *FAST, "threshold=0.7")
 
     def crash(cfg):
         if (cfg.method.region_size, cfg.method.alpha, cfg.seed) == (5, 0.5, 1):
@@ -137,6 +137,12 @@ def test_twelve_jobs_one_of_which_fails(train, monkeypatch, capfd):
     assert (len(both.runs), both.skipped) == (12, collected.skipped)
 
 
+def test_a_larger_sweep_trains_what_is_missing(train):
+    assert train(*documented("method.region_size=3,4,5,6"), *FAST, *SMALL) == 0
+    assert train(*documented("method.region_size=3,4,5,6"), *FAST, *SMALL, "seed=0,1") == 0
+    assert [job["status"] for job in newest_sweep()] == ["already done", "trained"]
+
+
 def test_a_sweep_of_thresholds_trains_once(train):
     assert train(*documented("threshold="), *FAST) == 0
     found = newest_sweep()
@@ -156,6 +162,29 @@ def test_a_sweep_of_thresholds_trains_once(train):
     assert sorted(own["threshold"]) == [0.5, 0.6, 0.7]
     assert train("-m", "threshold=0.6,0.8", *FAST) == 0
     assert [job["status"] for job in newest_sweep()] == ["already done", "evaluated"]
+
+
+def test_repeating_is_the_rule_for_single_runs_and_a_choice_for_sweeps(train):
+    for arguments in (["seed=1"], ["seed=1"], ["-m", "seed=1"], documented("repeat=true")):
+        assert train(*arguments, *FAST) == 0
+    runs = [json.loads(path.read_text()) for path in Path().rglob("run.json")]
+    # two single runs, nothing in the sweep, two repeated jobs
+    assert sorted(Counter(run["identity"] for run in runs).values()) == [1, 3]
+    assert all(run["status"] == "done" for run in runs)
+    assert [job["status"] for job in newest_sweep()] == ["trained", "trained"]
+    evaluations = [*Path().rglob("evaluate.json")]
+    assert train(*documented("repeat=false"), *FAST) == 0
+    assert len([*Path().rglob("run.json")]) == 4
+    assert [*Path().rglob("evaluate.json")] == evaluations
+
+
+def test_what_fails_after_its_training_is_not_trained_again(train, monkeypatch):
+    monkeypatch.setattr("lfvit.commands.evaluate.evaluate", lambda cfg: 1 / 0)
+    assert train("-m", "seed=0", *FAST) == 1
+    assert train("-m", "seed=0", "evaluate=false", *FAST) == 0
+    assert [job["status"] for job in newest_sweep()] == ["already done"]
+    assert newest_sweep()[0]["evaluation"] is None
+    assert newest_sweep()[0]["top1"] is not None
 
 
 def test_a_killed_sweep_goes_on_where_it_was(train, tmp_path):

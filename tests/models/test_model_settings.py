@@ -47,7 +47,10 @@ REFUSED = [
     ({"reducer": {"keep_rate": 0.5}}, r"there is no reducer; name one as well: dynamic_vit, evit"),
     ({"reducer": {"name": "none", "r": 5}}, r"reducer\.r is set, but there is no reducer"),
     ({"reducer": {"name": "evit", "passes": "third"}}, r"reducer\.passes='third' is unknown"),
-    ({"reducer": {"name": "evit", "r": 5}}, r"reducer\.r is no setting; valid: blocks, keep_rate"),
+    (
+        {"reducer": {"name": "evit", "r": 5}},
+        r"reducer\.r is no setting; valid: blocks, fuse_token, keep_rate",
+    ),
 ]
 REFUSED_REDUCERS = [
     ("evit", "keep_rate", [0, -0.1, 1.01, "0.7", None, True, float("nan")]),

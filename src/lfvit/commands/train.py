@@ -297,13 +297,13 @@ def instantiate_partial(cfg: DictConfig, group: str) -> Any:
     return instantiate(group, settings) if "_target_" in settings else None
 
 
-def unfinished(trainer: L.Trainer, max_epochs: int) -> str | None:
+def unfinished(trainer: Any, max_epochs: int) -> str | None:
     """What ended the training before its last epoch, in words; None if it came to its end."""
     epochs, batches = trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current
     whole = batches.completed == trainer.num_training_batches
     if stopped_early(trainer) or (whole and epochs >= max_epochs):
         return None
-    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if trainer.fast_dev_run:
         return "trainer.fast_dev_run tries a few batches"
     timers = (c.time_remaining() for c in trainer.callbacks if isinstance(c, Timer))
     limit = "a callback"

@@ -171,18 +171,17 @@ def _check_preprocessing(
         ConfigError: another crop than the weights were trained for.
     """
     used = record.preprocessing.model_dump()
-    for key in used if own is not None else ():
-        trained = getattr(own.preprocessing, key)
+    words = ", ".join(f"{key} {value}" for key, value in used.items())
+    if own is None:
+        log.info("%s: does not say how its images were prepared; used here: %s", path, words)
+        return
+    for key, trained in own.preprocessing.model_dump().items():
         if key not in ("mean", "std") and used[key] != trained:
             raise ConfigError(
                 f"augment.{key}={used[key]}: {path} was trained and validated with {trained}; "
                 "leave it out"
             )
-    words = ", ".join(f"{key} {value}" for key, value in used.items())
-    if own is None:
-        log.info("%s: does not say how its images were prepared; used here: %s", path, words)
-    else:
-        log.warning("%s: was trained with another mean or std; used here: %s", path, words)
+    log.warning("%s: was trained with another mean or std; used here: %s", path, words)
 
 
 def open_data(chosen: Any, record: CheckpointRecord) -> ImageDataModule:
