@@ -147,7 +147,7 @@ def with_preprocessing(cfg: DictConfig, resumed: CheckpointRecord | None) -> Dic
             known, source = read_record(read_file(cfg.init_from), ""), f"as in {cfg.init_from}"
     if known is None:
         name = plain(cfg.backbone).get("timm")
-        source = f"as timm does for {name}" if name else "as is usual"
+        source = f"as timm does for {name}" if name else "as on ImageNet"
     theirs = known.preprocessing.model_dump() if known else timm_preprocessing(cfg)
     said = {key: plain(cfg.data.get(key)) for key in ("mean", "std")}
     used = {key: tuple(value or theirs[key]) for key, value in said.items()}
