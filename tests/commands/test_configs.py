@@ -143,6 +143,7 @@ def test_wrong_settings_are_refused_before_data_is_read(composed, tmp_path, over
     [
         (["trainer.val_check_interval=5"], "val_check_interval=5 is longer .* has 4 batches"),
         (["trainer.limit_train_batches=0.1"], "limit_train_batches=0.1 leaves none of the 4"),
+        (["trainer.max_epochz=3"], r"trainer\.max_epochz .*did you mean max_epochs"),
         (["trainer.strategy=nosuch"], "trainer: .*strategy='nosuch'"),
         (["trainer.strategy=fsdp"], "trainer: .*requires a GPU"),
         (["run_dir=/dev/null/run"], "run_dir=/dev/null/run cannot be made: "),

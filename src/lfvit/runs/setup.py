@@ -1,5 +1,6 @@
 """From configs and checkpoints to models, data and Trainers, for every command."""
 
+import inspect
 import logging
 import sys
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ from lfvit.models.checkpoints import RECORD, extract_weights, load_checkpoint, r
 from lfvit.models.factory import create_model
 from lfvit.runs.record import LOCATIONS, CheckpointRecord, make_absolute, override, read_record
 from lfvit.utils.distributed import launched, number_of_devices
-from lfvit.utils.validation import check_choice, plain, validate
+from lfvit.utils.validation import check_choice, plain, suggest, validate
 
 log = logging.getLogger(__name__)
 
@@ -350,9 +351,15 @@ def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
     """Arguments of Lightning's Trainer; precision "auto" is bfloat16 where there is a GPU.
 
     Raises:
-        ConfigError: other devices than torchrun or srun started processes for.
+        ConfigError: no argument of the Trainer; other devices than torchrun or srun started
+            processes for.
     """
     settings: dict[str, Any] = instantiate(plain(cfg.trainer), _convert_="all")
+    valid = inspect.signature(L.Trainer).parameters
+    for name in settings.keys() - valid:
+        raise ConfigError(
+            f"trainer.{name} is no argument of Lightning's Trainer; {suggest(name, valid)}"
+        )
     # set either way: PyTorch would keep what the last job of this process asked for
     settings.setdefault("deterministic", bool(cfg.get("deterministic", False)))
     if settings.get("precision") == "auto":
