@@ -120,7 +120,7 @@ def test_overrides_as_typed(composed, tmp_path, overrides):
         ),
         (["init_from=a.pth", "ckpt_path=b.pth"], "pass one of them"),
         (["trainer.precision=int3"], "trainer: .*int3"),
-        (["trainer.limit_train_batche=2"], "trainer: .*limit_train_batche"),
+        (["trainer.limit_train_batche=2"], r"trainer\.limit_train_batche .*limit_train_batches"),
         (["optimizer.lr=-1"], "optimizer: Invalid learning rate"),
         (["optimizer.momentun=0.9"], "optimizer has no setting 'momentun'"),
         (["lr_scheduler.decay=0.9"], "lr_scheduler has no setting 'decay'; did you mean"),
@@ -143,7 +143,6 @@ def test_wrong_settings_are_refused_before_data_is_read(composed, tmp_path, over
     [
         (["trainer.val_check_interval=5"], "val_check_interval=5 is longer .* has 4 batches"),
         (["trainer.limit_train_batches=0.1"], "limit_train_batches=0.1 leaves none of the 4"),
-        (["trainer.max_epochz=3"], r"trainer\.max_epochz .*did you mean max_epochs"),
         (["trainer.strategy=nosuch"], "trainer: .*strategy='nosuch'"),
         (["trainer.strategy=fsdp"], "trainer: .*requires a GPU"),
         (["run_dir=/dev/null/run"], "run_dir=/dev/null/run cannot be made: "),
