@@ -1,19 +1,22 @@
-"""Everything that a GPU should show, in one call of a few minutes: `make gpu`.
+r"""Everything that a GPU should show, in one call of a few minutes: `make gpu`.
 
-    python scripts/gpu.py [--minutes 9] [--data FOLDER --timm NAME --weights FILE] [--out FOLDER]
+    python scripts/gpu.py [--minutes 9] [--data FOLDER --timm NAME --weights FILE] [--out FOLDER] \
+        [--stages tests speed] [-- jobs=4 'scale.seeds=[0]']
 
-Five stages in order of value, each within its share of the time; what one has found is written
-before the next begins, so that an interruption loses little.
+Six stages, each within its share of the time; what one has found is written before the next begins,
+so that an interruption loses little.
 
     tests      tests marked gpu: every method against the CPU
     speed      benchmark.py in bfloat16, compiled: throughput against the ratio of MACs
-    finetune   a pretrained ViT to one pass, LF-ViT and CF-ViT; speed of training beside timm's
+    training   images per second of fine-tuning beside timm's model in a plain loop
     profile    where the time of both passes and of a training step goes
+    finetune   reproduce.py scale=finetune: a pretrained ViT to LF-ViT and its rivals
     scratch    DeiT-S from random weights for the time that is left
 
-Stages that train need --data, a folder of images in classes. Without a GPU all stages run at a
-small size: a rehearsal, whose figures mean nothing. Writes OUT/summary.md, OUT/STAGE/ and, of the
-fine-tuned LF-ViT, its weights in half precision in parts of 15 MiB (`cat` joins them).
+Stages that train need --data, a folder of images in classes; what follows -- goes to reproduce.py.
+Without a GPU all stages run at a small size: a rehearsal, whose figures mean nothing. Writes
+OUT/summary.md, OUT/STAGE/ and, of two fine-tuned models, weights in half precision in parts of
+15 MiB (`cat` joins them).
 """
 
 import argparse
@@ -21,6 +24,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,26 +43,38 @@ CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 ACCELERATOR = "gpu" if CUDA else "cpu"
 PART = 15 * 2**20  # bytes
-SHARES = {"tests": 0.2, "speed": 0.35, "finetune": 0.3, "profile": 0.05, "scratch": 0.1}
+SHARES = {
+    "tests": 0.15,
+    "speed": 0.3,
+    "training": 0.15,
+    "profile": 0.05,
+    "finetune": 0.3,
+    "scratch": 0.05,
+}
 """Of the minutes; a stage may also use what those before it have left."""
 BACKBONE, SIDE, BATCH = ("deit_small", 224, 1024) if CUDA else ("vit_micro", 112, 8)
-TRAIN_BATCH = 256 if CUDA else 8
+TRAIN_BATCH = 128 if CUDA else 8
+DEVICE_DATA = ["data.cache=device", "augment.auto_augment=null", "augment.color_jitter=0"]
+SMALL = ["compile=false", "trainer=cpu", "data.batch_size=4"]
+SMALL += ["trainer.limit_train_batches=2", "trainer.limit_val_batches=2", "trainer.max_epochs=1"]
+"""Overrides of a rehearsal."""
 
 
 class Session:
     """The clock, the folder and the summary of one call."""
 
-    def __init__(self, out: Path, minutes: float) -> None:
+    def __init__(self, out: Path, minutes: float, stages: Sequence[str]) -> None:
         self.out, self.end = out, time.monotonic() + 60 * minutes
-        self.minutes, self.stage, self.stage_end = minutes, "", self.end
+        self.stage, self.stage_end, shares = "", self.end, sum(SHARES[name] for name in stages)
+        self.seconds = {name: 60 * minutes * SHARES[name] / shares for name in stages}
         self.summary: list[str] = []
         out.mkdir(parents=True, exist_ok=True)
 
     def begin(self, stage: str) -> Path:
         """The stage's folder; its time ends where that of the later stages begins."""
-        names = list(SHARES)
-        later = sum(SHARES[name] for name in names[names.index(stage) + 1 :])
-        self.stage, self.stage_end = stage, self.end - 60 * self.minutes * later
+        names = list(self.seconds)
+        later = sum(self.seconds[name] for name in names[names.index(stage) + 1 :])
+        self.stage, self.stage_end = stage, self.end - later
         self.note(f"## {stage}")
         folder = self.out / stage
         folder.mkdir(exist_ok=True)
@@ -75,32 +91,57 @@ class Session:
         self.summary.append(text)
         (self.out / "summary.md").write_text("\n\n".join(self.summary) + "\n")
 
+    def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a command of the project with its output in STAGE/NAME.log."""
+        path = f"{ROOT / 'src'}:{os.environ.get('PYTHONPATH', '')}"
+        with (self.out / self.stage / f"{name}.log").open("w") as log:
+            return subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=ROOT,
+                env=os.environ | {"PYTHONPATH": path},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
     def command(self, name: str, *arguments: str, reserve: float = 5.0) -> bool:
-        """Run a command of the project with its output in STAGE/NAME.log; whether it succeeded."""
+        """Run a command of the project; whether it succeeded in the stage's time."""
         if self.left < 10 + reserve:
             self.note(f"{name}: no time left")
             return False
-        path, started = self.out / self.stage / f"{name}.log", time.monotonic()
-        environment = os.environ | {
-            "PYTHONPATH": f"{ROOT / 'src'}:{os.environ.get('PYTHONPATH', '')}"
-        }
-        with path.open("w") as log:
-            try:
-                status: Any = subprocess.run(
-                    [sys.executable, *arguments],
-                    cwd=ROOT,
-                    env=environment,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    timeout=self.left - reserve,
-                ).returncode
-            except subprocess.TimeoutExpired:
-                status = "out of time"
+        started, process = time.monotonic(), self.start(name, *arguments)
+        try:
+            status: Any = process.wait(self.left - reserve)
+        except subprocess.TimeoutExpired:
+            status = "out of time"
+            end([process])
         seconds = time.monotonic() - started
         self.note(f"`{' '.join(arguments)}`: status {status}, {seconds:.0f} s")
         if status != 0:
-            self.note("```\n" + "".join(path.read_text().splitlines(True)[-15:]) + "```")
+            log = (self.out / self.stage / f"{name}.log").read_text()
+            self.note("```\n" + "".join(log.splitlines(True)[-15:]) + "```")
         return bool(status == 0)
+
+    def side_by_side(self, commands: dict[str, list[str]]) -> None:
+        """Run commands at the same time, for at most half of the stage's time."""
+        started, limit = time.monotonic(), self.left / 2
+        processes = [self.start(f"warm_{name}", *words) for name, words in commands.items()]
+        while time.monotonic() < started + limit and any(p.poll() is None for p in processes):
+            time.sleep(0.2)
+        end(processes)
+        seconds, statuses = time.monotonic() - started, [p.returncode for p in processes]
+        self.note(f"compiled side by side: status {statuses}, {seconds:.0f} s")
+
+
+def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ask those that still run to stop, which saves what they have; then end them."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def tests(session: Session) -> None:
@@ -126,50 +167,78 @@ def speed(session: Session) -> None:
         "cf_vit": (["vit", "cf_vit"], BATCH, "default", False),
         "reducers": (["vit", "evit", "tome", "frequency"], BATCH, "default", False),
     }
-    for name, (chosen, batch, mode, training) in plans.items():
-        done = session.command(
-            name,
-            "benchmark.py",
-            *common,
-            *(f"~models.{other}" for other in models if other not in chosen),
-            f"batch_sizes=[{batch}]",
-            "exit_fractions=[0.0,0.78]",
-            f"compile_mode={mode}",
-            f"training={str(training).lower()}",
-            f"repeats={20 if CUDA else 2}",
-            f"hydra.run.dir={folder / name}",
-            "overwrite=true",
-        )
-        if done:
+
+    def arguments(name: str, folder: Path, repeats: int) -> list[str]:
+        chosen, batch, mode, training = plans[name]
+        left_out = [f"~models.{other}" for other in models if other not in chosen]
+        return [
+            *("benchmark.py", *common, *left_out, f"batch_sizes=[{batch}]"),
+            *("exit_fractions=[0.0,0.78]", f"compile_mode={mode}", f"repeats={repeats}"),
+            *(f"training={str(training).lower()}", f"hydra.run.dir={folder}", "overwrite=true"),
+        ]
+
+    if CUDA:  # side by side, so that what is compiled is at hand when it is timed, alone
+        session.side_by_side({n: arguments(n, folder / "warm" / n, repeats=1) for n in plans})
+    for name in plans:
+        if session.command(name, *arguments(name, folder / name, repeats=20 if CUDA else 2)):
             session.note((folder / name / "benchmark.md").read_text().split("\n\n", 3)[-1])
 
 
+def training(session: Session, args: argparse.Namespace) -> None:
+    """Images per second of experiment=finetune, images on the device, and of timm's loop."""
+    folder = session.begin("training")
+    if args.data is None:
+        session.note("no --data, so nothing is trained")
+        return
+    base = [
+        "train.py",
+        "experiment=finetune",
+        f"data.root={args.data}",
+        "logger=none",
+        *DEVICE_DATA,
+    ]
+    base += [f"backbone.timm={args.timm}", f"data.batch_size={TRAIN_BATCH}", "trainer.max_epochs=3"]
+    base += [*initial(args), *([] if CUDA else SMALL), f"compile={str(CUDA).lower()}"]
+    base += [
+        "trainer.limit_val_batches=2",
+        "schedule.second_start=0",
+        "data.num_workers=8",
+        "logger=none",
+    ]
+    for method in ("vit", "lf_vit"):
+        run = folder / method
+        if session.command(method, *base, f"method={method}", f"hydra.run.dir={run}"):
+            metrics = json.loads((run / "metrics.json").read_text())
+            session.note(f"{method}: {metrics['train/images_per_second']:.0f} images/s in training")
+    session.note(f"timm's model in a plain loop: {plain_loop(args.timm):.0f} images/s")
+
+
 def finetune(session: Session, args: argparse.Namespace) -> None:
-    """The recipe of experiment=finetune with the images on the device, and timm's own loop."""
+    """`reproduce.py scale=finetune`: every method from pretrained weights, side by side."""
     folder = session.begin("finetune")
     if args.data is None:
         session.note("no --data, so nothing is trained")
         return
-    base = ["train.py", "experiment=finetune", f"data.root={args.data}", "logger=none"]
-    base += ["data.cache=device", "augment=device", "augment.auto_augment=null"]
-    base += [f"backbone.timm={args.timm}", f"trainer={'default' if CUDA else 'cpu'}"]
-    base += [f"compile={str(CUDA).lower()}", f"data.batch_size={TRAIN_BATCH}"]
-    base += [f"init_from={args.weights}"] if args.weights else []
-    if not CUDA:
-        base += ["trainer.limit_train_batches=4", "trainer.limit_val_batches=2"]
-        base += ["trainer.max_epochs=1"]
-    for seed in range(3):
-        for method in ("vit", "lf_vit", "cf_vit"):
-            run = folder / f"{method}_{seed}"
-            options = [f"method={method}", f"seed={seed}", "evaluate=true", f"hydra.run.dir={run}"]
-            if not session.command(run.name, *base, *options):
-                return
-            metrics = json.loads((run / "metrics.json").read_text())
-            names = ("val/first_top1", "val/top1", "train/images_per_second", "train_seconds")
-            session.note(f"{run.name}: { ({n: metrics[n] for n in names if n in metrics}) }")
-            if run.name == "lf_vit_0":
-                pack(run / "checkpoints" / "last.ckpt", session.out / "weights")
-                session.note(f"timm's model in a plain loop: {plain_loop(args.timm):.0f} images/s")
+    overrides = [*initial(args), f"backbone.timm={args.timm}", *([] if CUDA else SMALL)]
+    options = [f"overrides=[{','.join(overrides)}]", *([] if CUDA else ["scale.probe_images=4"])]
+    options += [f"data_root={args.data}", f"output_dir={folder / 'reproduce'}", *args.reproduce]
+    session.command("reproduce", "reproduce.py", "scale=finetune", *options)
+    for metrics in sorted(folder.glob("reproduce/runs/*/*/metrics.json")):
+        values = json.loads(metrics.read_text())
+        names = ("val/first_top1", "val/top1", "val/early_exit_top1", "train_seconds")
+        name = "/".join(metrics.parts[-3:-1])
+        session.note(f"{name}: { ({n: round(values[n], 2) for n in names if n in values}) }")
+    for name in ("vit", "lf_vit_taught"):
+        last = folder / "reproduce" / "runs" / name / "seed0" / "checkpoints" / "last.ckpt"
+        if last.exists():
+            pack(last, session.out / "weights", name)
+    with tarfile.open(session.out / "finetune.tar.gz", "w:gz") as archive:
+        archive.add(folder, "finetune", filter=lambda f: f if "checkpoints" not in f.name else None)
+
+
+def initial(args: argparse.Namespace) -> list[str]:
+    """Overrides that say which weights training starts from."""
+    return ["pretrained=false", f"init_from={args.weights}"] if args.weights else []
 
 
 def plain_loop(name: str, steps: int = 20) -> float:
@@ -255,18 +324,18 @@ def scratch(session: Session, args: argparse.Namespace) -> None:
         session.note(f"metrics: {(folder / 'run' / 'metrics.json').read_text()}")
 
 
-def pack(checkpoint: Path, folder: Path) -> None:
+def pack(checkpoint: Path, folder: Path, name: str) -> None:
     """Half-precision weights and the record of a checkpoint, in parts that `cat` joins."""
     folder.mkdir(exist_ok=True)
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    state = {name: tensor.half() for name, tensor in content["state_dict"].items()}
-    whole = folder / "weights.pth"
+    state = {key: tensor.half() for key, tensor in content["state_dict"].items()}
+    whole = folder / f"{name}.pth"
     kept = {key: content[key] for key in content if key.startswith("lfvit")}
     torch.save({**kept, "state_dict": state}, whole)
     data = whole.read_bytes()
     whole.unlink()
-    for number, start in enumerate(range(0, len(data), PART)):
-        (folder / f"weights.pth.{number:02d}").write_bytes(data[start : start + PART])
+    for number, first in enumerate(range(0, len(data), PART)):
+        (folder / f"{name}.pth.{number:02d}").write_bytes(data[first : first + PART])
 
 
 def synchronize() -> None:
@@ -290,19 +359,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="of all stages together")
     parser.add_argument("--out", type=Path, default=Path("outputs/gpu"))
     parser.add_argument("--data", type=Path, help="folder of images in classes, for the trainings")
-    parser.add_argument("--timm", default="vit_small_patch16_224", help="backbone to fine-tune")
+    parser.add_argument("--timm", default="vit_small_patch14_dinov2", help="backbone to fine-tune")
     parser.add_argument("--weights", type=Path, help="its weights; without, it starts from none")
     parser.add_argument("--stages", nargs="*", choices=list(SHARES), default=list(SHARES))
+    parser.add_argument("reproduce", nargs="*", default=[], help="settings of it, after --")
     args = parser.parse_args(arguments)
     args.out = args.out.absolute()
-    session = Session(args.out, args.minutes)
+    session = Session(args.out, args.minutes, args.stages)
     device = torch.cuda.get_device_name() if CUDA else "no GPU: a rehearsal at small size"
     session.note(f"# {device}, torch {torch.__version__}, {args.minutes:g} minutes")
     stages: dict[str, Callable[[], None]] = {
         "tests": lambda: tests(session),
         "speed": lambda: speed(session),
-        "finetune": lambda: finetune(session, args),
+        "training": lambda: training(session, args),
         "profile": lambda: where_time_goes(session),
+        "finetune": lambda: finetune(session, args),
         "scratch": lambda: scratch(session, args),
     }
     for name in args.stages:

@@ -23,7 +23,6 @@ from lfvit.results.artifacts.settings import Run, Scale, choose, read_artifacts
 from lfvit.results.artifacts.tables import Results, Table
 from lfvit.results.artifacts.write import make_artifact, write_artifact
 from lfvit.results.collect import collect
-from lfvit.results.page import write_page
 from lfvit.utils.validation import Settings, plain, validate
 
 log = logging.getLogger(__name__)
@@ -94,6 +93,8 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
         lambda f: f.relative_to(root).parts[0] if f.is_relative_to(root) else names.get(f),
     )
     if collection.runs:
+        from lfvit.results.page import write_page
+
         options: dict[str, Any] = {"artifacts": out / "artifacts", "intro": scale.label}
         first = [artifacts[name] for name in ("overview", "methods") if name in artifacts]
         options["featured"] = [run for artifact in first for run in artifact.runs]

@@ -33,16 +33,22 @@ log = logging.getLogger(__name__)
 class Planned(NamedTuple):
     """One seed of a run of conf/runs.
 
-    start: key of the one whose weights it starts from, or evaluates as they are. folder: its
-    directory. overrides: of train.py, and cfg, composed from them; None without a training.
-    evaluate: overrides of evaluate.py.
+    start: key of the one whose weights it starts from, or evaluates as they are. teacher: of the
+    one it is taught by. folder: its directory. overrides: of train.py, and cfg, composed from them;
+    None without a training. evaluate: overrides of evaluate.py.
     """
 
     start: str | None
+    teacher: str | None
     folder: Path
     overrides: list[str]
     cfg: DictConfig | None
     evaluate: list[str]
+
+    @property
+    def needs(self) -> list[str]:
+        """Keys of the runs that come before it."""
+        return [key for key in (self.start, self.teacher) if key is not None]
 
     @property
     def origin(self) -> str | None:
@@ -86,10 +92,15 @@ def plan_runs(
             raise ConfigError(f"runs: {', '.join(above)} start from each other")
         if key in planned:
             return key
-        start = run.start or scale.starts.get((run.train or [""])[-1])
-        if start is not None:
-            check_choice(f"runs.{name}.start", start, trained)
-            start = add(start, seed, (*above, name))
+        before = {
+            "start": run.start or scale.starts.get((run.train or [""])[-1]),
+            "teacher": run.teacher,
+        }
+        for role, other in before.items():
+            if other is not None:
+                check_choice(f"runs.{name}.{role}", other, trained)
+                before[role] = add(other, seed, (*above, name))
+        start, teacher = before["start"], before["teacher"]
         folder = Path(cfg.output_dir) / "runs" / name / f"seed{seed}"
         overrides = _overrides(cfg, scale, name, run.train, seed) if run.train else []
         try:
@@ -102,11 +113,16 @@ def plan_runs(
             else:
                 training.run_dir = str(folder)
                 if start is not None:
-                    training.init_from = str(last_of(planned[start].folder))
+                    training.init_from, training.pretrained = (
+                        str(last_of(planned[start].folder)),
+                        False,
+                    )
                 check(training, weights_exist=start is None)
+                if teacher is not None:
+                    training.schedule.teacher = str(last_of(planned[teacher].folder))
         except LFViTError as error:
             raise type(error)(f"run {name}: {error}") from error
-        planned[key] = Planned(start, folder, overrides, training, run.evaluate)
+        planned[key] = Planned(start, teacher, folder, overrides, training, run.evaluate)
         return key
 
     left_out = scale.left_out(runs)
@@ -162,7 +178,7 @@ def make_runs(runs: Mapping[str, Planned], reuse: Sequence[Path], jobs: int) -> 
     for number, (key, run) in enumerate(runs.items(), 1):
         if key not in outcomes:
             log.info("run %d of %d: %s", number, len(runs), key)
-            outcomes[key] = make_run(run, outcomes.get(run.start or ""), reuse)
+            outcomes[key] = make_run(run, {need: outcomes[need] for need in run.needs}, reuse)
     return {key: outcomes[key] for key in runs}
 
 
@@ -179,10 +195,11 @@ def _make_side_by_side(
     with StopSignals(), pool:
         try:
             while waiting or running:
-                ready = [key for key, run in waiting.items() if run.start in (None, *outcomes)]
+                ready = [key for key, run in waiting.items() if outcomes.keys() >= {*run.needs}]
                 for key in ready[: jobs - len(running)]:
                     run = waiting.pop(key)
-                    running[pool.submit(make_run, run, outcomes.get(run.start or ""), reuse)] = key
+                    before = {need: outcomes[need] for need in run.needs}
+                    running[pool.submit(make_run, run, before, reuse)] = key
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     outcomes[key := running.pop(future)] = future.result()
                     log.info("%d of %d: %s", len(outcomes), len(runs), key)
@@ -195,12 +212,14 @@ def _make_side_by_side(
     return outcomes
 
 
-def make_run(run: Planned, start: Outcome | None, reuse: Sequence[Path]) -> Outcome:
-    """Train and evaluate one run; `start` is the outcome of the one it starts from."""
+def make_run(run: Planned, before: Mapping[str, Outcome], reuse: Sequence[Path]) -> Outcome:
+    """Train and evaluate one run; `before` has the outcomes of those it needs."""
     root = run.folder.parents[1]
     try:
-        if isinstance(start, str):
-            raise TrainingError(f"starts from {run.start}, which failed")
+        done = {key: job for key, job in before.items() if not isinstance(job, str)}
+        if failed := before.keys() - done:
+            raise TrainingError(f"needs {', '.join(failed)}, which failed")
+        start, teacher = done.get(run.start or ""), done.get(run.teacher or "")
         if run.cfg is None:
             assert start is not None
             run.folder.mkdir(parents=True, exist_ok=True)
@@ -208,7 +227,10 @@ def make_run(run: Planned, start: Outcome | None, reuse: Sequence[Path]) -> Outc
             job = start._replace(evaluation=path)
         else:
             cfg = run.cfg.copy()
-            cfg.init_from = None if start is None else str(last_of(start.directory))
+            if start is not None:
+                cfg.init_from = str(last_of(start.directory))
+            if teacher is not None:
+                cfg.schedule.teacher = str(last_of(teacher.directory))
             job = run_job(cfg, root, reuse=reuse, overrides=run.overrides)
         if job.evaluation is None:
             raise TrainingError("left no last.ckpt to evaluate; use callbacks=default")

@@ -115,11 +115,13 @@ class Run(Settings):
     Attributes:
         train: parts of the scale and overrides of train.py, in order.
         start: the run whose weights training starts from.
+        teacher: the run that teaches (schedule.teacher).
         evaluate: instead of train: overrides of evaluate.py for the weights of `start`.
     """
 
     train: list[str] = []
     start: str | None = None
+    teacher: str | None = None
     evaluate: list[str] = []
 
     @model_validator(mode="after")
