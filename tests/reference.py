@@ -38,6 +38,8 @@ def run_blocks(
         reducer.w, reducer.prefix = w, 1
         reducer.start(n)
     for block in range(depth):
+        if reducer is not None:
+            tokens = reducer.before(block + 1, tokens)
         name, N = f"blocks.{block}", len(tokens)
         qkv = linear(layer_norm(tokens, w, f"{name}.norm1"), w, f"{name}.attn.qkv")
         q, k, v = qkv.reshape(N, 3, heads, D // heads).permute(1, 2, 0, 3)

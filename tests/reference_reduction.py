@@ -116,8 +116,12 @@ class ToMe(Nothing):
         groups = [[i] for i in staying]
         groups += [[j] + [i for i in ranked[:r] if partner[i] == j] for j in B]
         self.patches = [[patch for i in group for patch in self.patches[i - p]] for group in groups]
-        merged = [sum(sizes[i] * tokens[i] for i in g) / sum(sizes[i] for i in g) for g in groups]
+        merged = [self.merge(block, group, tokens, sizes) for group in groups]
         return torch.cat([tokens[:p], torch.stack(merged)])
+
+    def merge(self, block, group, tokens, sizes):
+        """One token of a group, the one of B first."""
+        return sum(sizes[i] * tokens[i] for i in group) / sum(sizes[i] for i in group)
 
 
 class Frequency(Nothing):
@@ -221,7 +225,7 @@ class DynamicViT(Nothing):
         if self.masks is not None:
             self.mask = self.mask * self.masks[stage]
             return tokens
-        left = math.floor(round(self.keep_rate ** (stage + 1) * self.n, 9))
+        left = max(math.floor(round(self.keep_rate ** (stage + 1) * self.n, 9)), 1)
         ranked = sorted(range(len(scores)), key=lambda i: -scores[i].item())
         kept = sorted(ranked[:left])
         self.mask = torch.ones(left, dtype=torch.float64)
@@ -236,6 +240,171 @@ class DynamicViT(Nothing):
         G = G + (1 - G) * visible  # G[i, j]: i sees j
         weights = (logits - logits.amax(-1, keepdim=True)).exp() * G
         return (weights + eps / N) / (weights.sum(-1, keepdim=True) + eps)
+
+
+class KeepRate(Nothing):
+    """A fixed number of tokens is left after each reducing block."""
+
+    def __init__(self, keep_rate, blocks):
+        self.keep_rate, self.blocks = keep_rate, blocks
+
+    def start(self, n):
+        super().start(n)
+        self.n = n
+
+    def left(self, block):
+        stage = self.blocks.index(block) + 1
+        return max(math.floor(round(self.keep_rate**stage * self.n, 9)), 1)
+
+
+class TopK(KeepRate):
+    def between(self, block, tokens, logits, keys):
+        if block not in self.blocks:
+            return tokens
+        p = self.prefix
+        seen = logits.softmax(-1)[:, 0, p:].mean(0)
+        ranked = sorted(range(len(seen)), key=lambda i: -seen[i].item())
+        kept = sorted(ranked[: self.left(block)])
+        self.patches = [self.patches[i] for i in kept]
+        return torch.cat([tokens[:p], tokens[p:][kept]])
+
+
+def distances(tokens: Tensor) -> list[list[float]]:
+    return [[(a - b).norm().item() for b in tokens] for a in tokens]
+
+
+class DPCKNN(KeepRate):
+    """The densest tokens that are far from denser ones gather the others (TCFormer)."""
+
+    def __init__(self, keep_rate, blocks, neighbors, weighted=True):
+        super().__init__(keep_rate, blocks)
+        self.neighbors, self.weighted = neighbors, weighted
+
+    def before(self, block, tokens):
+        if block not in self.blocks or self.left(block) == len(tokens) - self.prefix:
+            return tokens
+        x = tokens[self.prefix :]
+        n, k = len(x), self.left(block)
+        d = [[value / math.sqrt(x.shape[1]) for value in row] for row in distances(x)]
+        near = [sorted(row)[: self.neighbors] for row in d]
+        density = [math.exp(-sum(value**2 for value in row) / len(row)) for row in near]
+        farthest = max(max(row) for row in d)
+        score = []
+        for i in range(n):
+            denser = [d[i][j] for j in range(n) if density[j] > density[i]]
+            score.append(density[i] * min(denser, default=farthest))
+        centers = sorted(sorted(range(n), key=lambda i: -score[i])[:k])
+        clusters = {center: [] for center in centers}
+        for i in range(n):
+            own = i if i in clusters else min(centers, key=lambda c: d[i][c])
+            clusters[own].append(i)
+        merged = []
+        for members in clusters.values():
+            weights = [1.0] * len(members)
+            if self.weighted:
+                layer = f"blocks.reducer.scores.{self.blocks.index(block)}"
+                weights = [linear(x[i], self.w, layer).exp().item() for i in members]
+            pairs = zip(weights, members, strict=True)
+            merged.append(sum(weight * x[i] for weight, i in pairs) / sum(weights))
+        self.patches = [[p for i in m for p in self.patches[i]] for m in clusters.values()]
+        return torch.cat([tokens[: self.prefix], torch.stack(merged)])
+
+
+class KMedoids(KeepRate):
+    """Weights are the attention received in the block before."""
+
+    def __init__(self, keep_rate, blocks, iterations):
+        super().__init__(keep_rate, blocks)
+        self.iterations, self.received = iterations, None
+
+    def attention(self, block, logits):
+        self.received = logits.softmax(-1).sum((0, 1))[self.prefix :].tolist()
+        return logits.softmax(-1)
+
+    def before(self, block, tokens):
+        if block not in self.blocks:
+            return tokens
+        x, k = tokens[self.prefix :], self.left(block)
+        n, d = len(x), distances(x)
+        weight = self.received or [1.0] * n
+        medoids = sorted(range(n), key=lambda i: -weight[i])[:k]
+
+        def clusters():
+            members = [[] for _ in medoids]
+            for i in range(n):
+                nearest = min(range(k), key=lambda c: d[i][medoids[c]])
+                members[medoids.index(i) if i in medoids else nearest].append(i)
+            return members
+
+        for _ in range(self.iterations):
+            medoids = [
+                min(members, key=lambda j: sum(weight[i] * d[i][j] for i in members))
+                for members in clusters()
+            ]
+        self.patches = [[p for i in m for p in self.patches[i]] for m in clusters()]
+        return torch.cat([tokens[: self.prefix], x[medoids]])
+
+
+class Soft(KeepRate):
+    """New tokens that are mixtures of all old ones."""
+
+    def before(self, block, tokens):
+        if block not in self.blocks or self.left(block) == len(tokens) - self.prefix:
+            return tokens
+        name = f"blocks.reducer.mixers.{self.blocks.index(block)}"
+        mixed = self.mix(name, tokens[self.prefix :], self.left(block))
+        return torch.cat([tokens[: self.prefix], torch.stack(mixed)])
+
+
+class PatchMerger(Soft):
+    def mix(self, name, x, k):
+        x = layer_norm(x, self.w, f"{name}.norm", eps=1e-5)
+        shares = [(x @ query).softmax(0) for query in self.w[f"{name}.queries"][:k]]
+        return [sum(s * token for s, token in zip(share, x, strict=True)) for share in shares]
+
+
+class Sinkhorn(Soft):
+    def __init__(self, keep_rate, blocks, temperature, iterations):
+        super().__init__(keep_rate, blocks)
+        self.temperature, self.iterations = temperature, iterations
+
+    def mix(self, name, x, k):
+        x = x / x.norm(dim=1, keepdim=True)
+        centers = self.w[f"{name}.centers"][:k]
+        centers = centers / centers.norm(dim=1, keepdim=True)
+        plan = (centers @ x.T / self.temperature).exp()  # (k, n)
+        for _ in range(self.iterations):
+            for row in range(k):
+                plan[row] /= plan[row].sum()
+            for column in range(len(x)):
+                plan[:, column] /= plan[:, column].sum()
+        return [sum(s * token for s, token in zip(row, x, strict=True)) for row in plan]
+
+
+class SiT(Soft):
+    def mix(self, name, x, k):
+        hidden = layer_norm(x, self.w, f"{name}.hidden.0", eps=1e-5)
+        hidden = gelu(linear(hidden, self.w, f"{name}.hidden.1"))
+        logits = linear(hidden, self.w, f"{name}.mix") * self.w[f"{name}.scale"].item()  # (n, k)
+        shares = [logits[:, new].softmax(0) for new in range(k)]
+        return [sum(s * token for s, token in zip(share, x, strict=True)) for share in shares]
+
+
+class ToFu(ToMe):
+    """ToMe's pairs; the first blocks keep the token of B, the others merge by MLERP."""
+
+    def __init__(self, r, prune_blocks):
+        super().__init__(r)
+        self.prune_blocks = prune_blocks
+
+    def weights(self, logits):
+        return logits.softmax(-1)
+
+    def merge(self, block, group, tokens, sizes):
+        if block <= self.prune_blocks:
+            return tokens[group[0]]
+        mean = sum(tokens[i] for i in group) / len(group)
+        return mean / mean.norm() * max(tokens[i].norm() for i in group)
 
 
 def centres(rows: int, columns: int) -> list[tuple[Fraction, Fraction]]:

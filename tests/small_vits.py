@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 import lfvit
 import reference_reduction
+from lfvit.models.reducers import REDUCERS
 
 PATCH = 4
 KINDS = {
@@ -21,6 +22,13 @@ KINDS = {
     "no class token": {"class_token": False, "global_pool": "avg"},
 }
 """Every way a ViT may differ that the reference knows."""
+
+
+def possible(method: str, kind: str) -> bool:
+    """Whether a reducer works on such a ViT."""
+    cls, options = REDUCERS[method], KINDS[kind]
+    without_class = cls.needs_class_token and not options.get("class_token", True)
+    return not without_class and not (cls.drops and options.get("global_pool") == "avg")
 
 
 def randomise(module: nn.Module, seed: int) -> None:

@@ -29,11 +29,12 @@ from lfvit.utils.signals import Stopped
 DEVICE = os.environ.get("GPU_TESTS", "cuda")
 ACCELERATOR = "trainer.accelerator=" + ("gpu" if DEVICE == "cuda" else "cpu")
 FAST = [*(o for o in NEEDLE_FAST if not o.startswith("trainer.accelerator")), ACCELERATOR]
-METHODS = [("lf_vit", "none"), ("cf_vit", "none"), ("lf_vit", "tome"), ("lf_vit", "frequency")]
+METHODS = [("lf_vit", name) for name in ("none", "tome", "frequency", "dpc_knn")]
+METHODS += [("cf_vit", "none")]
 METHODS += [("vit", name) for name in ("none", *sorted(REDUCERS))]
 ONE_PASS = [method for method in METHODS if method[0] == "vit"]
 TWO_PASSES = [method for method in METHODS if method[0] != "vit"]
-OPTIONS = {"tome": {"r": 0.1}}
+OPTIONS = {"tome": {"r": 0.1}, "tofu": {"r": 0.1}}
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,7 +11,15 @@ import reference
 import reference_reduction
 from lfvit.models.selectors import coarse_cell
 
+KEPT = {"keep_rate": 0.6, "blocks": [2, 4]}
 REDUCERS = {
+    "topk": (KEPT, lambda: reference_reduction.TopK(**KEPT)),
+    "dpc_knn": (
+        {**KEPT, "weighted": False},
+        lambda: reference_reduction.DPCKNN(**KEPT, neighbors=5, weighted=False),
+    ),
+    "k_medoids": (KEPT, lambda: reference_reduction.KMedoids(**KEPT, iterations=3)),
+    "tofu": ({"r": 5}, lambda: reference_reduction.ToFu([5] * 5, prune_blocks=2)),
     "evit": (
         {"keep_rate": 0.6, "blocks": [2, 4]},
         lambda: reference_reduction.EViT(0.6, [2, 4]),
@@ -24,8 +32,15 @@ REDUCERS = {
 }
 
 
-@pytest.mark.parametrize("passes", ["first", "second", "both"])
-@pytest.mark.parametrize("name", sorted(REDUCERS))
+CASES = [
+    (name, passes)
+    for name in sorted(REDUCERS)
+    for passes in ("first", "second", "both")
+    if passes == "second" or name != "topk"
+]
+
+
+@pytest.mark.parametrize(("name", "passes"), CASES)
 @settings(deadline=None, max_examples=4)
 @example(seed=409, selector="ngca", alpha=0.4, background=False)  # a tie
 @given(

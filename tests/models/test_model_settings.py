@@ -44,7 +44,10 @@ REFUSED = [
     ({"backbone": {**LV, "skip_lam": 0}}, r"backbone\.skip_lam=0 .* greater than 0"),
     ({"reducer": 3}, r"reducer=3 must be a name, or a mapping"),
     ({"reducer": "evti"}, r"reducer\.name='evti' is unknown; did you mean evit\?"),
-    ({"reducer": {"keep_rate": 0.5}}, r"there is no reducer; name one as well: dynamic_vit, evit"),
+    (
+        {"reducer": {"keep_rate": 0.5}},
+        r"there is no reducer; name one as well: dpc_knn, dynamic_vit, evit",
+    ),
     ({"reducer": {"name": "none", "r": 5}}, r"reducer\.r is set, but there is no reducer"),
     ({"reducer": {"name": "evit", "passes": "third"}}, r"reducer\.passes='third' is unknown"),
     (

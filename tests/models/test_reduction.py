@@ -14,30 +14,35 @@ import lfvit
 from conftest import TINY
 from lfvit.errors import ConfigError
 from lfvit.models.reducers import REDUCERS
+from lfvit.models.reducers.soft import SoftReducer
 from lfvit.models.reduction import forward_tokens, unreduced
-from small_vits import KINDS, images_for, randomise, small_vit
+from small_vits import KINDS, images_for, possible, randomise, small_vit
 
+KEEP_RATES = [
+    "topk",
+    "evit",
+    "dynamic_vit",
+    "dpc_knn",
+    "k_medoids",
+    "patch_merger",
+    "sinkhorn",
+    "sit",
+]
 NOTHING = {
-    "evit": {"keep_rate": 1},
+    **{name: {"keep_rate": 1} for name in KEEP_RATES},
     "tome": {"r": 0},
+    "tofu": {"r": 0},
     "frequency": {"removed": 0},
-    "dynamic_vit": {"keep_rate": 1},
 }
 """Settings with which nothing is removed, where there are such settings."""
 
 HALF = {
-    "evit": {"keep_rate": 0.5},
+    **{name: {"keep_rate": 0.6} for name in KEEP_RATES},
     "tome": {"r": 3},
+    "tofu": {"r": 3},
     "frequency": {"removed": 0.4, "windows": [2, 2, 1]},
-    "dynamic_vit": {"keep_rate": 0.6},
 }
 """Settings with which much is removed; without an entry here, a reducer's own."""
-
-
-def possible(method: str, kind: str) -> bool:
-    if method == "evit":
-        return kind != "no class token"
-    return method != "dynamic_vit" or KINDS[kind].get("global_pool") != "avg"
 
 
 CASES = [(method, kind) for method in REDUCERS for kind in KINDS if possible(method, kind)]
@@ -82,7 +87,7 @@ def test_restore_undoes_reduce_and_neither_touches_a_weight(method, kind):
     assert lfvit.reduce(vit, method, **HALF.get(method, {})) is vit
     own = [name for name in vit.state_dict() if name.startswith("blocks.reducer.")]
     assert sorted(vit.state_dict()) == sorted([*before, *own])
-    assert bool(own) == (method in ("frequency", "dynamic_vit"))
+    assert bool(own) == any(True for _ in vit.blocks.reducer.parameters())
     assert all(torch.equal(vit.state_dict()[name], value) for name, value in before.items())
     assert not torch.allclose(vit(images), expected)
     assert lfvit.restore(vit) is vit
@@ -226,7 +231,20 @@ def test_refuses_a_number_of_patches_it_has_no_grid_for():
         vit(torch.zeros(1, 3, 12, 12, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("method", REDUCERS)
+SOFT = [name for name, cls in REDUCERS.items() if issubclass(cls, SoftReducer)]
+
+
+@pytest.mark.parametrize("method", SOFT)
+def test_learned_mixtures_are_as_many_as_their_weights_at_most(method):
+    vit = reduced(method)
+    numbers = []
+    for size in ((16, 16), (24, 12), (8, 8)):
+        vit.set_input_size(size)
+        numbers.append(forward_tokens(vit, images_for(vit)).state.num_tokens)
+    assert numbers == [3, 3, 1]  # 0.6^3 of 16, 18 and 4 patches
+
+
+@pytest.mark.parametrize("method", sorted(set(REDUCERS) - set(SOFT)))
 def test_follows_a_new_image_size(method):
     vit = reduced(method)
     vit.set_input_size((24, 12))
@@ -238,7 +256,7 @@ def test_follows_a_new_image_size(method):
     torch.testing.assert_close(vit(images), expected(images), atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("method", sorted(set(REDUCERS) - {"dynamic_vit"}))
+@pytest.mark.parametrize("method", [name for name in REDUCERS if not REDUCERS[name].drops])
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(grid=st.tuples(st.integers(2, 5), st.integers(2, 5)), seed=st.integers(0, 99))
 def test_every_patch_has_a_token_that_stands_for_it(method, grid, seed):

@@ -24,12 +24,20 @@ BACKBONES = {
         112,
     ),
 }
+
+
+def composes(reducer, method, backbone):
+    """What drops patches needs heads that read none; a loss of its own is for one pass."""
+    cls = REDUCERS[reducer]
+    return not (cls.drops and backbone == "lv_vit") and not (cls.learned and method != "vit")
+
+
 CASES = [
     pytest.param(method, backbone, reducer, id=f"{method}-{backbone}-{reducer}")
     for method in METHODS
     for backbone in BACKBONES
     for reducer in ("none", *REDUCERS)
-    if reducer == "none" or not REDUCERS[reducer].drops or (method, backbone) == ("vit", "vit")
+    if reducer == "none" or composes(reducer, method, backbone)
 ]
 every_case = pytest.mark.parametrize(("method", "backbone", "reducer"), CASES)
 
@@ -37,7 +45,16 @@ every_case = pytest.mark.parametrize(("method", "backbone", "reducer"), CASES)
 def build(method, backbone, reducer, **options):
     torch.manual_seed(0)
     spec, side = BACKBONES[backbone]
-    settings = {"name": reducer, **({"r": 0.1} if reducer == "tome" else {})}
+    settings = reducer if isinstance(reducer, dict) else {"name": reducer}
+    if settings["name"] in ("tome", "tofu"):
+        settings["r"] = 0.1
+    if (
+        method != "vit"
+        and settings is not reducer
+        and reducer != "none"
+        and REDUCERS[reducer].drops
+    ):
+        settings["passes"] = "second"
     model = lfvit.create_model(
         method, backbone=dict(spec), image_size=side, num_classes=7, reducer=settings, **options
     )
@@ -119,9 +136,10 @@ def test_weights_survive_a_file(method, backbone, reducer, tmp_path):
 
 
 NOTHING = {
-    "evit": {"keep_rate": 1.0},
-    "tome": {"r": 0},
     "frequency": {"removed": 0.0},
+    "topk": {"keep_rate": 1.0, "passes": "second"},
+    **{name: {"r": 0} for name in ("tome", "tofu")},
+    **{name: {"keep_rate": 1.0} for name in ("evit", "dpc_knn", "k_medoids")},
 }
 
 
@@ -142,14 +160,27 @@ def test_a_reducer_that_removes_nothing_changes_nothing(method, reducer):
     assert found.selection.fine_indices.tolist() == expected.selection.fine_indices.tolist()
 
 
-@pytest.mark.parametrize("reducer", sorted(set(REDUCERS)))
-def test_reducers_that_drop_patches_are_refused_in_two_passes(reducer):
-    if REDUCERS[reducer].drops:
-        with pytest.raises(ConfigError, match="works with method=vit"):
-            build("lf_vit", "vit", reducer)
-    else:
+@pytest.mark.parametrize("reducer", REDUCERS)
+def test_reducers_that_drop_patches_are_refused_where_every_patch_is_read(reducer):
+    cls = REDUCERS[reducer]
+    refused = [(m, b) for m in ("vit", "lf_vit") for b in BACKBONES if not composes(reducer, m, b)]
+    for method, backbone in refused:
+        with pytest.raises(ConfigError, match="works with method=vit|a head that reads patch"):
+            build(method, backbone, reducer)
+    if cls.drops and not cls.learned:
+        for passes in ("first", "both"):
+            with pytest.raises(ConfigError, match="on a ViT with reducer.passes=second"):
+                build("lf_vit", "vit", {"name": reducer, "passes": passes})
+    if not cls.learned:
         model, _ = build("lf_vit", "vit", reducer)
         assert lfvit.count_macs(model) < lfvit.count_macs(build("lf_vit", "vit", "none")[0])
+
+
+def test_evit_without_its_fused_token_drops_patches():
+    dropping = {"name": "evit", "fuse_token": False}
+    with pytest.raises(ConfigError, match="reducer=evit drops patches"):
+        build("lf_vit", "vit", dropping)
+    build("lf_vit", "vit", {**dropping, "passes": "second"})
 
 
 @pytest.mark.parametrize("selector", sorted(SELECTORS))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lfvit
@@ -11,7 +11,15 @@ from lfvit.errors import ConfigError
 from lfvit.models.reducers import dynamic_vit
 from lfvit.models.reducers.frequency import Frequency
 from lfvit.models.reduction import forward_tokens
-from small_vits import KINDS, check_against_reference, images_for, randomise, slow_logits, small_vit
+from small_vits import (
+    KINDS,
+    check_against_reference,
+    images_for,
+    possible,
+    randomise,
+    slow_logits,
+    small_vit,
+)
 
 TOLERANCE = 1e-5  # class attention, averages and log sizes are in float32
 READ_CLASS = sorted(kind for kind, options in KINDS.items() if options.get("global_pool") != "avg")
@@ -23,13 +31,18 @@ FIXED = {  # the reference's class, and options of both
         {"removed": [0.4, 0.3, 0.3], "blocks": [1, 3, 4], "windows": [2, 2, 1]},
     ),
     "dynamic_vit": (reference.DynamicViT, {"keep_rate": 0.7, "blocks": [1, 3, 4]}),
+    "topk": (reference.TopK, {"keep_rate": 0.7, "blocks": [1, 3, 4]}),
+    "dpc_knn": (reference.DPCKNN, {"keep_rate": 0.7, "blocks": [1, 3, 4], "neighbors": 3}),
+    "k_medoids": (reference.KMedoids, {"keep_rate": 0.7, "blocks": [1, 3, 4], "iterations": 2}),
+    "patch_merger": (reference.PatchMerger, {"keep_rate": 0.7, "blocks": [1, 3, 4]}),
+    "sinkhorn": (
+        reference.Sinkhorn,
+        {"keep_rate": 0.7, "blocks": [1, 3, 4], "temperature": 0.5, "iterations": 2},
+    ),
+    "sit": (reference.SiT, {"keep_rate": 0.7, "blocks": [1, 3, 4]}),
+    "tofu": (reference.ToFu, {"r": [2, 2, 2, 2, 2], "prune_blocks": 2}),
 }
-CASES = [
-    (name, kind)
-    for name in FIXED
-    for kind in (READ_CLASS if name == "dynamic_vit" else sorted(KINDS))
-    if (name, kind) != ("evit", "no class token")
-]
+CASES = [(name, kind) for name in FIXED for kind in sorted(KINDS) if possible(name, kind)]
 quick = settings(max_examples=20, deadline=None, derandomize=True)
 heads_and_grids = st.sampled_from([1, 2, 4]), st.tuples(st.integers(1, 6), st.integers(1, 6))
 
@@ -40,15 +53,14 @@ def test_matches_a_slow_reference(name, kind):
     check_against_reference(small_vit(kind), name, slow, **options)
 
 
-@pytest.mark.parametrize("name", ["evit", "dynamic_vit"])
+@pytest.mark.parametrize("name", [name for name in FIXED if "keep_rate" in FIXED[name][1]])
 @quick
-@given(st.integers(1, 5), *heads_and_grids, st.floats(0.01, 1), st.data())
+@given(st.integers(1, 5), *heads_and_grids, st.floats(0.01, 1, exclude_max=True), st.data())
 def test_a_share_kept_at_any_size(name, depth, heads, grid, keep_rate, data):
     blocks = sorted(data.draw(st.sets(st.integers(1, depth), min_size=1)))
-    if name == "dynamic_vit":  # one token always stays, see below
-        assume(keep_rate ** len(blocks) * grid[0] * grid[1] >= 1)
-    vit = small_vit(depth=depth, heads=heads, grid=grid)
-    check_against_reference(vit, name, FIXED[name][0], keep_rate=keep_rate, blocks=blocks)
+    slow, options = FIXED[name]
+    options = {**options, "keep_rate": keep_rate, "blocks": blocks}
+    check_against_reference(small_vit(depth=depth, heads=heads, grid=grid), name, slow, **options)
 
 
 @quick
@@ -57,10 +69,11 @@ def test_a_share_kept_at_any_size(name, depth, heads, grid, keep_rate, data):
     *heads_and_grids,
     st.lists(st.integers(0, 14), min_size=1, max_size=5),
 )
-def test_tome_at_any_size(kind, heads, grid, r):
+def test_pairs_at_any_size(kind, heads, grid, r):
     """Also where half of the tokens are fewer than r."""
-    vit = small_vit(kind, depth=len(r), heads=heads, grid=grid)
-    check_against_reference(vit, "tome", reference.ToMe, r=r)
+    vits = [small_vit(kind, depth=len(r), heads=heads, grid=grid) for _ in range(2)]
+    check_against_reference(vits[0], "tome", reference.ToMe, r=r)
+    check_against_reference(vits[1], "tofu", reference.ToFu, r=r, prune_blocks=len(r) // 2)
 
 
 @quick

@@ -183,7 +183,7 @@ def run_blocks(
         reducing = reducer is not None and index in reducer.blocks
         if reducer is not None:
             if reducing:
-                tokens, state = reducer.before_block(index, tokens, state)
+                tokens, state = reducer.before_block(index, tokens, metric, state)
             bias = reducer.attention_bias(state)
         q, k, v = project_qkv(block.attn, block.norm1(tokens))  # (B, H, N, d) each
         if class_attention_from is not None and index >= class_attention_from:

@@ -97,12 +97,18 @@ def create_model(
     token_reducer = None
     if name is not None:
         cls = REDUCERS[name]
-        if cls.drops:
+        token_reducer = cls(validate(cls.settings_type, reducer_options, "reducer"), vit)
+        if cls.learned:
             raise ConfigError(
-                f"reducer={name} drops patches, and the second pass needs an output for every one; "
-                "it works with method=vit"
+                f"reducer={name} learns by a loss of its own, which only one pass has; it works "
+                "with method=vit"
             )
-        token_reducer = cls(validate(cls.settings_type, reducer_options, "reducer"), vit.blocks)
+        if token_reducer.drops and ("first" in PASSES[passes] or hasattr(vit, "aux_head")):
+            raise ConfigError(
+                f"reducer={name} drops patches, and the second pass needs an output of the first "
+                "for every one, as does the auxiliary head of LV-ViT; it works with method=vit, "
+                "and on a ViT with reducer.passes=second"
+            )
     model = TwoPassViT(Backbone(vit), settings, image_size, token_reducer, PASSES[passes])
     if pretrained:
         if model.reuse is not None:

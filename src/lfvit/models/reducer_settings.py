@@ -3,7 +3,7 @@
 from itertools import pairwise
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, PositiveInt, field_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator
 
 from lfvit.utils.validation import Settings
 
@@ -27,6 +27,15 @@ class BlockSettings(Settings):
         return blocks
 
 
+class KeepRateSettings(BlockSettings):
+    """Settings of reducers that have a fixed number of tokens left.
+
+    keep_rate: keep_rate^s of the patch tokens are left after the s-th reduction, rounded down.
+    """
+
+    keep_rate: Share = 0.7
+
+
 class EViTSettings(BlockSettings):
     """Settings of EViT.
 
@@ -43,15 +52,13 @@ class EViTSettings(BlockSettings):
     shrink_epochs: int = Field(0, ge=0)
 
 
-class DynamicViTSettings(BlockSettings):
+class DynamicViTSettings(KeepRateSettings):
     """Settings of DynamicViT.
 
-    keep_rate: keep_rate^s of the patch tokens are left after the s-th reduction.
     ratio_weight: of the loss on the share of kept tokens (section 3.3).
     token_weight: of the mean squared distance of the kept tokens from a teacher's, with a teacher.
     """
 
-    keep_rate: Share = 0.7
     ratio_weight: float = Field(2.0, ge=0)
     token_weight: float = Field(0.5, ge=0)
 
@@ -85,24 +92,18 @@ class FrequencySettings(BlockSettings):
         return windows
 
 
-class ToMeSettings(Settings):
-    """Settings of ToMe.
+class PairSettings(Settings):
+    """Settings of reducers that make one token of two.
 
     r: pairs merged per block, or one number per block; below 1, a share of the patch tokens. At
         most half of the tokens merge at once.
     slope: of a schedule over the blocks with r as its mean, in the released code's terms: from
         r * (1 - slope) to r * (1 + slope), rounded down. 0 is constant, -1 the paper's decreasing
         schedule.
-    weighted_pool: whether a head that averages counts every patch, as the token that stands for
-        it; false: every token once, as in the released patch for timm.
-    proportional: add log(size) to the attention logits. The paper leaves it out for models trained
-        as masked autoencoders and not fine-tuned.
     """
 
     r: Annotated[list[Annotated[float, Field(ge=0)]], OneOrList] = Field([13.0])
     slope: float = Field(0.0, ge=-1, le=1)
-    weighted_pool: bool = True
-    proportional: bool = True
 
     @field_validator("r")
     @classmethod
@@ -112,10 +113,70 @@ class ToMeSettings(Settings):
         return r
 
 
+class ToMeSettings(PairSettings):
+    """Settings of ToMe.
+
+    weighted_pool: whether a head that averages counts every patch, as the token that stands for
+        it; false: every token once, as in the released patch for timm.
+    proportional: add log(size) to the attention logits. The paper leaves it out for models trained
+        as masked autoencoders and not fine-tuned.
+    """
+
+    weighted_pool: bool = True
+    proportional: bool = True
+
+
+class ToFuSettings(PairSettings):
+    """Settings of ToFu.
+
+    prune_blocks: so many blocks at the start prune, the others merge; None: half of them.
+    """
+
+    prune_blocks: int | None = Field(None, ge=0)
+
+
+class DPCKNNSettings(KeepRateSettings):
+    """Settings of DPC-KNN.
+
+    neighbors: nearest tokens by whose distance density is estimated, the token itself among them.
+    weighted: whether the tokens of a cluster are averaged with learned weights.
+    """
+
+    neighbors: PositiveInt = 5
+    weighted: bool = True
+
+
+class KMedoidsSettings(KeepRateSettings):
+    """Settings of K-Medoids.
+
+    iterations: of assigning tokens to medoids and choosing the medoids again.
+    """
+
+    iterations: PositiveInt = 3
+
+
+class SinkhornSettings(KeepRateSettings):
+    """Settings of Sinkhorn.
+
+    temperature: of the similarities, epsilon of optimal transport with an entropy term.
+    iterations: normalisations of rows and columns.
+    """
+
+    temperature: PositiveFloat = 1.0
+    iterations: PositiveInt = 3
+
+
 REDUCER_SETTINGS: dict[str, type[Settings]] = {
+    "dpc_knn": DPCKNNSettings,
     "dynamic_vit": DynamicViTSettings,
     "evit": EViTSettings,
     "frequency": FrequencySettings,
+    "k_medoids": KMedoidsSettings,
+    "patch_merger": KeepRateSettings,
+    "sinkhorn": SinkhornSettings,
+    "sit": KeepRateSettings,
+    "tofu": ToFuSettings,
     "tome": ToMeSettings,
+    "topk": KeepRateSettings,
 }
 """Of the reducers that come with the package; the class of another one names its own."""

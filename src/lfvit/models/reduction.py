@@ -32,7 +32,7 @@ def reduce(model: nn.Module, method: str, **options: Any) -> nn.Module:
     Args:
         model: a timm `VisionTransformer` of any size, pooling and number of prefix tokens; changed
             in place. The two-pass models take a ``reducer`` in `lfvit.create_model` instead.
-        method: "frequency", "evit", "tome", "dynamic_vit", or a registered one of your own.
+        method: such as "frequency", "evit" or "tome", a name in `lfvit.models.reducers.REDUCERS`.
         **options: of the method, see its class.
 
     Returns:
@@ -51,7 +51,7 @@ def reduce(model: nn.Module, method: str, **options: Any) -> nn.Module:
     vit: Any = model
     _refuse_inexact(vit, method)
     cls = REDUCERS[method]
-    reducer = cls(validate(cls.settings_type, options, "reducer"), vit.blocks)
+    reducer = cls(validate(cls.settings_type, options, "reducer"), vit)
     if reducer.drops and reads_patches(vit):
         raise ConfigError(
             f"{method} cannot be exact on this {type(vit).__name__}: it has {DROPPED}"

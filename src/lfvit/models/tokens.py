@@ -27,6 +27,37 @@ def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
     return tokens.gather(1, indices[:, :, None].expand(-1, -1, tokens.shape[-1]))
 
 
+def merge_tokens(tokens: Tensor, index: Tensor, num_tokens: int, weights: Tensor) -> Tensor:
+    """Weighted means of the tokens that go to the same place.
+
+    Args:
+        tokens: (B, n, D)
+        index: (B, n) long, 0 to num_tokens - 1; every place has a token.
+        num_tokens: places.
+        weights: (B, n) float, positive.
+
+    Returns:
+        (B, num_tokens, D)
+    """
+    weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
+    weighted = tokens * weights[:, :, None]  # (B, n, D)
+    sums = weighted.new_zeros(len(tokens), num_tokens, tokens.shape[2])
+    sums = sums.scatter_add(1, index[:, :, None].expand_as(weighted), weighted)
+    totals = torch.zeros_like(sums[:, :, 0]).scatter_add(1, index, weights.to(sums.dtype))
+    return (sums / totals[:, :, None]).to(tokens.dtype)
+
+
+def pairwise_distances(tokens: Tensor) -> Tensor:
+    """Euclidean distances between tokens (B, n, D): (B, n, n), at least float32."""
+    with torch.autocast(tokens.device.type, enabled=False):  # it would round the product
+        tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+        squares = tokens.square().sum(dim=-1)  # (B, n)
+        products = tokens @ tokens.transpose(1, 2)  # (B, n, n)
+        squares = (squares[:, :, None] + squares[:, None] - 2 * products).clamp(min=0)
+        same = torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
+        return squares.masked_fill(same, 0).sqrt()
+
+
 def num_keep(ratio: float, n: int) -> int:
     """ceil(ratio * n), of the exact product: 0.92 of 25 is 23, not the 24 of binary fractions."""
     return math.ceil(round(ratio * int(n), 9))

@@ -17,6 +17,13 @@ METHODS = {
     "evit": "EViT",
     "tome": "ToMe",
     "dynamic_vit": "DynamicViT",
+    "topk": "Top-K",
+    "dpc_knn": "DPC-KNN",
+    "k_medoids": "K-Medoids",
+    "patch_merger": "PatchMerger",
+    "sinkhorn": "Sinkhorn",
+    "sit": "SiT",
+    "tofu": "ToFu",
 }
 MAX_SETTINGS = 3  # in a name
 MAX_LENGTH = 24  # characters of a value

@@ -33,7 +33,7 @@ class Reducer(nn.Module):
 
     Args:
         settings: of the class's `settings_type`.
-        vit_blocks: timm's blocks that it will work in, to read sizes off.
+        vit: timm's ViT in whose blocks it will work, to read sizes off.
 
     Attributes:
         blocks: indices of the reducing blocks, from 0: the setting ``blocks``, and its default of a
@@ -49,10 +49,10 @@ class Reducer(nn.Module):
     drops: bool = False  # some patches have no token that stands for them
     unmerges: bool = True  # heads that read patches see every patch, not every token
 
-    def __init__(self, settings: Any, vit_blocks: Any) -> None:
+    def __init__(self, settings: Any, vit: Any) -> None:
         super().__init__()
         self.settings = settings
-        depth = len(vit_blocks)
+        depth = len(vit.blocks)
         self.blocks = list(range(depth))
         if hasattr(settings, "blocks"):  # 4, 7, 10 of 12 blocks, 5, 9, 13 of LV-ViT-S's 16
             default = sorted({depth * i // 4 + 1 for i in (1, 2, 3)})
@@ -77,6 +77,11 @@ class Reducer(nn.Module):
             )
         return values * (count // len(values))
 
+    def num_left(self, index: int, n: int) -> int:
+        """Patch tokens left of `n` after reducing block `index`, the s-th: n * keep_rate^s."""
+        stage = self.blocks.index(index) + 1
+        return max(int(round(self.settings.keep_rate**stage * n, 9)), 1)
+
     def start_batch(self, epoch: float) -> None:
         """Called before every batch of training, with the epochs done so far and their fraction."""
 
@@ -84,8 +89,11 @@ class Reducer(nn.Module):
         """Set up ``state.memory`` before the first block."""
         return state
 
-    def before_block(self, index: int, tokens: Tensor, state: TokenState) -> Reduced:
-        """Change the tokens (B, N, D) before reducing block `index`."""
+    def before_block(self, index: int, tokens: Tensor, metric: Any, state: TokenState) -> Reduced:
+        """Change the tokens (B, N, D) before reducing block `index`.
+
+        metric: of the block before, see `attention`; None before the first.
+        """
         return tokens, state
 
     def attention_bias(self, state: TokenState) -> Tensor | None:
@@ -95,7 +103,7 @@ class Reducer(nn.Module):
     def attention(
         self, index: int, attn: Any, q: Tensor, k: Tensor, v: Tensor, bias: Any, state: TokenState
     ) -> tuple[Tensor, Any]:
-        """Attended values (B, H, N, d), and the metric that `reduce_tokens` reduces by."""
+        """Attended values (B, H, N, d), and the metric that the tokens are reduced by."""
         return attend(attn, q, k, v, bias), None
 
     def reduce_tokens(self, index: int, tokens: Tensor, metric: Any, state: TokenState) -> Reduced:

@@ -62,10 +62,9 @@ class DynamicViT(Reducer):
     learned = True
     drops = True
 
-    def __init__(self, settings: DynamicViTSettings, vit_blocks: Any) -> None:
-        super().__init__(settings, vit_blocks)
-        embed_dim = vit_blocks[0].attn.qkv.in_features
-        self.predictors = nn.ModuleList(Predictor(embed_dim) for _ in self.blocks)
+    def __init__(self, settings: DynamicViTSettings, vit: Any) -> None:
+        super().__init__(settings, vit)
+        self.predictors = nn.ModuleList(Predictor(vit.embed_dim) for _ in self.blocks)
 
     def start(self, state: TokenState) -> TokenState:
         if not self.training:
@@ -73,11 +72,10 @@ class DynamicViT(Reducer):
         everything = torch.ones_like(state.source, dtype=torch.float32)[:, :, None]
         return state._replace(memory=Decisions(everything, ()))
 
-    def before_block(self, index: int, tokens: Tensor, state: TokenState) -> Reduced:
+    def before_block(self, index: int, tokens: Tensor, metric: Any, state: TokenState) -> Reduced:
         if self.settings.keep_rate == 1:
             return tokens, state
-        stage = self.blocks.index(index)
-        predictor = self.predictors[stage]
+        predictor = self.predictors[self.blocks.index(index)]
         prefix, patches = tokens.tensor_split([state.num_prefix_tokens], dim=1)
         if self.training:
             mask, stages = state.memory
@@ -86,7 +84,7 @@ class DynamicViT(Reducer):
             return tokens, state._replace(memory=Decisions(mask, (*stages, mask)))
         everything = patches.new_ones(1, 1, 1).expand(patches.shape[0], state.num_tokens, 1)
         score = predictor(patches, everything)[:, :, 0]  # (B, n)
-        k = max(int(round(self.settings.keep_rate ** (stage + 1) * state.num_patches, 9)), 1)
+        k = self.num_left(index, state.num_patches)
         kept, _ = split_topk(score, k)
         tokens = torch.cat([prefix, gather_tokens(patches, kept)], dim=1)
         return tokens, state.keep(kept, k)  # no token stands for the dropped ones

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfvit.models.blocks import class_attention
 from lfvit.models.reducer_settings import EViTSettings
-from lfvit.models.reducers import Reduced, Reducer, TokenState, reducer
+from lfvit.models.reducers import Reduced, TokenState, reducer
+from lfvit.models.reducers.topk import TopK
 from lfvit.models.tokens import gather_tokens, num_keep, split_topk
 
 
 @reducer("evit")
-class EViT(Reducer):
+class EViT(TopK):
     """In a reducing block, only the patch tokens of highest class attention go on to the MLP.
 
     The others become one token, their sum weighted by that attention (section 3.2; the weights are
@@ -22,10 +22,10 @@ class EViT(Reducer):
     """
 
     settings_type = EViTSettings
-    needs_class_token = True
+    drops = False
 
-    def __init__(self, settings: EViTSettings, vit_blocks: Any) -> None:
-        super().__init__(settings, vit_blocks)
+    def __init__(self, settings: EViTSettings, vit: Any) -> None:
+        super().__init__(settings, vit)
         self.keep_rate = settings.keep_rate
         self.drops = not settings.fuse_token
 
@@ -35,23 +35,15 @@ class EViT(Reducer):
             done = min(max((epoch - self.settings.shrink_start) / epochs, 0.0), 1.0)
             self.keep_rate = final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
 
-    def attention(
-        self, index: int, attn: Any, q: Tensor, k: Tensor, v: Tensor, bias: Any, state: TokenState
-    ) -> tuple[Tensor, Any]:
-        x, _ = super().attention(index, attn, q, k, v, bias, state)
-        n = state.num_tokens
-        if index not in self.blocks or num_keep(self.keep_rate, n) == n:
-            return x, None
-        return x, class_attention(attn, q, k)[:, state.num_prefix_tokens - 1 :]  # (B, n)
+    def num_kept(self, index: int, state: TokenState) -> int:
+        return num_keep(self.keep_rate, state.num_tokens)
 
     def reduce_tokens(self, index: int, tokens: Tensor, metric: Any, state: TokenState) -> Reduced:
-        if metric is None:
-            return tokens, state
-        k = num_keep(self.keep_rate, state.num_tokens)
+        if metric is None or not self.settings.fuse_token:
+            return super().reduce_tokens(index, tokens, metric, state)
+        k = self.num_kept(index, state)
         kept, others = split_topk(metric, k)  # (B, k), (B, n - k)
         prefix, patches = tokens.tensor_split([state.num_prefix_tokens], dim=1)
-        if not self.settings.fuse_token:
-            return torch.cat([prefix, gather_tokens(patches, kept)], dim=1), state.keep(kept, k)
         weights = metric.gather(1, others)[:, :, None]
         fused = (weights * gather_tokens(patches, others)).sum(dim=1, keepdim=True)  # (B, 1, D)
         tokens = torch.cat([prefix, gather_tokens(patches, kept), fused.to(tokens.dtype)], dim=1)

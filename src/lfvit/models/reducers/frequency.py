@@ -52,12 +52,12 @@ class Frequency(Reducer):
 
     settings_type = FrequencySettings
 
-    def __init__(self, settings: FrequencySettings, vit_blocks: Any) -> None:
-        super().__init__(settings, vit_blocks)
+    def __init__(self, settings: FrequencySettings, vit: Any) -> None:
+        super().__init__(settings, vit)
         self.removed = dict(zip(self.blocks, self.per_block("removed"), strict=True))
         self.windows = dict(zip(self.blocks, self.per_block("windows"), strict=True))
         self.first = self.blocks[0] + 1  # first block with DC tokens
-        reweighted = (len(vit_blocks) - self.first, vit_blocks[0].attn.num_heads)
+        reweighted = (len(vit.blocks) - self.first, vit.blocks[0].attn.num_heads)
         self.w1 = nn.Parameter(torch.full(reweighted, float(settings.w1_init)))
         self.w2 = nn.Parameter(torch.full(reweighted, float(settings.w2_init)))
 

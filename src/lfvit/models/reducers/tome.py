@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lfvit.errors import ConfigError
-from lfvit.models.reducer_settings import ToMeSettings
+from lfvit.models.reducer_settings import PairSettings, ToMeSettings
 from lfvit.models.reducers import Reduced, Reducer, TokenState, reducer
+from lfvit.models.tokens import merge_tokens
 
 
 def bipartite_soft_matching(metric: Tensor, r: int, num_prefix_tokens: int) -> Tensor:
@@ -44,33 +45,23 @@ def bipartite_soft_matching(metric: Tensor, r: int, num_prefix_tokens: int) -> T
     return to
 
 
-@reducer("tome")
-class ToMe(Reducer):
-    """Merges r pairs of patch tokens between attention and MLP of every block.
-
-    A merged token is the mean of the patches it stands for, and is attended to as they would be
-    (proportional attention, Eq. 1).
+class PairReducer(Reducer):
+    """Makes one token of each of r pairs of patch tokens, between attention and MLP of every block.
 
     Raises:
         ConfigError: a slope with one r per block.
     """
 
-    settings_type = ToMeSettings
+    settings_type = PairSettings
 
-    def __init__(self, settings: ToMeSettings, vit_blocks: Any) -> None:
-        super().__init__(settings, vit_blocks)
+    def __init__(self, settings: PairSettings, vit: Any) -> None:
+        super().__init__(settings, vit)
         self.r = self.per_block("r")
         if settings.slope and len(settings.r) > 1:
             raise ConfigError(
                 f"reducer.slope={settings.slope} makes the numbers of all blocks from one r, not "
                 f"from reducer.r={settings.r}"
             )
-        self.unmerges = settings.weighted_pool
-
-    def attention_bias(self, state: TokenState) -> Tensor | None:
-        if not self.settings.proportional or state.num_tokens == state.num_patches:
-            return None
-        return F.pad(state.size().log(), (state.num_prefix_tokens, 0))[:, None, None]
 
     def attention(
         self, index: int, attn: Any, q: Tensor, k: Tensor, v: Tensor, bias: Any, state: TokenState
@@ -90,9 +81,36 @@ class ToMe(Reducer):
         with torch.no_grad():
             to = bipartite_soft_matching(metric, r, state.num_prefix_tokens)  # (B, n)
         prefix, patches = tokens.tensor_split([state.num_prefix_tokens], dim=1)
-        weighted = patches * state.size()[:, :, None]  # (B, n, D), at least float32
-        state = state.remap(to, state.num_tokens - r)
-        sums = weighted.new_zeros(patches.shape[0], state.num_tokens, patches.shape[2])
-        sums = sums.scatter_add(1, to[:, :, None].expand_as(patches), weighted)
-        means = sums / state.size()[:, :, None]  # (B, n - r, D)
-        return torch.cat([prefix, means.to(tokens.dtype)], dim=1), state
+        num_tokens = state.num_tokens - r
+        merged = self.merge(index, patches, to, num_tokens, state)
+        return torch.cat([prefix, merged], dim=1), state.remap(to, num_tokens)
+
+    def merge(
+        self, index: int, patches: Tensor, to: Tensor, num_tokens: int, state: TokenState
+    ) -> Tensor:
+        """Patch tokens (B, n, D) that go to the places (B, n) in block `index`: (B, n - r, D)."""
+        raise NotImplementedError
+
+
+@reducer("tome")
+class ToMe(PairReducer):
+    """Merges pairs into the mean of the patches they stand for.
+
+    A merged token is attended to as these patches would be (proportional attention, Eq. 1).
+    """
+
+    settings_type = ToMeSettings
+
+    def __init__(self, settings: ToMeSettings, vit: Any) -> None:
+        super().__init__(settings, vit)
+        self.unmerges = settings.weighted_pool
+
+    def attention_bias(self, state: TokenState) -> Tensor | None:
+        if not self.settings.proportional or state.num_tokens == state.num_patches:
+            return None
+        return F.pad(state.size().log(), (state.num_prefix_tokens, 0))[:, None, None]
+
+    def merge(
+        self, index: int, patches: Tensor, to: Tensor, num_tokens: int, state: TokenState
+    ) -> Tensor:
+        return merge_tokens(patches, to, num_tokens, state.size())

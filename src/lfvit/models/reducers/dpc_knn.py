@@ -1,0 +1,69 @@
+"""DPC-KNN clustering (Zeng et al., TCFormer, CVPR 2022; in a plain ViT: Haurum et al. 2023)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lfvit.models.reducer_settings import DPCKNNSettings
+from lfvit.models.reducers import Reduced, Reducer, TokenState, reducer
+from lfvit.models.tokens import merge_tokens, pairwise_distances, split_topk
+
+
+def density_peaks(distances: Tensor, num_clusters: int, neighbors: int) -> Tensor:
+    """Clusters around the tokens that are dense and far from any denser one (TCFormer, Eq. 1-3).
+
+    Args:
+        distances: (B, n, n)
+        num_clusters: at most n.
+        neighbors: k of the density exp(-mean squared distance of the k nearest tokens).
+
+    Returns:
+        (B, n): cluster of each token, that of the nearest centre.
+    """
+    B, n, _ = distances.shape
+    nearest = distances.topk(min(neighbors, n), largest=False).values  # (B, n, k)
+    density = (-nearest.square().mean(dim=-1)).exp()  # (B, n)
+    denser = density[:, None] > density[:, :, None]  # (B, n, n): token j is denser than token i
+    farthest = distances.amax(dim=(1, 2))[:, None, None]
+    separation = torch.where(denser, distances, farthest).amin(dim=-1)  # (B, n)
+    centers, _ = split_topk(separation * density, num_clusters)
+    cluster = distances.gather(2, centers[:, None].expand(-1, n, -1)).argmin(dim=-1)
+    numbers = torch.arange(num_clusters, device=centers.device).expand(B, -1)
+    return cluster.scatter(1, centers, numbers)  # a centre stays in its own cluster
+
+
+@reducer("dpc_knn")
+class DPCKNN(Reducer):
+    """Before a reducing block, the patch tokens are clustered, and every cluster averaged.
+
+    The number of clusters after the s-th reduction is keep_rate^s of the n patch tokens at the
+    start, rounded down. A token's weight in the average is exp of a linear layer, which starts at
+    zero: all weights are equal. Ties of density, which the released code breaks at random, go to
+    the first token.
+    """
+
+    settings_type = DPCKNNSettings
+
+    def __init__(self, settings: DPCKNNSettings, vit: Any) -> None:
+        super().__init__(settings, vit)
+        self.scores = nn.ModuleList()
+        for _ in self.blocks if settings.weighted else ():
+            layer = nn.Linear(vit.embed_dim, 1)
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+            self.scores.append(layer)
+
+    def before_block(self, index: int, tokens: Tensor, metric: Any, state: TokenState) -> Reduced:
+        k = self.num_left(index, state.num_patches)
+        if k == state.num_tokens:
+            return tokens, state
+        prefix, patches = tokens.tensor_split([state.num_prefix_tokens], dim=1)
+        with torch.no_grad():
+            distances = pairwise_distances(patches) / patches.shape[-1] ** 0.5
+            cluster = density_peaks(distances, k, self.settings.neighbors)  # (B, n)
+        weights = torch.ones_like(patches[:, :, 0])
+        if self.settings.weighted:
+            weights = self.scores[self.blocks.index(index)](patches)[:, :, 0].exp()
+        merged = merge_tokens(patches, cluster, k, weights)
+        return torch.cat([prefix, merged], dim=1), state.remap(cluster, k)
