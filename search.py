@@ -1,16 +1,4 @@
-import hydra
-from omegaconf import DictConfig
-
-from lfvit.cli import entry_point
-
-
-@entry_point
-@hydra.main(version_base="1.3", config_path="conf", config_name="search")
-def main(cfg: DictConfig) -> None:
-    from lfvit.commands.search import search
-
-    search(cfg)
-
+from lfvit.cli import main
 
 if __name__ == "__main__":
-    main()
+    main("search")

@@ -13,6 +13,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from conftest import NEEDLE_FAST, ROOT, write_shards
+from lfvit.cli import main
 from lfvit.commands.evaluate import evaluate
 
 # test_sweeps.py, test_search.py, test_wandb_page.py and test_distributed_page.py
@@ -108,7 +109,7 @@ def example(tmp_path_factory, composed, trained_run, photographs):
 def typed(command, example, monkeypatch):
     """Run a command line in this process, as far as it is one of the project's scripts."""
     program, script, *arguments = shlex.split(command)
-    assert program == "python"
+    assert program in ("python", "lfvit")
     monkeypatch.chdir(example["cwd"])
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", example["cwd"] / "cache")
@@ -123,6 +124,10 @@ def typed(command, example, monkeypatch):
         small = SMALL_FOLDER if folder else (*NEEDLE_FAST, "trainer.max_epochs=1")
         if "init_from=zoo:" in command:  # whose model has a size
             small = [each for each in small if not each.startswith(("backbone", "image_size"))]
+    if program == "lfvit":
+        monkeypatch.setattr(sys, "argv", [program, script, *arguments])
+        main()
+        return
     monkeypatch.setattr(sys, "argv", [str(ROOT / script), *arguments, *small])
     GlobalHydra.instance().clear()
     try:

@@ -241,14 +241,14 @@ def test_a_job_on_several_devices_is_a_command_of_its_own(train, monkeypatch):
 
     def call(command):
         commands.append(command)
-        arguments = [a for a in command[2:] if "trainer.devices" not in a]
-        return subprocess.run([*command[:2], *arguments], check=False).returncode
+        arguments = [a for a in command if "trainer.devices" not in a]
+        return subprocess.run(arguments, check=False).returncode
 
     monkeypatch.setattr(jobs, "call", call)
     assert train("-m", "trainer.devices=1,2", "seed=0", *FAST) == 0
     assert [job["status"] for job in newest_sweep()] == ["trained", "trained"]
-    ((_, script, *overrides),) = commands
-    assert Path(script).name == "train.py"
+    ((_, *start, overrides),) = [(*command[:4], command[4:]) for command in commands]
+    assert start == ["-m", "lfvit", "train"]
     assert {"++trainer.devices=2", "seed=0", "repeat=true", "evaluate=false"} < set(overrides)
     assert Path(newest_sweep()[1]["evaluation"]).exists()
 
@@ -261,7 +261,7 @@ def test_sweeps_in_several_processes_are_refused(train, monkeypatch, capfd):
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "LOCAL_WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setattr("lfvit.cli.join_launched", lambda: None)
+    monkeypatch.setattr("lfvit.cli.join_launched", lambda command: [])
     monkeypatch.setattr("lfvit.cli.all_ended", lambda: None)
     assert train("-m", *FAST) == 2
     assert "a multirun in 4 processes" in capfd.readouterr().err

@@ -12,7 +12,8 @@ from test_datamodule import evaluate, folder
 
 from conftest import photograph, write_shards
 from lfvit.data import HuggingFaceDataset, ImageDataModule, huggingface
-from lfvit.errors import ConfigError, DataError
+from lfvit.errors import DataError
+from lfvit.utils.error_messages import error_message
 
 datasets.disable_progress_bars()
 
@@ -168,8 +169,9 @@ def test_hidden_labels_are_refused(tmp_path):
 
 def test_without_the_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ConfigError, match=r"pip install -e '\.\[data\]'"):
+    with pytest.raises(ImportError) as caught:
         HuggingFaceDataset(path="x")
+    assert error_message(caught.value) == "datasets is not installed; pip install 'lfvit[data]'"
 
 
 # --- tar shards ---------------------------------------------------------------------------------

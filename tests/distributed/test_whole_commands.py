@@ -1,7 +1,6 @@
 """Whole commands in several processes: the same files, numbers and weights as in one."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +102,8 @@ def several(checkpoint: Path, folder: Path) -> dict[str, Any]:
     from lfvit.commands.jobs import run_job
 
     ddp = ("trainer=ddp", "trainer.accelerator=cpu")
-    sys.argv = ["train.py"]
-    join_launched()
-    found: dict[str, Any] = {"started": os.environ[START_TIME], "arguments": sys.argv[1:]}
+    arguments = join_launched("train")
+    found: dict[str, Any] = {"started": os.environ[START_TIME], "arguments": arguments}
     tracked = ("logger=[csv,tensorboard,wandb]", "logger.wandb.offline=true")
     found["ddp"] = train(folder / "ddp", *SAME, *tracked, *ddp)
     found["spoilt"] = spoilt(folder / "spoilt", *SAME, *ddp, "trainer.max_epochs=1")

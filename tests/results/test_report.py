@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from synthetic import edit, make_evaluation, make_runs
 
+from lfvit.cli import main
 from lfvit.errors import DataError
 from lfvit.measure.thresholds import NO_EXIT, correct_at
-from lfvit.results.__main__ import main
 from lfvit.results.collect import Run, collect
 from lfvit.results.paired import (
     BUDGET,
@@ -88,7 +88,7 @@ def test_thresholds_for_equal_accuracy_and_for_a_budget():
 
 def test_every_figure_on_the_page_comes_from_the_files(runs, collected, tmp_path):
     page = tmp_path / "page.md"
-    text = {"title": "A title", "intro": "In short.", "command": "python -m lfvit.results runs"}
+    text = {"title": "A title", "intro": "In short.", "command": "lfvit report runs"}
     write_report(collect([runs]), page, **text)
     text = page.read_text()
     assert text.startswith("# A title\n\nIn short.\n\nTop-1 on 60 validation images of fruit")
@@ -98,7 +98,7 @@ def test_every_figure_on_the_page_comes_from_the_files(runs, collected, tmp_path
             found = row.comparison
             assert f"| {label} | {row.way} | 1 | {found.images} | {found.difference:+.2f} |" in text
     assert "**LF-ViT**: Seed 0, 1: `python train.py`, commit abc, a machine, 1 threads" in text
-    assert "*Written by `python -m lfvit.results runs`, commit " in text
+    assert "*Written by `lfvit report runs`, commit " in text
     assert "nan" not in text
     for plot in ("page_accuracy_vs_gmacs.png", "page_differences.png"):
         assert (tmp_path / plot).stat().st_size > 5000
@@ -128,15 +128,17 @@ def test_models_that_cannot_be_compared_are_listed(runs, tmp_path):
 def test_the_command_line(runs, tmp_path, monkeypatch, capsys):
     outputs = [tmp_path / f"out.{suffix}" for suffix in ("md", "csv", "parquet")]
     options = [text for path in outputs for text in ("--output", str(path))]
-    monkeypatch.setattr(sys, "argv", ["x", str(runs / "lf_0"), str(runs / "vit_0"), *options])
+    monkeypatch.setattr(
+        sys, "argv", ["lfvit", "report", str(runs / "lf_0"), str(runs / "vit_0"), *options]
+    )
     main()
     assert "2 evaluations of 2 models, 0 left out" in capsys.readouterr().out
     assert all(path.exists() for path in outputs)
-    monkeypatch.setattr(sys, "argv", ["x", str(runs), "--output", "page.pdf"])
+    monkeypatch.setattr(sys, "argv", ["lfvit", "report", str(runs), "--output", "page.pdf"])
     with pytest.raises(SystemExit, match="2"):
         main()
     assert "unknown suffix '.pdf'; valid: .html, .md, .csv" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", ["x", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["lfvit", "report", str(tmp_path)])
     with pytest.raises(SystemExit, match="2"):
         main()
     assert "no evaluated run: evaluate.py writes" in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """zoo:NAME: what is added there is what commands use, and its card is what evaluate.py measures."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -34,8 +33,7 @@ def filled(tmp_path_factory, composed, trained_run, photographs):
     train(composed("train", *SMALL, *settings, f"run_dir={folder / 'run'}"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(zoo, "FOLDER", folder / "zoo")
-        patch.setattr(sys, "argv", ["zoo", str(trained_run), "--name", "needles"])
-        main()
+        main([str(trained_run), "--name", "needles"])
         add(folder / "run", "fruit", threshold=0.25)
     return folder
 
@@ -93,9 +91,8 @@ def test_photographs_have_to_be_named(two, composed, tmp_path):
         evaluate(composed("evaluate", "ckpt_path=zoo:fruit", f"run_dir={tmp_path}"))
 
 
-def test_the_list(two, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["zoo"])
-    main()
+def test_the_list(two, capsys):
+    main([])
     assert capsys.readouterr().out.split() == ["zoo:fruit", "zoo:needles"]
 
 

@@ -65,7 +65,7 @@ def test_a_setting_named_like_a_group_is_set_or_refused_by_name(command, key):
     if key == "experiment":
         assert compose_config(command, [override]).experiment.name == valid_options(key)[0]
     else:
-        with pytest.raises(ConfigError, match=f"{override} has no effect in {command}.py"):
+        with pytest.raises(ConfigError, match=f"{override} has no effect in {command};"):
             open_groups([override], command)
 
 

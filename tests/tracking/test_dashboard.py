@@ -1,16 +1,14 @@
 """The W&B report as it would be sent: its panels ask for the names under which runs log."""
 
 import json
-import sys
 
 from lfvit.tracking import dashboard
 
 
-def test_the_report_is_written_offline(tmp_path, monkeypatch, capsys):
+def test_the_report_is_written_offline(tmp_path, capsys):
     path = tmp_path / "report.json"
     arguments = ["--project", "lfvit", "--group", "size", "--offline", str(path)]
-    monkeypatch.setattr(sys, "argv", ["dashboard", *arguments])
-    dashboard.main()
+    dashboard.main(arguments)
     assert "nothing was sent" in capsys.readouterr().out
     report = json.loads(path.read_text())
     assert report["project"]["name"] == "lfvit"

@@ -16,7 +16,6 @@ from lfvit.measure.settings import EvaluationSettings
 from lfvit.measure.temperature import scale_temperature
 from lfvit.measure.thresholds import advise, stratified_split, sweep
 from lfvit.models import zoo
-from lfvit.results.plots import plot_evaluation
 from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import environment
 from lfvit.runs.record import model_overrides
@@ -26,6 +25,7 @@ from lfvit.tracking.loggers import summarise as log_summary
 from lfvit.tracking.pictures import log_predictions
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.distributed import is_main_process
+from lfvit.utils.extras import can_draw
 from lfvit.utils.markdown import print_table
 from lfvit.utils.validation import plain, validate
 
@@ -100,7 +100,10 @@ def evaluate(cfg: DictConfig) -> Evaluation:
             save_predictions(table, run_dir / FILE)
             write_json(run_dir / "evaluate.json", evaluation.model_dump())
             if early_exit:
-                plot_evaluation(evaluation, run_dir / "evaluate.png")
+                if can_draw("evaluate.png is"):
+                    from lfvit.results.plots import plot_evaluation
+
+                    plot_evaluation(evaluation, run_dir / "evaluate.png")
                 log_table(loggers, "threshold_curve", curve.to_dict("records"))
             log_predictions(loggers, model, data, record.threshold, cfg.logged_images)
             _print(evaluation, record.about_threshold)

@@ -1,7 +1,7 @@
 """`export(cfg)`: write a trained model as ONNX files, and compare them with it."""
 
 import shlex
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,8 @@ def export(cfg: DictConfig) -> dict[str, Any]:
         LFViTError: packages are missing, the model cannot be exported, or the files differ from
             the model.
     """
-    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f"export needs {', '.join(missing)}; install the extra: pip install -e '.[export]'"
-        )
+    for name in ("onnx", "onnxruntime", "onnxscript"):  # before anything is written
+        import_module(name)
     if not cfg.tolerance > 0:
         raise ConfigError(f"tolerance={cfg.tolerance} must be above 0")
     trained = load_trained(cfg.ckpt_path, model_overrides(cfg))

@@ -18,7 +18,6 @@ from lfvit.errors import TrainingError
 from lfvit.runs.configs import compose_config
 from lfvit.runs.directory import LOCK, check_free
 from lfvit.runs.identity import identity
-from lfvit.runs.provenance import PROJECT_ROOT
 from lfvit.runs.resume import AUTO, check_own_directory, last_of
 from lfvit.runs.setup import trainer_settings
 from lfvit.runs.sweeps import in_sweep, note
@@ -133,8 +132,11 @@ def _train(cfg: DictConfig, overrides: Sequence[str] | None) -> dict[str, Any]:
         return train(cfg)
     trainer_settings(cfg)  # refuses nodes that nothing starts processes on
     paths = {"hydra.run.dir": cfg.run_dir, "ckpt_path": cfg.ckpt_path, "init_from": cfg.init_from}
-    command = [sys.executable, str(PROJECT_ROOT / "train.py"), *overrides, f"name={cfg.name}"]
-    command += ["repeat=true", "evaluate=false"]
+    command = [sys.executable, "-m", "lfvit", "train"]
+    if HydraConfig.initialized():  # --config-dir
+        sources = HydraConfig.get().runtime.config_sources
+        command += [f"--config-dir={s.path}" for s in sources if s.provider == "command-line"]
+    command += [*overrides, f"name={cfg.name}", "repeat=true", "evaluate=false"]
     command += [f"{key}={'null' if path is None else path}" for key, path in paths.items()]
     if status := call(command):
         raise TrainingError(f"{shlex.join(command)} ended with status {status}, see its messages")

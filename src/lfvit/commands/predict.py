@@ -16,6 +16,7 @@ from lfvit.runs.record import model_overrides
 from lfvit.runs.setup import find_device, load_trained
 from lfvit.tracking.pictures import Prediction, draw_predictions, predict_images
 from lfvit.utils.atomic_io import write_json
+from lfvit.utils.extras import can_draw
 from lfvit.utils.validation import validate
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     transform = eval_transform(record.preprocessing, record.image_size)
     if len(macs) > 1:
         print(record.about_threshold)
+    drawn = settings.pictures and can_draw("pictures are")
     entries: list[dict[str, Any]] = []
     num_skipped = 0
     try:
@@ -62,7 +64,7 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
             entry = {"path": printable(path), **_entry(prediction, macs, settings.top)}
             if len(macs) > 1:
                 entry["threshold"] = record.threshold
-            if settings.pictures:
+            if drawn:
                 entry["picture"] = f"{number:04d}_{printable(path.stem)}.png"
                 draw_predictions([prediction], run_dir / entry["picture"])
             entries.append(entry)

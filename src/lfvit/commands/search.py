@@ -80,10 +80,8 @@ def search(cfg: DictConfig) -> list[dict[str, Any]]:
         LFViTError: a setting is at fault, before the first trial.
     """
     refuse_launched("a search")
-    try:
-        import optuna
-    except ImportError as error:
-        raise ConfigError("searching needs Optuna: pip install -e '.[sweep]'") from error
+    import optuna
+
     settings, out = _checked(cfg), Path(cfg.output_dir)
     out.mkdir(parents=True, exist_ok=True)
     try:

@@ -37,6 +37,7 @@ from lfvit.training.optimizers import build_lr_scheduler, build_optimizer
 from lfvit.training.settings import check_training
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.distributed import is_main_process
+from lfvit.utils.paths import program
 from lfvit.utils.signals import StopSignals
 from lfvit.utils.validation import check_choice, instantiate, plain
 
@@ -125,7 +126,7 @@ def say_end(
         weights = quote_path(f"ckpt_path={last}")
         if reason:
             log.info("to continue, repeat the command with %s", weights)
-        log.info("to evaluate: python evaluate.py %s", weights)
+        log.info("to evaluate: %s %s", program("evaluate"), weights)
     log.info("written to %s: %s", cfg.run_dir, "metrics.json, checkpoints/, config.yaml")
 
 

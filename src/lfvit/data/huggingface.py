@@ -9,7 +9,7 @@ import numpy as np
 from lfvit.data.classes import read_classes, sort_names
 from lfvit.data.folders import hold_out
 from lfvit.data.images import UnreadableImageError
-from lfvit.errors import ConfigError, DataError
+from lfvit.errors import DataError
 
 
 class HuggingFaceDataset:
@@ -35,7 +35,6 @@ class HuggingFaceDataset:
         held_out: whether the split is a part of the dataset's `num_total` images.
 
     Raises:
-        ConfigError: the library is not installed.
         DataError: no such dataset, split or column; rows without a label, labels without a name.
     """
 
@@ -119,10 +118,8 @@ def _load(
     split: str, path: str, root: str | None, name: str | None, data_files: Mapping[str, Any]
 ) -> tuple[Any, bool]:
     """The rows of a split, memory-mapped, and whether they are all there is, to be divided."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise ConfigError("this needs the datasets library: pip install -e '.[data]'") from error
+    import datasets
+
     folder, base = Path(path).expanduser(), None if root is None else Path(root).expanduser()
     for key, patterns in data_files.items():
         for pattern in [patterns] if isinstance(patterns, str) else patterns:

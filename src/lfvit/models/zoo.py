@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from lfvit.errors import CheckpointError
+from lfvit.utils.paths import ZOO as FOLDER
 
-FOLDER = Path(__file__).resolve().parents[3] / "zoo"
 PREFIX = "zoo:"
 LAST = "last.ckpt"
 DEFAULT = "default"

@@ -28,6 +28,7 @@ from lfvit.results.table import make_table
 from lfvit.runs.directory import inside
 from lfvit.runs.identity import NOT_WEIGHTS
 from lfvit.runs.sweeps import WELL
+from lfvit.utils.paths import program
 
 FILES = {"evaluate.json", *SCHEMAS}
 MAX_REASON = 300  # characters
@@ -259,7 +260,7 @@ class _Reader:
                 return f"failed: {(record.get('error') or 'no reason is recorded').splitlines()[0]}"
         if trained and not evaluated:
             paths = [f"ckpt_path={path}", f"hydra.run.dir={path}/evaluation"]
-            return f"not evaluated: {shlex.join(['python', 'evaluate.py', *paths])}"
+            return f"not evaluated: {program('evaluate')} {shlex.join(paths)}"
         config = self.load(folder / "config.yaml")
         started = "schedule" in config and not trained
         started = started or ("risk" in config and not (folder / "evaluate.json").exists())

@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import jinja2
 import torch
 from safetensors.torch import save_file
 
-from lfvit.errors import CheckpointError, ConfigError, LFViTError
+from lfvit.errors import CheckpointError, ConfigError
 from lfvit.measure.schemas import parse_evaluation
 from lfvit.models import zoo
 from lfvit.models.checkpoints import RECORD
@@ -26,12 +26,9 @@ from lfvit.results.collect import collect
 from lfvit.results.provenance import provenance
 from lfvit.results.table import points_cells, points_frame
 from lfvit.runs.configs import quote_path
-from lfvit.runs.provenance import PROJECT_ROOT
 from lfvit.runs.setup import load_trained
 from lfvit.utils.atomic_io import write_json
-from lfvit.utils.error_messages import filter_warnings
 from lfvit.utils.markdown import cells_to_markdown
-from lfvit.utils.signals import outlive_output
 
 COLUMNS = (
     *("rule", "threshold", "top1", "top5", "reference_top1", "exit_fraction", "consistency"),
@@ -83,7 +80,7 @@ def add(
     settings = {"ckpt_path": weights, "hydra.run.dir": (run_dir / "zoo").resolve()}
     settings |= {"data.root": Path(root).expanduser().resolve()} if root else {}
     overrides = [quote_path(f"{key}={value}") for key, value in settings.items()]
-    command = [sys.executable, str(PROJECT_ROOT / "evaluate.py"), *overrides]
+    command = [sys.executable, "-m", "lfvit", "evaluate", *overrides]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         weights.unlink()
@@ -127,26 +124,17 @@ def _without_folders(value: Any) -> Any:
     return None if isinstance(value, str) and os.path.isabs(value) else value
 
 
-def main() -> None:
-    outlive_output()
-    filter_warnings()
+def main(arguments: Sequence[str]) -> None:
+    """``lfvit zoo``."""
     parser = argparse.ArgumentParser(
-        prog="python -m lfvit.results.zoo", description="List the zoo, or add a training to it."
+        prog="lfvit zoo", description="List the zoo, or add a training to it."
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", nargs="?")
     parser.add_argument("--name", default="")
     parser.add_argument("--data-root", metavar="DIR", help="the images, where they have moved")
     parser.add_argument("--threshold", type=float, metavar="ETA", help="used where none is given")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.run_dir is None:
         print("\n".join(f"{zoo.PREFIX}{name}" for name in zoo.names()))
         return
-    try:
-        print(f"written: {add(**vars(options))}, with its card beside it")
-    except LFViTError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()
+    print(f"written: {add(**vars(options))}, with its card beside it")

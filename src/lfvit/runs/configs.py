@@ -13,10 +13,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from lfvit.errors import ConfigError
-from lfvit.runs.provenance import PROJECT_ROOT
+from lfvit.utils.paths import CONF, program
 from lfvit.utils.validation import Settings, plain, suggest, validate
 
-CONF = PROJECT_ROOT / "conf"
 ON_CHECKPOINTS = ("evaluate", "predict", "diagnose", "benchmark", "export")
 """Commands whose groups replace what a checkpoint says, and hold nothing by themselves."""
 
@@ -77,7 +76,7 @@ def _plain_setting(override: str, command: str) -> str:
         if "name" in settings:
             return f"{key}.name={value}"
         names = ", ".join(f"{key}.{name}" for name in settings)
-        raise ConfigError(f"{override} has no effect in {command}.py; valid: {names or 'none'}")
+        raise ConfigError(f"{override} has no effect in {command}; valid: {names or 'none'}")
     if value != "null" or not options:
         return override
     return f"{key}=none" if "none" in options else f"~{key}"
@@ -88,9 +87,10 @@ def valid_options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml")) if group else []
 
 
-def help_text(script: str) -> str:
+def help_text(command: str) -> str:
     """What ``--help`` shows: the explained settings of the primary config, and every group."""
-    text = (CONF / f"{script}.yaml").read_text(encoding="utf-8")
+    text = (CONF / f"{command}.yaml").read_text(encoding="utf-8")
+    text = re.sub(r"\bpython (\w+)\.py\b", lambda match: program(match[1]), text)
     usage, _, rest = text.partition("defaults:\n")
     chosen = re.findall(r"^  - (\w+): (.+?) *(?:#|$)", rest, re.MULTILINE)
     settings = re.sub(r"^  - .*\n", "", rest, flags=re.MULTILINE).partition("\nhydra:\n")[0]
@@ -100,7 +100,7 @@ def help_text(script: str) -> str:
         if group != "hydra"
     ]
     return (
-        f"usage: python {script}.py [GROUP=OPTION ...] [SETTING=VALUE ...]\n\n"
+        f"usage: {program(command)} [GROUP=OPTION ...] [SETTING=VALUE ...]\n\n"
         + re.sub(r"^# ?", "", usage, flags=re.MULTILINE)
         + "\nGroups, and what is taken by itself (null: as in the checkpoint, or none):\n"
         * bool(groups)
@@ -108,18 +108,18 @@ def help_text(script: str) -> str:
         + "\n" * bool(groups)
         + "\nSettings (those of groups stand in conf/GROUP/OPTION.yaml):\n"
         + "".join(f"  {line}\n" if line else "" for line in settings.strip().split("\n"))
-        + f"\npython {script}.py --cfg job shows all of them as composed; hydra.run.dir=DIR says "
-        "where to write.\n"
+        + f"\n{program(command)} --cfg job shows all of them as composed; hydra.run.dir=DIR says "
+        "where to write; --config-dir DIR adds configs of your own.\n"
     )
 
 
-def positional(script: str, arguments: Sequence[str]) -> list[str]:
+def positional(command: str, arguments: Sequence[str]) -> list[str]:
     """Arguments in which files that stand by themselves have the name of their setting.
 
     ``predict.py a.jpg b.jpg`` becomes ``predict.py image=['a.jpg','b.jpg']``; a command on
     checkpoints takes one.
     """
-    key = "image" if script == "predict" else "ckpt_path" if script in ON_CHECKPOINTS else None
+    key = "image" if command == "predict" else "ckpt_path" if command in ON_CHECKPOINTS else None
     files, others = list[str](), list[str]()
     for before, argument in zip(["", *arguments], arguments, strict=False):
         exists = os.path.lexists(argument)
@@ -133,7 +133,7 @@ def positional(script: str, arguments: Sequence[str]) -> list[str]:
         else:
             files.append(argument)
     if len(files) > 1 and key == "ckpt_path":
-        raise ConfigError(f"{script}.py takes one checkpoint, not {len(files)}: {', '.join(files)}")
+        raise ConfigError(f"{command} takes one checkpoint, not {len(files)}: {', '.join(files)}")
     if len(files) == 1:
         others.append(f"{key}={_quoted(files[0])}")
     elif files:
@@ -149,6 +149,8 @@ def quote_path(override: str) -> str:
     without its spaces. What begins with a bracket or quote and is no path is left to Hydra.
     """
     key, equals, value = override.partition("=")
+    if key[:2] == "--":  # an option of Hydra
+        return override
     try:
         parsed = PARSER.parse_override(override).value()
         if not PATH.search(key) or parsed == value:
@@ -172,7 +174,7 @@ def _quoted(text: str) -> str:
 
 
 def compose_config(command: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """The config of a command, as its script would compose it from these overrides."""
+    """The config of a command, as the command line would compose it from these overrides."""
     prepared = open_groups([quote_path(override) for override in overrides], command)
     if GlobalHydra.instance().is_initialized():
         return compose(command, prepared)
@@ -185,7 +187,7 @@ def check_settings(cfg: DictConfig, command: str = "train") -> None:
 
     Args:
         cfg: a composed config.
-        command: the script it is for.
+        command: what it is for.
 
     Raises:
         ConfigError: names the setting, its value and what would be valid.
@@ -224,4 +226,4 @@ def check_settings(cfg: DictConfig, command: str = "train") -> None:
         valid = {*known, *(group for entry in known.defaults[1:] for group in entry)}
         valid -= {"defaults", "hydra"}
         for key in map(str, cfg.keys() - valid):
-            raise ConfigError(f"{key} is no setting of {command}.py; {suggest(key, sorted(valid))}")
+            raise ConfigError(f"{key} is no setting of {command}; {suggest(key, sorted(valid))}")

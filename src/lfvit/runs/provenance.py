@@ -6,14 +6,14 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from lfvit.data.images import printable
+from lfvit.utils.paths import CHECKOUT, program, typed
 
-PROJECT_ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = (
     "torch",
     "torchvision",
@@ -33,11 +33,16 @@ def environment() -> dict[str, Any]:
     """Command, commit, versions and machine."""
     import torch
 
+    command, arguments = typed()
+    versions = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):  # of an extra
+            versions[name] = version(name)
     return {
-        "command": printable(shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])),
+        "command": printable(" ".join([program(command), shlex.join(arguments)]).strip()),
         "commit": commit(),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": versions,
         "machine": machine(),
         "threads": torch.get_num_threads(),
     }
@@ -69,7 +74,7 @@ def uncommitted_changes() -> bytes:
     """What differs from the commit, new files included, as a patch that git apply takes."""
     patch = _git("diff", "--binary", "HEAD")
     for name in _git("ls-files", "--others", "--exclude-standard", "-z").split(b"\0"):
-        path = PROJECT_ROOT / os.fsdecode(name)
+        path = CHECKOUT / os.fsdecode(name)
         if name and path.is_file() and path.stat().st_size < 1_000_000:
             patch += _git("diff", "--binary", "--no-index", "/dev/null", os.fsdecode(name))
     return patch
@@ -79,6 +84,6 @@ def _git(*arguments: str) -> bytes:
     """What git prints, nothing outside a checkout; `diff --no-index` exits with 1."""
     if shutil.which("git") is None:
         return b""
-    command = ["git", "-C", str(PROJECT_ROOT), *arguments]
+    command = ["git", "-C", str(CHECKOUT), *arguments]
     done = subprocess.run(command, capture_output=True, check=False)
     return done.stdout if done.returncode == 0 or "--no-index" in arguments else b""

@@ -1,15 +1,13 @@
-"""python -m lfvit.tracking.dashboard --project NAME: a W&B report on the runs of a project.
+"""``lfvit dashboard --project NAME``: a W&B report on the runs of a project.
 
 Accuracy against cost, every threshold, each pass by epoch, settings, regions and predictions. With
 --offline FILE nothing is sent: the file holds the report as it would be created.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from lfvit.cli import entry_point
-from lfvit.errors import ConfigError
 
 SETTINGS = ("method.name", "method.region_size", "method.alpha", "method.beta", "threshold")
 
@@ -24,16 +22,8 @@ def build_report(project: str, entity: str | None = None, group: str | None = No
 
     Returns:
         A ``wandb_workspaces.reports.v2.Report``; its ``save()`` sends it.
-
-    Raises:
-        ConfigError: the library is missing.
     """
-    try:
-        import wandb_workspaces.reports.v2 as wr
-    except ImportError as error:
-        raise ConfigError(
-            "the dashboard needs wandb-workspaces; install it with pip install 'lfvit[dashboard]'"
-        ) from error
+    import wandb_workspaces.reports.v2 as wr
 
     def grid(job_types: list[str], *panels: Any) -> Any:
         filters = f"JobType in {job_types}" + (f" and Group = '{group}'" if group else "")
@@ -90,24 +80,21 @@ def build_report(project: str, entity: str | None = None, group: str | None = No
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m lfvit.tracking.dashboard")
+def main(arguments: Sequence[str]) -> None:
+    """``lfvit dashboard``."""
+    parser = argparse.ArgumentParser(prog="lfvit dashboard")
     parser.add_argument("--project", required=True)
     parser.add_argument("--entity", help="user or team; by default the account's own")
     parser.add_argument("--group", help="only the runs of one group, such as a sweep")
     parser.add_argument("--offline", type=Path, metavar="FILE", help="write it here, send nothing")
-    arguments = parser.parse_args()
-    if arguments.offline is None:
-        report = build_report(arguments.project, arguments.entity, arguments.group)
+    options = parser.parse_args(arguments)
+    if options.offline is None:
+        report = build_report(options.project, options.entity, options.group)
         report.save()
         print(report.url)
     else:  # asking W&B for the account's own entity would need the network
-        report = build_report(arguments.project, arguments.entity or "", arguments.group)
+        report = build_report(options.project, options.entity or "", options.group)
         # the library has no public way to see a report without an account
         text = report._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=2)
-        arguments.offline.write_text(text)
-        print(f"written to {arguments.offline}; nothing was sent")
-
-
-if __name__ == "__main__":
-    entry_point(main)()
+        options.offline.write_text(text)
+        print(f"written to {options.offline}; nothing was sent")

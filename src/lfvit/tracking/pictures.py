@@ -3,15 +3,11 @@
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor, nn
 
@@ -22,6 +18,9 @@ from lfvit.models.passes import forward_passes
 from lfvit.models.tokens import downsample
 from lfvit.tracking.loggers import WandbLogger
 from lfvit.utils.distributed import is_main_process
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 BLUE, ORANGE = "#0072B2", "#D55E00"  # safe for colour blindness
 TITLE: Any = {"fontsize": 9, "parse_math": False}  # a class may be called "$5"
@@ -136,6 +135,9 @@ def draw_predictions(predictions: Sequence[Prediction], path: Path | IO[bytes]) 
 
     Of a one-pass model, the image alone.
     """
+    import matplotlib as mpl  # of an extra
+    from matplotlib.figure import Figure
+
     panels = 1 if predictions[0].gca is None else 3
     with mpl.rc_context({"font.size": 10, "axes.grid": False}):
         figure = Figure(figsize=(2.6 * panels, 2.8 * len(predictions)), layout="constrained")
@@ -172,17 +174,21 @@ def second_pass_image(prediction: Prediction) -> np.ndarray:
 
 def attention_image(prediction: Prediction) -> np.ndarray:
     """(S, S, 3) uint8: the image in grey under its class attention, from dark to bright."""
+    from matplotlib import colormaps
+
     assert prediction.gca is not None
     gca = prediction.gca.double().numpy()
     scaled = (gca - gca.min()) / max(gca.max() - gca.min(), 1e-12)
     cell = prediction.image.shape[0] // gca.shape[0]
-    colours = mpl.colormaps["inferno"](np.kron(scaled, np.ones((cell, cell))))[..., :3]
+    colours = colormaps["inferno"](np.kron(scaled, np.ones((cell, cell))))[..., :3]
     grey = prediction.image.mean(axis=2, keepdims=True)
     return (0.4 * grey + 0.6 * 255 * colours).round().astype(np.uint8)
 
 
-def draw_frames(axes: Axes, prediction: Prediction) -> None:
+def draw_frames(axes: "Axes", prediction: Prediction) -> None:
     """The window, dashed where the second pass was not run, and the object's box in white."""
+    from matplotlib.patches import Rectangle
+
     if prediction.region is not None and prediction.gca is not None:
         cell = prediction.image.shape[0] / prediction.gca.shape[0]
         row, column = (cell * position for position in prediction.region)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cache
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lfvit.errors import ConfigError
@@ -149,24 +148,27 @@ def from_main_process(compute: Callable[[], Any]) -> Any:
     return value
 
 
-def join_launched() -> None:
+def join_launched(command: str) -> list[str]:
     """Give the processes that were launched together one time, and so one run directory.
 
     Processes that torchrun has restarted also get a new address to meet at. As Lightning does for
     the processes it starts, all but the main one log to a file of their own and save no config.
+
+    Returns:
+        Overrides of Hydra for this process.
     """
     here = launched()
     if here is None or here.processes == 1:
-        return
+        return []
     if _agent_store() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
         # torchrun's store outlives its workers: PyTorch would look there for those that have ended
         os.environ["MASTER_PORT"] = from_main_process(_free_port)
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
     now = from_main_process(lambda: datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f"))
     os.environ[START_TIME] = now
-    if here.rank:
-        name = f"{Path(sys.argv[0]).stem}_process_{here.rank}"
-        sys.argv += [f"hydra.job.name={name}", "hydra.output_subdir=null"]
+    if not here.rank:
+        return []
+    return [f"hydra.job.name={command}_process_{here.rank}", "hydra.output_subdir=null"]
 
 
 def all_ended(seconds: float = 60) -> bool:

@@ -3,10 +3,8 @@
 import logging
 import re
 import shlex
-import sys
 import traceback
 import warnings
-from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -16,6 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from lfvit.errors import LFViTError
+from lfvit.utils.extras import missing_extra
+from lfvit.utils.paths import CONF, typed
 from lfvit.utils.validation import suggest
 
 REMARKS = (
@@ -45,10 +45,12 @@ def error_message(error: BaseException) -> str | None:
     """The message for an error the user can mend; None for any other, which needs its traceback."""
     parsing = isinstance(error, (HydraException, OmegaConfBaseException))
     # a RuntimeError is how PyTorch reports dead loader processes
-    causes = _causes(error) if parsing or isinstance(error, (LFViTError, RuntimeError)) else []
-    for cause in causes:
+    mendable = parsing or isinstance(error, (LFViTError, RuntimeError, ImportError))
+    for cause in _causes(error) if mendable else []:
         if isinstance(cause, LFViTError):
             return str(cause)
+        if isinstance(cause, ImportError) and (message := missing_extra(cause)):
+            return message
     if not parsing:  # a plain error of Hydra reading the command line, as for scale=-1
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         parsing = bool(frames) and frames[-1].f_globals.get("__name__", "").startswith(PARSERS)
@@ -88,7 +90,7 @@ def _config_message(error: BaseException) -> str:
     elif isinstance(error, HydraException) and error.__cause__ is not None:
         text += f"\n{error.__cause__}"
     if re.search(r"Could not (find|load) 'hydra/launcher/", text):
-        return f"{text}\nthe launchers for sweeps are installed by pip install -e '.[sweep]'"
+        return f"{text}\nthe launchers for sweeps are installed by pip install 'lfvit[sweep]'"
     if match := re.search(r"Ambiguous value for argument '(.*?)'\n1", text, re.DOTALL):
         key, _, value = match[1].partition("=")
         return (
@@ -129,13 +131,13 @@ def _shell(text: str) -> str:
 
 def _keys_beside(key: str) -> list[str]:
     """The keys beside an unknown one, from the config composed without it."""
-    script, parent = Path(sys.argv[0]).resolve(), key.rpartition(".")[0]
-    names = [(a, a.partition("=")[0].lstrip("+")) for a in sys.argv[1:] if "=" in a]
+    (command, arguments), parent = typed(), key.rpartition(".")[0]
+    names = [(a, a.partition("=")[0].lstrip("+")) for a in arguments if "=" in a]
     others = [a for a, name in names if not f"{name}.".startswith(f"{key}.")]
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(script.parent / "conf"), version_base="1.3"):
-            cfg = compose(script.stem, [a for a in others if not a.startswith("hydra.")])
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose(command, [a for a in others if not a.startswith("hydra.")])
     except Exception:  # another override is wrong as well: Hydra's own message will do
         return []
     node = OmegaConf.select(cfg, parent) if parent else cfg

@@ -9,10 +9,6 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, get_args
 
-from hydra.errors import InstantiationException
-from hydra.utils import get_method
-from hydra.utils import instantiate as hydra_instantiate
-from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lfvit.errors import ConfigError
@@ -20,6 +16,10 @@ from lfvit.errors import ConfigError
 
 def plain(cfg: Any) -> Any:
     """A config as plain dicts, lists and values, interpolations resolved."""
+    if isinstance(cfg, (dict, str, int, float, list, type(None))):
+        return cfg
+    from omegaconf import OmegaConf  # models are built without it and Hydra
+
     return OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
 
 
@@ -92,6 +92,10 @@ def instantiate(where: str, settings: Mapping[str, Any], *args: Any, **kwargs: A
     Raises:
         ConfigError: no such class, an unknown argument or one that is missing.
     """
+    from hydra.errors import InstantiationException
+    from hydra.utils import get_method
+    from hydra.utils import instantiate as hydra_instantiate
+
     target = settings.get("_target_")
     if not isinstance(target, str):
         raise ConfigError(f"{where} names no class; set {where}._target_")

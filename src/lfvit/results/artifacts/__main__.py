@@ -2,10 +2,10 @@
 
 from lfvit.results.artifacts.settings import Scale, read_artifacts
 from lfvit.runs.configs import compose_config
-from lfvit.runs.provenance import PROJECT_ROOT
+from lfvit.utils.paths import CHECKOUT
 from lfvit.utils.validation import plain, validate
 
-PAGE = PROJECT_ROOT / "docs" / "reproduce.md"
+PAGE = CHECKOUT / "docs" / "reproduce.md"
 MARK = "*From here on written by `python -m lfvit.results.artifacts`.*"
 SCALES = ("smoke", "needle", "imagenette_cpu", "imagenette", "imagenet")
 

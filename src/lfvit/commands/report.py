@@ -1,4 +1,4 @@
-"""Collect runs into one table or page: python -m lfvit.results DIR [DIR ...] --output FILE.
+"""Collect runs into one table or page: lfvit report DIR [DIR ...] --output FILE.
 
 DIR is a run folder, a sweep folder, or any folder above them. The suffix of FILE decides: .html is
 the page with charts, .md a page of Markdown, .csv and .parquet the table.
@@ -7,20 +7,23 @@ the page with charts, .md a page of Markdown, .csv and .parquet the table.
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from lfvit.errors import DataError, LFViTError
-from lfvit.utils.error_messages import filter_warnings
-from lfvit.utils.signals import outlive_output
+from lfvit.errors import DataError
+from lfvit.results.collect import collect
+from lfvit.results.page import write_page
+from lfvit.results.provenance import without_paths
+from lfvit.results.report import write_report
+from lfvit.results.table import write_table
 
 SUFFIXES = (".html", ".md", ".csv", ".parquet")
 
 
-def main() -> None:
-    outlive_output()
-    filter_warnings()
+def main(arguments: Sequence[str]) -> None:
+    """``lfvit report``."""
     parser = argparse.ArgumentParser(
-        prog="python -m lfvit.results",
+        prog="lfvit report",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -32,21 +35,7 @@ def main() -> None:
     add("--mean", action="store_true", help="of .csv, .parquet: one row per model, over its seeds")
     add("--artifacts", type=Path, metavar="DIR", help="of .html: the folder of index.json")
     add("--examples", type=int, default=8, metavar="N", help="of .html: images to show")
-    options = parser.parse_args()
-    try:
-        _write(options)
-    except LFViTError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-def _write(options: argparse.Namespace) -> None:
-    from lfvit.results.collect import collect
-    from lfvit.results.page import write_page
-    from lfvit.results.provenance import without_paths
-    from lfvit.results.report import write_report
-    from lfvit.results.table import write_table
-
+    options = parser.parse_args(arguments)
     outputs: list[Path] = options.output or [Path("results.md")]
     for output in outputs:
         if output.suffix not in SUFFIXES:
@@ -59,8 +48,8 @@ def _write(options: argparse.Namespace) -> None:
             media = {"artifacts": options.artifacts, "examples": options.examples}
             write_page(collection, output, **media, **text)
         elif output.suffix == ".md":
-            words = ["TEXT" if word == options.intro else word for word in sys.argv[1:]]
-            command = without_paths(shlex.join(["python", "-m", "lfvit.results", *words]))
+            words = ["TEXT" if word == options.intro else word for word in arguments]
+            command = without_paths(shlex.join(["lfvit", "report", *words]))
             write_report(collection, output, command=command, **text)
         else:
             write_table(collection, output, mean=options.mean)
@@ -69,7 +58,3 @@ def _write(options: argparse.Namespace) -> None:
     runs, models = len(collection.runs), len({run.group for run in collection.runs})
     print(f"{runs} evaluations of {models} models, {len(collection.skipped)} left out")
     print(f"written to {', '.join(map(str, outputs))}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,110 @@
+"""The wheel by itself, from another folder: the commands, and what they import."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from conftest import NEEDLE_FAST, ROOT, photograph
+
+MINE = "# @package _global_\nname: mine\ntrainer: {max_epochs: 1}\n"
+IMPORTS = """
+import sys
+import timm, torch
+before = set(sys.modules)
+import lfvit
+model = lfvit.create_model("lf_vit", backbone="deit_tiny_patch16_224", reducer="evit").eval()
+lfvit.load_checkpoint(model, model.state_dict())
+with torch.inference_mode():
+    model.infer(torch.zeros(1, 3, 224, 224), threshold=0.5)
+names = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(*sorted(names - set(sys.stdlib_module_names)))
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """Built as pip does."""
+    build = pytest.importorskip("hatchling.builders.wheel", reason="hatchling builds the wheel")
+    folder = tmp_path_factory.mktemp("wheel")
+    return Path(next(build.WheelBuilder(str(ROOT)).build(directory=str(folder))))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """Run Python in a folder where only the wheel's content is lfvit."""
+    site, cwd = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("elsewhere")
+    zipfile.ZipFile(wheel).extractall(site)
+    env = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+    def run(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-W", "ignore", *arguments]
+        done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+        assert done.returncode == status, done.stderr[-2000:]
+        return done
+
+    run.cwd = cwd  # type: ignore[attr-defined]
+    return run
+
+
+def test_everything_that_is_not_python_travels_in_it(wheel):
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith(".py")}
+    for folder in (ROOT / "conf", ROOT / "src" / "lfvit"):
+        inside = "lfvit/conf" if folder.name == "conf" else "lfvit"
+        for path in folder.rglob("*.*"):
+            if path.is_file() and path.suffix in (".yaml", ".md", ".html", ".css", ".js", ".typed"):
+                assert f"{inside}/{path.relative_to(folder).as_posix()}" in names
+    assert any(name.startswith("lfvit/zoo/") and name.endswith(".safetensors") for name in names)
+    (entry,) = (name for name in names if name.endswith("entry_points.txt"))
+    assert zipfile.ZipFile(wheel).read(entry).decode().split("\n")[1] == "lfvit = lfvit.cli:main"
+    assert all(name.startswith("lfvit") for name in names)
+
+
+def test_commands_from_any_folder(installed):
+    """A config of one's own, a training, its evaluation by the hint it prints, and the report."""
+    (installed.cwd / "my" / "experiment").mkdir(parents=True)
+    (installed.cwd / "my" / "experiment" / "mine.yaml").write_text(MINE)
+    photograph((90, 70), 0, 0).save(installed.cwd / "photo.jpg")
+    own = ["--config-dir", "my", "experiment=mine"]
+    trained = installed("-m", "lfvit", "train", *own, *NEEDLE_FAST, "trainer.max_epochs=1")
+    (hint,) = (line for line in trained.stdout.splitlines() if line.startswith("to evaluate: "))
+    program, *words = hint.removeprefix("to evaluate: ").split()
+    assert (program, words[0]) == ("lfvit", "evaluate")
+    installed("-m", "lfvit", *words, "data.num_workers=0", "hydra.run.dir=outputs/evaluated")
+    (run,) = installed.cwd.glob("outputs/mine/*")
+    recorded = json.loads((run / "environment.json").read_text())["command"]
+    assert recorded.startswith("lfvit train --config-dir my experiment=mine data.train_images=32")
+    assert (run / "train.log").exists()
+    installed("-m", "lfvit", "predict", "photo.jpg", "accelerator=cpu")
+    assert list(installed.cwd.glob("outputs/predict/*/0000_photo.png"))
+    assert "evaluations of" in installed("-m", "lfvit", "report", "outputs").stdout
+    assert "no command 'trian'; did you mean train?" in (
+        installed("-m", "lfvit", "trian", status=2).stderr
+    )
+    listed = installed("-m", "lfvit").stdout
+    assert all(f"  {path.stem} " in listed for path in (ROOT / "conf").glob("*.yaml"))
+
+
+def test_own_configs_reach_the_processes_that_a_sweep_starts(installed):
+    (installed.cwd / "two" / "experiment").mkdir(parents=True)
+    (installed.cwd / "two" / "experiment" / "two.yaml").write_text(MINE.replace("mine", "two"))
+    own = ["--config-dir=two", "-m", "experiment=two", *NEEDLE_FAST, "trainer.max_epochs=1"]
+    done = installed("-m", "lfvit", "train", *own, "trainer.devices=2", "evaluate=false")
+    assert "1 job: 1 trained" in done.stdout
+
+
+def test_models_need_pytorch_timm_and_pydantic_alone(installed):
+    imported = installed("-c", IMPORTS).stdout.split()
+    assert set(imported) <= {
+        *("lfvit", "pydantic", "pydantic_core", "annotated_types", "typing_inspection"),
+    }
+
+
+def test_an_extra_that_is_missing_is_named(installed):
+    blocked = "import sys; sys.modules['altair'] = None; sys.argv = ['lfvit', 'report', '.']\n"
+    done = installed("-c", blocked + "from lfvit.cli import main; main()", status=2)
+    assert done.stderr.strip() == "error: altair is not installed; pip install 'lfvit[plots]'"
