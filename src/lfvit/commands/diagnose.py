@@ -15,7 +15,7 @@ from lfvit.results.plots import plot_diagnosis
 from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import environment
 from lfvit.runs.record import model_overrides
-from lfvit.runs.setup import find_device, load_trained, open_data, with_seed
+from lfvit.runs.setup import find_device, inference_context, load_trained, open_data, with_seed
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.markdown import print_table
 from lfvit.utils.validation import validate
@@ -55,10 +55,11 @@ def diagnose(cfg: DictConfig) -> dict[str, Any]:
     samples = data.some_validation_samples(settings.images)
     model.to(device)
     pixels = torch.stack([sample.pixels for sample in samples])  # (N, 3, S, S) uint8
-    batches = [
-        diagnose_batch(model, normalize(part.to(device), data.preprocessing), settings.removed)
-        for part in pixels.split(settings.batch_size)
-    ]
+    with inference_context(cfg.precision, device):
+        batches = [
+            diagnose_batch(model, normalize(part.to(device), data.preprocessing), settings.removed)
+            for part in pixels.split(settings.batch_size)
+        ]
     rows = summarize(batches)
     diagnosis = {
         "checkpoint": str(zoo.locate(cfg.ckpt_path).absolute()),

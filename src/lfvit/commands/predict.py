@@ -13,7 +13,7 @@ from lfvit.measure.costs import pass_macs
 from lfvit.measure.settings import PredictionSettings
 from lfvit.runs.directory import start_run
 from lfvit.runs.record import model_overrides
-from lfvit.runs.setup import find_device, load_trained
+from lfvit.runs.setup import find_device, inference_context, load_trained
 from lfvit.tracking.pictures import Prediction, draw_predictions, predict_images
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.extras import can_draw
@@ -39,7 +39,9 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     model, record = load_trained(cfg.ckpt_path, model_overrides(cfg))
     macs = pass_macs(model)
     run_dir = start_run(cfg)
-    model.to(find_device(cfg.accelerator))
+    device = find_device(cfg.accelerator)
+    model.to(device)
+    context = inference_context(cfg.precision, device)
     data = record.data
     transform = eval_transform(record.preprocessing, record.image_size)
     if len(macs) > 1:
@@ -58,9 +60,10 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
                 num_skipped += 1
                 continue
             pixels = torch.as_tensor(transform(image))[None]
-            (prediction,) = predict_images(
-                model, pixels, record.preprocessing, record.classes, record.threshold
-            )
+            with context:
+                (prediction,) = predict_images(
+                    model, pixels, record.preprocessing, record.classes, record.threshold
+                )
             entry = {"path": printable(path), **_entry(prediction, macs, settings.top)}
             if len(macs) > 1:
                 entry["threshold"] = record.threshold

@@ -76,7 +76,7 @@ class BenchmarkSettings(Settings):
     batch_sizes: Annotated[list[Positive], BeforeValidator(_listed), Field(min_length=1)]
     exit_fractions: Annotated[list[Fraction], BeforeValidator(_listed), Field(min_length=1)]
     training: bool
-    precision: Annotated[list[Literal["fp32", "bf16"]], BeforeValidator(_listed)]
+    precision: Annotated[list[Literal["auto", "fp32", "bf16"]], BeforeValidator(_listed)]
     compile: Annotated[list[bool], BeforeValidator(_listed)]
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"]
     threads: Positive | None
