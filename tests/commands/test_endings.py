@@ -14,6 +14,7 @@ from lfvit.commands.jobs import run_job
 from lfvit.commands.predict import predict
 from lfvit.commands.train import train
 from lfvit.errors import ConfigError
+from lfvit.runs.setup import has_bfloat16
 from lfvit.utils.atomic_io import read_json
 
 SMALL = (*NEEDLE_FAST, "data.val_images=12", "logger=none")
@@ -154,7 +155,7 @@ def test_a_training_says_what_it_does(job, tmp_path, caplog):
         "parameters, 0.",
         " GMACs",
         "starts from random weights",
-        "precision 32-true",
+        f"precision {'bf16-mixed' if has_bfloat16('cpu') else '32-true'}",
         f"run directory: {tmp_path / 'run'}",
         "done after epoch 2 of 2",
         "no image leaves early at 1.01; 0",

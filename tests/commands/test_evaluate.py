@@ -27,6 +27,7 @@ def run(composed, trained_run, tmp_path):
         settings = (
             f"ckpt_path={checkpoint}",
             *FAST,
+            "trainer.precision=32-true",
             f"run_dir={tmp_path}",
             "overwrite=true",
             *overrides,

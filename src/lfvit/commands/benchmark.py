@@ -28,7 +28,14 @@ from lfvit.results.speed import print_speed, write_speed
 from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import environment
 from lfvit.runs.record import said_preprocessing
-from lfvit.runs.setup import Trained, build_model, find_device, load_trained, open_data
+from lfvit.runs.setup import (
+    Trained,
+    build_model,
+    find_device,
+    has_bfloat16,
+    load_trained,
+    open_data,
+)
 from lfvit.tracking.loggers import log_table, tracked
 from lfvit.training.losses import pass_losses
 from lfvit.utils.validation import plain, validate
@@ -58,6 +65,8 @@ def benchmark(cfg: DictConfig) -> list[Row]:
     values = {name: plain(cfg[name]) for name in BenchmarkSettings.model_fields}
     settings = validate(BenchmarkSettings, values)
     device = find_device(cfg.accelerator)
+    auto = "bf16" if has_bfloat16(device.type) else "fp32"
+    precisions = dict.fromkeys(auto if p == "auto" else p for p in settings.precision)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     trained = None
@@ -74,7 +83,7 @@ def benchmark(cfg: DictConfig) -> list[Row]:
     rows: list[Row] = []
     with tracked(cfg, "benchmark", trained.record if trained else None) as loggers:
         tasks = ("inference", "training")[: 1 + settings.training]
-        for task, precision, compiled in product(tasks, settings.precision, settings.compile):
+        for task, precision, compiled in product(tasks, precisions, settings.compile):
             models, training = build_models(cfg, trained), task == "training"
             if training:
                 models.pop("trained", None)  # the same work as with random weights

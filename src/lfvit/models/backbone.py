@@ -129,7 +129,9 @@ class Backbone(nn.Module):
         Returns:
             Logits (B, C), and those of both heads, None without an auxiliary head.
         """
-        logits = self.head(self.head_drop(tokens[:, 0]))
+        with torch.autocast(tokens.device.type, enabled=False):  # confidences are of these digits
+            class_token = tokens[:, 0].to(self.cls_token.dtype)
+            logits = self.head(self.head_drop(class_token))  # (B, C)
         if self.aux_head is None:
             return logits, None
         dense = DenseLogits(logits, self.aux_head(tokens[:, 1:]))

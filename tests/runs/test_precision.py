@@ -1,0 +1,69 @@
+"""bfloat16 where it is fast: when it is chosen, and that the answers stay those of float32."""
+
+import pytest
+import torch
+
+from lfvit.data.datamodule import normalize
+from lfvit.errors import ConfigError
+from lfvit.models.passes import forward_passes
+from lfvit.runs.setup import inference_context, load_trained, make_data, trainer_settings
+from lfvit.utils.validation import plain
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=[(True, False), (False, True), (False, False)], ids=str)
+def has(request, monkeypatch):
+    """A CPU with AVX512-BF16, with AMX, or with neither."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    for name, supported in zip(names, request.param, strict=True):
+        monkeypatch.setattr(torch.cpu, name, lambda supported=supported: supported)
+    return any(request.param)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_auto_is_bfloat16_where_the_cpu_has_it(has, composed, command):
+    settings = ["trainer.accelerator=cpu", *(["ckpt_path=x"] if command == "evaluate" else [])]
+    cfg = composed(command, *settings)
+    assert trainer_settings(cfg)["precision"] == ("bf16-mixed" if has else "32-true")
+    cfg = composed(command, *settings, "trainer.precision=32-true")
+    assert trainer_settings(cfg)["precision"] == "32-true"
+
+
+def test_deterministic_training_stays_in_float32(has, composed):
+    cfg = composed("train", "trainer.accelerator=cpu", "deterministic=true")
+    assert trainer_settings(cfg)["precision"] == "32-true"
+
+
+def test_predictions_and_diagnoses_take_the_same(has):
+    halves = {"auto": has, "bf16": True, "fp32": False}
+    assert {name: inference_context(name, CPU)._enabled for name in halves} == halves
+    with pytest.raises(ConfigError, match=r"precision='fp16' is unknown; .*bf16"):
+        inference_context("fp16", CPU)
+
+
+@pytest.fixture(scope="module")
+def needles(composed):
+    """500 generated images of 160 pixels."""
+    settings = ["image_size=160", "data.val_images=500", "data.num_workers=0"]
+    data = make_data(plain(composed("train", *settings).data))
+    return torch.stack([sample.pixels for sample in data.some_validation_samples(500)])
+
+
+@torch.inference_mode()
+def test_the_zoo_answers_alike_in_bfloat16(needles):
+    """At most 0.2 % of the answers of all passes are others than in float32."""
+    others = []
+    for name in ("lf_vit_imagenette", "cf_vit_imagenette", "vit_imagenette"):
+        model, record = load_trained(f"zoo:{name}")
+        for pixels in needles.split(100):
+            images = normalize(pixels, record.preprocessing)
+            expected = forward_passes(model, images).logits
+            with inference_context("bf16", CPU):
+                found = forward_passes(model, images).logits
+            for half, full in zip(found, expected, strict=True):
+                others.append((half.argmax(1) != full.argmax(1)).float())
+                gap = (half.float().softmax(1) - full.softmax(1)).abs().mean().item()
+                assert gap < 0.001
+    assert len(torch.cat(others)) == 2500
+    assert torch.cat(others).mean() <= 0.002
