@@ -108,7 +108,7 @@ def example(tmp_path_factory, composed, trained_run, photographs):
 
 def typed(command, example, monkeypatch):
     """Run a command line in this process, as far as it is one of the project's scripts."""
-    program, script, *arguments = shlex.split(command)
+    program, script, *arguments = shlex.split(command if " " in command else f"{command} --help")
     assert program in ("python", "lfvit")
     monkeypatch.chdir(example["cwd"])
     monkeypatch.setenv("COLUMNS", "160")

@@ -1,6 +1,7 @@
 """lfvit: spatially adaptive vision transformers, trained, measured and compared."""
 
-from importlib import import_module
+import sys
+from importlib import import_module, util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,6 +37,31 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(import_module(f"lfvit.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'lfvit' has no attribute {name!r}")
+
+
+class _RegisterWithTimm:
+    """Names the models to timm as soon as that is imported, which takes seconds."""
+
+    def find_spec(self, name: str, *_: Any) -> Any:
+        if name != "timm":
+            return None
+        sys.meta_path.remove(self)
+        spec = util.find_spec("timm")
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                execute(module)
+                import_module("lfvit.models.timm_names")
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+if "timm" in sys.modules:
+    import_module("lfvit.models.timm_names")
+else:
+    sys.meta_path.insert(0, _RegisterWithTimm())  # type: ignore[arg-type]
 
 
 def __dir__() -> list[str]:

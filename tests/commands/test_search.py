@@ -20,7 +20,7 @@ FAST += ["lr_scheduler.warmup_epochs=0", "logger=none"]
 def search(composed, tmp_path, monkeypatch):
     """`python search.py ...` in a folder of its own; the trials."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lfvit.commands.evaluate.plot_evaluation", lambda *_: None)
+    monkeypatch.setattr("lfvit.results.plots.plot_evaluation", lambda *_: None)
 
     def run(*arguments: str) -> list[dict]:
         fast = f"overrides={json.dumps(FAST)}"

@@ -40,7 +40,7 @@ COMMANDS = [
 def train(tmp_path, monkeypatch, capfd):
     """`python train.py ...` in a folder of its own, in this process; the exit status."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lfvit.commands.evaluate.plot_evaluation", lambda *_: None)  # half the time
+    monkeypatch.setattr("lfvit.results.plots.plot_evaluation", lambda *_: None)  # half the time
 
     def run(*arguments: str, script: str = "train") -> int:
         monkeypatch.setattr(sys, "argv", [str(ROOT / f"{script}.py"), *arguments])

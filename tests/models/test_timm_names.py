@@ -1,0 +1,138 @@
+"""The models by name in timm: built, trained and validated as timm's own scripts do."""
+
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data import resolve_data_config
+from timm.loss import LabelSmoothingCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.utils import AverageMeter, ModelEmaV3, accuracy
+
+import lfvit
+from lfvit.errors import ConfigError
+from lfvit.models.timm_model import TimmTwoPassViT
+from lfvit.models.timm_names import NAMES
+from lfvit.training.losses import pass_losses
+
+TINY = {"num_classes": 5, "img_size": 64, "gca_start": 2}
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return timm.create_model("lf_vit_tiny_patch16_224", threshold=0.3, region_size=1, **TINY)
+
+
+def batches(count=3, size=4):
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(count):
+        images = torch.randn(size, 3, 64, 64, generator=generator)
+        yield images, torch.randint(5, (size,), generator=generator)
+
+
+@pytest.mark.parametrize("order", ["lfvit, timm", "timm, lfvit"])
+def test_importing_the_package_registers_the_names(order):
+    program = f"import {order}\nprint(len(timm.list_models('[lc]f_vit_*')))"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True)
+    assert done.stdout.split() == [b"12"], done.stderr
+
+
+def test_names_and_their_configurations():
+    assert set(timm.list_models(["lf_vit*", "cf_vit*"])) == set(NAMES)
+    model = timm.create_model("lf_vit_small_patch16_224", region_size=4, threshold=0.7)
+    assert (model.region_size, model.threshold, model.selector) == (4, 0.7, "ngca")
+    config = resolve_data_config({}, model=model)
+    assert (config["input_size"], config["crop_pct"]) == ((3, 224, 224), 0.9)
+    model = timm.create_model("cf_vit_tiny_patch16_288")
+    assert (model.image_size, model.selector, model.alpha) == (288, "gca", 0.5)
+    with pytest.raises(ConfigError, match="method.region_size=9 does not fit"):
+        timm.create_model("lf_vit_small_patch16_224", region_size=9)
+    with pytest.raises(ConfigError, match="images are square, of RGB"):
+        timm.create_model("lf_vit_small_patch16_224", in_chans=1)
+
+
+def test_evaluation_stops_early(model):
+    images, _ = next(batches())
+    model.eval()
+    expected = model.infer(images, 0.3)
+    torch.testing.assert_close(model(images), expected.logits)
+    model.threshold = 0
+    torch.testing.assert_close(model(images), model.first_pass(images).logits)
+
+
+def test_a_loss_of_the_logits_trains_both_passes(model):
+    """The gradient is that of CE(last) + KL(last || first), whatever computes the first part."""
+    images, targets = next(batches())
+    model.train()
+    F.cross_entropy(model(images), targets).backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    both = super(TimmTwoPassViT, model).forward(images)
+    sum(pass_losses(both.logits, targets)).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad)
+    assert found["first_pos_embed"].abs().sum() > 0
+
+
+def test_a_training_and_validation_loop_of_timm(model):
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, layer_decay=0.7)
+    ema, loss_fn = ModelEmaV3(model, decay=0.5), LabelSmoothingCrossEntropy(0.1)
+    before = model.first_pos_embed.detach().clone()
+    model.train()
+    for images, targets in batches():
+        optimizer.zero_grad()
+        loss_fn(model(images), targets).backward()
+        optimizer.step()
+        ema.update(model)
+    assert not torch.equal(before, model.first_pos_embed)
+    top1, losses = AverageMeter(), AverageMeter()
+    ema.eval()
+    with torch.no_grad():
+        for images, targets in batches():
+            output = ema.module(images)
+            losses.update(F.cross_entropy(output, targets).item(), len(images))
+            top1.update(accuracy(output, targets, topk=(1,))[0].item(), len(images))
+    assert top1.count == losses.count == 12
+    assert 0 <= top1.avg <= 100
+
+
+def test_weights_carry_over(model, monkeypatch):
+    """From this project's models and back, and from the backbone that timm has weights of."""
+    same = lfvit.create_model(
+        "lf_vit",
+        backbone="deit_tiny_patch16_224",
+        image_size=64,
+        num_classes=5,
+        gca_start=2,
+        region_size=1,
+    )
+    lfvit.load_checkpoint(same, model.state_dict())
+    images, _ = next(batches())
+    torch.testing.assert_close(same.eval().infer(images, 0.3).logits, model.eval()(images))
+    vit = timm.create_model("deit_tiny_patch16_224")
+    original = timm.create_model
+
+    def with_weights(name, pretrained=False, **options):
+        made = original(name, **options)
+        if pretrained:
+            made.load_state_dict(
+                {k: v for k, v in vit.state_dict().items() if "pos" not in k and "head" not in k},
+                strict=False,
+            )
+        return made
+
+    monkeypatch.setattr("lfvit.models.factory.timm.create_model", with_weights)
+    started = original("lf_vit_tiny_patch16_224", pretrained=True, **TINY)
+    torch.testing.assert_close(
+        started.backbone.blocks[3].mlp.fc1.weight, vit.blocks[3].mlp.fc1.weight
+    )
+
+
+def test_another_head(model):
+    model.reset_classifier(7)
+    assert model.get_classifier().out_features == model.num_classes == 7
+    assert model.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
