@@ -44,6 +44,8 @@ def run_blocks(
         qkv = linear(layer_norm(tokens, w, f"{name}.norm1"), w, f"{name}.attn.qkv")
         q, k, v = qkv.reshape(N, 3, heads, D // heads).permute(1, 2, 0, 3)
         logits = torch.stack([q[h] @ k[h].T / math.sqrt(D // heads) for h in range(heads)])
+        if reducer is not None:
+            reducer.values = v
         weights = logits.softmax(-1) if reducer is None else reducer.weights(logits)
         mixing = weights if reducer is None else reducer.attention(block + 1, logits)
         outputs = [mixing[head] @ v[head] for head in range(heads)]
@@ -58,7 +60,7 @@ def run_blocks(
             tokens = reducer.between(block + 1, tokens, logits, k)
         hidden = gelu(linear(layer_norm(tokens, w, f"{name}.norm2"), w, f"{name}.mlp.fc1"))
         tokens = tokens + linear(hidden, w, f"{name}.mlp.fc2")
-    return tokens, rows
+    return tokens if reducer is None else reducer.finish(tokens), rows
 
 
 def centres(side: int) -> list[tuple[Fraction, Fraction]]:

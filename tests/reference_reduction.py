@@ -20,6 +20,7 @@ class Nothing:
     prefix: int  # tokens in front of the patch tokens
     positions: Tensor  # of the patches, (n, D)
     places: list[tuple[Fraction, Fraction]]  # row and column of their centres, from 0 to 1
+    values: Tensor  # of the block's tokens, (H, N, d)
 
     def start(self, n: int) -> None:
         """Called with the number of patches before block 1."""
@@ -38,6 +39,10 @@ class Nothing:
 
     def between(self, block: int, tokens: Tensor, logits: Tensor, keys: Tensor) -> Tensor:
         """Between attention and MLP; `keys` are (H, N, d)."""
+        return tokens
+
+    def finish(self, tokens: Tensor) -> Tensor:
+        """After the last block."""
         return tokens
 
     def average(self, tokens: Tensor) -> Tensor:
@@ -390,6 +395,112 @@ class SiT(Soft):
         return [sum(s * token for s, token in zip(share, x, strict=True)) for share in shares]
 
 
+class ATS(KeepRate):
+    """Samples at the midpoints of the distribution of significance, each token once."""
+
+    def between(self, block, tokens, logits, keys):
+        if block not in self.blocks:
+            return tokens
+        p, A = self.prefix, logits.softmax(-1)
+        n, samples = len(tokens) - p, self.left(block)
+        significance = [
+            sum((A[h, 0, p + j] * self.values[h, p + j].norm()).item() for h in range(len(A)))
+            for j in range(n)
+        ]
+        cumulated = [sum(significance[: j + 1]) / sum(significance) for j in range(n)]
+        points = [(2 * i + 1) / (2 * samples) for i in range(samples)]
+        kept = sorted({min(range(n), key=lambda j: abs(cumulated[j] - u)) for u in points})
+        self.patches = [self.patches[j] for j in kept]
+        return torch.cat([tokens[:p], tokens[p:][kept]])
+
+
+class EvoViT(Nothing):
+    """All tokens are kept, and the representative is made anew before every block."""
+
+    def __init__(self, keep_rate, blocks, tradeoff=0.5):
+        self.keep_rate, self.stages, self.tradeoff = keep_rate, blocks, tradeoff
+
+    def start(self, n):
+        super().start(n)
+        self.n, self.seen, self.fast = n, None, []
+
+    def between(self, block, tokens, logits, keys):
+        row = logits.softmax(-1)[:, 0, self.prefix :].mean(0).tolist()
+        if self.seen is None:
+            self.seen = row
+        else:
+            slow = self.slow if self.fast else range(self.n)
+            for i, value in zip(slow, row, strict=False):
+                self.seen[i] += self.tradeoff * (value - self.seen[i])
+        return tokens
+
+    def update(self, tokens):
+        """All tokens after a block that ran on slow tokens and the representative."""
+        if not self.fast:
+            return tokens
+        every, p = [None] * self.n, self.prefix
+        for place, i in enumerate(self.slow):
+            every[i] = tokens[p + place]
+        for i in self.fast:
+            every[i] = self.before_update[i] + tokens[-1] - self.representative
+        return torch.cat([tokens[:p], torch.stack(every)])
+
+    def before(self, block, tokens):
+        tokens = self.update(tokens)
+        left = max(math.floor(round(self.keep_rate * self.n, 9)), 1)
+        if block in self.stages and left < self.n:
+            ranked = sorted(range(self.n), key=lambda i: -self.seen[i])
+            self.slow, self.fast = sorted(ranked[:left]), sorted(ranked[left:])
+            self.patches = [[i] for i in self.slow] + [self.fast]
+        if not self.fast:
+            return tokens
+        x = self.before_update = tokens[self.prefix :]
+        total = sum(self.seen[i] for i in self.fast)
+        self.representative = sum(self.seen[i] / total * x[i] for i in self.fast)
+        return torch.cat([tokens[: self.prefix], x[self.slow], self.representative[None]])
+
+    def finish(self, tokens):
+        self.patches = [[i] for i in range(self.n)]
+        return self.update(tokens)
+
+
+class AViT(Nothing):
+    """No token leaves; those that have halted are hidden."""
+
+    def __init__(self, gate_scale, gate_center):
+        self.gate_scale, self.gate_center, self.total = gate_scale, gate_center, None
+
+    def weights(self, logits):
+        hidden = torch.tensor([total >= 0.99 for total in self.total])
+        return (logits - 1000.0 * hidden).softmax(-1)
+
+    def count(self, tokens, last):
+        for i, token in enumerate(tokens):
+            if self.total[i] >= 0.99:
+                continue
+            self.ponder[i] += 1
+            gate = self.gate_scale * token[0].item() - self.gate_center
+            score = 1.0 if last else 1 / (1 + math.exp(-gate))
+            if self.total[i] + score > 0.99:
+                self.output[i] = self.output[i] + (1 - self.total[i]) * token
+                self.ponder[i] += 1 - self.total[i]
+            else:
+                self.output[i] = self.output[i] + score * token
+            self.total[i] += score
+
+    def before(self, block, tokens):
+        if block == 1:
+            self.total, self.ponder = [0.0] * len(tokens), [0.0] * len(tokens)
+            self.output = [torch.zeros_like(token) for token in tokens]
+        else:
+            self.count(tokens, last=False)
+        return tokens
+
+    def finish(self, tokens):
+        self.count(tokens, last=True)
+        return torch.stack(self.output)
+
+
 class ToFu(ToMe):
     """ToMe's pairs; the first blocks keep the token of B, the others merge by MLERP."""
 
@@ -458,6 +569,7 @@ def forward(
             q = layer_norm(q, w, f"{name}.attn.q_norm")
             k = layer_norm(k, w, f"{name}.attn.k_norm")
         logits = q @ k.transpose(1, 2) / math.sqrt(D // heads)
+        reducer.values = v
         mixed = reducer.attention(block, logits) @ v
         out = linear(mixed.transpose(0, 1).reshape(len(tokens), D), w, f"{name}.attn.proj")
         tokens = tokens + out * w.get(f"{name}.ls1.gamma", 1.0)
@@ -465,6 +577,7 @@ def forward(
         hidden = gelu(linear(layer_norm(tokens, w, f"{name}.norm2"), w, f"{name}.mlp.fc1"))
         out = linear(hidden, w, f"{name}.mlp.fc2")
         tokens = tokens + out * w.get(f"{name}.ls2.gamma", 1.0)
+    tokens = reducer.finish(tokens)
     if "norm.weight" in w:
         tokens = layer_norm(tokens, w, "norm")
     pooled = tokens[0] if pool == "token" else reducer.average(tokens)

@@ -151,6 +151,16 @@ def test_a_reducer_can_be_put_into_a_trained_model(run, evaluated, trained_vit):
     assert less.temperature is less.localisation is None
 
 
+def test_a_cost_that_depends_on_the_image_is_measured_on_images(run, trained_vit, capsys):
+    most = run("reducer=topk", "reducer.keep_rate=0.97", checkpoint=trained_vit)
+    found = run("reducer=ats", "reducer.keep_rate=0.97", checkpoint=trained_vit)
+    assert "GMACs depend on the image" in capsys.readouterr().out
+    assert found.passes[0].gmacs < most.passes[0].gmacs
+    assert found.passes[0].gmacs_std > 0
+    assert found.operating_points[0].gmacs == pytest.approx(found.passes[0].gmacs)
+    assert run(checkpoint=trained_vit).passes[0].gmacs_std is None
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

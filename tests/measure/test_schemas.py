@@ -108,9 +108,13 @@ def test_batches_are_joined_in_order():
 
 def test_accuracy_of_each_pass():
     logits = torch.eye(6)[[0, 1, 2, 3]]
-    first, second = pass_results(
-        Predictions([logits, logits.flip(1)], torch.tensor([0, 1, 2, 5])), [1e9, 3e9]
-    )
+    predictions = Predictions([logits, logits.flip(1)], torch.tensor([0, 1, 2, 5]))
+    first, second = pass_results(predictions, torch.tensor([[1e9, 3e9]]))
     assert (first.top1, first.gmacs, second.top1, second.gmacs) == (75, 1, 0, 4)
-    (few,) = pass_results(Predictions([torch.eye(3)[:2]], torch.tensor([0, 2])), [1e9])
+    assert first.gmacs_std is None
+    _, second = pass_results(predictions, torch.tensor([[1e9, 2e9], [1e9, 4e9]]))
+    assert (second.gmacs, second.gmacs_std) == (4, pytest.approx(2**0.5))
+    (few,) = pass_results(
+        Predictions([torch.eye(3)[:2]], torch.tensor([0, 2])), torch.tensor([[1e9]])
+    )
     assert (few.top1, few.top5) == (50, 100)

@@ -14,6 +14,8 @@ from lfvit.models.selectors import coarse_cell
 KEPT = {"keep_rate": 0.6, "blocks": [2, 4]}
 REDUCERS = {
     "topk": (KEPT, lambda: reference_reduction.TopK(**KEPT)),
+    "ats": (KEPT, lambda: reference_reduction.ATS(**KEPT)),
+    "evo_vit": (KEPT, lambda: reference_reduction.EvoViT(**KEPT)),
     "dpc_knn": (
         {**KEPT, "weighted": False},
         lambda: reference_reduction.DPCKNN(**KEPT, neighbors=5, weighted=False),
@@ -36,7 +38,7 @@ CASES = [
     (name, passes)
     for name in sorted(REDUCERS)
     for passes in ("first", "second", "both")
-    if passes == "second" or name != "topk"
+    if passes == "second" or name not in ("topk", "ats")
 ]
 
 

@@ -18,7 +18,10 @@ from lfvit.models.reducers.soft import SoftReducer
 from lfvit.models.reduction import forward_tokens, unreduced
 from small_vits import KINDS, images_for, possible, randomise, small_vit
 
+RESTORED = ["a_vit", "evo_vit"]  # whose last block has an output for every patch again
 KEEP_RATES = [
+    "ats",
+    "evo_vit",
     "topk",
     "evit",
     "dynamic_vit",
@@ -30,6 +33,7 @@ KEEP_RATES = [
 ]
 NOTHING = {
     **{name: {"keep_rate": 1} for name in KEEP_RATES},
+    "a_vit": {"gate_center": 1e4},
     "tome": {"r": 0},
     "tofu": {"r": 0},
     "frequency": {"removed": 0},
@@ -38,6 +42,7 @@ NOTHING = {
 
 HALF = {
     **{name: {"keep_rate": 0.6} for name in KEEP_RATES},
+    "a_vit": {"gate_scale": 2.0, "gate_center": 1.0},
     "tome": {"r": 3},
     "tofu": {"r": 3},
     "frequency": {"removed": 0.4, "windows": [2, 2, 1]},
@@ -135,7 +140,8 @@ def test_answers_with_the_tokens_behind_the_logits(method):
     images = images_for(vit)
     logits, tokens, state = forward_tokens(vit, images)
     torch.testing.assert_close(logits, vit(images), atol=0, rtol=0)
-    assert tokens.shape[1] == state.num_tokens < state.num_patches
+    assert tokens.shape[1] == state.num_tokens
+    assert (state.num_tokens == state.num_patches) == (method in RESTORED)
 
 
 @pytest.mark.parametrize("method", REDUCERS)

@@ -1,5 +1,7 @@
 """Each reducer against a slow reference written from its paper, on every kind of ViT."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +10,8 @@ from hypothesis import strategies as st
 import lfvit
 import reference_reduction as reference
 from lfvit.errors import ConfigError
-from lfvit.models.reducers import dynamic_vit
+from lfvit.measure.costs import is_adaptive, macs_by_image
+from lfvit.models.reducers import REDUCERS, dynamic_vit
 from lfvit.models.reducers.frequency import Frequency
 from lfvit.models.reduction import forward_tokens
 from small_vits import (
@@ -40,6 +43,9 @@ FIXED = {  # the reference's class, and options of both
         {"keep_rate": 0.7, "blocks": [1, 3, 4], "temperature": 0.5, "iterations": 2},
     ),
     "sit": (reference.SiT, {"keep_rate": 0.7, "blocks": [1, 3, 4]}),
+    "ats": (reference.ATS, {"keep_rate": 0.7, "blocks": [1, 3, 4]}),
+    "evo_vit": (reference.EvoViT, {"keep_rate": 0.6, "blocks": [2, 4]}),
+    "a_vit": (reference.AViT, {"gate_scale": 2.0, "gate_center": 1.0}),
     "tofu": (reference.ToFu, {"r": [2, 2, 2, 2, 2], "prune_blocks": 2}),
 }
 CASES = [(name, kind) for name in FIXED for kind in sorted(KINDS) if possible(name, kind)]
@@ -47,20 +53,33 @@ quick = settings(max_examples=20, deadline=None, derandomize=True)
 heads_and_grids = st.sampled_from([1, 2, 4]), st.tuples(st.integers(1, 6), st.integers(1, 6))
 
 
+def vit_for(name, kind="class", **sizes):
+    """For sums of attention in float32, none may be next to nothing."""
+    vit = small_vit(kind, **sizes)
+    if name in ("ats", "evo_vit"):
+        with torch.no_grad():
+            for block in vit.blocks:
+                block.attn.qkv.weight *= 0.3
+    return vit
+
+
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_matches_a_slow_reference(name, kind):
     slow, options = FIXED[name]
-    check_against_reference(small_vit(kind), name, slow, **options)
+    check_against_reference(vit_for(name, kind), name, slow, **options)
 
 
 @pytest.mark.parametrize("name", [name for name in FIXED if "keep_rate" in FIXED[name][1]])
 @quick
 @given(st.integers(1, 5), *heads_and_grids, st.floats(0.01, 1, exclude_max=True), st.data())
 def test_a_share_kept_at_any_size(name, depth, heads, grid, keep_rate, data):
-    blocks = sorted(data.draw(st.sets(st.integers(1, depth), min_size=1)))
+    first = 2 if name == "evo_vit" else 1
+    depth = max(depth, first)
+    blocks = sorted(data.draw(st.sets(st.integers(first, depth), min_size=1)))
     slow, options = FIXED[name]
     options = {**options, "keep_rate": keep_rate, "blocks": blocks}
-    check_against_reference(small_vit(depth=depth, heads=heads, grid=grid), name, slow, **options)
+    vit = vit_for(name, depth=depth, heads=heads, grid=grid)
+    check_against_reference(vit, name, slow, **options)
 
 
 @quick
@@ -210,6 +229,42 @@ def test_an_empty_window_is_no_token(monkeypatch, windows, fused):
     assert [len(patches) for patches in made[0].dc] == dc_size[0][dc_size[0] > 0].tolist()
     if windows[-1] > 1:
         assert (dc_size == 0).sum(1).tolist() == [3, 3]
+
+
+# --- A-ViT --------------------------------------------------------------------------------------
+
+
+def test_losses_of_halting_match_a_slow_reference():
+    options = {"gate_scale": 2.0, "gate_center": 1.0}
+    weights = {"ponder_weight": 0.3, "prior_weight": 0.2, "target_depth": 3}
+    vit = lfvit.reduce(small_vit(), "a_vit", **options, **weights)
+    images, made = images_for(vit), []
+    vit.blocks.reducer.train()
+    logits, _, state = forward_tokens(vit, images)
+    expected = slow_logits(vit, images, lambda: made.append(reference.AViT(**options)) or made[-1])
+    torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=TOLERANCE)
+    ponder = torch.tensor([slow.ponder for slow in made]).mean().item()
+    halted = torch.stack(state.memory.scores)
+    halted = (halted / halted.sum()).clamp(0.01, 0.99).tolist()
+    density = [math.exp(-((i - 3) ** 2) / 2) for i in range(5)]
+    prior = [0.98 * value / sum(density[:3]) for value in density]
+    pairs = zip(prior, halted, strict=True)
+    divergence = sum(p * (math.log(p) - math.log(q)) for p, q in pairs) / 5
+    found = vit.blocks.reducer.loss(state, None, None).item()
+    assert found == pytest.approx(0.3 * ponder + 0.2 * divergence, rel=1e-5)
+    assert state.memory.ponder.double().mean().item() == pytest.approx(ponder, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in REDUCERS if REDUCERS[name].adaptive])
+def test_an_image_costs_what_its_tokens_cost(name):
+    """Alone, an image has no padding; the most that it can cost is counted without images."""
+    vit = lfvit.reduce(vit_for(name).float(), name, **FIXED[name][1])
+    images = images_for(vit, 6).float()
+    macs = macs_by_image(vit, images)[:, 0]
+    assert len(set(macs.tolist())) > 1
+    assert macs.max() <= lfvit.count_macs(vit)
+    assert is_adaptive(vit)
+    assert not is_adaptive(small_vit())
 
 
 # --- DynamicViT in training ---------------------------------------------------------------------

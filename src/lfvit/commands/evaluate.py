@@ -4,10 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
+from lfvit.data import ImageDataModule
+from lfvit.data.datamodule import normalize
 from lfvit.data.images import printable
-from lfvit.measure.costs import pass_macs
+from lfvit.measure.costs import is_adaptive, macs_by_image, pass_macs
 from lfvit.measure.localisation import random_windows, summarize
 from lfvit.measure.operating_points import operating_points
 from lfvit.measure.predictions import FILE, pass_results, predict_all, save_predictions
@@ -28,6 +32,8 @@ from lfvit.utils.distributed import is_main_process
 from lfvit.utils.extras import can_draw
 from lfvit.utils.markdown import print_table
 from lfvit.utils.validation import plain, validate
+
+COST_IMAGES = 64  # on which a cost that depends on the image is measured
 
 
 def evaluate(cfg: DictConfig) -> Evaluation:
@@ -53,7 +59,8 @@ def evaluate(cfg: DictConfig) -> Evaluation:
     with tracked(cfg, "evaluate", record) as loggers:
         trainer = prediction_trainer(cfg, run_dir)
         predictions = predict_all(trainer, model, data, record.seed)
-        macs = pass_macs(model)
+        by_image = macs_on(model, data)
+        macs = by_image.mean(dim=0).tolist()
         table = predictions.table()
         paths = [data.options.get(key) for key in ("root", "path")]
         dataset = getattr(data.dataset, "func", data.dataset)
@@ -87,7 +94,7 @@ def evaluate(cfg: DictConfig) -> Evaluation:
             skipped_images=data.num_skipped,
             total_images=getattr(data.val_images, "num_total", len(data.val_images)),
             unseen=data.trained_on,
-            passes=pass_results(predictions, macs),
+            passes=pass_results(predictions, by_image),
             curve=curve.to_dict("records"),
             operating_points=operating_points(table, macs, settings).to_dict("records"),
             temperature=temperature,
@@ -109,6 +116,14 @@ def evaluate(cfg: DictConfig) -> Evaluation:
             _print(evaluation, record.about_threshold)
             print(f"written to {run_dir}")
     return evaluation
+
+
+def macs_on(model: Any, data: ImageDataModule) -> Tensor:
+    """MACs of each pass by itself: (1, P), or (N, P) on some images if they depend on the image."""
+    if not is_adaptive(model):
+        return torch.tensor([pass_macs(model)], dtype=torch.float64)
+    pixels = torch.stack([sample.pixels for sample in data.some_validation_samples(COST_IMAGES)])
+    return macs_by_image(model, normalize(pixels, data.preprocessing).to(next(model.parameters())))
 
 
 def _images(evaluation: Evaluation) -> str:
@@ -138,6 +153,11 @@ def _print(evaluation: Evaluation, about_threshold: str) -> None:
         )
     rows = [point.model_dump() for point in points]
     print_table(rows, formats, titles, title=_images(evaluation), caption=caption)
+    if (std := evaluation.passes[-1].gmacs_std) is not None:
+        print(
+            f"GMACs depend on the image: mean of {COST_IMAGES} images or all, standard deviation "
+            f"{std:.3g}"
+        )
     if len(evaluation.passes) > 1:
         print(about_threshold)
         point, reference = evaluation.configured, points[len(evaluation.passes) - 1]

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from fvcore.nn import FlopCountAnalysis
-from torch import nn
+from torch import Tensor, nn
 
 from lfvit.errors import ConfigError
 from lfvit.models.export import PassModule, pass_modules
+from lfvit.models.reducers import Reducer
 from lfvit.utils.validation import Settings
 
 _COUNTED: dict[Any, list[float]] = {}
@@ -45,15 +46,29 @@ def count_macs(model: nn.Module, stage: str | None = None) -> float:
 def pass_macs(model: nn.Module) -> list[float]:
     """MACs of each pass by itself, for one image; cached by the model's configuration.
 
+    If the cost depends on the image, see `is_adaptive`, this is the most that it can be.
+
     Raises:
         ConfigError: a model that it cannot count.
     """
     key = _configuration(model)
     if key not in _COUNTED:
         images = next(model.parameters()).new_zeros(1, 3, *_image_size(model))
-        with _countable(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with _countable(model, fixed_length=True):
             _COUNTED[key] = [_trace(one_pass) for one_pass in pass_modules(model, images)]
     return list(_COUNTED[key])
+
+
+def macs_by_image(model: nn.Module, images: Tensor) -> Tensor:
+    """MACs of each pass by itself, for each of the images (B, 3, S, S): (B, P) float64."""
+    with _countable(model, fixed_length=False):
+        rows = [[_trace(one) for one in pass_modules(model, image[None])] for image in images]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def is_adaptive(model: nn.Module) -> bool:
+    """Whether the number of tokens, and with it the cost, depends on the image."""
+    return any(isinstance(module, Reducer) and module.adaptive for module in model.modules())
 
 
 def expected_gmacs(macs_first: float, macs_second: float, exit_fraction: float) -> float:
@@ -99,9 +114,13 @@ def _trace(one_pass: PassModule) -> float:
 
 
 @contextmanager
-def _countable(model: nn.Module) -> Iterator[None]:
-    """For a while, evaluation mode, nothing compiled, and fused attention off."""
-    names = ("fused_attn", "_compiled_call_impl", "first_pass", "second_pass", "training")
+def _countable(model: nn.Module, *, fixed_length: bool) -> Iterator[None]:
+    """For a while, evaluation mode, nothing compiled, fused attention off, and no gradients.
+
+    fixed_length: adaptive reducers keep the longest sequence there can be.
+    """
+    names = ["fused_attn", "_compiled_call_impl", "first_pass", "second_pass", "training"]
+    names += ["fixed_length"]
     changed = [
         (module, name, vars(module)[name])
         for module in model.modules()
@@ -109,12 +128,13 @@ def _countable(model: nn.Module) -> Iterator[None]:
         if name in vars(module)
     ]
     for module, name, _ in changed:
-        if name in ("fused_attn", "training"):
-            setattr(module, name, False)
+        if name in ("fused_attn", "training", "fixed_length"):
+            setattr(module, name, fixed_length and name == "fixed_length")
         else:
             delattr(module, name)
     try:
-        yield
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
     finally:
         for module, name, value in changed:
             setattr(module, name, value)

@@ -111,18 +111,22 @@ def join(batches: list[Predictions]) -> Predictions:
     )
 
 
-def pass_results(predictions: Predictions, macs: list[float]) -> list[PassResult]:
+def pass_results(predictions: Predictions, macs: Tensor) -> list[PassResult]:
     """Accuracy of each pass on every image; with fewer than five classes, top-5 is all of them.
 
     Args:
-        macs: multiply-accumulates per image of each pass by itself.
+        macs: (1 or N, P) float64, multiply-accumulates of each pass by itself, for every image or
+            for each of some.
     """
     results = []
+    gmacs = macs.cumsum(dim=1) / 1e9
+    std = gmacs.std(dim=0).tolist() if len(gmacs) > 1 else [None] * gmacs.shape[1]
     for i, logits in enumerate(predictions.logits):
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (N, 5)
         hits = (best == predictions.targets[:, None]).double()
         top1, top5 = 100 * hits[:, 0].mean().item(), 100 * hits.sum(dim=1).mean().item()
-        results.append(PassResult(top1=top1, top5=top5, gmacs=sum(macs[: i + 1]) / 1e9))
+        cost = gmacs[:, i].mean().item()
+        results.append(PassResult(top1=top1, top5=top5, gmacs=cost, gmacs_std=std[i]))
     return results
 
 

@@ -39,11 +39,16 @@ class Schema(BaseModel):
 
 
 class PassResult(Schema):
-    """One pass on every image. gmacs: of a forward through this pass and all before it."""
+    """One pass on every image.
+
+    gmacs: of a forward through this pass and all before it. gmacs_std: where it depends on the
+    image, the standard deviation over the images that gmacs is the mean of.
+    """
 
     top1: Percent
     top5: Percent
     gmacs: Gmacs
+    gmacs_std: Annotated[float, Field(ge=0)] | None = None
 
 
 class CurvePoint(Schema):

@@ -54,17 +54,32 @@ def project_out(attn: Any, x: Tensor) -> Tensor:
     return attn.proj_drop(attn.proj(attn.norm(x.transpose(1, 2).reshape(B, N, H * d))))
 
 
-def class_attention(attn: Any, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
+def class_attention(
+    attn: Any, q: Tensor, k: Tensor, bias: Tensor | None = None, *, every_head: bool = False
+) -> Tensor:
     """Attention of the first token to every other one, mean over heads, in float32: (B, N-1).
 
     One query against all keys. The softmax runs over all keys; the class token's attention to
     itself is dropped afterwards without rescaling (LF-ViT section 3.2, CF-ViT section 4.1).
+
+    Args:
+        every_head: not their mean: (B, H, N-1).
     """
     with torch.autocast(q.device.type, enabled=False):  # it would round to half precision again
         logits = (q[:, :, :1].float() * attn.scale) @ k.float().transpose(-2, -1)  # (B, H, 1, N)
         if bias is not None:
             logits = logits + bias
-    return logits.softmax(dim=-1)[:, :, 0, 1:].mean(dim=1)
+    heads = logits.softmax(dim=-1)[:, :, 0, 1:]  # (B, H, N-1)
+    return heads if every_head else heads.mean(dim=1)
+
+
+def padding_bias(is_token: Tensor, num_prefix_tokens: int) -> Tensor:
+    """A bias with which no query attends to the places (B, n) without a token: (B, 1, 1, N).
+
+    -1000 leaves no weight in a softmax, and no NaN where a sequence has no token at all.
+    """
+    bias = -1000.0 * (~is_token).float()
+    return F.pad(bias, (num_prefix_tokens, 0))[:, None, None]
 
 
 class Layout(NamedTuple):
@@ -198,6 +213,8 @@ def run_blocks(
         if reducer is not None and reducing:
             tokens, state = reducer.reduce_tokens(index, tokens, metric, state)
         tokens = tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
+    if reducer is not None:
+        tokens, state = reducer.finish(tokens, state)
     return BlocksOutput(tokens, rows, state)
 
 

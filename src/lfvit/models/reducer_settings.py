@@ -166,10 +166,49 @@ class SinkhornSettings(KeepRateSettings):
     iterations: PositiveInt = 3
 
 
+class EvoViTSettings(KeepRateSettings):
+    """Settings of Evo-ViT.
+
+    blocks: first blocks of the stages, from 2; None: 5 and 9 of 12.
+    keep_rate: share of the patch tokens that are updated slowly in every stage.
+    tradeoff: weight of a block's class attention in the average over blocks.
+    """
+
+    keep_rate: Share = 0.5
+    tradeoff: Share = 0.5
+
+    @field_validator("blocks")
+    @classmethod
+    def _not_first(cls, blocks: list[int] | None) -> list[int] | None:
+        if blocks and blocks[0] == 1:
+            raise ValueError("must begin after block 1, whose class attention it goes by")
+        return blocks
+
+
+class AViTSettings(Settings):
+    """Settings of A-ViT. The values are those of the release for DeiT-Tiny.
+
+    gate_scale, gate_center: a token's score after a block is sigmoid(scale * x - center), with x
+        its first channel.
+    ponder_weight: of the mean number of blocks that a token is in.
+    prior_weight: of the divergence of the scores from a normal distribution over the blocks.
+    target_depth: its mean, from 0; None: two thirds of the depth.
+    """
+
+    gate_scale: float = 10.0
+    gate_center: float = 30.0
+    ponder_weight: float = Field(5e-4, ge=0)
+    prior_weight: float = Field(1e-3, ge=0)
+    target_depth: int | None = Field(None, ge=1)
+
+
 REDUCER_SETTINGS: dict[str, type[Settings]] = {
+    "a_vit": AViTSettings,
+    "ats": KeepRateSettings,
     "dpc_knn": DPCKNNSettings,
     "dynamic_vit": DynamicViTSettings,
     "evit": EViTSettings,
+    "evo_vit": EvoViTSettings,
     "frequency": FrequencySettings,
     "k_medoids": KMedoidsSettings,
     "patch_merger": KeepRateSettings,

@@ -24,6 +24,9 @@ METHODS = {
     "sinkhorn": "Sinkhorn",
     "sit": "SiT",
     "tofu": "ToFu",
+    "ats": "ATS",
+    "evo_vit": "Evo-ViT",
+    "a_vit": "A-ViT",
 }
 MAX_SETTINGS = 3  # in a name
 MAX_LENGTH = 24  # characters of a value

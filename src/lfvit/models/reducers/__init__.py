@@ -9,6 +9,7 @@ Blocks are counted from 0 in the code and from 1 in settings, as in the papers.
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from lfvit.errors import ConfigError
@@ -28,8 +29,8 @@ class Reducer(nn.Module):
 
     A subclass overrides what it changes. Every block calls, in this order, `before_block`,
     `attention_bias`, `attention` and `reduce_tokens`; the first and the last only in the reducing
-    blocks. What must be remembered of a sequence is in ``state.memory``: the module itself keeps
-    nothing between calls.
+    blocks. `start` comes before all blocks, `finish` after them. What must be remembered of a
+    sequence is in ``state.memory``: the module itself keeps nothing between calls.
 
     Args:
         settings: of the class's `settings_type`.
@@ -37,7 +38,9 @@ class Reducer(nn.Module):
 
     Attributes:
         blocks: indices of the reducing blocks, from 0: the setting ``blocks``, and its default of a
-            quarter, half and three quarters of the depth; all blocks for a class without it.
+            quarter, half and three quarters of the depth (with `parts` of 4); all blocks for a
+            class without it.
+        fixed_length: an adaptive reducer keeps the longest sequence there can be, see `longest`.
 
     Raises:
         ConfigError: more blocks than the ViT has.
@@ -46,16 +49,19 @@ class Reducer(nn.Module):
     settings_type: ClassVar[type[Settings]] = Settings
     needs_class_token: ClassVar[bool] = False
     learned: ClassVar[bool] = False  # training must add `loss`
+    adaptive: ClassVar[bool] = False  # the number of tokens, and with it the cost, is the image's
+    parts: ClassVar[int] = 4  # of the depth, between which it reduces
     drops: bool = False  # some patches have no token that stands for them
     unmerges: bool = True  # heads that read patches see every patch, not every token
 
     def __init__(self, settings: Any, vit: Any) -> None:
         super().__init__()
         self.settings = settings
+        self.fixed_length = False
         depth = len(vit.blocks)
         self.blocks = list(range(depth))
         if hasattr(settings, "blocks"):  # 4, 7, 10 of 12 blocks, 5, 9, 13 of LV-ViT-S's 16
-            default = sorted({depth * i // 4 + 1 for i in (1, 2, 3)})
+            default = sorted({depth * i // self.parts + 1 for i in range(1, self.parts)})
             blocks = settings.blocks or default
             if blocks[-1] > depth:
                 raise ConfigError(
@@ -81,6 +87,15 @@ class Reducer(nn.Module):
         """Patch tokens left of `n` after reducing block `index`, the s-th: n * keep_rate^s."""
         stage = self.blocks.index(index) + 1
         return max(int(round(self.settings.keep_rate**stage * n, 9)), 1)
+
+    def longest(self, counts: Tensor, most: int) -> int:
+        """Places that a batch needs for sequences of `counts` (B,) tokens, at most `most`.
+
+        All of them while training and in compiled graphs, whose shapes must be known.
+        """
+        if self.training or self.fixed_length or torch.compiler.is_compiling():
+            return most
+        return max(int(counts.max()), 1)
 
     def start_batch(self, epoch: float) -> None:
         """Called before every batch of training, with the epochs done so far and their fraction."""
@@ -108,6 +123,10 @@ class Reducer(nn.Module):
 
     def reduce_tokens(self, index: int, tokens: Tensor, metric: Any, state: TokenState) -> Reduced:
         """Change the tokens (B, N, D) between attention and MLP of reducing block `index`."""
+        return tokens, state
+
+    def finish(self, tokens: Tensor, state: TokenState) -> Reduced:
+        """Change the tokens (B, N, D) after the last block."""
         return tokens, state
 
     def loss(

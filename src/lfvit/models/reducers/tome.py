@@ -1,6 +1,6 @@
 """ToMe (Bolya et al., ICLR 2023): merge the most similar tokens, in every block."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from lfvit.errors import ConfigError
 from lfvit.models.reducer_settings import PairSettings, ToMeSettings
 from lfvit.models.reducers import Reduced, Reducer, TokenState, reducer
 from lfvit.models.tokens import merge_tokens
+from lfvit.utils.validation import Settings
 
 
 def bipartite_soft_matching(metric: Tensor, r: int, num_prefix_tokens: int) -> Tensor:
@@ -52,7 +53,7 @@ class PairReducer(Reducer):
         ConfigError: a slope with one r per block.
     """
 
-    settings_type = PairSettings
+    settings_type: ClassVar[type[Settings]] = PairSettings
 
     def __init__(self, settings: PairSettings, vit: Any) -> None:
         super().__init__(settings, vit)

@@ -1,6 +1,6 @@
 """Top-K (Haurum et al. 2023, arXiv 2308.04657): drop the tokens of least class attention."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -9,13 +9,14 @@ from lfvit.models.blocks import class_attention
 from lfvit.models.reducer_settings import KeepRateSettings
 from lfvit.models.reducers import Reduced, Reducer, TokenState, reducer
 from lfvit.models.tokens import gather_tokens, split_topk
+from lfvit.utils.validation import Settings
 
 
 @reducer("topk")
 class TopK(Reducer):
     """In a reducing block, only the patch tokens of highest class attention go on to the MLP."""
 
-    settings_type = KeepRateSettings
+    settings_type: ClassVar[type[Settings]] = KeepRateSettings
     needs_class_token = True
     drops = True
 
