@@ -217,7 +217,7 @@ def test_the_tests_that_show_what_happens_exist():
 LINK = re.compile(r"\]\(([^)\s#]*)(?:#([^)\s]+))?\)")
 FILE = re.compile(r"`((?:src|conf|docs|tests|zoo|scripts)/[\w./*-]+)`")
 PLACEHOLDERS = {"NAME.py", "OPTION.yaml", "center.py", "pairs.py", "pairs.yaml"}
-WRITTEN = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "zoo").glob("*.md"), *ROOT.glob("*.md")]
+WRITTEN = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "zoo").rglob("*.md"), *ROOT.glob("*.md")]
 
 
 def headings(page):

@@ -5,6 +5,7 @@ from importlib import import_module, util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lfvit.hub import Pretrained
     from lfvit.measure.costs import count_macs
     from lfvit.measure.thresholds import sweep_thresholds
     from lfvit.models.checkpoints import load_checkpoint
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "count_macs": "measure.costs",
     "create_model": "models.factory",
+    "Pretrained": "hub",
     "load_checkpoint": "models.checkpoints",
     "reduce": "models.reduction",
     "restore": "models.reduction",
@@ -23,6 +25,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "Pretrained",
     "count_macs",
     "create_model",
     "load_checkpoint",
@@ -54,7 +57,7 @@ class _RegisterWithTimm:
                 execute(module)
                 import_module("lfvit.models.timm_names")
 
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+            spec.loader.exec_module = exec_module
         return spec
 
 

@@ -54,7 +54,7 @@ def test_the_card_is_what_evaluate_measures(two, composed, photographs, tmp_path
     same = [{k: v for k, v in d.items() if k not in own} for d in (measured, card["evaluation"])]
     assert same[0] == same[1]
     assert measured["images"] == 12
-    text = (two / "fruit.md").read_text()
+    text = (two / "fruit" / "README.md").read_text()
     assert text == format_card(card)
     assert "From random weights: 2 epochs over 12 images" in text
     evaluation = parse_evaluation(card["evaluation"], "card")
@@ -63,12 +63,14 @@ def test_the_card_is_what_evaluate_measures(two, composed, photographs, tmp_path
         assert f"| {point.gmacs:.4f} |" in text
     assert "apple, pear, plum" in text
     assert evaluation.configured.threshold == 0.25
-    for path in two.iterdir():  # nothing names a folder of this machine
+    for path in (
+        path for path in two.rglob("*") if path.is_file()
+    ):  # nothing names a folder of this machine
         assert str(photographs.parent).encode() not in path.read_bytes()
 
 
 def test_half_precision_is_stored_and_float32_used(two, trained_run):
-    stored = load_file(two / "needles.safetensors")
+    stored = load_file(two / "needles" / "model.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.float16}
     model, _ = load_trained("zoo:needles")
     original, _ = load_trained(trained_run / "checkpoints" / "last.ckpt")
@@ -121,12 +123,12 @@ def test_a_record_that_is_none(tmp_path):
 def test_a_model_of_the_repository(name):
     """What is committed fits together, and loads."""
     card = read_card(f"zoo:{name}")
-    assert (zoo.FOLDER / f"{name}.md").read_text() == format_card(card)
+    assert (zoo.FOLDER / name / "README.md").read_text() == format_card(card)
     model, record = load_trained(f"zoo:{name}")
     assert record == type(record)(**card["record"])
     assert count_macs(model) / 1e9 == pytest.approx(card["evaluation"]["passes"][-1]["gmacs"])
 
 
 def test_the_repository_is_small_and_has_a_default():
-    assert sum(path.stat().st_size for path in zoo.FOLDER.glob("*.safetensors")) <= MAX_BYTES
+    assert sum(path.stat().st_size for path in zoo.FOLDER.glob("*/*.safetensors")) <= MAX_BYTES
     assert zoo.default() in zoo.names()

@@ -81,7 +81,9 @@ def evaluate(cfg: DictConfig) -> Evaluation:
             )
         source = str(cfg.ckpt_path)
         evaluation = Evaluation(
-            checkpoint=printable(source if source.startswith(zoo.PREFIX) else zoo.locate(source)),
+            checkpoint=printable(
+                source if source.startswith((zoo.PREFIX, zoo.HUB)) else zoo.locate(source)
+            ),
             method=record.method,
             backbone=record.backbone,
             reducer=record.reducer,

@@ -1,13 +1,15 @@
 """Cards of the trained models of the repository, `zoo:NAME`, and how a run is added.
 
-A model is three files: NAME.safetensors, the weights in half precision with the checkpoint's
-record; NAME.json, the card, with the content of evaluate.json; and NAME.md, made from it.
+A model is a folder as on the Hugging Face Hub, see `lfvit.hub`: model.safetensors, the weights in
+half precision; config.json, the checkpoint's record; card.json, with the content of evaluate.json;
+and README.md, made from it.
 """
 
 import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,18 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import torch
-from safetensors.torch import save_file
+from huggingface_hub import HfApi
 
 from lfvit.errors import CheckpointError, ConfigError
+from lfvit.hub import Pretrained
 from lfvit.measure.schemas import parse_evaluation
 from lfvit.models import zoo
-from lfvit.models.checkpoints import RECORD
 from lfvit.results.collect import collect
 from lfvit.results.provenance import provenance
 from lfvit.results.table import points_cells, points_frame
 from lfvit.runs.configs import quote_path
-from lfvit.runs.setup import load_trained
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.markdown import cells_to_markdown
 
@@ -38,9 +38,12 @@ COLUMNS = (
 
 
 def read_card(source: str | Path) -> dict[str, Any]:
-    """NAME.json of `zoo:NAME`; empty for other files."""
-    path = zoo.locate(source).with_suffix(".json")
-    return json.loads(path.read_text("utf-8")) if str(source).startswith(zoo.PREFIX) else {}
+    """The card of ``zoo:NAME`` or ``hf:USER/REPO``, with the record; empty for other files."""
+    if not str(source).startswith((zoo.PREFIX, zoo.HUB)):
+        return {}
+    path = zoo.locate(source).with_name(zoo.CARD)
+    record = json.loads(path.with_name("config.json").read_text("utf-8"))
+    return (json.loads(path.read_text("utf-8")) if path.is_file() else {}) | {"record": record}
 
 
 def add(
@@ -55,7 +58,7 @@ def add(
         threshold: eta that commands use where none is given; None is that of the training.
 
     Returns:
-        The file of weights.
+        The folder.
 
     Raises:
         ConfigError: an invalid name, or one that is taken.
@@ -67,23 +70,22 @@ def add(
             f"--name {name!r} must be made of lower-case letters, digits and _, and be none of "
             f"{', '.join(taken)}"
         )
-    trained = load_trained(run_dir / "checkpoints" / "last.ckpt", {"threshold": threshold})
-    weights = zoo.FOLDER / f"{name}.safetensors"
-    state = trained.model.state_dict()
-    halves = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
-    if not all(torch.isfinite(value).all() for value in halves.values()):
+    trained = Pretrained.from_checkpoint(run_dir / "checkpoints" / "last.ckpt", threshold)
+    folder, root = zoo.FOLDER / name, data_root or trained.record.data.get("root")
+    trained.model.half()
+    if not all(value.isfinite().all() for value in trained.model.state_dict().values()):
         raise CheckpointError(f"{run_dir}: has weights beyond 65504, which float16 cannot hold")
     record = _without_folders(trained.record.model_dump())
-    zoo.FOLDER.mkdir(exist_ok=True)
-    save_file({k: v.clone() for k, v in halves.items()}, weights, {RECORD: json.dumps(record)})
-    root = data_root or trained.record.data.get("root")
-    settings = {"ckpt_path": weights, "hydra.run.dir": (run_dir / "zoo").resolve()}
+    trained.record = type(trained.record)(**record)
+    folder.mkdir(parents=True)
+    trained._save_pretrained(folder)
+    settings = {"ckpt_path": folder, "hydra.run.dir": (run_dir / "zoo").resolve()}
     settings |= {"data.root": Path(root).expanduser().resolve()} if root else {}
     overrides = [quote_path(f"{key}={value}") for key, value in settings.items()]
     command = [sys.executable, "-m", "lfvit", "evaluate", *overrides]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
-        weights.unlink()
+        shutil.rmtree(folder)
         raise CheckpointError(f"evaluate.py failed:\n{done.stderr.strip()}")
     (run,) = collect([run_dir / "zoo"]).runs
     evaluation = run.evaluation.model_dump()
@@ -94,27 +96,44 @@ def add(
     card = {
         "name": name,
         "data": run.data,
-        "record": record,
         "training": provenance([run]),
         "evaluation": evaluation,
     }
-    write_json(weights.with_suffix(".json"), card)
-    weights.with_suffix(".md").write_text(format_card(card), "utf-8")
+    write_json(folder / zoo.CARD, card)
+    (folder / "README.md").write_text(format_card({**card, "record": record}), "utf-8")
     if zoo.default() is None:
         (zoo.FOLDER / zoo.DEFAULT).write_text(f"{name}\n", "utf-8")
-    return weights
+    return folder
 
 
 def format_card(card: Mapping[str, Any]) -> str:
-    """NAME.md from the content of NAME.json."""
+    """README.md from what `read_card` gives; without an evaluation, what the record says."""
     template = Path(__file__).with_name("zoo_card.md").read_text(encoding="utf-8")
     backbone = {k: v for k, v in card["record"]["backbone"].items() if v is not None}
-    evaluation = parse_evaluation(card["evaluation"], card["name"])
+    table = None
+    if "evaluation" in card:
+        points = points_frame(parse_evaluation(card["evaluation"], card["name"]))
+        table = cells_to_markdown(points_cells(points, COLUMNS))
     return jinja2.Template(template, trim_blocks=True, keep_trailing_newline=True).render(
         **card,
         backbone=", ".join(f"{key} {value}" for key, value in backbone.items()),
-        table=cells_to_markdown(points_cells(points_frame(evaluation), COLUMNS)),
+        table=table,
     )
+
+
+def push(name: str, repo: str) -> None:
+    """Put the folder of a model of the zoo on the Hub, as it is; needs ``hf auth login``."""
+    folder = zoo.locate(f"{zoo.PREFIX}{name}").parent
+    api = HfApi()
+    try:
+        api.create_repo(repo, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder)
+    except Exception as error:  # of names, rights and the network
+        raise CheckpointError(
+            f"{repo}: could not be sent ({str(error).strip().partition(chr(10))[0]}); "
+            "hf auth login gives the right to write"
+        ) from error
+    print(f"sent {folder}; used as ckpt_path={zoo.HUB}{repo}")
 
 
 def _without_folders(value: Any) -> Any:
@@ -133,7 +152,12 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--name", default="")
     parser.add_argument("--data-root", metavar="DIR", help="the images, where they have moved")
     parser.add_argument("--threshold", type=float, metavar="ETA", help="used where none is given")
+    parser.add_argument("--push", metavar="USER/REPO", help="a model of the zoo, by --name")
     options = parser.parse_args(arguments)
+    if options.push is not None:
+        push(options.name, options.push)
+        return
+    del options.push
     if options.run_dir is None:
         print("\n".join(f"{zoo.PREFIX}{name}" for name in zoo.names()))
         return
