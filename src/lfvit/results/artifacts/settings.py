@@ -32,7 +32,9 @@ LABELS = {
 """Labels of rows, in the order of their columns, and the titles of these."""
 
 Drawing = Literal["cost_curves", "sweep", "passes", "regions", "depth", "one_block", "paired"]
-Measure = Literal["top1", "gmacs", "first", "second", "exits", "threshold", "covered", "throughput"]
+Measure = Literal[
+    "top1", "gmacs", "gmacs_std", "first", "second", "exits", "threshold", "covered", "throughput"
+]
 Count = Annotated[int, Field(ge=1)]
 
 

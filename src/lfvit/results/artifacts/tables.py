@@ -36,6 +36,7 @@ def _pass_top1(evaluation: Evaluation, index: int) -> float | None:
 MEASURES = {
     "top1": Measure("top-1", "%", 2, lambda _, p: p.top1),
     "gmacs": Measure("GMACs", "GMAC", 4, lambda _, p: p.gmacs),
+    "gmacs_std": Measure("over images", "GMAC", 4, lambda e, _: e.passes[-1].gmacs_std),
     "first": Measure("first pass top-1", "%", 2, lambda e, _: _pass_top1(e, 0)),
     "second": Measure("second pass top-1", "%", 2, lambda e, _: _pass_top1(e, 1)),
     "exits": Measure("answered early", "%", 1, lambda _, p: _percent(p.exit_fraction)),
