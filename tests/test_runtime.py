@@ -13,8 +13,7 @@ import lfvit
 from conftest import TINY, photograph
 from lfvit import runtime
 from lfvit.commands.export import check_parity, describe
-from lfvit.data.augment import eval_transform
-from lfvit.data.datamodule import normalize
+from lfvit.data.augment import eval_transform, normalize
 from lfvit.data.folders import images_of
 from lfvit.data.images import FILTERS, read_image
 from lfvit.data.settings import Preprocessing

@@ -11,7 +11,7 @@ import torch
 from conftest import NEEDLE_FAST, write_photographs
 from lfvit.commands.evaluate import evaluate
 from lfvit.commands.train import train
-from lfvit.data.datamodule import normalize
+from lfvit.data.augment import normalize
 from lfvit.errors import ConfigError
 from lfvit.measure.predictions import predict_all, read_predictions
 from lfvit.measure.schemas import read_evaluation

@@ -58,3 +58,20 @@ def test_a_mistake_is_answered_without_pytorch(tmp_path, script, arguments, expe
 def test_the_api_is_listed():
     assert {"create_model", "reduce", "count_macs", "sweep_thresholds"} < set(dir(lfvit))
     assert all(hasattr(lfvit, name) for name in dir(lfvit))
+
+
+def test_a_prediction_takes_neither_lightning_nor_scipy(photographs, tmp_path):
+    """They take a second and a half of processor time to import."""
+    arguments = [str(ROOT / "predict.py"), f"image={photographs}/apple/00.jpg", "pictures=false"]
+    arguments += ["accelerator=cpu", f"run_dir={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(arguments)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "1 images, 0 skipped" in done.stdout
+    imported = done.stdout.splitlines()[-1]
+    assert "'torch'" in imported
+    assert not any(name in imported for name in ("lightning", "scipy", "pandas"))

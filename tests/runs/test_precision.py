@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lfvit.data.datamodule import normalize
+from lfvit.data.augment import normalize
 from lfvit.errors import ConfigError
 from lfvit.models.passes import forward_passes
 from lfvit.runs.setup import inference_context, load_trained, make_data, trainer_settings

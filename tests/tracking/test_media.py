@@ -6,8 +6,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lfvit
+from lfvit.data.augment import normalize
 from lfvit.data.batches import Sample
-from lfvit.data.datamodule import normalize
 from lfvit.data.settings import Preprocessing
 from lfvit.tracking.loggers import log_table, summarise, tracked
 from lfvit.tracking.pictures import log_predictions, predict_images

@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from lfvit.data.datamodule import normalize
+from lfvit.data.augment import normalize
 from lfvit.measure.costs import pass_macs
 from lfvit.measure.settings import BenchmarkSettings
 from lfvit.measure.throughput import (

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from omegaconf import DictConfig
 
-from lfvit.data.datamodule import normalize
+from lfvit.data.augment import normalize
 from lfvit.measure.diagnosis import diagnose_batch, summarize
 from lfvit.measure.settings import DiagnosisSettings
 from lfvit.models import zoo

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from lfvit.data.augment import TrainTransform, draw_token_mix, eval_transform, mix_batch
+from lfvit.data.augment import TrainTransform, draw_token_mix, eval_transform, mix_batch, normalize
 from lfvit.data.batches import (
     Batch,
     ImageDataset,
@@ -23,7 +22,7 @@ from lfvit.data.batches import (
 )
 from lfvit.data.classes import check_same_classes, readable_names
 from lfvit.data.sampling import Draw, EvalSampler, LazyLoader, TrainSampler
-from lfvit.data.settings import Preprocessing, check_data
+from lfvit.data.settings import check_data
 from lfvit.errors import ConfigError, DataError
 from lfvit.models.tokens import downsample
 from lfvit.utils.distributed import gather_list
@@ -324,10 +323,3 @@ def _listed(classes: list[str]) -> str:
     """ "3 classes (bird, cat, dog)", not all of many."""
     names = [*classes[:5], *(["..."] if len(classes) > 5 else [])]
     return f"{len(classes):,} classes ({', '.join(names)})"
-
-
-def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """(B, 3, H, W) in 0..255 -> float with mean 0 and standard deviation 1 of each channel."""
-    mean = torch.tensor(preprocessing.mean, device=pixels.device).view(3, 1, 1) * 255
-    std = torch.tensor(preprocessing.std, device=pixels.device).view(3, 1, 1) * 255
-    return (pixels - mean).div_(std)  # in place: one large allocation instead of three

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import lightning as L
 import timm
 import torch
 from hydra.utils import get_method, instantiate
@@ -17,7 +16,6 @@ from omegaconf import DictConfig, open_dict
 from timm.data import ImageNetInfo, resolve_data_config
 from torch import nn
 
-from lfvit.data import ImageDataModule
 from lfvit.data.folders import HELD_OUT
 from lfvit.data.settings import DATASETS, Preprocessing
 from lfvit.errors import CheckpointError, ConfigError, DataError
@@ -26,6 +24,11 @@ from lfvit.models.factory import create_model
 from lfvit.runs.record import LOCATIONS, CheckpointRecord, make_absolute, override, read_record
 from lfvit.utils.distributed import launched, number_of_devices
 from lfvit.utils.validation import check_choice, plain, suggest, validate
+
+if TYPE_CHECKING:  # Lightning takes a second to import, and prediction needs none of it
+    import lightning as L
+
+    from lfvit.data import ImageDataModule
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +188,7 @@ def _check_preprocessing(
     log.warning("%s: was trained with another mean or std; used here: %s", path, words)
 
 
-def open_data(chosen: Any, record: CheckpointRecord) -> ImageDataModule:
+def open_data(chosen: Any, record: CheckpointRecord) -> "ImageDataModule":
     """The data to evaluate a checkpoint on: its own, where the command line does not say else.
 
     Of a folder without a split these are the images that training held out; all of them if it was
@@ -258,7 +261,7 @@ def open_data(chosen: Any, record: CheckpointRecord) -> ImageDataModule:
     return data
 
 
-def _check_classes(data: ImageDataModule, record: CheckpointRecord) -> None:
+def _check_classes(data: "ImageDataModule", record: CheckpointRecord) -> None:
     """The classes of the data have to be those that the model was trained on.
 
     Raises:
@@ -281,7 +284,7 @@ def _check_classes(data: ImageDataModule, record: CheckpointRecord) -> None:
         )
 
 
-def check_split(init_from: str | Path | None, data: ImageDataModule) -> None:
+def check_split(init_from: str | Path | None, data: "ImageDataModule") -> None:
     """A training validates on images that the weights it starts from never saw.
 
     Args:
@@ -323,7 +326,7 @@ def with_seed(cfg: DictConfig, record: CheckpointRecord) -> CheckpointRecord:
     return record.model_copy(update={"seed": cfg.seed})
 
 
-def make_data(settings: Mapping[str, Any], trusted: bool = True) -> ImageDataModule:
+def make_data(settings: Mapping[str, Any], trusted: bool = True) -> "ImageDataModule":
     """The DataModule of the group data, as plain values.
 
     Args:
@@ -342,6 +345,8 @@ def make_data(settings: Mapping[str, Any], trusted: bool = True) -> ImageDataMod
             f"data.dataset._target_={target!r} is named by a file, and is only run if the command "
             f"line names it as well; of this project: {', '.join(DATASETS)}"
         )
+    from lfvit.data import ImageDataModule
+
     arguments = {key: value for key, value in settings["dataset"].items() if key[0] != "_"}
     others = {k: v for k, v in settings.items() if k != "dataset" and k[0] != "_"}
     return ImageDataModule(partial(get_method(target), **arguments), **others)
@@ -354,6 +359,8 @@ def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
         ConfigError: no argument of the Trainer; other devices than torchrun or srun started
             processes for.
     """
+    import lightning as L
+
     settings: dict[str, Any] = instantiate(plain(cfg.trainer), _convert_="all")
     valid = inspect.signature(L.Trainer).parameters
     for name in settings.keys() - valid:
@@ -386,8 +393,10 @@ def trainer_settings(cfg: DictConfig) -> dict[str, Any]:
     return settings
 
 
-def prediction_trainer(cfg: DictConfig, run_dir: Path) -> L.Trainer:
+def prediction_trainer(cfg: DictConfig, run_dir: Path) -> "L.Trainer":
     """Lightning's Trainer for going through a set of images once."""
+    import lightning as L
+
     settings = trainer_settings(cfg)
     log.info("precision %s", settings.get("precision", "32-true"))
     return L.Trainer(

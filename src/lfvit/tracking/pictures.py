@@ -7,20 +7,21 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from PIL import Image
 from torch import Tensor, nn
 
-from lfvit.data import ImageDataModule
-from lfvit.data.datamodule import normalize
+from lfvit.data.augment import normalize
 from lfvit.data.settings import Preprocessing
 from lfvit.models.passes import forward_passes
 from lfvit.models.tokens import downsample
-from lfvit.tracking.loggers import WandbLogger
 from lfvit.utils.distributed import is_main_process
 
 if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
     from matplotlib.axes import Axes
+
+    from lfvit.data import ImageDataModule
+    from lfvit.tracking.loggers import WandbLogger
 
 BLUE, ORANGE = "#0072B2", "#D55E00"  # safe for colour blindness
 TITLE: Any = {"fontsize": 9, "parse_math": False}  # a class may be called "$5"
@@ -208,9 +209,9 @@ def _to_array(pixels: Tensor) -> np.ndarray:
 
 
 def log_predictions(
-    loggers: Sequence[Logger],
+    loggers: "Sequence[Logger]",
     model: nn.Module,
-    data: ImageDataModule,
+    data: "ImageDataModule",
     threshold: float,
     count: int,
     step: int | None = None,
@@ -231,6 +232,10 @@ def log_predictions(
     Raises:
         DataError: none of the images can be read.
     """
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    from lfvit.tracking.loggers import WandbLogger
+
     media = [log for log in loggers if isinstance(log, WandbLogger | TensorBoardLogger)]
     if not (media and count and is_main_process()):
         return
@@ -249,7 +254,7 @@ def log_predictions(
             logger.experiment.flush()
 
 
-def _log_wandb(logger: WandbLogger, predictions: Sequence[Prediction], step: int | None) -> None:
+def _log_wandb(logger: "WandbLogger", predictions: Sequence[Prediction], step: int | None) -> None:
     import wandb
 
     rows: list[list[Any]] = []

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfvit.data.datamodule import normalize
+from lfvit.data.augment import normalize
 from lfvit.measure.diagnosis import diagnose_batch, summarize
 from lfvit.measure.spectrum import high_frequency_set, received_attention
 from lfvit.models.blocks import class_attention

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfvit.data.datamodule import normalize
+from lfvit.data.augment import normalize
 from lfvit.measure.thresholds import NO_EXIT
 from lfvit.measure.throughput import PRECISIONS, compile_model, time_interleaved
 from lfvit.models.passes import early_exit
