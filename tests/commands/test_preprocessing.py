@@ -209,7 +209,7 @@ def test_other_settings_of_images_are_refused(composed):
     with pytest.raises(ConfigCompositionException):
         composed("predict", "image=x", "data.root=elsewhere")
     for name in ("+seed=3", "trainer.devices=2"):
-        with pytest.raises(ConfigError, match=r"is no setting of predict\.py"):
+        with pytest.raises(ConfigError, match=r"is no setting of predict"):
             check_settings(composed("predict", "image=x", name), "predict")
     for command in ("evaluate", "diagnose", "benchmark"):
         check_settings(composed(command, "ckpt_path=x", "data=imagefolder"), command)

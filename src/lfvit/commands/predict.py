@@ -50,30 +50,32 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
     num_skipped = 0
     try:
-        for number, path in enumerate(paths):
-            try:
-                image = read_image(path, exif=data.get("exif", False))
-            except UnreadableImageError as error:
-                if settings.on_error == "raise":
-                    raise UnreadableImageError(f"{error}; on_error=skip leaves it out") from error
-                log.warning("skipped: %s", error)
-                num_skipped += 1
-                continue
-            pixels = torch.as_tensor(transform(image))[None]
-            with context:
+        with context:  # around all images: weights are rounded to bfloat16 once
+            for number, path in enumerate(paths):
+                try:
+                    image = read_image(path, exif=data.get("exif", False))
+                except UnreadableImageError as error:
+                    if settings.on_error == "raise":
+                        raise UnreadableImageError(
+                            f"{error}; on_error=skip leaves it out"
+                        ) from error
+                    log.warning("skipped: %s", error)
+                    num_skipped += 1
+                    continue
+                pixels = torch.as_tensor(transform(image))[None]
                 (prediction,) = predict_images(
                     model, pixels, record.preprocessing, record.classes, record.threshold
                 )
-            entry = {"path": printable(path), **_entry(prediction, macs, settings.top)}
-            if len(macs) > 1:
-                entry["threshold"] = record.threshold
-            if drawn:
-                entry["picture"] = f"{number:04d}_{printable(path.stem)}.png"
-                draw_predictions([prediction], run_dir / entry["picture"])
-            entries.append(entry)
-            print(f"\n{printable(path)}: pass {entry['exit_pass']}, {entry['gmacs']:.3f} GMACs")
-            for line in entry["top"]:
-                print(f"  {line['probability']:6.1%}  {line['class']}")
+                entry = {"path": printable(path), **_entry(prediction, macs, settings.top)}
+                if len(macs) > 1:
+                    entry["threshold"] = record.threshold
+                if drawn:
+                    entry["picture"] = f"{number:04d}_{printable(path.stem)}.png"
+                    draw_predictions([prediction], run_dir / entry["picture"])
+                entries.append(entry)
+                print(f"\n{printable(path)}: pass {entry['exit_pass']}, {entry['gmacs']:.3f} GMACs")
+                for line in entry["top"]:
+                    print(f"  {line['probability']:6.1%}  {line['class']}")
     finally:
         write_json(run_dir / "predictions.json", {"images": entries, "num_skipped": num_skipped})
         print(f"{len(entries)} images, {num_skipped} skipped; written to {run_dir}")
