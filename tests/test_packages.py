@@ -88,3 +88,24 @@ def test_an_update_keeps_names_and_versions_only(checkout):
     assert head.startswith("#")
     assert pins == ["attrs==2.0", "Zope==2.0"]
     assert "--ignore-installed" in (checkout / "asked").read_text()
+
+
+def test_hooks_before_a_commit_are_those_of_make_lint():
+    hooks = re.findall(r"entry: ([^,]+),", (ROOT / ".pre-commit-config.yaml").read_text())
+    rule = (ROOT / "Makefile").read_text().partition("\nlint: ")[2].partition("\n\n")[0]
+    lint = [line.strip().replace("$(VENV)", ".venv") for line in rule.splitlines()[1:]]
+    assert hooks == lint
+
+
+def test_the_image_is_made_of_files_that_are_there():
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    copied = [name for line in lines if line.startswith("COPY") for name in line.split()[1:-1]]
+    assert copied
+    assert all((ROOT / name).exists() for name in copied)
+    kept = (ROOT / ".dockerignore").read_text().split()
+    assert {f"!{name}" for name in copied} <= set(kept)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (extras,) = re.findall(r"/src\[([\w,]+)\]", "\n".join(lines))
+    assert set(extras.split(",")) <= set(project["optional-dependencies"])
+    (torch,) = re.findall(r'"(torch>[^"]+)"', "\n".join(lines))
+    assert torch in project["dependencies"]

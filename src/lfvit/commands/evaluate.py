@@ -14,7 +14,14 @@ from lfvit.data.images import printable
 from lfvit.measure.costs import is_adaptive, macs_by_image, pass_macs
 from lfvit.measure.localisation import random_windows, summarize
 from lfvit.measure.operating_points import operating_points
-from lfvit.measure.predictions import FILE, pass_results, predict_all, save_predictions
+from lfvit.measure.per_class import MATRIX, SHOWN, TABLE, confusion_matrix, per_class
+from lfvit.measure.predictions import (
+    FILE,
+    Predictions,
+    pass_results,
+    predict_all,
+    save_predictions,
+)
 from lfvit.measure.schemas import Evaluation, Localisation
 from lfvit.measure.settings import EvaluationSettings
 from lfvit.measure.temperature import scale_temperature
@@ -22,7 +29,7 @@ from lfvit.measure.thresholds import advise, stratified_split, sweep
 from lfvit.models import zoo
 from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import environment
-from lfvit.runs.record import model_overrides
+from lfvit.runs.record import CheckpointRecord, model_overrides
 from lfvit.runs.setup import load_trained, open_data, prediction_trainer, with_seed
 from lfvit.tracking.loggers import evaluation_summary, log_table, tracked
 from lfvit.tracking.loggers import summarise as log_summary
@@ -39,7 +46,8 @@ COST_IMAGES = 64  # on which a cost that depends on the image is measured
 def evaluate(cfg: DictConfig) -> Evaluation:
     """Evaluate the checkpoint ``cfg.ckpt_path`` on the validation images.
 
-    Writes evaluate.json, predictions.parquet and, of a model with several passes, evaluate.png.
+    Writes evaluate.json, predictions.parquet per_class.csv, confusion_matrix.csv (and .png up
+    to 50 classes), and, of a model with several passes, evaluate.png.
 
     Returns:
         The contents of evaluate.json.
@@ -108,6 +116,7 @@ def evaluate(cfg: DictConfig) -> Evaluation:
         if is_main_process():
             save_predictions(table, run_dir / FILE)
             write_json(run_dir / "evaluate.json", evaluation.model_dump())
+            write_classes(predictions, record, run_dir)
             if early_exit:
                 if can_draw("evaluate.png is"):
                     from lfvit.results.plots import plot_evaluation
@@ -126,6 +135,18 @@ def macs_on(model: Any, data: ImageDataModule) -> Tensor:
         return torch.tensor([pass_macs(model)], dtype=torch.float64)
     pixels = torch.stack([sample.pixels for sample in data.some_validation_samples(COST_IMAGES)])
     return macs_by_image(model, normalize(pixels, data.preprocessing).to(next(model.parameters())))
+
+
+def write_classes(predictions: Predictions, record: CheckpointRecord, run_dir: Path) -> None:
+    """per_class.csv and confusion_matrix.csv, at the record's threshold; .png of the latter."""
+    classes, threshold = record.classes, record.threshold
+    per_class(predictions, classes, threshold).to_csv(run_dir / TABLE, float_format="%.2f")
+    matrix = confusion_matrix(predictions, classes, threshold)
+    matrix.to_csv(run_dir / MATRIX)
+    if len(classes) <= SHOWN and can_draw("confusion_matrix.png is"):
+        from lfvit.results.plots import plot_confusion
+
+        plot_confusion(matrix, run_dir / "confusion_matrix.png")
 
 
 def _images(evaluation: Evaluation) -> str:

@@ -15,6 +15,7 @@ import jinja2
 
 from lfvit.results.artifacts.files import read_artifacts
 from lfvit.results.collect import Collection, collect
+from lfvit.results.learning_curves import learning_chart, read_curves
 from lfvit.results.page_chart import AXES, COLOURS, accuracy_chart, render_chart
 from lfvit.results.page_examples import choose_models, make_examples
 from lfvit.results.papers import published_points
@@ -72,7 +73,9 @@ def write_page(
         undefined=jinja2.StrictUndefined,
     )
     numbers = _numbers(collection, featured)
-    vega, static = render_chart(numbers["spec"])
+    learned = read_curves(collection.runs)
+    charts = [numbers["spec"], *([learning_chart(learned)] if len(learned) else [])]
+    vega, (static, *learning) = render_chart(*charts)
     scripts = [vega, (HERE / "page.js").read_text(encoding="utf-8")]
     text = environment.get_template("page.html").render(
         title=title,
@@ -86,6 +89,7 @@ def write_page(
         artifacts=[] if artifacts is None else read_artifacts(artifacts),
         skipped=collection.skipped,
         static=static,
+        learning=learning,
         **numbers,
     )
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -112,7 +112,7 @@ def _tooltip(*columns: str) -> list[alt.Tooltip]:
     return tooltips
 
 
-def render_chart(spec: dict[str, Any]) -> tuple[str, str]:
+def render_chart(spec: dict[str, Any], *others: dict[str, Any]) -> tuple[str, list[str]]:
     """What draws the chart without a network.
 
     In a process of its own: the JavaScript engine in vl-convert ends the whole process where the
@@ -120,23 +120,25 @@ def render_chart(spec: dict[str, Any]) -> tuple[str, str]:
 
     Args:
         spec: see `accuracy_chart`.
+        *others: that stay as they are drawn here.
 
     Returns:
-        Vega-Lite and Vega-Embed as one module that sets ``window.vegaEmbed``, and the chart as SVG,
-        shown until that runs and where it does not.
+        Vega-Lite and Vega-Embed as one module that sets ``window.vegaEmbed``, and the charts as
+        SVG, the first of which is shown until that runs and where it does not.
 
     Raises:
         DataError: it cannot be drawn.
     """
     code = (
-        "import json, sys, vl_convert; spec = json.load(sys.stdin); "
-        "print(json.dumps([vl_convert.javascript_bundle(), vl_convert.vegalite_to_svg(spec)]))"
+        "import json, sys, vl_convert; specs = json.load(sys.stdin); "
+        "drawn = [vl_convert.vegalite_to_svg(spec) for spec in specs]; "
+        "print(json.dumps([vl_convert.javascript_bundle(), drawn]))"
     )
-    content = json.dumps({**spec, "width": 880})
+    content = json.dumps([{**spec, "width": 880}, *others])
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, input=content, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = " ".join(line for line in done.stderr.splitlines() if line.strip("# "))[:300]
         raise DataError(f"vl-convert cannot draw the page's chart: {reason}")
-    script, svg = json.loads(done.stdout)
-    return script, svg
+    script, drawn = json.loads(done.stdout)
+    return script, drawn

@@ -11,6 +11,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -190,3 +191,23 @@ def plot_diagnosis(diagnosis: Mapping[str, Any], paths: Paths) -> None:
         f"{100 * diagnosis['removed']:g} % of tokens that receive least attention, HF: the others."
     )
     plot_panels(panels, paths, footnote)
+
+
+def plot_confusion(matrix: pd.DataFrame, path: Path) -> None:
+    """A confusion matrix in shares of each row, with the numbers of images in it."""
+    counts = matrix.to_numpy()
+    side = max(4.0, 0.42 * len(counts))
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(side + 1.5, side + 1), layout="constrained")
+        axes = figure.subplots()
+        shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                colour = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, count, ha="center", va="center", fontsize=7, color=colour)
+        axes.set_xticks(range(len(counts)), [str(c) for c in matrix.columns], rotation=90)
+        axes.set_yticks(range(len(counts)), [str(c) for c in matrix.index])
+        axes.set_xlabel("taken for")
+        axes.set_ylabel("class")
+        figure.savefig(path, dpi=120)

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, open_dict
 from timm.data import ImageNetInfo, resolve_data_config
 from torch import nn
 
+from lfvit.data.classes import readable_names
 from lfvit.data.folders import HELD_OUT
 from lfvit.data.settings import DATASETS, Preprocessing
 from lfvit.errors import CheckpointError, ConfigError, DataError
@@ -102,7 +103,9 @@ def load_trained(
                 "for example method=vit backbone=deit_small image_size=224"
             )
     if own is None:
-        values["classes"] = [str(i) for i in range(_num_classes(content, path))]
+        number = _num_classes(content, path)
+        imagenet = readable_names(ImageNetInfo().label_names())  # in the order of every such file
+        values["classes"] = imagenet if number == 1000 else [str(i) for i in range(number)]
         values["preprocessing"] = timm_preprocessing(values) | said
     record = validate(CheckpointRecord, values)
     if own is None or own.preprocessing != record.preprocessing:

@@ -1,14 +1,19 @@
 """Callbacks that measure and show; they change nothing about what is trained."""
 
+import logging
 import time
 from contextlib import suppress
 from typing import Any
 
 import lightning as L
+import torch
+from torchvision.utils import save_image
 
 from lfvit.data.batches import Batch
 from lfvit.errors import DataError
 from lfvit.utils.seeding import seeded
+
+log = logging.getLogger(__name__)
 
 
 class Throughput(L.Callback):
@@ -93,3 +98,30 @@ class LogPredictions(L.Callback):
             log_predictions(
                 trainer.loggers, module.model, data, module.threshold, self.images, step
             )
+
+
+class ShowBatch(L.Callback):
+    """Writes the first training batch as one PNG, as the model gets it.
+
+    Args:
+        path: of the PNG.
+        images: at most so many of the batch.
+    """
+
+    def __init__(self, path: str, images: int = 32) -> None:
+        self.path, self.images = path, images
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        if batch_idx or trainer.current_epoch or not trainer.is_global_zero:
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        mean, std = (
+            torch.tensor(getattr(data.preprocessing, name), device=batch.images.device)
+            for name in ("mean", "std")
+        )
+        shown = batch.images[: self.images].float()  # (n, 3, S, S)
+        pixels = (shown * std[:, None, None] + mean[:, None, None]).clamp(0, 1)
+        save_image(pixels, self.path, nrow=8)
+        log.info("the first training images, as augmented: %s", self.path)
