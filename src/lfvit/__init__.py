@@ -57,14 +57,14 @@ class _RegisterWithTimm:
                 execute(module)
                 import_module("lfvit.models.timm_names")
 
-            spec.loader.exec_module = exec_module
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
 if "timm" in sys.modules:
     import_module("lfvit.models.timm_names")
 else:
-    sys.meta_path.insert(0, _RegisterWithTimm())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _RegisterWithTimm())
 
 
 def __dir__() -> list[str]:

@@ -41,7 +41,7 @@ class TimmTwoPassViT(TwoPassViT):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new head, of timm's initialisation."""
-        check_choice("global_pool", global_pool, [None, "token"])
+        check_choice("global_pool", global_pool or "token", ["token"])
         head = nn.Linear(self.backbone.embed_dim, num_classes) if num_classes else nn.Identity()
         self.backbone.head = head.to(self.first_pos_embed.device)
         self.num_classes = num_classes
