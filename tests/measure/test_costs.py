@@ -46,6 +46,7 @@ def searched(blocks, removed, windows):
         ("base", "evit", 11.6),
         ("small", {"name": "tome", "r": 13}, 2.7),
         ("small", "dynamic_vit", 2.9),
+        ("small", "evo_vit", 3.0),
         ("tiny", "frequency", 0.8),
         ("small", {"name": "frequency", "windows": [2, 2, 1]}, 3.0),
         ("base", "frequency", 11.6),
@@ -79,8 +80,8 @@ def test_wrong_questions(tiny):
     vit = lfvit.create_model("vit", backbone=tiny, image_size=112)
     with pytest.raises(ConfigError, match="has one pass"):
         lfvit.count_macs(vit, "first")
-    with pytest.raises(ConfigError, match="stage='third' is unknown"):
-        lfvit.count_macs(vit, "third")
+    with pytest.raises(ConfigError, match="stage='fourth' is unknown"):
+        lfvit.count_macs(vit, "fourth")
     with pytest.raises(ConfigError, match="cannot count this Linear"):
         lfvit.count_macs(vit.head)
 

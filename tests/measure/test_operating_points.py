@@ -89,7 +89,8 @@ def test_every_row_is_measured_on_the_images_it_names(passes):
     risks = [f"{loss}<={eps}" for loss in ("consistency", "gap") for eps in (0.01, 0.02, 0.05)]
     passes_named = [f"pass {i + 1}" for i in range(passes)]
     chosen_rules = ["max_loss=0.5", "max_gmacs=2", "min_top1=50", "max_second=0.3"]
-    assert list(points["rule"]) == [*passes_named, "threshold", *chosen_rules, *risks]
+    by_exit = [f"{rule} by exit" for rule in chosen_rules[:2]] if passes > 2 else []
+    assert list(points["rule"]) == [*passes_named, "threshold", *by_exit, *chosen_rules, *risks]
     for i in range(passes):
         row, answers = points.iloc[i], table[f"prediction_{i + 1}"]
         assert row["top1"] == pytest.approx(100 * (answers == table["target"]).mean())
@@ -97,7 +98,7 @@ def test_every_row_is_measured_on_the_images_it_names(passes):
         assert row["exit_fraction"] == (i < passes - 1)
     for row in points.iloc[passes:].to_dict("records"):
         part = rest if row["chosen_on"] else table
-        eta = row["threshold"]
+        eta = row["thresholds"] or row["threshold"]
         assert row["images"] == len(part)
         assert row["chosen_on"] in (0, len(chosen))
         assert row["top1"] == pytest.approx(100 * correct_at(part, eta).mean())

@@ -16,7 +16,10 @@ from lfvit.models.two_pass import REUSE
 SIZES = {"embed_dim": 24, "depth": 5, "num_heads": 2, "patch_size": 8}
 LV = {**SIZES, "family": "lv_vit"}
 REFUSED = [
-    ({"method": "lf-vit"}, r"method='lf-vit' is unknown; valid: 'vit', 'lf_vit' or 'cf_vit'"),
+    (
+        {"method": "lf-vit"},
+        r"method='lf-vit' is unknown; valid: 'vit', 'lf_vit', 'cf_vit' or 'dvt'",
+    ),
     ({"method": "vit", "alpha": 0.5}, r"method\.alpha is no setting"),
     ({"alhpa": 0.5}, r"method\.alhpa is no setting; did you mean alpha\?"),
     ({"region_size": 9}, r"region_size=9 does not fit the 7 x 7 grid of image_size=112"),
@@ -46,7 +49,7 @@ REFUSED = [
     ({"reducer": "evti"}, r"reducer\.name='evti' is unknown; did you mean evit\?"),
     (
         {"reducer": {"keep_rate": 0.5}},
-        r"there is no reducer; name one as well: dpc_knn, dynamic_vit, evit",
+        r"there is no reducer; name one as well: a_vit, ats, dpc_knn",
     ),
     ({"reducer": {"name": "none", "r": 5}}, r"reducer\.r is set, but there is no reducer"),
     ({"reducer": {"name": "evit", "passes": "third"}}, r"reducer\.passes='third' is unknown"),

@@ -14,12 +14,12 @@ import lfvit
 from lfvit.models.factory import FAMILIES
 from lfvit.models.reducers import REDUCERS
 from lfvit.models.selectors import SELECTORS
-from lfvit.models.settings import METHODS
 from lfvit.models.two_pass import REUSE
 from small_vits import randomise
 
 PATCH = 4
-TWO_PASS = tuple(method for method in METHODS if method != "vit")
+METHODS = ("vit", "lf_vit", "cf_vit")
+TWO_PASS = METHODS[1:]
 OPTIONS = {  # of reducers: names and what they may be
     "keep_rate": st.sampled_from([0.01, 0.3, 0.7, 1.0]),
     "r": st.one_of(st.integers(0, 9), st.sampled_from([0.0, 0.1, 0.5, 0.99])),
@@ -31,7 +31,7 @@ OWN = {"evit": ["keep_rate"], "tome": ["r", "proportional"], "frequency": ["remo
 
 
 @st.composite
-def models(draw, methods=tuple(METHODS)) -> dict[str, Any]:
+def models(draw, methods=METHODS) -> dict[str, Any]:
     """Arguments of `create_model`, all of them valid."""
     method = draw(st.sampled_from(methods))
     family = draw(st.sampled_from(sorted(FAMILIES)))
@@ -52,7 +52,8 @@ def models(draw, methods=tuple(METHODS)) -> dict[str, Any]:
             "background": draw(st.booleans()),
         }
     name = draw(st.sampled_from(["none", *sorted(REDUCERS)]))
-    if name != "none" and (not REDUCERS[name].drops or (method, family) == ("vit", "vit")):
+    alone = name != "none" and (REDUCERS[name].drops or REDUCERS[name].learned)
+    if name != "none" and (not alone or (method, family) == ("vit", "vit")):
         reducer = {"name": name, **{key: draw(OPTIONS[key]) for key in OWN.get(name, ())}}
         if method != "vit":
             reducer["passes"] = draw(st.sampled_from(["first", "second", "both"]))

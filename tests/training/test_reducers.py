@@ -24,7 +24,7 @@ def model(method, reducer, **options):
 
 
 @pytest.mark.parametrize("reducer", [None, *REDUCERS])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"dvt"}))
 def test_every_weight_learns_in_every_phase(method, reducer):
     """What DDP needs: it waits for the gradient of every weight that is not frozen."""
     if reducer and REDUCERS[reducer].learned and method != "vit":

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from lfvit.errors import ConfigError, ExportError
 from lfvit.measure.costs import pass_macs
 from lfvit.models.export import PassModule, pass_modules, write_onnx
+from lfvit.models.passes import num_passes
 from lfvit.runs.directory import start_run
 from lfvit.runs.provenance import commit
 from lfvit.runs.record import model_overrides
@@ -38,6 +39,11 @@ def export(cfg: DictConfig) -> dict[str, Any]:
     if not cfg.tolerance > 0:
         raise ConfigError(f"tolerance={cfg.tolerance} must be above 0")
     trained = load_trained(cfg.ckpt_path, model_overrides(cfg))
+    if num_passes(trained.model) > 2:
+        raise ConfigError(
+            f"method={trained.record.method['name']} has more than two passes, which the runtime "
+            "without PyTorch does not run; export a model of one or two"
+        )
     card = describe(trained)
     size = trained.record.image_size
     passes = pass_modules(trained.model, torch.zeros(3, 3, size, size))

@@ -22,7 +22,7 @@ from lfvit.utils.validation import Settings
 _COUNTED: dict[Any, list[float]] = {}
 """MACs of the passes by model configuration."""
 
-STAGES = ("first", "second")
+STAGES = ("first", "second", "third")
 
 
 def count_macs(model: nn.Module, stage: str | None = None) -> float:
@@ -36,10 +36,11 @@ def count_macs(model: nn.Module, stage: str | None = None) -> float:
         ConfigError: unknown stage, a stage of a one-pass model, or a model it cannot count.
     """
     if stage not in (None, *STAGES):
-        raise ConfigError(f"stage={stage!r} is unknown; valid: first, second, None")
+        raise ConfigError(f"stage={stage!r} is unknown; valid: first, second, third, None")
     macs = pass_macs(model)
-    if stage is not None and len(macs) == 1:
-        raise ConfigError(f"stage={stage!r}: a {type(model).__name__} has one pass; use stage=None")
+    if stage is not None and (len(macs) == 1 or STAGES.index(stage) >= len(macs)):
+        passes = "one pass" if len(macs) == 1 else f"{len(macs)} passes"
+        raise ConfigError(f"stage={stage!r}: a {type(model).__name__} has {passes}; use stage=None")
     return sum(macs) if stage is None else macs[STAGES.index(stage)]
 
 
@@ -119,8 +120,8 @@ def _countable(model: nn.Module, *, fixed_length: bool) -> Iterator[None]:
 
     fixed_length: adaptive reducers keep the longest sequence there can be.
     """
-    names = ["fused_attn", "_compiled_call_impl", "first_pass", "second_pass", "training"]
-    names += ["fixed_length"]
+    names = ["fused_attn", "_compiled_call_impl", "first_pass", "second_pass", "run_pass"]
+    names += ["training", "fixed_length"]
     changed = [
         (module, name, vars(module)[name])
         for module in model.modules()

@@ -14,11 +14,15 @@ from lfvit.measure.thresholds import (
     NO_EXIT,
     default_thresholds,
     early_exits,
+    exit_thresholds,
     pass_columns,
     predictions_at,
     stratified_split,
     sweep,
 )
+
+Choice = float | list[float] | None
+"""A threshold for all exits, or one for each; None where there is none."""
 
 
 def operating_points(
@@ -42,10 +46,15 @@ def operating_points(
         ConfigError: too few images to hold some out.
     """
 
-    def measure(images: pd.DataFrame, threshold: float | None) -> dict[str, Any]:
-        points = sweep(images, macs, [NO_EXIT, NO_EXIT if threshold is None else threshold])
-        last, point = points.to_dict("records")
+    def measure(images: pd.DataFrame, threshold: Choice) -> dict[str, Any]:
+        etas: Any = [NO_EXIT, NO_EXIT if threshold is None else threshold]
+        by_exit = isinstance(threshold, list)
+        if by_exit:
+            etas[0] = [NO_EXIT] * len(etas[1])
+        last, point = sweep(images, macs, etas).to_dict("records")
         about = {"images": len(images), "chosen_on": 0, "reference_top1": last["top1"]}
+        if by_exit:
+            about |= {"threshold": None, "thresholds": threshold}
         return about if threshold is None else point | about
 
     classes, _ = pass_columns(predictions)
@@ -73,8 +82,11 @@ def operating_points(
 
 def choose_thresholds(
     calibration: pd.DataFrame, macs: Sequence[float], rules: EvaluationSettings
-) -> Iterator[tuple[str, float | None, str | None]]:
-    """Each rule, its threshold from the calibration images, and why there is none."""
+) -> Iterator[tuple[str, Choice, str | None]]:
+    """Each rule, its threshold from the calibration images, and why there is none.
+
+    With more than one exit, max_loss and max_gmacs also choose one threshold for each.
+    """
     curve = sweep(calibration, macs)
     _, confidence = pass_columns(calibration)
     highest = sorted(confidence[:, :-1].max(axis=1).tolist(), reverse=True)
@@ -89,6 +101,19 @@ def choose_thresholds(
         good = curve[curve["top1"] >= top1]
         return None if good.empty else float(good.loc[good["gmacs"].idxmin(), "threshold"])
 
+    if len(macs) > 2:
+        candidates = exit_thresholds(calibration)
+        points: Any = sweep(calibration, macs, candidates)  # type: ignore[arg-type]
+        if rules.max_loss is not None:
+            good = points[points["top1"] >= curve["top1"].iloc[-1] - rules.max_loss]
+            chosen = candidates[good["gmacs"].idxmin()].tolist()
+            yield f"max_loss={rules.max_loss:g} by exit", chosen, None
+        if rules.max_gmacs is not None:
+            good = points[points["gmacs"] <= rules.max_gmacs * (1 + 1e-9)]
+            order = good.sort_values(["top1", "gmacs"], ascending=[False, True], kind="stable")
+            chosen = None if good.empty else candidates[order.index[0]].tolist()
+            why = f"the first pass alone costs {macs[0] / 1e9:.4g} GMACs" if good.empty else None
+            yield f"max_gmacs={rules.max_gmacs:g} by exit", chosen, why
     if rules.max_loss is not None:
         last = curve["top1"].iloc[-1]
         yield f"max_loss={rules.max_loss:g}", cheapest(last - rules.max_loss), None

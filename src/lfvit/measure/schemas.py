@@ -66,6 +66,7 @@ class OperatingPoint(Schema):
     rule: "pass 1", "pass 2", "threshold" (the configured eta), or a rule that chooses eta on the
         calibration images, such as "max_loss=0.5" or "consistency<=0.01".
     threshold, top1, exit_fraction, gmacs: None where it found none; reason says why.
+    thresholds: where each exit has its own; threshold is None then.
     consistency: share of the images whose prediction is not the last pass's.
     images, chosen_on: numbers of images measured on and chosen on.
     reference_top1: of the last pass on the same images.
@@ -81,6 +82,7 @@ class OperatingPoint(Schema):
     chosen_on: Count
     reason: str | None
     reference_top1: Percent
+    thresholds: list[float] | None = None
 
 
 class CalibrationError(Schema):

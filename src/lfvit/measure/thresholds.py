@@ -79,11 +79,12 @@ def sweep(
     Args:
         predictions: N images and P passes.
         macs: multiply-accumulates per image of each pass by itself.
-        thresholds: T of them; default `default_thresholds`.
+        thresholds: T of them; default `default_thresholds`. Also (T, P - 1), one for each exit.
 
     Returns:
-        T rows: threshold, top1 (percent), exit_fraction (before the last pass), gmacs (mean per
-        image), consistency (share of predictions that are not the last pass's).
+        T rows: threshold (of the first exit), top1 (percent), exit_fraction (before the last
+        pass), gmacs (mean per image), consistency (share of predictions that are not the last
+        pass's).
     """
     etas = np.asarray(default_thresholds() if thresholds is None else thresholds, dtype=float)
     target, gmacs = predictions["target"].to_numpy(), np.cumsum(macs) / 1e9
@@ -92,7 +93,7 @@ def sweep(
     for part in np.array_split(etas, ceil(len(etas) * len(predictions) / 1e7)):  # bounds memory
         exit_pass, predicted = early_exits(predictions, part)
         columns = {
-            "threshold": part,
+            "threshold": part if part.ndim == 1 else part[:, 0],
             "top1": 100 * (predicted == target).mean(axis=1),
             "exit_fraction": (exit_pass < len(macs) - 1).mean(axis=1),
             "gmacs": gmacs[exit_pass].mean(axis=1),
@@ -110,6 +111,29 @@ def calibrate(predictions: pd.DataFrame, max_loss: float = 0.5) -> float:
     curve = sweep(predictions, [0.0] * (predictions.shape[1] // 2))
     kept = curve["top1"] >= curve["top1"].iloc[-1] - max_loss
     return float(curve["threshold"][kept].iloc[0])
+
+
+def exit_thresholds(predictions: pd.DataFrame, steps: int = 61) -> np.ndarray:
+    """Thresholds for each exit, to choose from: (T, P - 1).
+
+    Of the images, a share in proportion to q^i leaves after pass i, the most confident of those
+    still there (MSDNet's budgeted batches, Huang et al., ICLR 2018), for `steps` values of q from
+    0.01 to 100; and the same threshold for all exits.
+    """
+    _, confidence = pass_columns(predictions)
+    num_exits = confidence.shape[1] - 1
+    rows = [[eta] * num_exits for eta in default_thresholds()]
+    for q in np.geomspace(0.01, 100, steps):
+        shares = q ** np.arange(num_exits + 1)
+        counts = np.rint(np.cumsum(shares / shares.sum()) * len(confidence)).astype(int)
+        here, gone, row = np.arange(len(confidence)), 0, []
+        for i in range(num_exits):
+            ranked = here[np.argsort(-confidence[here, i], kind="stable")]
+            leaving = counts[i] - gone
+            row.append(float(confidence[ranked[leaving - 1], i]) if leaving > 0 else NO_EXIT)
+            here, gone = ranked[max(leaving, 0) :], max(counts[i], gone)
+        rows.append(row)
+    return np.asarray(rows)
 
 
 def advise(point: Mapping[str, Any], kept: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
@@ -141,14 +165,15 @@ def early_exits(
 
     Args:
         predictions: N images and P passes.
-        thresholds: T of them.
+        thresholds: T of them, or (T, P - 1), one for each exit.
 
     Returns:
         Exit passes, from 0, and class indices, (T, N) each.
     """
     classes, confidence = pass_columns(predictions)
     etas = np.asarray(thresholds, dtype=np.float32)  # PyTorch compares in float32
-    exits = confidence >= etas[:, None, None]  # (T, N, P)
+    etas = etas[:, None] if etas.ndim == 1 else np.pad(etas, ((0, 0), (0, 1)))
+    exits = confidence >= etas[:, None]  # (T, N, P)
     exits[..., -1] = True
     exit_pass = exits.argmax(axis=2)
     return exit_pass, classes[np.arange(len(classes)), exit_pass]

@@ -28,11 +28,12 @@ from lfvit.models.zoo import locate
 log = logging.getLogger(__name__)
 
 RECORD = "lfvit"  # the entry of a file that describes its model; JSON in a .safetensors
-ANCHORS = ("first_pos_embed", "patch_embed.proj.weight")  # of a two-pass model, of every ViT
+ANCHORS = ("pos_embeds.0", "first_pos_embed", "patch_embed.proj.weight")
+"""Of a cascade, of a two-pass model, of every ViT."""
 AVERAGED = ("ema", "teacher")  # preferred where a file holds several models
 HEADS = ("head.", "head_dist.", "aux_head.")
 BODY = re.compile(  # what decides the features: unlike decoders and heads, it is never left out
-    r"(backbone\.)?(blocks|patch_embed|norm|norm_pre|fc_norm|attn_pool|reuse|"
+    r"(backbone\.|backbones\.\d+\.)?(pos_embeds|blocks|patch_embed|norm|norm_pre|fc_norm|attn_pool|reuse|"
     r"(cls|reg|dist)_token|(first_|second_)?pos_embed)\b"
 )
 POS_EMBEDS = ("first_pos_embed", "second_pos_embed", "pos_embed")

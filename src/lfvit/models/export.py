@@ -12,6 +12,7 @@ import torch.export
 from torch import Tensor, nn
 
 from lfvit.errors import ConfigError, ExportError
+from lfvit.models.cascade import CascadeViT
 from lfvit.models.selectors import Selection
 from lfvit.models.two_pass import FirstPass, TwoPassViT
 
@@ -67,6 +68,28 @@ class _SecondPass(nn.Module):
         ]
 
 
+class _CascadePass(nn.Module):
+    """Images (B, 3, S, S), and the features of the pass before -> logits and features."""
+
+    def __init__(self, model: CascadeViT, index: int) -> None:
+        super().__init__()
+        self.model, self.index = model, index
+
+    def forward(self, images: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.model.run_pass(self.index, images, features)
+
+
+def _cascade_passes(model: CascadeViT, images: Tensor) -> Iterator[PassModule]:
+    features = None
+    for index, name in enumerate(("first", "second", "third", "fourth")[: model.num_passes]):
+        inputs = {"images": images} | ({} if features is None else {"features": features})
+        yield PassModule(
+            f"{name}_pass", _CascadePass(model, index).eval(), inputs, ("logits", "features")
+        )
+        with torch.no_grad():
+            features = model.run_pass(index, images, features)[1]
+
+
 def pass_modules(model: nn.Module, images: Tensor) -> list[PassModule]:
     """The passes of a model of `lfvit.create_model`, in evaluation mode, in their order.
 
@@ -74,6 +97,8 @@ def pass_modules(model: nn.Module, images: Tensor) -> list[PassModule]:
         images: (3, 3, S, S), an example.
     """
     model.eval()
+    if isinstance(model, CascadeViT):
+        return list(_cascade_passes(model, images))
     if not isinstance(model, TwoPassViT):
         return [PassModule("model", model, {"images": images}, ("logits",))]
     first, second = _FirstPass(model).eval(), _SecondPass(model).eval()

@@ -13,12 +13,14 @@ from torch import nn
 
 from lfvit.errors import ConfigError
 from lfvit.models.backbone import Backbone
+from lfvit.models.cascade import CascadeViT
 from lfvit.models.lv_vit import LVViT
 from lfvit.models.reduction import reduce
 from lfvit.models.registry import REDUCERS
 from lfvit.models.settings import (
     NAMED_BACKBONES,
     PASSES,
+    DVTSettings,
     LFViTSettings,
     backbone_settings,
     check_model,
@@ -50,7 +52,7 @@ def create_model(
 
     Args:
         method: "vit" for timm's one-pass ViT, "lf_vit" or "cf_vit" for the two-pass model with
-            their published settings.
+            their published settings, "dvt" for a cascade of three ViTs.
         backbone: a timm ViT name such as "deit_small_patch16_224", "lv_vit_small", or a mapping
             with embed_dim, depth, num_heads and optionally the other fields of
             `lfvit.models.settings.ViTSettings`, or of `LVViTSettings` with family "lv_vit".
@@ -66,6 +68,7 @@ def create_model(
 
     Returns:
         "vit": timm's model, or an `LVViT`; images (B, 3, S, S) -> logits (B, C).
+        Cascade: a `CascadeViT`, used like a `TwoPassViT`.
         Two-pass: a `TwoPassViT`; ``model(images)`` -> `ModelOutput`,
             ``model.infer(images, threshold)`` -> `EarlyExitOutput`.
 
@@ -91,6 +94,12 @@ def create_model(
         drop_path_rate=drop_path_rate,
     )
     check_sizes(settings, image_size, vit.patch_embed.patch_size[0], len(vit.blocks))
+    if isinstance(settings, DVTSettings):
+        patch, grid = vit.patch_embed.patch_size[0], vit.patch_embed.grid_size[0]
+        grids = settings.grids or sorted({max(grid // 2, 1), max(grid * 5 // 7, 1), grid})
+        sized = {"num_classes": num_classes, "drop_path_rate": drop_path_rate}
+        vits = [_build_vit(backbone, pretrained, img_size=g * patch, **sized) for g in grids]
+        return CascadeViT(vits, image_size, reuse=settings.reuse)
     name, reducer_options, passes = split_reducer(reducer)
     if not isinstance(settings, LFViTSettings):
         return vit if name is None else reduce(vit, name, **reducer_options)

@@ -84,10 +84,30 @@ class CFViTSettings(LFViTSettings):
     selector: str = "gca"
 
 
+class DVTSettings(Settings):
+    """A cascade of ViTs after DVT.
+
+    grids: side of each pass's grid of tokens, ascending; None: a half, five sevenths and all of the
+        image's patches, which is 7, 10 and 14 of 224 pixels.
+    reuse: whether a pass adds the features of the one before to its tokens.
+    """
+
+    grids: list[PositiveInt] | None = None
+    reuse: bool = True
+
+    @field_validator("grids")
+    @classmethod
+    def _ascending(cls, grids: list[int] | None) -> list[int] | None:
+        if grids is not None and (len(grids) < 2 or grids != sorted(set(grids))):
+            raise ValueError("must be two or more ascending numbers, such as [7, 10, 14]")
+        return grids
+
+
 METHODS: dict[str, type[Settings]] = {
     "vit": Settings,
     "lf_vit": LFViTSettings,
     "cf_vit": CFViTSettings,
+    "dvt": DVTSettings,
 }
 """Names of ``method`` -> settings."""
 
@@ -98,7 +118,7 @@ PASSES = {"first": ["first"], "second": ["second"], "both": ["first", "second"]}
 class ModelSettings(Settings):
     """The settings of every model."""
 
-    method: Literal["vit", "lf_vit", "cf_vit"]
+    method: Literal["vit", "lf_vit", "cf_vit", "dvt"]
     image_size: PositiveInt = 224
     num_classes: PositiveInt = 1000
     drop_path_rate: float = Field(0.0, ge=0, lt=1)
@@ -121,7 +141,11 @@ def check_model(
     if isinstance(settings, LFViTSettings):
         check_choice("method.selector", settings.selector, SELECTORS)
     spec = backbone_settings(backbone)
-    split_reducer(reducer)
+    name, _, _ = split_reducer(reducer)
+    if isinstance(settings, DVTSettings) and (name or getattr(spec, "family", "vit") != "vit"):
+        raise ConfigError(
+            "method=dvt is a cascade of plain ViTs; reducers and LV-ViT work with the other methods"
+        )
     if isinstance(spec, ViTSettings):
         check_sizes(settings, model.image_size, spec.patch_size, spec.depth)
     elif match := re.search(r"patch(\d+)", spec):  # timm's names say the patch size

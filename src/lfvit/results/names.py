@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 METHODS = {
     "lf_vit": "LF-ViT",
     "cf_vit": "CF-ViT",
+    "dvt": "DVT-like",
     "vit": "ViT",
     "evit": "EViT",
     "tome": "ToMe",

@@ -157,7 +157,8 @@ class Classifier(L.LightningModule):
             tokens = TokenTargets.of(batch, model, self.num_classes)
             targets, options["mix"] = tokens.images, tokens.mix
         inputs = (batch.images, batch.coarse_images)
-        if self.num_passes > 1 and self.current_epoch < self.second_epoch:
+        alone = self.current_epoch < self.second_epoch and hasattr(model, "first_pass")
+        if self.num_passes > 1 and alone:
             first = model.first_pass(*inputs, options.get("mix"))
             # the weights that are not used yet get gradients, which several processes wait for
             unused = [model.second_pos_embed, *(model.reuse or nn.Identity()).parameters()]

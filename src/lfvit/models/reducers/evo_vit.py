@@ -69,7 +69,7 @@ class EvoViT(Reducer):
     def before_block(self, index: int, tokens: Tensor, metric: Any, state: TokenState) -> Reduced:
         n = state.num_patches
         k = max(int(round(self.settings.keep_rate * n, 9)), 1)
-        if index not in self.stages or k == n:
+        if index not in self.stages or k == n or state.memory is None:  # no attention before it
             return tokens, state
         tokens, state = self.finish(tokens, state)
         score = state.memory.score
