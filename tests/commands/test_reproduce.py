@@ -63,7 +63,7 @@ def everything(tmp_path_factory):
     cfg = configured(out)
     for name, run in cfg.runs.items():
         if "train" in run:
-            plain_vit = not name.startswith(("lf_vit", "cf_vit", "vit", "lv_vit"))
+            plain_vit = not name.startswith(("lf_vit", "cf_vit", "dvt", "vit", "lv_vit"))
             lv_vit = ["lv_vit"] if "lv_vit" in run.train else []
             cfg.runs[name] = {"train": ["vit"] if plain_vit else [run.train[0], *lv_vit]}
         else:
