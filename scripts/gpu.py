@@ -7,7 +7,7 @@ Six stages, each within its share of the time; what one has found is written bef
 so that an interruption loses little.
 
     tests      tests marked gpu: every method against the CPU
-    speed      benchmark.py in bfloat16, compiled: throughput against the ratio of MACs
+    speed      benchmark.py in bfloat16, as it is and compiled: throughput against the ratio of MACs
     training   images per second of fine-tuning beside timm's model in a plain loop
     profile    where the time of both passes and of a training step goes
     finetune   reproduce.py scale=finetune: a pretrained ViT to LF-ViT and its rivals
@@ -113,7 +113,7 @@ class Session:
             status: Any = process.wait(self.left - reserve)
         except subprocess.TimeoutExpired:
             status = "out of time"
-            end([process])
+            end(process)
         seconds = time.monotonic() - started
         self.note(f"`{' '.join(arguments)}`: status {status}, {seconds:.0f} s")
         if status != 0:
@@ -121,27 +121,15 @@ class Session:
             self.note("```\n" + "".join(log.splitlines(True)[-15:]) + "```")
         return bool(status == 0)
 
-    def side_by_side(self, commands: dict[str, list[str]]) -> None:
-        """Run commands at the same time, for at most half of the stage's time."""
-        started, limit = time.monotonic(), self.left / 2
-        processes = [self.start(f"warm_{name}", *words) for name, words in commands.items()]
-        while time.monotonic() < started + limit and any(p.poll() is None for p in processes):
-            time.sleep(0.2)
-        end(processes)
-        seconds, statuses = time.monotonic() - started, [p.returncode for p in processes]
-        self.note(f"compiled side by side: status {statuses}, {seconds:.0f} s")
 
-
-def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ask those that still run to stop, which saves what they have; then end them."""
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ask it to stop, which saves what it has; then end it."""
+    process.terminate()
+    try:
+        process.wait(15)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def tests(session: Session) -> None:
@@ -158,29 +146,24 @@ def speed(session: Session) -> None:
     folder = session.begin("speed")
     models = ["vit", "lf_vit", "cf_vit", "evit", "tome", "frequency"]
     common = [f"backbone={BACKBONE}", f"image_size={SIDE}", "precision=bf16"]
-    common += [f"accelerator={ACCELERATOR}", f"compile={str(CUDA).lower()}"]
+    common += [f"accelerator={ACCELERATOR}"]
     common += [] if CUDA else ["threads=1"]
-    plans = {
+    plans = {  # models, batch size, mode of torch.compile, training
+        "not_compiled": (models, BATCH, None, False),
         "two_passes": (["vit", "lf_vit"], BATCH, "default", False),
-        "one_image": (["vit", "lf_vit"], 1, "reduce-overhead", False),
         "training": (["vit", "lf_vit"], TRAIN_BATCH, "default", True),
+        "one_image": (["vit", "lf_vit"], 1, "reduce-overhead", False),
         "cf_vit": (["vit", "cf_vit"], BATCH, "default", False),
         "reducers": (["vit", "evit", "tome", "frequency"], BATCH, "default", False),
     }
-
-    def arguments(name: str, folder: Path, repeats: int) -> list[str]:
-        chosen, batch, mode, training = plans[name]
-        left_out = [f"~models.{other}" for other in models if other not in chosen]
-        return [
-            *("benchmark.py", *common, *left_out, f"batch_sizes=[{batch}]"),
-            *("exit_fractions=[0.0,0.78]", f"compile_mode={mode}", f"repeats={repeats}"),
-            *(f"training={str(training).lower()}", f"hydra.run.dir={folder}", "overwrite=true"),
-        ]
-
-    if CUDA:  # side by side, so that what is compiled is at hand when it is timed, alone
-        session.side_by_side({n: arguments(n, folder / "warm" / n, repeats=1) for n in plans})
-    for name in plans:
-        if session.command(name, *arguments(name, folder / name, repeats=20 if CUDA else 2)):
+    for name, (chosen, batch, mode, learns) in plans.items():
+        options = [f"~models.{other}" for other in models if other not in chosen]
+        options += [f"batch_sizes=[{batch}]", "exit_fractions=[0.0,0.78]", "overwrite=true"]
+        options += [f"compile={str(CUDA and mode is not None).lower()}"]
+        options += [] if mode is None else [f"compile_mode={mode}"]
+        options += [f"training={str(learns).lower()}", f"repeats={20 if CUDA else 2}"]
+        options += [f"hydra.run.dir={folder / name}"]
+        if session.command(name, "benchmark.py", *common, *options):
             session.note((folder / name / "benchmark.md").read_text().split("\n\n", 3)[-1])
 
 

@@ -18,6 +18,7 @@ from lfvit.commands.reproduce import reproduce
 from lfvit.commands.train import train
 from lfvit.errors import ConfigError, TrainingError
 from lfvit.runs.configs import compose_config
+from lfvit.runs.resume import last_of
 from lfvit.utils.signals import Stopped
 
 FAST = [
@@ -112,13 +113,18 @@ def test_trainings_side_by_side_give_what_they_give_alone(tmp_path, everything):
         "lf_vit": {"train": ["lf_vit", *BROKEN]},
         "vit": {"train": ["vit"]},
         "lf_vit_tome": {"start": "lf_vit", "evaluate": ["reducer=tome"]},
+        "taught": {"teacher": "vit", "train": ["lf_vit", "schedule.distill_weight=1"]},
     }
     with pytest.raises(TrainingError, match=r"run lf_vit: ") as raised:
         reproduce(one_table(tmp_path, runs, "jobs=2"))
-    assert "lf_vit_tome: TrainingError: starts from lf_vit/seed0, which failed" in str(raised.value)
+    assert "lf_vit_tome: TrainingError: needs lf_vit/seed0, which failed" in str(raised.value)
     alone = {row["model"]: row["top1"] for row in everything[1]["methods"]["rows"]}
     rows = artifact_of(tmp_path, "one")["rows"]
-    assert [row["top1"] for row in rows] == [None, alone["ViT"], None]
+    *before, taught = [row["top1"] for row in rows]
+    assert before == [None, alone["ViT"], None]
+    assert taught is not None
+    config = OmegaConf.load(tmp_path / "runs" / "taught" / "seed0" / "config.yaml")
+    assert config.schedule.teacher == str(last_of(tmp_path / "runs" / "vit" / "seed0"))
 
 
 def test_a_signal_stops_what_runs_and_starts_nothing_else(tmp_path):

@@ -117,9 +117,9 @@ def plan_runs(
                         str(last_of(planned[start].folder)),
                         False,
                     )
-                check(training, weights_exist=start is None)
                 if teacher is not None:
                     training.schedule.teacher = str(last_of(planned[teacher].folder))
+                check(training, weights_exist=start is None)
         except LFViTError as error:
             raise type(error)(f"run {name}: {error}") from error
         planned[key] = Planned(start, teacher, folder, overrides, training, run.evaluate)
