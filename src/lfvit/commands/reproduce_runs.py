@@ -117,9 +117,11 @@ def plan_runs(
                         str(last_of(planned[start].folder)),
                         False,
                     )
-                if teacher is not None:
+                checked = training.copy()
+                if teacher is not None:  # whose weights are not there yet
                     training.schedule.teacher = str(last_of(planned[teacher].folder))
-                check(training, weights_exist=start is None)
+                    checked.schedule.distill_weight = 0.0
+                check(checked, weights_exist=start is None)
         except LFViTError as error:
             raise type(error)(f"run {name}: {error}") from error
         planned[key] = Planned(start, teacher, folder, overrides, training, run.evaluate)
