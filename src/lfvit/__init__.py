@@ -5,19 +5,19 @@ from importlib import import_module, util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lfvit.hub import Pretrained
     from lfvit.measure.costs import count_macs
     from lfvit.measure.thresholds import sweep_thresholds
     from lfvit.models.checkpoints import load_checkpoint
     from lfvit.models.factory import create_model
     from lfvit.models.reduction import reduce, restore
+    from lfvit.results.hub import Pretrained
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "count_macs": "measure.costs",
     "create_model": "models.factory",
-    "Pretrained": "hub",
+    "Pretrained": "results.hub",
     "load_checkpoint": "models.checkpoints",
     "reduce": "models.reduction",
     "restore": "models.reduction",

@@ -1,8 +1,8 @@
 """Cards of the trained models of the repository, `zoo:NAME`, and how a run is added.
 
-A model is a folder as on the Hugging Face Hub, see `lfvit.hub`: model.safetensors, the weights in
-half precision; config.json, the checkpoint's record; card.json, with the content of evaluate.json;
-and README.md, made from it.
+A model is a folder as on the Hugging Face Hub, see `lfvit.results.hub`: model.safetensors, the
+weights in half precision; config.json, the checkpoint's record; card.json, with the content of
+evaluate.json; and README.md, made from it.
 """
 
 import argparse
@@ -20,10 +20,10 @@ import jinja2
 from huggingface_hub import HfApi
 
 from lfvit.errors import CheckpointError, ConfigError
-from lfvit.hub import Pretrained
 from lfvit.measure.schemas import parse_evaluation
 from lfvit.models import zoo
 from lfvit.results.collect import collect
+from lfvit.results.hub import Pretrained
 from lfvit.results.provenance import provenance
 from lfvit.results.table import points_cells, points_frame
 from lfvit.runs.configs import quote_path
