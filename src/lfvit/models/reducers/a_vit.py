@@ -37,12 +37,12 @@ class Halting(NamedTuple):
 class AViT(Reducer):
     """After each block, a token's first channel says how far it has come; at one it halts.
 
-    The score is sigmoid(gate_scale * x - gate_center), and all that remains in the last block
-    (Eq. 4-8). A token that has halted is seen by no other, class token included, and its output is
-    the mean of its outputs in the blocks before, weighted by the scores (Eq. 9), with what remains
-    on the last. Training adds the blocks that tokens are in and the distance of the scores from a
-    normal distribution over the blocks to the loss. In a ViT trained without A-ViT the channel
-    means nothing: it must be fine-tuned.
+    The score is sigmoid(gate_scale * x - gate_center), and all that remains in the last block. A
+    token that has halted is seen by no other, class token included, and its output is the mean of
+    its outputs in the blocks before, weighted by the scores, with what remains on the last.
+    Training adds the blocks that tokens are in and the distance of the scores from a normal
+    distribution over the blocks to the loss. In a ViT trained without A-ViT the channel means
+    nothing: it must be fine-tuned.
     """
 
     settings_type = AViTSettings

@@ -32,7 +32,7 @@ class ATS(Reducer):
     """In a reducing block, patch tokens are sampled by their significance, often some twice.
 
     The significance of a token is the class token's attention to it times the norm of its value,
-    over all heads (Eq. 3). K samples are taken at fixed points of its distribution over the tokens
+    over all heads. K samples are taken at fixed points of its distribution over the tokens
     (section 3.3), in their order; the authors' code sorts them by significance first. K is
     keep_rate^s of the patch tokens at the start, rounded down, and the tokens that were sampled,
     K or fewer, go on to the MLP. In a batch, places after an image's last token are padding that no

@@ -11,7 +11,7 @@ from lfvit.models.tokens import merge_tokens, pairwise_distances, split_topk
 
 
 def density_peaks(distances: Tensor, num_clusters: int, neighbors: int) -> Tensor:
-    """Clusters around the tokens that are dense and far from any denser one (TCFormer, Eq. 1-3).
+    """Clusters around the tokens that are dense and far from any denser one (TCFormer).
 
     Args:
         distances: (B, n, n)

@@ -9,7 +9,7 @@ from lfvit.models.reducers.soft import SoftReducer
 
 
 class QueryMixer(nn.Module):
-    """softmax(Q X^T) X with X the normed tokens, not scaled, and Q (k, D) learned (Eq. 1)."""
+    """softmax(Q X^T) X with X the normed tokens, not scaled, and Q (k, D) learned."""
 
     def __init__(self, settings: KeepRateSettings, dim: int, k: int) -> None:
         super().__init__()
