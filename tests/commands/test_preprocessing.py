@@ -74,7 +74,14 @@ def test_every_command_prepares_images_as_timm_does(
     described = (f"ckpt_path={weights}", *VIT)
     data = ("data=imagefolder", f"data.root={photographs}", "data.num_workers=0")
     evaluation = evaluate(
-        composed("evaluate", *described, *data, "trainer=cpu", f"run_dir={tmp_path / 'evaluate'}")
+        composed(
+            "evaluate",
+            *described,
+            *data,
+            "trainer=cpu",
+            "trainer.precision=32-true",
+            f"run_dir={tmp_path / 'evaluate'}",
+        )
     )
     table = pd.read_parquet(tmp_path / "evaluate" / "predictions.parquet")
     confidence = torch.tensor(table["confidence_1"].to_numpy())
@@ -82,9 +89,8 @@ def test_every_command_prepares_images_as_timm_does(
     assert (torch.tensor(table["prediction_1"].to_numpy()) == expected.argmax(1)).sum() >= 23
     assert evaluation.preprocessing.mean == config["mean"]
 
-    predicted = composed(
-        "predict", *described, f"image={photographs}", "pictures=false", f"run_dir={tmp_path / 'p'}"
-    )
+    shown = (f"image={photographs}", "pictures=false", "precision=fp32")
+    predicted = composed("predict", *described, *shown, f"run_dir={tmp_path / 'p'}")
     top = [entry["top"][0]["probability"] for entry in predict(predicted)]
     torch.testing.assert_close(torch.tensor(top), expected.amax(1), atol=2e-2, rtol=0)
 

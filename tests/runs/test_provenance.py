@@ -18,7 +18,7 @@ def checkout(tmp_path, monkeypatch):
     (tmp_path / ".gitignore").write_text("outputs/\n")
     git("add", "-A")
     git("commit", "-m", "first")
-    monkeypatch.setattr(provenance, "PROJECT_ROOT", tmp_path)
+    monkeypatch.setattr(provenance, "CHECKOUT", tmp_path)
     return tmp_path
 
 

@@ -41,7 +41,7 @@ def merge_tokens(tokens: Tensor, index: Tensor, num_tokens: int, weights: Tensor
     """
     weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
     weighted = tokens * weights[:, :, None]  # (B, n, D)
-    sums = weighted.new_zeros(len(tokens), num_tokens, tokens.shape[2])
+    sums = weighted.new_zeros(tokens.shape[0], num_tokens, tokens.shape[2])
     sums = sums.scatter_add(1, index[:, :, None].expand_as(weighted), weighted)
     totals = torch.zeros_like(sums[:, :, 0]).scatter_add(1, index, weights.to(sums.dtype))
     return (sums / totals[:, :, None]).to(tokens.dtype)

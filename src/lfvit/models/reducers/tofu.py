@@ -37,11 +37,11 @@ class ToFu(PairReducer):
                 places[state.num_prefix_tokens % 2 :: 2],
                 places[1 - state.num_prefix_tokens % 2 :: 2],
             )
-            kept = to.new_zeros(len(to), num_tokens)
+            kept = to.new_zeros(to.shape[0], num_tokens)
             for half in (a, b):  # tokens of b last: they stay where one of a joins them
                 kept = kept.scatter(1, to[:, half], half.expand(len(to), -1))
             return gather_tokens(patches, kept)
         means = merge_tokens(patches, to, num_tokens, torch.ones_like(patches[:, :, 0]))
         norms = patches.norm(dim=-1)  # (B, n)
-        largest = norms.new_zeros(len(to), num_tokens).scatter_reduce(1, to, norms, "amax")
+        largest = norms.new_zeros(to.shape[0], num_tokens).scatter_reduce(1, to, norms, "amax")
         return torch.nn.functional.normalize(means, dim=-1) * largest[:, :, None]
