@@ -343,9 +343,13 @@ def test_a_loss_that_training_would_not_reach_is_refused(tiny, method, monkeypat
     """A learned reducer that keeps a token for every patch could be put anywhere."""
     monkeypatch.setattr(REDUCERS["evit"], "learned", True)
     backbone = {**tiny, "family": "lv_vit", "stem_dim": 8} if method == "vit" else tiny
-    model = lfvit.create_model(method, backbone=backbone, image_size=112, reducer="evit")
+
+    def build():
+        model = lfvit.create_model(method, backbone=backbone, image_size=112, reducer="evit")
+        return Classifier(model, Schedule(), num_classes=4)
+
     with pytest.raises(ConfigError, match="a loss of its own.*with method=vit"):
-        Classifier(model, Schedule(), num_classes=4)
+        build()
 
 
 @pytest.mark.parametrize("method", ["vit", "lf_vit"])

@@ -39,7 +39,7 @@ class ToFu(PairReducer):
             )
             kept = to.new_zeros(to.shape[0], num_tokens)
             for half in (a, b):  # tokens of b last: they stay where one of a joins them
-                kept = kept.scatter(1, to[:, half], half.expand(len(to), -1))
+                kept = kept.scatter(1, to[:, half], half.expand(to.shape[0], -1))
             return gather_tokens(patches, kept)
         means = merge_tokens(patches, to, num_tokens, torch.ones_like(patches[:, :, 0]))
         norms = patches.norm(dim=-1)  # (B, n)
