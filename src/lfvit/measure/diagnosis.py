@@ -18,6 +18,7 @@ from lfvit.measure.spectrum import (
     relative_log_amplitude,
     similarity_to_dc,
 )
+from lfvit.models.blocks import class_attention
 from lfvit.models.passes import forward_passes, num_passes
 
 PARTS = ("norm1", "attn", "norm2", "drop_path2")
@@ -27,11 +28,13 @@ class BlockTrace(NamedTuple):
     """The tokens of one pass through L blocks, and the attention they receive.
 
     tokens: L + 1 times (B, N, D), as they enter block 1 and as they leave each block.
-    received: L times (B, N), see `received_attention`.
+    received: L times (B, N), from all tokens, see `received_attention`.
+    of_class: L times (B, N - 1), from the first token, see `class_attention`.
     """
 
     tokens: list[Tensor]
     received: list[Tensor]
+    of_class: list[Tensor]
 
 
 @contextmanager
@@ -52,12 +55,13 @@ def trace_blocks(blocks: Sequence[Any]) -> Iterator[list[BlockTrace]]:
 
     def start(index: int, _: nn.Module, inputs: tuple[Tensor]) -> None:
         if index == 0:
-            traces.append(BlockTrace([inputs[0]], []))
+            traces.append(BlockTrace([inputs[0]], [], []))
 
     def attend(attn: Any, _: nn.Module, __: Any, qkv: Tensor) -> None:
         q, k, _v = qkv.unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        received = received_attention(attn.q_norm(q), attn.k_norm(k), attn.scale)
-        traces[-1].received.append(received)
+        q, k = attn.q_norm(q), attn.k_norm(k)
+        traces[-1].received.append(received_attention(q, k, attn.scale))
+        traces[-1].of_class.append(class_attention(attn, q, k))
 
     def middle(_: nn.Module, inputs: tuple[Tensor]) -> None:
         residual[:] = inputs

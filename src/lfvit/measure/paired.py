@@ -27,7 +27,6 @@ class Comparison(NamedTuple):
     top1, other_top1: percent, means over seeds.
     difference: points of top-1, the mean of `per_seed`; low, high: its interval over images.
     spread: standard deviation over seeds, None for one seed.
-    only_ours, only_theirs: per seed, images that only one of the models classifies correctly.
     p_values: per seed, of McNemar's exact test, two-sided.
     """
 
@@ -39,8 +38,6 @@ class Comparison(NamedTuple):
     high: float
     spread: float | None
     per_seed: list[float]
-    only_ours: list[int]
-    only_theirs: list[int]
     p_values: list[float]
 
 
@@ -61,7 +58,6 @@ def compare(ours: Sequence["pd.Series[bool]"], theirs: Sequence["pd.Series[bool]
     pairs = [_aligned(*pair) for pair in zip(ours, theirs, strict=True)]
     differences = [a.astype(int) - b.astype(int) for a, b in pairs]
     per_seed = [100 * each.mean() for each in differences]
-    counts = [(int((each > 0).sum()), int((each < 0).sum())) for each in differences]
     low, high = interval(_over_seeds(differences))
     return Comparison(
         images=len(differences[0]),
@@ -72,9 +68,7 @@ def compare(ours: Sequence["pd.Series[bool]"], theirs: Sequence["pd.Series[bool]
         high=100 * high,
         spread=stdev(per_seed) if len(per_seed) > 1 else None,
         per_seed=per_seed,
-        only_ours=[mine for mine, _ in counts],
-        only_theirs=[other for _, other in counts],
-        p_values=[mcnemar(*count) for count in counts],
+        p_values=[mcnemar(int((d > 0).sum()), int((d < 0).sum())) for d in differences],
     )
 
 

@@ -1,11 +1,10 @@
 """Validation images for the report page, with what each model predicts and attends to."""
 
 import base64
-import io
 from collections.abc import Sequence
+from io import BytesIO
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -13,16 +12,10 @@ from lfvit.data import ImageDataModule
 from lfvit.errors import DataError
 from lfvit.results.collect import Run
 from lfvit.runs.setup import Trained, load_trained, open_data
-from lfvit.tracking.pictures import (
-    Prediction,
-    attention_image,
-    predict_images,
-    second_pass_image,
-)
+from lfvit.tracking.pictures import Prediction, draw_predictions, predict_images
 from lfvit.utils.seeding import seeded
 
 SEARCHED = 120  # validation images among which examples are searched
-MIN_SIDE = 168  # pixels; smaller pictures are enlarged in whole steps
 KINDS = (
     ("Easy and right", True, True, "the first pass was enough"),
     ("Easy and wrong", True, False, "the first pass was confident and wrong"),
@@ -34,15 +27,10 @@ KINDS = (
 def choose_models(runs: Sequence[Run]) -> list[Run]:
     """LF-ViT and CF-ViT on the same data, or what there is: at most two models of two passes."""
     two_pass = [run for run in runs if run.num_passes > 1]
-    if not two_pass:
-        return []
-
-    def method(run: Run) -> str:
-        return run.evaluation.method["name"]
-
-    lead = next((run for run in two_pass if method(run) == "lf_vit"), two_pass[0])
-    others = [run for run in two_pass if run.model != lead.model and run.data == lead.data]
-    return [lead, *sorted(others, key=lambda run: method(run) == method(lead))[:1]]
+    two_pass.sort(key=lambda run: run.evaluation.method["name"] != "lf_vit")
+    lead = two_pass[:1]
+    others = [run for run in two_pass if run.model != lead[0].model and run.data == lead[0].data]
+    return lead + others[-1:]
 
 
 def make_examples(runs: Sequence[Run], count: int) -> dict[str, Any]:
@@ -56,43 +44,53 @@ def make_examples(runs: Sequence[Run], count: int) -> dict[str, Any]:
         ``groups`` of images, and ``missing``, what could not be shown and why.
     """
     missing: list[str] = []
-    models: list[tuple[Run, list[Prediction]]] = []
-    pixels, threshold = torch.empty(0), 0.0
+    models: dict[str, list[Prediction]] = {}
+    lead: list[Prediction] = []
+    about: dict[str, Any] = {}
     for run in runs:
         try:
-            (model, record), data = open_run(run)
-            samples = data.some_validation_samples(SEARCHED)
-            images = torch.stack([sample.pixels for sample in samples])
-            if models and not torch.equal(images, pixels):
-                raise DataError(f"other validation images than {models[0][0].name}")
-            targets, boxes = [s.target for s in samples], [s.box for s in samples]
-            with seeded(0):
-                predictions = predict_images(
-                    model,
-                    images,
-                    record.preprocessing,
-                    record.classes,
-                    record.threshold,
-                    targets,
-                    boxes,
-                )
+            predictions, threshold = predict_run(run, SEARCHED)
+            if lead and [one.image.tobytes() for one in lead] != [
+                one.image.tobytes() for one in predictions
+            ]:
+                raise DataError(f"other validation images than {about['by']}")
         except Exception as error:  # one run must not cost the page of the others
             missing.append(f"{run.name}: {error or type(error).__name__}")
             continue
-        if not models:
-            pixels, threshold = images, record.threshold
-        models.append((run, predictions))
+        models[run.model] = predictions
+        if not lead:
+            lead = predictions
+            about = {"searched": len(lead), "by": run.name, "threshold": threshold}
     groups = []
     for title, exited, correct, text in KINDS if models else ():
-        lead = models[0][1]
         kind = [i for i, one in enumerate(lead) if (one.exited, one.correct) == (exited, correct)]
         share = max(1, count // len(KINDS))
-        chosen = kind[:: max(1, len(kind) // share)][:share]  # of different classes
-        shown = [_show([(run, predictions[i]) for run, predictions in models]) for i in chosen]
-        groups.append({"title": title, "text": text, "count": len(kind), "images": shown})
-    by = models[0][0].name if models else ""
-    about = {"searched": len(pixels), "by": by, "threshold": threshold}
+        images = [
+            {
+                "truth": lead[i].classes[lead[i].target or 0],
+                "models": [_show(name, predictions[i]) for name, predictions in models.items()],
+            }
+            for i in kind[:: max(1, len(kind) // share)][:share]  # of different classes
+        ]
+        groups.append({"title": title, "text": text, "count": len(kind), "images": images})
     return {"groups": groups, "missing": missing, **about}
+
+
+def predict_run(run: Run, count: int) -> tuple[list[Prediction], float]:
+    """What a model predicts on some of its validation images, and its threshold."""
+    (model, record), data = open_run(run)
+    samples = data.some_validation_samples(count)
+    with seeded(0):
+        predictions = predict_images(
+            model,
+            torch.stack([sample.pixels for sample in samples]),
+            record.preprocessing,
+            record.classes,
+            record.threshold,
+            [sample.target for sample in samples],
+            [sample.box for sample in samples],
+        )
+    return predictions, record.threshold
 
 
 def open_run(run: Run) -> tuple[Trained, ImageDataModule]:
@@ -116,49 +114,18 @@ def open_run(run: Run) -> tuple[Trained, ImageDataModule]:
             given = {**trained_on, **given}
         # in the record's place: nothing that a file names is instantiated but this project's own
         record = trained.record.model_copy(update={"data": given})
-        data = open_data(None, record)
-        return trained, data
+        return trained, open_data(None, record)
 
 
-def _show(predictions: list[tuple[Run, Prediction]]) -> dict[str, Any]:
-    """One image with the predictions of every model."""
-    first = predictions[0][1]
-    assert first.target is not None
-    return {
-        "truth": first.classes[first.target],
-        "image": data_uri(first.image),
-        "models": [_show_model(run.model, prediction) for run, prediction in predictions],
-    }
-
-
-def _show_model(name: str, prediction: Prediction) -> dict[str, Any]:
-    window, words = None, "cells all over the image"
-    assert prediction.gca is not None
-    if prediction.region is not None:
-        (row, column), size, g = prediction.region, prediction.region_size, len(prediction.gca)
-        sides = {"left": column, "top": row, "side": size}
-        window = {key: round(100 * value / g, 3) for key, value in sides.items()}
-        words = (
-            f"a window of {size} by {size} of the {g} by {g} cells, from row {row + 1}, "
-            f"column {column + 1}"
-        )
+def _show(name: str, prediction: Prediction) -> dict[str, Any]:
+    """A model's passes on one image, as a picture inside the page."""
+    drawn, picture = BytesIO(), BytesIO()
+    draw_predictions([prediction], drawn)
+    Image.open(drawn).convert("RGB").save(picture, "WEBP", quality=85)
     return {
         "name": name,
         "caption": f"{prediction.label}, {prediction.confidence:.0%}",
         "right": prediction.correct,
         "exited": prediction.exited,
-        "attention": data_uri(attention_image(prediction)),
-        "second": data_uri(second_pass_image(prediction)),
-        "window": window,
-        "words": words,
+        "picture": f"data:image/webp;base64,{base64.b64encode(picture.getvalue()).decode()}",
     }
-
-
-def data_uri(pixels: np.ndarray) -> str:
-    """(H, W, 3) uint8 as a data URI; small images are enlarged without smoothing."""
-    image = Image.fromarray(pixels)
-    times = max(1, -(-MIN_SIDE // image.width))
-    image = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
-    file = io.BytesIO()
-    image.save(file, "WEBP", quality=85, method=4)
-    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()

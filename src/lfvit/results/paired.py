@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from statistics import fmean, stdev
-from typing import TYPE_CHECKING, NamedTuple
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
 from lfvit.errors import DataError
-from lfvit.measure.paired import Comparison, compare
+from lfvit.measure.paired import compare
 from lfvit.measure.schemas import Evaluation, OperatingPoint
 from lfvit.measure.thresholds import NO_EXIT, correct_at, stratified_split, sweep
 
@@ -30,37 +30,16 @@ images and are compared on the others; the last two choose it for the model comp
 
 
 class Point(NamedTuple):
-    """One seed of a model run in one way.
-
-    correct: by image. gmacs: per image. met: whether a threshold did what it was chosen for.
-    """
+    """One seed of a model run in one way. correct: by image. gmacs: per image."""
 
     correct: "pd.Series[bool]"
     gmacs: float
     exit_fraction: float | None = None
-    met: bool = True
-
-
-class PairedRow(NamedTuple):
-    """A model run in one way against another model on the same images, over their seeds.
-
-    gmacs: mean over seeds. cost: percent of the other's, with its spread. exits: percent. unmet:
-    seeds without a threshold that reached on the calibration images what was asked for.
-    """
-
-    way: str
-    seeds: int
-    comparison: Comparison
-    gmacs: float
-    cost: float
-    cost_spread: float | None
-    exits: float | None
-    unmet: int
 
 
 def compare_models(
     ours: Sequence["Run"], theirs: Sequence["Run"], way: str = "both", their_way: str = "both"
-) -> PairedRow:
+) -> dict[str, Any]:
     """Compare two models over their seeds.
 
     Args:
@@ -68,24 +47,28 @@ def compare_models(
         way: see `WAYS`; a model with one pass has one.
         their_way: of the other model: first, both or calibrated.
 
+    Returns:
+        The fields of `lfvit.measure.paired.Comparison`; way, in words; p, the largest of the seeds;
+        gmacs, mean over seeds; cost, percent of the other's; exits, percent; and verdict, the
+        interval over images in words.
+
     Raises:
         DataError: no predictions.parquet, other images, or another number of seeds.
     """
     other = [point_at(run, their_way) for run in theirs]
     points = [point_at(run, way, than) for run, than in zip(ours, other, strict=False)]
     comparison = compare([p.correct for p in points], [p.correct for p in other])
-    costs = [100 * p.gmacs / than.gmacs for p, than in zip(points, other, strict=True)]
     exits = [100 * p.exit_fraction for p in points if p.exit_fraction is not None]
-    return PairedRow(
-        way=WAYS[way] if ours[0].num_passes > 1 else WAYS["first"],
-        seeds=len(points),
-        comparison=comparison,
-        gmacs=fmean(p.gmacs for p in points),
-        cost=fmean(costs),
-        cost_spread=stdev(costs) if len(costs) > 1 else None,
-        exits=fmean(exits) if exits else None,
-        unmet=sum(not p.met for p in points),
-    )
+    verdict = "less accurate" if comparison.high < 0 else "no difference shown"
+    return {
+        "way": WAYS[way] if ours[0].num_passes > 1 else WAYS["first"],
+        **comparison._asdict(),
+        "p": max(comparison.p_values),
+        "gmacs": fmean(p.gmacs for p in points),
+        "cost": fmean(100 * p.gmacs / o.gmacs for p, o in zip(points, other, strict=True)),
+        "exits": fmean(exits) if exits else None,
+        "verdict": "more accurate" if comparison.low > 0 else verdict,
+    }
 
 
 def calibrated(evaluation: Evaluation) -> OperatingPoint | None:
@@ -117,19 +100,17 @@ def point_at(run: "Run", way: str, other: Point | None = None) -> Point:
         point = calibrated(evaluation)
         if point is None or point.threshold is None:
             raise DataError("no threshold was chosen; evaluate with max_loss=0.5")
-        threshold, met = point.threshold, True
+        threshold = point.threshold
     else:
         assert other is not None
-        threshold, met = _choose(calibration, macs, way, other)
+        threshold = _choose(calibration, macs, way, other)
     measured = sweep(rest, macs, [threshold]).iloc[0]
     exits = float(measured["exit_fraction"])
-    return Point(correct_at(rest, threshold), float(measured["gmacs"]), exits, met)
+    return Point(correct_at(rest, threshold), float(measured["gmacs"]), exits)
 
 
-def _choose(
-    calibration: pd.DataFrame, macs: Sequence[float], way: str, other: Point
-) -> tuple[float, bool]:
-    """The threshold for equal accuracy or for the budget, and whether one met it.
+def _choose(calibration: pd.DataFrame, macs: Sequence[float], way: str, other: Point) -> float:
+    """The threshold for equal accuracy or for the budget.
 
     Equal: the cheapest threshold as accurate as the other model on the calibration images, else the
     most accurate. Budget: the most accurate threshold within `BUDGET`, else the cheapest.
@@ -143,11 +124,4 @@ def _choose(
         good, best = by_cost[by_cost["top1"] >= wanted], by_accuracy
     else:
         good, best = by_accuracy[by_accuracy["gmacs"] <= BUDGET * other.gmacs], by_cost
-    return float((best if good.empty else good)["threshold"].iloc[0]), not good.empty
-
-
-def verdict(row: PairedRow) -> str:
-    """The interval over images in words."""
-    if row.comparison.low > 0:
-        return "more accurate"
-    return "less accurate" if row.comparison.high < 0 else "no difference shown"
+    return float((best if good.empty else good)["threshold"].iloc[0])

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -17,9 +17,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lfvit.measure.schemas import Evaluation
-
-if TYPE_CHECKING:
-    from lfvit.results.paired import PairedRow
 
 Paths = Sequence[Path]
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"  # safe for color blindness
@@ -116,23 +113,28 @@ def plot_evaluation(evaluation: Evaluation, path: Path) -> None:
 
 
 def plot_differences(
-    rows: Sequence[tuple[str, "PairedRow"]], paths: Paths, footnote: str = ""
+    rows: Mapping[str, Mapping[str, Any]], paths: Paths, footnote: str = ""
 ) -> None:
-    """A line per named comparison: the difference in top-1 with its interval over images."""
+    """The difference in top-1 with its interval over images, a line per named comparison.
+
+    Args:
+        rows: see `lfvit.results.paired.compare_models`.
+    """
+    seeds = max(len(row["per_seed"]) for row in rows.values())
     with new_figure(paths, 8, 1.2 + 0.36 * len(rows), footnote) as figure:
         axes = figure.subplots()
-        for y, (_, row) in enumerate(rows):
-            found = row.comparison
-            axes.plot([found.low, found.high], [y, y], color=BLUE, lw=2.5, solid_capstyle="butt")
-            if row.seeds > 1:
-                axes.plot(found.per_seed, [y] * row.seeds, "|", color=ORANGE, ms=9, mew=1.5)
-            axes.plot(found.difference, y, "o", color=BLUE, ms=6)
+        for y, row in enumerate(rows.values()):
+            interval = [row["low"], row["high"]]
+            axes.plot(interval, [y, y], color=BLUE, lw=2.5, solid_capstyle="butt")
+            if seeds > 1:
+                axes.plot(row["per_seed"], [y] * len(row["per_seed"]), "|", color=ORANGE, ms=9)
+            axes.plot(row["difference"], y, "o", color=BLUE, ms=6)
         axes.axvline(0, color=GREY, lw=1, ls=":")
-        names = [f"{name}, {row.way}\n{row.cost:.0f} % of the cost" for name, row in rows]
+        names = [f"{name}\n{row['cost']:.0f} % of the cost" for name, row in rows.items()]
         axes.set_yticks(range(len(rows)), names, fontsize=8)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(False, axis="y")
-        orange = "; orange: single seeds" if any(row.seeds > 1 for _, row in rows) else ""
+        orange = "; orange: single seeds" if seeds > 1 else ""
         axes.set_xlabel(f"difference in top-1, points\n(line: 95 % interval over images{orange})")
 
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lfvit.errors import DataError
 from lfvit.results.collect import Collection, Run
-from lfvit.results.paired import PairedRow, compare_models, verdict, ways_of
+from lfvit.results.paired import compare_models, ways_of
 from lfvit.results.plots import plot_costs, plot_differences
 from lfvit.results.provenance import provenance
 from lfvit.results.table import mean_curves, mean_points, points_cells
@@ -13,7 +14,6 @@ from lfvit.runs.provenance import commit
 from lfvit.utils.markdown import cells_to_markdown, code, escape, to_markdown
 
 Models = Mapping[str, Sequence[Run]]
-Row = tuple[str, PairedRow]  # model, its comparison with the reference model
 PAIRED = (
     "On the same images. Intervals: 95 % over images for these trained models (bootstrap; an image "
     "counts with its mean over seeds); ±: the sample standard deviation over seeds, on these "
@@ -26,6 +26,21 @@ POINTS = (
     "images of the same distribution: consistency, the share of changed predictions; gap, the "
     "top-1 lost."
 )
+
+COLUMNS = {
+    "model": "model",
+    "way": "run",
+    "seeds": "seeds",
+    "images": "images",
+    "difference": "difference, points of top-1",
+    "spread": "±",
+    "interval": "95 %",
+    "p": "p",
+    "cost": "cost (%)",
+    "verdict": "",
+}
+FORMATS = {"images": ",", "difference": "+.2f", "spread": ".2f", "cost": ".0f"}
+FORMATS |= dict.fromkeys(("interval", "p"), "")
 
 
 def write_report(
@@ -86,17 +101,17 @@ def _paired_sections(models: Models, output: Path) -> Iterator[str]:
         except DataError as error:
             faults.append(f"- {escape(run.path)}: {escape(error)}")
     name = next((name for name in reversed(readable) if readable[name][0].is_plain), None)
-    rows: list[Row] = []
-    for model, runs in readable.items():
-        if name is None:
-            break
+    rows: dict[str, dict[str, Any]] = {}
+    for model, runs in readable.items() if name is not None else ():
         seeds = {run.seed: run for run in readable[name]}
         common = [run for run in runs if run.seed in seeds]
         if model == name or not common or common[0].data != readable[name][0].data:
             continue
         theirs = [seeds[run.seed] for run in common]
         try:
-            rows += [(model, compare_models(common, theirs, way)) for way in ways_of(common)]
+            for way in ways_of(common):
+                row = compare_models(common, theirs, way)
+                rows[f"{model}, {row['way']}"] = {"model": model, "seeds": len(common), **row}
         except DataError as error:
             faults.append(f"- {escape(model)} beside {escape(name)}: {escape(error)}")
     if faults:
@@ -104,27 +119,9 @@ def _paired_sections(models: Models, output: Path) -> Iterator[str]:
     if rows:
         plot = output.with_name(f"{output.stem}_differences.png")
         plot_differences(rows, [plot])
-        yield f"## Beside {escape(name)}, image by image\n\n{PAIRED}\n\n{_difference_table(rows)}"
+        for row in rows.values():
+            row["interval"] = f"{row['low']:+.2f} to {row['high']:+.2f}"
+            row["p"] = ", ".join(f"{p:.2g}" for p in row["p_values"])
+        table = to_markdown(list(rows.values()), FORMATS, COLUMNS)
+        yield f"## Beside {escape(name)}, image by image\n\n{PAIRED}\n\n{table}"
         yield f"![Differences]({plot.name})"
-
-
-def _difference_table(rows: Sequence[Row]) -> str:
-    table = []
-    for model, row in rows:
-        found = row.comparison
-        spread = "" if found.spread is None else f" ± {found.spread:.2f}"
-        table.append(
-            {
-                "model": model,
-                "run": row.way,
-                "seeds": row.seeds,
-                "images": found.images,
-                "difference, points of top-1": f"{found.difference:+.2f}{spread}",
-                "95 %": f"{found.low:+.2f} to {found.high:+.2f}",
-                "p": ", ".join(f"{p:.2g}" for p in found.p_values),
-                "cost (%)": row.cost,
-                "": verdict(row),
-            }
-        )
-    numbers = dict.fromkeys(("difference, points of top-1", "95 %", "p"), "")
-    return to_markdown(table, {"images": ",", "cost (%)": ".0f", **numbers})

@@ -1,6 +1,5 @@
 """The one table of results: a row per run and operating point."""
 
-import json
 from collections.abc import Sequence
 from math import nan
 from pathlib import Path
@@ -61,28 +60,20 @@ TRAINING = ("epochs", "parameters", "train_images", "train_seconds", "machine")
 
 
 def make_table(runs: Sequence["Run"], benchmarks: pd.DataFrame) -> pd.DataFrame:
-    """One row per run and operating point: tidy, ready for CSV or parquet.
+    """One row per run and operating point: tidy, ready for CSV.
 
     Columns: model (readable), group (equal where only the seed differs), seed, path, data; those of
     `lfvit.measure.schemas.OperatingPoint`; top5, percent, of single passes; images_per_second with
-    throughput_from; pareto, see `pareto`; seeds and, over them, mean and standard deviation, such
-    as top1_mean and top1_std; facts of training and evaluation; the training's settings as
-    config.*.
+    throughput_from; facts of training and evaluation; the training's settings as config.*.
     """
     if not runs:
         return pd.DataFrame()
     table = pd.concat([_points(run, benchmarks) for run in runs], ignore_index=True)
     numbers = ["threshold", "reference_top1", *MEASURES]
     table[numbers] = table[numbers].astype("float64")
-    table["pareto"] = pareto(table)
-    keys = ["group", "rule"]
-    spread = [f"{name}_{part}" for name in MEASURES for part in ("mean", "std")]
-    means = over_seeds(table)[[*keys, "seeds", *spread]]
     facts = pd.DataFrame([_facts(run) for run in runs])
     settings = pd.json_normalize([run.config for run in runs]).add_prefix("config.")
-    table = table.merge(means, on=keys, how="left", validate="many_to_one")
-    table = table.merge(pd.concat([facts, settings], axis=1), on="path", validate="many_to_one")
-    return _one_type_per_column(table)
+    return table.merge(pd.concat([facts, settings], axis=1), on="path", validate="many_to_one")
 
 
 def points_frame(evaluation: Evaluation) -> pd.DataFrame:
@@ -118,34 +109,23 @@ def _facts(run: "Run") -> dict[str, Any]:
     }
 
 
-def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+def mean_points(collection: "Collection") -> pd.DataFrame:
     """Mean and spread over seeds: one row per group and operating point, in their order.
 
-    Several runs of one seed count as one. The spread is the sample standard deviation, empty for a
-    single seed. ``pareto`` is that of the means.
+    Several runs of one seed count as one.
+
+    Columns: some of `make_table`; seeds, their number; top1_std, the sample standard deviation,
+    empty for a single seed; share, percent of the one-pass model's GMACs (see `one_pass_gmacs`);
+    and kind: "pass", "rule", or "guarantee" for a rule with a bound on the risk.
     """
-    keys = ["group", "rule"]
-    numbers = ["threshold", *MEASURES]
-    per_seed = table.groupby([*keys, "seed"], sort=False, dropna=False)[numbers].mean()
-    seeds = per_seed.groupby(level=keys, sort=False)
+    table, keys = collection.table, ["group", "rule"]
+    numbers = table.groupby([*keys, "seed"], sort=False, dropna=False)[["threshold", *MEASURES]]
+    seeds = numbers.mean().groupby(level=keys, sort=False)
     first = table.drop_duplicates(keys).set_index(keys)
-    means = first[["model", "data", "images", "chosen_on", "reason"]].assign(seeds=seeds.size())
-    means = means.join(seeds.mean().add_suffix("_mean")).join(seeds.std().add_suffix("_std"))
-    named = means.rename(columns={"top1_mean": "top1", "gmacs_mean": "gmacs"}).reset_index()
-    return means.reset_index().assign(pareto=pareto(named))
-
-
-def mean_points(collection: "Collection") -> pd.DataFrame:
-    """Operating points, means over the seeds of each model.
-
-    Columns: those of `over_seeds`, means without the suffix; share, percent of the one-pass model's
-    GMACs (see `one_pass_gmacs`); and kind: "pass", "rule", or "guarantee" for a rule with a bound
-    on the risk.
-    """
-    means = over_seeds(collection.table)
-    means = means.rename(columns=lambda name: name.removesuffix("_mean"))
-    first = {run.group: run for run in reversed(collection.runs)}
-    one_pass = {group: one_pass_gmacs(collection.runs, run) for group, run in first.items()}
+    means = first[["model", "data", "images", "chosen_on", "reason"]].join(seeds.mean())
+    means = means.assign(seeds=seeds.size(), top1_std=seeds["top1"].std()).reset_index()
+    runs = {run.group: run for run in reversed(collection.runs)}
+    one_pass = {group: one_pass_gmacs(collection.runs, run) for group, run in runs.items()}
     shares = 100 * means["gmacs"] / means["group"].map(one_pass).astype("float64")
     kind = means["rule"].str.startswith("pass").map({True: "pass", False: "rule"})
     kind = kind.mask(means["rule"].str.contains("<="), "guarantee")
@@ -163,23 +143,17 @@ def mean_curves(collection: "Collection") -> pd.DataFrame:
         frames = []
         for run in runs:
             if run.evaluation.curve:
-                curve = pd.DataFrame([dict(point) for point in run.evaluation.curve])
+                curve = pd.DataFrame([dict(point) for point in run.evaluation.curve]).astype(float)
                 speeds = images_per_second(collection.benchmarks, run, curve["exit_fraction"])
-                frames.append(curve.assign(images_per_second=speeds.pop("images_per_second")))
+                frames.append(curve.assign(images_per_second=speeds["images_per_second"]))
         if frames:
-            mean = over_thresholds(frames).assign(model=model)
+            points = pd.concat(frames).groupby("threshold")
+            mean = points.mean().assign(model=model, top1_std=points["top1"].std())
             mean["share"] = 100 * mean["gmacs"] / one_pass_gmacs(collection.runs, runs[0])
-            means.append(mean)
+            means.append(mean[points.size() == len(frames)].reset_index())  # that all have
     columns = ["model", "threshold", "top1", "top1_std", "exit_fraction", "gmacs", "share"]
     columns.append("images_per_second")
     return pd.concat(means)[columns] if means else pd.DataFrame(columns=columns)
-
-
-def over_thresholds(curves: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Means over seeds at the thresholds that all have; top1_std: the sample deviation."""
-    groups = pd.concat(curves).astype(float).groupby("threshold")
-    mean = groups.mean().assign(top1_std=groups["top1"].std())
-    return mean[groups.size() == len(curves)].reset_index()
 
 
 def one_pass_gmacs(runs: Sequence["Run"], run: "Run") -> float:
@@ -217,42 +191,12 @@ def table_cells(table: pd.DataFrame, columns: Sequence[str], **formats: str) -> 
     return format_cells(table, FORMATS | formats, titles)
 
 
-def pareto(table: pd.DataFrame) -> "pd.Series[bool]":
-    """Whether no row on the same data has more top-1 at no more GMACs, or as much at fewer."""
-    best = pd.Series(False, index=table.index)
-    for _, rows in table.dropna(subset=["top1", "gmacs"]).groupby("data", dropna=False):
-        ordered = rows.sort_values(["gmacs", "top1"], ascending=[True, False])
-        least_cost = ordered.groupby("top1")["gmacs"].transform("min")
-        leads = (ordered["top1"] >= ordered["top1"].cummax()) & (ordered["gmacs"] == least_cost)
-        best[ordered.index[leads]] = True
-    return best
-
-
-def _one_type_per_column(table: pd.DataFrame) -> pd.DataFrame:
-    """Columns of lists or of values of several types as JSON text, which parquet can store."""
-    for name in [name for name in table if table[name].dtype.kind == "O"]:
-        types = {type(value) for value in table[name].dropna()}
-        if len(types) > 1 or types & {list, dict}:
-            table[name] = table[name].map(json.dumps, na_action="ignore")
-        table[name] = table[name].convert_dtypes()
-    return table
-
-
 def write_table(collection: "Collection", output: Path, *, mean: bool = False) -> None:
-    """Write the table as .csv or .parquet.
-
-    Args:
-        collection: see `lfvit.results.collect.collect`.
-        output: its suffix decides.
-        mean: one row per group and operating point instead of one per run, see `over_seeds`.
+    """Write the table as CSV; with `mean`, one row per model and operating point.
 
     Raises:
         DataError: there is no run.
     """
     collection.require_runs()
-    table = over_seeds(collection.table) if mean else collection.table
     output.parent.mkdir(parents=True, exist_ok=True)
-    if output.suffix == ".parquet":
-        table.to_parquet(output, index=False)
-    else:
-        table.to_csv(output, index=False)
+    (mean_points(collection) if mean else collection.table).to_csv(output, index=False)

@@ -21,7 +21,7 @@ from lfvit.results.artifacts.tables import (
 )
 from lfvit.results.artifacts.throughput import make_timed_table
 from lfvit.results.collect import Run
-from lfvit.results.paired import PairedRow, compare_models, verdict
+from lfvit.results.paired import compare_models
 from lfvit.results.papers import published_rows
 from lfvit.results.plots import (
     BLUE,
@@ -163,7 +163,7 @@ PAIRED_COLUMNS = (
 def paired(artifact: Artifact, results: Results) -> Table:
     """Every row beside every yardstick, image by image and seed by seed."""
     rows: Rows = []
-    drawn: list[tuple[str, PairedRow]] = []
+    drawn: dict[str, dict[str, Any]] = {}
     for yardstick, row in product(artifact.yardsticks, artifact.rows):
         if row.run == yardstick.run:
             continue
@@ -171,11 +171,8 @@ def paired(artifact: Artifact, results: Results) -> Table:
         values: dict[str, Any] = {"model": row.title, "other": yardstick.title}
         values["source"] = results.source(yardstick if ours and not theirs else row)
         if ours and theirs:
-            way = row.at or "both"
-            pair = compare_models(ours, theirs, way, yardstick.at or "both")
-            values |= {**pair.comparison._asdict(), **pair._asdict(), "verdict": verdict(pair)}
-            values["p"] = max(pair.comparison.p_values)
-            drawn.append((f"{row.title} - {yardstick.title}", pair))
+            values |= compare_models(ours, theirs, row.at or "both", yardstick.at or "both")
+            drawn[f"{row.title} - {yardstick.title}, {values['way']}"] = values
         rows.append(values)
     notes = [
         "Differences are taken image by image. 95 %: over images, for these models (bootstrap); ±: "

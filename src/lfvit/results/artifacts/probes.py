@@ -1,7 +1,6 @@
 """Figures for which trained models are run again."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -9,15 +8,14 @@ import torch
 from torch import Tensor
 
 from lfvit.data.augment import normalize
-from lfvit.measure.diagnosis import diagnose_batch, summarize
-from lfvit.measure.spectrum import high_frequency_set, received_attention
-from lfvit.models.blocks import class_attention
+from lfvit.measure.diagnosis import diagnose_batch, summarize, trace_blocks
+from lfvit.measure.spectrum import high_frequency_set
 from lfvit.models.reduction import reduce, restore
 from lfvit.results.artifacts.files import Column
 from lfvit.results.artifacts.settings import Artifact, Scale
 from lfvit.results.artifacts.tables import Results, Rows, Table
 from lfvit.results.collect import Run
-from lfvit.results.page_examples import open_run
+from lfvit.results.page_examples import open_run, predict_run
 from lfvit.results.plots import (
     BLUE,
     GREEN,
@@ -30,7 +28,7 @@ from lfvit.results.plots import (
     plot_panels,
 )
 from lfvit.runs.setup import find_device
-from lfvit.tracking.pictures import Prediction, draw_frames, predict_images, second_pass_image
+from lfvit.tracking.pictures import Prediction, draw_frames, second_pass_image
 
 BATCH = 64
 
@@ -74,20 +72,20 @@ class Probe:
         prefix, generator = self.model.num_prefix_tokens, torch.Generator().manual_seed(0)
 
         def disturb(_: Any, __: Any, tokens: Tensor) -> Tensor:
-            chosen = high_frequency_set(attention["received"][:, prefix:], 0.5)  # (B, N)
+            del traces[:-1]  # of earlier batches
+            chosen = high_frequency_set(traces[0].received[block][:, prefix:], 0.5)  # (B, N)
             patches = tokens[:, prefix:]
             unit = patches.square().mean(dim=(1, 2), keepdim=True).sqrt()
             noise = torch.randn(patches.shape, generator=generator).to(patches)
             mask = (chosen if high else ~chosen)[:, :, None]
             return torch.cat([tokens[:, :prefix], patches + strength * unit * noise * mask], dim=1)
 
-        with self._record_attention() as rows:
-            attention = rows[block]
-            handle = self.model.blocks[block].register_forward_hook(disturb)
-            try:
+        handle = self.model.blocks[block].register_forward_hook(disturb)
+        try:
+            with trace_blocks(self.model.blocks) as traces:
                 return self.accuracy()
-            finally:
-                handle.remove()
+        finally:
+            handle.remove()
 
     @torch.inference_mode()
     def overlap(self, removed: float) -> list[float]:
@@ -98,16 +96,17 @@ class Probe:
         """
         prefix = self.model.num_prefix_tokens
         by_batch = []
-        with self._record_attention() as rows:
-            for images in self.batches():
+        for images in self.batches():
+            with trace_blocks(self.model.blocks) as traces:
                 self.model(images)
-                for attention in rows:
-                    frequency = high_frequency_set(attention["received"][:, prefix:], removed)
-                    evit = high_frequency_set(attention["class"][:, prefix - 1 :], removed)
-                    both, either = (frequency & evit).sum(dim=1), (frequency | evit).sum(dim=1)
-                    by_batch.append((both / either).cpu())  # (B,)
-        depth = len(self.model.blocks)
-        return [torch.cat(by_batch[block::depth]).mean().item() for block in range(depth)]
+            shares = []
+            for received, of_class in zip(traces[0].received, traces[0].of_class, strict=True):
+                frequency = high_frequency_set(received[:, prefix:], removed)
+                evit = high_frequency_set(of_class[:, prefix - 1 :], removed)
+                both, either = (frequency & evit).sum(dim=1), (frequency | evit).sum(dim=1)
+                shares.append((both / either).cpu())  # (B,)
+            by_batch.append(torch.stack(shares))
+        return torch.cat(by_batch, dim=1).mean(dim=1).tolist()
 
     def reduced_accuracy(self, method: str, block: int, **options: Any) -> float:
         """Accuracy with a reducer in one block alone (from 0), nothing trained for it."""
@@ -117,31 +116,6 @@ class Probe:
             return self.accuracy()
         finally:
             restore(self.model)
-
-    @contextmanager
-    def _record_attention(self) -> Iterator[list[dict[str, Tensor]]]:
-        """Of every block in the latest forward, the attention that tokens receive.
-
-        Keys: "received", from all tokens, (B, prefix + N); "class", from the class token,
-        (B, prefix - 1 + N).
-        """
-        rows: list[dict[str, Tensor]] = [{} for _ in self.model.blocks]
-
-        def record(attn: Any, row: dict[str, Tensor], _: Any, __: Any, qkv: Tensor) -> None:
-            q, k, _v = qkv.unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
-            q, k = attn.q_norm(q), attn.k_norm(k)
-            row["received"] = received_attention(q, k, attn.scale)
-            row["class"] = class_attention(attn, q, k)
-
-        handles = [
-            block.attn.qkv.register_forward_hook(partial(record, block.attn, row))
-            for block, row in zip(self.model.blocks, rows, strict=True)
-        ]
-        try:
-            yield rows
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def depth(artifact: Artifact, scale: Scale, run: Run) -> Table:
@@ -210,21 +184,11 @@ def one_block(artifact: Artifact, scale: Scale, run: Run) -> Table:
 
 def regions(artifact: Artifact, results: Results) -> Table:
     """The same images under several models with two passes."""
-    drawn: dict[str, list[Prediction]] = {}
-    for row in artifact.rows:
-        for run in results.of(row)[:1]:
-            probe = Probe(run, artifact.examples)
-            record, targets = probe.record, probe.targets.tolist()
-            boxes = [sample.box for sample in probe.samples]
-            drawn[row.title] = predict_images(
-                probe.model,
-                probe.pixels,
-                record.preprocessing,
-                record.classes,
-                record.threshold,
-                targets,
-                boxes,
-            )
+    drawn = {
+        row.title: predict_run(run, artifact.examples)[0]
+        for row in artifact.rows
+        for run in results.of(row)[:1]
+    }
     rows: Rows = [
         {
             "image": number,
