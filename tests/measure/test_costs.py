@@ -5,7 +5,6 @@ import torch
 
 import lfvit
 from lfvit.errors import ConfigError
-from lfvit.measure.costs import expected_gmacs
 
 
 def gmacs(method, image_size, stage=None, backbone="deit_small_patch16_224", **options):
@@ -68,12 +67,10 @@ def test_lv_vit_small_and_cf_vit_on_it_are_the_published_figures():
     assert found + spared == pytest.approx(6.17, abs=0.02)
 
 
-def test_passes_add_up_and_early_exit_interpolates(tiny):
+def test_passes_add_up(tiny):
     model = lfvit.create_model("lf_vit", backbone=tiny, image_size=112)
     first, second = lfvit.count_macs(model, "first"), lfvit.count_macs(model, "second")
     assert first + second == lfvit.count_macs(model)
-    assert expected_gmacs(first, second, 1.0) == first / 1e9
-    assert expected_gmacs(first, second, 0.25) == pytest.approx((first + 0.75 * second) / 1e9)
 
 
 def test_wrong_questions(tiny):

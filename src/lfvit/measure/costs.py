@@ -72,11 +72,6 @@ def is_adaptive(model: nn.Module) -> bool:
     return any(isinstance(module, Reducer) and module.adaptive for module in model.modules())
 
 
-def expected_gmacs(macs_first: float, macs_second: float, exit_fraction: float) -> float:
-    """GMACs per image when the given fraction of images exits after the first pass."""
-    return (macs_first + (1 - exit_fraction) * macs_second) / 1e9
-
-
 def _configuration(model: nn.Module) -> Any:
     """Classes and plain settings of all modules, and sizes of weights: they decide the cost."""
     plain = (int, float, str, list, tuple, frozenset, Settings, type(None))

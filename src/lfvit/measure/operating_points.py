@@ -12,6 +12,7 @@ from lfvit.measure.schemas import OperatingPoint
 from lfvit.measure.settings import EvaluationSettings
 from lfvit.measure.thresholds import (
     NO_EXIT,
+    correct_at,
     default_thresholds,
     early_exits,
     exit_thresholds,
@@ -47,15 +48,13 @@ def operating_points(
     """
 
     def measure(images: pd.DataFrame, threshold: Choice) -> dict[str, Any]:
-        etas: Any = [NO_EXIT, NO_EXIT if threshold is None else threshold]
-        by_exit = isinstance(threshold, list)
-        if by_exit:
-            etas[0] = [NO_EXIT] * len(etas[1])
-        last, point = sweep(images, macs, etas).to_dict("records")
-        about = {"images": len(images), "chosen_on": 0, "reference_top1": last["top1"]}
-        if by_exit:
-            about |= {"threshold": None, "thresholds": threshold}
-        return about if threshold is None else point | about
+        about = {"images": len(images), "chosen_on": 0}
+        about["reference_top1"] = 100 * float(correct_at(images).mean())
+        if threshold is None:
+            return about
+        point = sweep(images, macs, [threshold]).to_dict("records")[0]
+        by_exit = {"threshold": None, "thresholds": threshold}
+        return point | about | (by_exit if isinstance(threshold, list) else {})
 
     classes, _ = pass_columns(predictions)
     rows = []
@@ -90,45 +89,44 @@ def choose_thresholds(
     curve = sweep(calibration, macs)
     _, confidence = pass_columns(calibration)
     highest = sorted(confidence[:, :-1].max(axis=1).tolist(), reverse=True)
+    last, first = curve["top1"].iloc[-1], macs[0] / 1e9
 
     def with_exits(share: float) -> float:
         """The largest threshold at which at least this share of the images exits."""
         exits = ceil(share * len(highest) - 1e-9)
         return highest[exits - 1] if exits > 0 else NO_EXIT
 
-    def cheapest(top1: float) -> float | None:
-        """The cheapest threshold with at least this accuracy, None if there is none."""
-        good = curve[curve["top1"] >= top1]
-        return None if good.empty else float(good.loc[good["gmacs"].idxmin(), "threshold"])
+    def cheapest(top1: float, etas: Any) -> Choice:
+        """The cheapest of some thresholds with at least this accuracy, None if there is none."""
+        points = sweep(calibration, macs, etas)
+        good = points[points["top1"] >= top1]
+        return None if good.empty else etas[good["gmacs"].idxmin()]
 
+    def most_accurate(gmacs: float, etas: Any) -> Choice:
+        """The most accurate of some thresholds within a budget, None if there is none."""
+        points = sweep(calibration, macs, etas)
+        good = points[points["gmacs"] <= gmacs * (1 + 1e-9)]
+        order = good.sort_values(["top1", "gmacs"], ascending=[False, True], kind="stable")
+        return None if good.empty else etas[order.index[0]]
+
+    # the grid, and of two passes the threshold that spends the budget to the full
+    grid = default_thresholds()
+    left = 0.0 if rules.max_gmacs is None else rules.max_gmacs * (1 + 1e-9) - first
+    spent = with_exits(1 - min(1, max(0, left) / (sum(macs[1:]) / 1e9)))
+    searches: list[tuple[str, Any, Any]] = [("", grid, [spent, *grid])]
     if len(macs) > 2:
-        candidates = exit_thresholds(calibration)
-        points: Any = sweep(calibration, macs, candidates)  # type: ignore[arg-type]
+        by_exit = exit_thresholds(calibration).tolist()
+        searches.insert(0, (" by exit", by_exit, by_exit))
+    for suffix, for_loss, for_budget in searches:
         if rules.max_loss is not None:
-            good = points[points["top1"] >= curve["top1"].iloc[-1] - rules.max_loss]
-            chosen = candidates[good["gmacs"].idxmin()].tolist()
-            yield f"max_loss={rules.max_loss:g} by exit", chosen, None
+            threshold = cheapest(last - rules.max_loss, for_loss)
+            yield f"max_loss={rules.max_loss:g}{suffix}", threshold, None
         if rules.max_gmacs is not None:
-            good = points[points["gmacs"] <= rules.max_gmacs * (1 + 1e-9)]
-            order = good.sort_values(["top1", "gmacs"], ascending=[False, True], kind="stable")
-            chosen = None if good.empty else candidates[order.index[0]].tolist()
-            why = f"the first pass alone costs {macs[0] / 1e9:.4g} GMACs" if good.empty else None
-            yield f"max_gmacs={rules.max_gmacs:g} by exit", chosen, why
-    if rules.max_loss is not None:
-        last = curve["top1"].iloc[-1]
-        yield f"max_loss={rules.max_loss:g}", cheapest(last - rules.max_loss), None
-    if rules.max_gmacs is not None:
-        first, budget = macs[0] / 1e9, rules.max_gmacs * (1 + 1e-9)
-        # the grid, and of two passes the threshold that spends the budget to the full
-        spent = with_exits(1 - min(1, max(0, budget - first) / (sum(macs[1:]) / 1e9)))
-        points = sweep(calibration, macs, [spent, *default_thresholds()])
-        points = points[points["gmacs"] <= budget]
-        best = points.sort_values(["top1", "gmacs"], ascending=[False, True], kind="stable")
-        threshold = None if best.empty else float(best["threshold"].iloc[0])
-        reason = f"the first pass alone costs {first:.4g} GMACs" if best.empty else None
-        yield f"max_gmacs={rules.max_gmacs:g}", threshold, reason
+            threshold = most_accurate(rules.max_gmacs, for_budget)
+            reason = f"the first pass alone costs {first:.4g} GMACs" if threshold is None else None
+            yield f"max_gmacs={rules.max_gmacs:g}{suffix}", threshold, reason
     if rules.min_top1 is not None:
-        threshold, top1 = cheapest(rules.min_top1), curve["top1"].max()
+        threshold, top1 = cheapest(rules.min_top1, grid), curve["top1"].max()
         reason = f"no threshold reaches more than {top1:.2f} %" if threshold is None else None
         yield f"min_top1={rules.min_top1:g}", threshold, reason
     if rules.max_second is not None:

@@ -1,14 +1,18 @@
 """The shipped artifacts, runs and scales: complete, named, and documented."""
 
+import runpy
+
 import pytest
 
 from lfvit.commands.reproduce_runs import plan_runs
 from lfvit.errors import ConfigError
-from lfvit.results.artifacts.__main__ import PAGE, SCALES, updated_page
 from lfvit.results.artifacts.settings import Run, Scale, choose, read_artifacts
 from lfvit.results.artifacts.write import DRAWINGS, OF_ONE_RUN
 from lfvit.runs.configs import compose_config
+from lfvit.utils.paths import CHECKOUT
 from lfvit.utils.validation import plain
+
+LISTS = runpy.run_path(str(CHECKOUT / "scripts" / "artifact_list.py"))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +87,7 @@ def test_every_run_is_needed_and_every_way_of_drawing_exists(artifacts, cfg):
         assert draw is None or draw in {**DRAWINGS, **OF_ONE_RUN}
 
 
-@pytest.mark.parametrize("name", SCALES)
+@pytest.mark.parametrize("name", LISTS["SCALES"])
 def test_runs_of_every_scale_can_be_built(name, tmp_path):
     settings = [f"scale={name}", "scale.seeds=[0]", f"output_dir={tmp_path}"]
     cfg = compose_config("reproduce", settings)
@@ -130,4 +134,5 @@ def test_patterns_leave_out_all_runs_that_they_match(cfg):
 
 
 def test_the_list_of_artifacts_is_up_to_date():
-    assert PAGE.read_text() == updated_page(), "run: python -m lfvit.results.artifacts"
+    page = LISTS["PAGE"].read_text()
+    assert page == LISTS["updated_page"](), "run: python scripts/artifact_list.py"

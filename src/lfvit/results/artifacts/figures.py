@@ -16,13 +16,12 @@ from lfvit.results.artifacts.tables import (
     Rows,
     Table,
     make_table,
-    measure_columns,
+    measure,
     operating_point,
 )
-from lfvit.results.artifacts.throughput import make_timed_table
 from lfvit.results.collect import Run
 from lfvit.results.paired import compare_models
-from lfvit.results.papers import published_rows
+from lfvit.results.papers import PUBLISHED, published_rows
 from lfvit.results.plots import (
     BLUE,
     COST,
@@ -34,8 +33,7 @@ from lfvit.results.plots import (
     plot_panels,
 )
 
-SERIES = {"frontier.adaptivenn_deit_s": "AdaptiveNN", "frontier.thinkingvit": "ThinkingViT"}
-"""Names of published rows that do not say their model."""
+COST_COLUMNS = [MEASURES[key] for key in ("top1", "gmacs", "exits")]
 
 
 def cost_curves(artifact: Artifact, results: Results) -> Table:
@@ -49,32 +47,30 @@ def cost_curves(artifact: Artifact, results: Results) -> Table:
         alone = len({r.at for r in artifact.rows if r.run == row.run and r.title == row.title}) == 1
         if row.title not in curves and results.of(row):
             curves[row.title] = _curve(row, results, whole=row.at is None or not alone)
-    papers: dict[str, Rows] = {}
+    papers: dict[str, pd.DataFrame] = {}
     for source in artifact.published:
-        for paper in published_rows(source):
-            window = "" if paper.get("m") is None else f", m={paper['m']}"
-            name = f"{paper.get('model') or SERIES.get(source, source)}{window} (paper)"
-            point = {"threshold": paper.get("eta"), "top1": paper["top1"], "gmacs": paper["gmacs"]}
-            if point not in papers.setdefault(name, []):
-                papers[name].append(point)
+        table = pd.DataFrame(published_rows(source)).rename(columns={"eta": "threshold"})
+        table["name"] = table.get("model", PUBLISHED.get(source, source))
+        if "m" in table:
+            table["name"] += table["m"].map(", m={:g}".format, na_action="ignore").fillna("")
+        for name, points in table.groupby("name", sort=False):
+            points = points.filter(["threshold", "top1", "gmacs"])
+            papers[f"{name} (paper)"] = pd.concat([papers.get(f"{name} (paper)"), points])
+    papers = {name: points.drop_duplicates() for name, points in papers.items()}
     if artifact.measures:
-        table = make_timed_table(artifact, results)
+        table = make_table(artifact, results)
     else:
+        rows: Rows = []
         sources = {row.title: results.source(row) for row in artifact.rows}
-        ours: dict[str, Rows] = {name: [{}] for name in sources}
-        for name, points in curves.items():
-            ours[name] = points.astype(object).where(points.notna(), None).to_dict("records")
-        rows = [
-            {"model": name, "source": sources.get(name, "published only"), **point}
-            for name, points in {**ours, **papers}.items()
-            for point in points
-        ]
-        measures = measure_columns("top1", "gmacs", "exits")
-        columns = [Column("model", "model"), Column("threshold", "η", None, 2), *measures, SOURCE]
-        table = Table(columns, rows)
+        for name, points in {**dict.fromkeys(sources), **curves, **papers}.items():
+            about = {"model": name, "source": sources.get(name, "published only")}
+            points = pd.DataFrame([{}]) if points is None else points.astype(object)
+            known = points.where(points.notna(), None).to_dict("records")
+            rows += [about | point for point in known]
+        columns = [Column("model", "model"), Column("threshold", "η", None, 2), *COST_COLUMNS]
+        table = Table([*columns, SOURCE], rows)
     if curves:
-        beside = papers.items() if results.scale.comparable else ()
-        published = {name: pd.DataFrame(points) for name, points in beside}
+        published = papers if results.scale.comparable else {}
         table.plot = partial(plot_costs, curves, published=published)
     return table
 
@@ -83,13 +79,11 @@ def _curve(row: Row, results: Results, whole: bool) -> pd.DataFrame:
     """Means over seeds of threshold, top1, gmacs and exits along thresholds, or of one point."""
     frames = []
     for run in results.of(row):
-        points: Any = [*run.evaluation.curve[::5], *run.evaluation.curve[-1:]]
-        if not whole or not points:
-            points = [operating_point(run.evaluation, row)]
-        keys = ("threshold", "top1", "exit_fraction", "gmacs")
-        frames.append(pd.DataFrame([{k: getattr(p, k) for k in keys} for p in points], dtype=float))
+        points: Any = [*run.evaluation.curve[::5], *run.evaluation.curve[-1:]] if whole else []
+        points = points or [operating_point(run.evaluation, row)]
+        rows = [measure(run.evaluation, point) for point in points]
+        frames.append(pd.DataFrame(rows, dtype=float)[["threshold", "top1", "gmacs", "exits"]])
     mean = sum(frames[1:], frames[0]) / len(frames)
-    mean["exits"] = 100 * mean["exit_fraction"]
     if len(mean) == 1:
         mean["threshold"] = float("nan")  # chosen for each seed: not a place on the axis
     return mean
@@ -118,7 +112,7 @@ def passes(artifact: Artifact, scale: Scale, run: Run) -> Table:
     columns = [
         Column("eta", "η", None, 2),
         *(Column(key, title, "%", 2) for key, (title, _) in lines.items()),
-        *measure_columns("top1", "gmacs", "exits"),
+        *COST_COLUMNS,
     ]
     predictions, curve = run.predictions, run.evaluation.curve[:101:5]
     exit_pass, predicted = early_exits(predictions, [point.threshold for point in curve])
@@ -128,9 +122,7 @@ def passes(artifact: Artifact, scale: Scale, run: Run) -> Table:
             "eta": point.threshold,
             "right_first": 100 * (right[i] & first[i]).mean(),
             "right_second": 100 * (right[i] & ~first[i]).mean(),
-            "top1": point.top1,
-            "gmacs": point.gmacs,
-            "exits": 100 * point.exit_fraction,
+            **measure(run.evaluation, point),
         }
         for i, point in enumerate(curve)
     ]

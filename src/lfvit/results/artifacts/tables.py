@@ -1,54 +1,54 @@
 """The columns and rows of artifacts, from the evaluations of finished runs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import Any
 
 from lfvit.errors import DataError
 from lfvit.measure.schemas import CurvePoint, Evaluation, OperatingPoint
+from lfvit.measure.thresholds import NO_EXIT
 from lfvit.results.artifacts.files import Column
 from lfvit.results.artifacts.settings import LABELS, Artifact, Row, Scale
+from lfvit.results.artifacts.throughput import images_per_second
 from lfvit.results.collect import Run
 
 Rows = list[dict[str, Any]]
 Point = OperatingPoint | CurvePoint
 
-
-class Measure(NamedTuple):
-    """A computed column: its title, unit and digits, and its value at an operating point."""
-
-    title: str
-    unit: str | None
-    digits: int
-    value: Callable[[Evaluation, Point], float | None]
-
-
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
-
-
-def _pass_top1(evaluation: Evaluation, index: int) -> float | None:
-    return evaluation.passes[index].top1 if index < len(evaluation.passes) else None
-
-
 MEASURES = {
-    "top1": Measure("top-1", "%", 2, lambda _, p: p.top1),
-    "gmacs": Measure("GMACs", "GMAC", 4, lambda _, p: p.gmacs),
-    "gmacs_std": Measure("over images", "GMAC", 4, lambda e, _: e.passes[-1].gmacs_std),
-    "first": Measure("first pass top-1", "%", 2, lambda e, _: _pass_top1(e, 0)),
-    "second": Measure("second pass top-1", "%", 2, lambda e, _: _pass_top1(e, 1)),
-    "exits": Measure("answered early", "%", 1, lambda _, p: _percent(p.exit_fraction)),
-    "threshold": Measure("η chosen", None, 2, lambda _, p: p.threshold),
-    "covered": Measure(
-        "object covered",
-        "%",
-        1,
-        lambda e, _: None if e.localisation is None else 100 * e.localisation.region.covered,
-    ),
-    "throughput": Measure("images/s", "images/s", 0, lambda *_: None),  # measured apart
+    column.key: column
+    for column in (
+        Column("top1", "top-1", "%", 2),
+        Column("gmacs", "GMACs", "GMAC", 4),
+        Column("gmacs_std", "over images", "GMAC", 4),
+        Column("first", "first pass top-1", "%", 2),
+        Column("second", "second pass top-1", "%", 2),
+        Column("exits", "answered early", "%", 1),
+        Column("threshold", "η chosen", None, 2),
+        Column("covered", "object covered", "%", 1),
+        Column("throughput", "images/s", "images/s", 0),
+    )
 }
+"""Columns that are computed, see `measure`; throughput is measured apart."""
+SOURCE = Column("source", "source")
+
+
+def measure(evaluation: Evaluation, point: Point) -> dict[str, float | None]:
+    """`MEASURES` of a model at an operating point; those it has not are left out."""
+    passes, where = evaluation.passes, evaluation.localisation
+    values = {
+        "top1": point.top1,
+        "gmacs": point.gmacs,
+        "gmacs_std": passes[-1].gmacs_std,
+        "first": passes[0].top1,
+        "exits": None if point.exit_fraction is None else 100 * point.exit_fraction,
+        "threshold": point.threshold,
+    }
+    if len(passes) > 1:
+        values["second"] = passes[1].top1
+    return values if where is None else values | {"covered": 100 * where.region.covered}
 
 
 @dataclass(frozen=True)
@@ -86,25 +86,15 @@ class Table:
     Attributes:
         columns, rows, notes: see `lfvit.results.artifacts.files.ArtifactFile`.
         plot: draws it into the given files, with a footnote; None where there is nothing to draw.
-        timings: rows of benchmark.json, of what was timed for it.
     """
 
     columns: list[Column]
     rows: Rows
     notes: list[str] = field(default_factory=list)
     plot: Callable[[Sequence[Path], str], None] | None = None
-    timings: Rows = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.rows = [{c.key: row.get(c.key) for c in self.columns} for row in self.rows]
-
-
-def measure_columns(*keys: str) -> list[Column]:
-    """Columns of measures, without the paper's."""
-    return [Column(key, *MEASURES[key][:3]) for key in keys]
-
-
-SOURCE = Column("source", "source")
 
 
 def operating_point(evaluation: Evaluation, row: Row) -> Point:
@@ -124,23 +114,23 @@ def operating_point(evaluation: Evaluation, row: Row) -> Point:
     return point
 
 
-def make_table(
-    artifact: Artifact, results: Results, speeds: Mapping[int, float] | None = None
-) -> Table:
+def make_table(artifact: Artifact, results: Results) -> Table:
     """Every published row with ours beside it, in the paper's order, then what only we have.
 
     Differences from the published figures are given at a comparable scale.
-
-    Args:
-        speeds: index of a row -> images per second, where that is measured.
     """
+    speeds = _throughput(artifact, results) if "throughput" in artifact.measures else {}
     ours: Rows = []
     for index, row in enumerate(artifact.rows):
-        values = {**row.labels, "source": results.source(row)}
+        values = {**row.labels, "source": results.source(row), "throughput": speeds.get(index)}
+        evaluations = [run.evaluation for run in results.of(row)]
+        measured = [measure(one, operating_point(one, row)) for one in evaluations]
         for key in artifact.measures:
-            values |= _over_seeds(key, row, results.of(row))
-        if speeds and index in speeds:
-            values["throughput"] = speeds[index]
+            numbers = [value for one in measured if (value := one.get(key)) is not None]
+            if numbers:
+                values[key] = fmean(numbers)
+            if len(numbers) > 1:
+                values[f"{key}_spread"] = stdev(numbers)
         ours.append(values)
     left = list(range(len(ours)))
     rows: Rows = []
@@ -158,7 +148,7 @@ def make_table(
         rows.append(values)
     rows += [ours[i] for i in left]
     columns = [Column(key, title) for key, title in LABELS.items() if any(key in r for r in rows)]
-    for entry in measure_columns(*artifact.measures):
+    for entry in (MEASURES[key] for key in artifact.measures):
         columns.append(entry)
         for suffix, title in (("spread", "±"), ("paper", "paper"), ("difference", "difference")):
             name, digits = f"{entry.key}_{suffix}", entry.digits
@@ -169,9 +159,13 @@ def make_table(
     return Table([*columns, SOURCE], rows)
 
 
-def _over_seeds(key: str, row: Row, runs: Sequence[Run]) -> dict[str, float | None]:
-    """Mean of a measure over seeds, and its sample standard deviation as ``_spread``."""
-    points = [(run.evaluation, operating_point(run.evaluation, row)) for run in runs]
-    values = [value for p in points if (value := MEASURES[key].value(*p)) is not None]
-    spread = {f"{key}_spread": stdev(values)} if len(values) > 1 else {}
-    return {key: fmean(values) if values else None, **spread}
+def _throughput(artifact: Artifact, results: Results) -> dict[int, float]:
+    """Index of a row -> images per second at its operating point, of the first seed."""
+    cases: dict[int, tuple[Run, float]] = {}
+    for index, row in enumerate(artifact.rows):
+        for run in results.of(row)[:1]:
+            point = operating_point(run.evaluation, row)
+            alone = run.num_passes > 1 and row.at == "pass 1"
+            default = 0.0 if alone else NO_EXIT
+            cases[index] = run, default if point.threshold is None else point.threshold
+    return images_per_second(cases, results.scale)

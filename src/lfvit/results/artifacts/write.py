@@ -10,8 +10,7 @@ import pandas as pd
 from lfvit.results.artifacts import figures, probes
 from lfvit.results.artifacts.files import ArtifactFile, to_page
 from lfvit.results.artifacts.settings import Artifact, Scale
-from lfvit.results.artifacts.tables import Results, Table
-from lfvit.results.artifacts.throughput import make_timed_table
+from lfvit.results.artifacts.tables import Results, Table, make_table
 from lfvit.runs.provenance import environment
 from lfvit.utils.atomic_io import write_json
 
@@ -28,7 +27,7 @@ DRAWINGS = {
 def make_artifact(artifact: Artifact, results: Results, folder: Path) -> dict[str, Any]:
     """Make an artifact and write it, see `write_artifact`."""
     if artifact.draw is None:
-        table = make_timed_table(artifact, results)
+        table = make_table(artifact, results)
     elif artifact.draw in OF_ONE_RUN:
         runs = results.of(artifact.rows[0])
         draw = OF_ONE_RUN[artifact.draw]
@@ -62,19 +61,15 @@ def _notes(artifact: Artifact, results: Results) -> list[str]:
 def write_artifact(artifact: Artifact, table: Table, folder: Path, scale: Scale) -> dict[str, Any]:
     """Write NAME.md, NAME.csv, pictures and, last, artifact.json into the folder of an artifact.
 
-    What was timed goes into benchmark.json, as benchmark.py writes it.
-
     Returns:
         The contents of artifact.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in [*folder.glob(f"{artifact.name}.*"), *folder.glob("benchmark.json")]:
+    for old in folder.glob(f"{artifact.name}.*"):
         old.unlink()  # a figure that can no longer be drawn should not stay
     if table.plot is not None:
         table.plot([folder / f"{artifact.name}.{kind}" for kind in ("png", "svg")], scale.label)
     origin = environment()
-    if table.timings:
-        write_json(folder / "benchmark.json", {"environment": origin, "rows": table.timings})
     artifact_file = ArtifactFile(
         **artifact.model_dump(include={"name", "title", "question", "paper"}),
         kind="table" if artifact.draw is None else "figure",

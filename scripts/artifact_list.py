@@ -1,4 +1,4 @@
-"""python -m lfvit.results.artifacts: write the lists of docs/reproduce.md from conf."""
+"""python scripts/artifact_list.py: write the lists of docs/reproduce.md from conf."""
 
 from lfvit.results.artifacts.settings import Scale, read_artifacts
 from lfvit.runs.configs import compose_config
@@ -6,7 +6,7 @@ from lfvit.utils.paths import CHECKOUT
 from lfvit.utils.validation import plain, validate
 
 PAGE = CHECKOUT / "docs" / "reproduce.md"
-MARK = "*From here on written by `python -m lfvit.results.artifacts`.*"
+MARK = "*From here on written by `python scripts/artifact_list.py`.*"
 SCALES = ("smoke", "needle", "imagenette_cpu", "imagenette", "imagenet")
 
 
