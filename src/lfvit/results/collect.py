@@ -125,6 +125,11 @@ class Collection:
         """A row per run and operating point, see `make_table`."""
         return make_table(self.runs, self.benchmarks)
 
+    @property
+    def data(self) -> list[tuple[str, int]]:
+        """Names of the data sets, with the number of images."""
+        return sorted({(run.data, run.evaluation.images) for run in self.runs})
+
     def by_model(self) -> dict[str, list[Run]]:
         """Name of a model -> its runs, one per seed, in the order of the seeds."""
         models: dict[str, dict[int | None, Run]] = {}

@@ -122,7 +122,7 @@ def _numbers(collection: Collection, featured: Iterable[str]) -> dict[str, Any]:
             if len(rows := curves[curves["model"] == model])
         ],
         "runs": table_cells(runs, RUNS),
-        "data": sorted({(run.data, run.evaluation.images) for run in collection.runs}),
+        "data": collection.data,
         "imagenet": imagenet,
         "throughput_from": sorted(set(collection.table["throughput_from"].dropna())),
     }

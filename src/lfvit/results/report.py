@@ -1,8 +1,10 @@
 """A Markdown page of results: operating points, a plot, paired differences and provenance."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import jinja2
 
 from lfvit.errors import DataError
 from lfvit.results.collect import Collection, Run
@@ -11,21 +13,7 @@ from lfvit.results.plots import plot_costs, plot_differences
 from lfvit.results.provenance import provenance
 from lfvit.results.table import mean_curves, mean_points, points_cells
 from lfvit.runs.provenance import commit
-from lfvit.utils.markdown import cells_to_markdown, code, escape, to_markdown
-
-Models = Mapping[str, Sequence[Run]]
-PAIRED = (
-    "On the same images. Intervals: 95 % over images for these trained models (bootstrap; an image "
-    "counts with its mean over seeds); ±: the sample standard deviation over seeds, on these "
-    "images; p: McNemar's exact test of each seed. Early exits are compared on the half of the "
-    "images that their thresholds were not chosen on."
-)
-POINTS = (
-    "Means over seeds, ± the sample standard deviation. Thresholds of rules were chosen on some of "
-    "the images (chosen on) and are reported on the others. Rules with ≤ bound a risk on new "
-    "images of the same distribution: consistency, the share of changed predictions; gap, the "
-    "top-1 lost."
-)
+from lfvit.utils.markdown import cells_to_markdown, code, escape, format_cells
 
 COLUMNS = {
     "model": "model",
@@ -51,7 +39,7 @@ def write_report(
     intro: str = "",
     command: str = "",
 ) -> None:
-    """Write a Markdown page about some runs, with its plots beside it.
+    """Write a Markdown page about some runs, page.md filled in, with its plots beside it.
 
     Args:
         collection: see `lfvit.results.collect.collect`.
@@ -70,58 +58,63 @@ def write_report(
     drawn = dict(list(passes.groupby("model"))) | dict(list(curves.groupby("model")))
     plot = output.with_name(f"{output.stem}_accuracy_vs_gmacs.png")
     plot_costs({model: drawn[model] for model in models}, [plot])
-    counts = sorted({(run.data, run.evaluation.images) for run in collection.runs})
-    images = ", ".join(f"{count:,} validation images of {escape(data)}" for data, count in counts)
-    parts = [
-        f"# {title}",
-        intro,
-        f"Top-1 on {images}. GMACs are multiply-accumulates per image, counted by fvcore.",
-        f"{cells_to_markdown(points_cells(points))}\n\n{POINTS}",
-        f"![Accuracy against cost]({plot.name})",
-        *_paired_sections(models, output),
-        "## How the models were trained\n\n"
-        + "\n".join(f"- **{escape(name)}**: {provenance(runs)}" for name, runs in models.items()),
-        "## Left out\n\n" * bool(collection.skipped)
-        + "\n".join(f"- {escape(path)}: {escape(why)}" for path, why in collection.skipped),
-        f"*Written by {code(command)}, commit {commit()}.*" if command else "",
-    ]
-    output.write_text(
-        "\n\n".join(part for part in parts if part) + "\n", "utf-8", "backslashreplace"
+    beside, rows, faults = compare_all([run for runs in models.values() for run in runs])
+    differences = output.with_name(f"{output.stem}_differences.png")
+    if rows:
+        plot_differences({f"{row['model']}, {row['way']}": row for row in rows}, [differences])
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
     )
+    environment.filters |= {"escaped": escape, "code": code, "table": cells_to_markdown}
+    text = environment.get_template("page.md").render(
+        title=title,
+        intro=intro,
+        command=command,
+        commit=commit(),
+        data=collection.data,
+        points=points_cells(points),
+        plot=plot.name,
+        beside=beside,
+        paired=format_cells(rows, FORMATS, COLUMNS),
+        differences=differences.name,
+        faults=faults,
+        trained=[(name, provenance(runs)) for name, runs in models.items()],
+        skipped=collection.skipped,
+    )
+    output.write_text(text, "utf-8", "backslashreplace")
 
 
-def _paired_sections(models: Models, output: Path) -> Iterator[str]:
-    """Every model beside the last one-pass model without a reducer, seeds that both have."""
-    readable: dict[str, list[Run]] = {}
+def compare_all(runs: Sequence[Run]) -> tuple[str | None, list[dict[str, Any]], list[str]]:
+    """Every model beside the last one-pass model without a reducer, seeds that both have.
+
+    Returns:
+        The name of that model; rows of `compare_models`, with model, seeds, and p and interval as
+        text; and what cannot be compared, with the reason.
+    """
+    models: dict[str, list[Run]] = {}
     faults: list[str] = []
-    for run in [run for runs in models.values() for run in runs]:
+    for run in runs:
         try:
             assert len(run.predictions)
-            readable.setdefault(run.model, []).append(run)
+            models.setdefault(run.model, []).append(run)
         except DataError as error:
-            faults.append(f"- {escape(run.path)}: {escape(error)}")
-    name = next((name for name in reversed(readable) if readable[name][0].is_plain), None)
-    rows: dict[str, dict[str, Any]] = {}
-    for model, runs in readable.items() if name is not None else ():
-        seeds = {run.seed: run for run in readable[name]}
-        common = [run for run in runs if run.seed in seeds]
-        if model == name or not common or common[0].data != readable[name][0].data:
+            faults.append(f"{run.path}: {error}")
+    beside = next((name for name in reversed(models) if models[name][0].is_plain), None)
+    rows: list[dict[str, Any]] = []
+    for model, ours in models.items() if beside is not None else ():
+        seeds = {run.seed: run for run in models[beside]}
+        common = [run for run in ours if run.seed in seeds]
+        if model == beside or not common or common[0].data != models[beside][0].data:
             continue
-        theirs = [seeds[run.seed] for run in common]
         try:
             for way in ways_of(common):
-                row = compare_models(common, theirs, way)
-                rows[f"{model}, {row['way']}"] = {"model": model, "seeds": len(common), **row}
+                row = compare_models(common, [seeds[run.seed] for run in common], way)
+                row["interval"] = f"{row['low']:+.2f} to {row['high']:+.2f}"
+                row["p"] = ", ".join(f"{p:.2g}" for p in row["p_values"])
+                rows.append({"model": model, "seeds": len(common), **row})
         except DataError as error:
-            faults.append(f"- {escape(model)} beside {escape(name)}: {escape(error)}")
-    if faults:
-        yield "## Not compared image by image\n\n" + "\n".join(faults)
-    if rows:
-        plot = output.with_name(f"{output.stem}_differences.png")
-        plot_differences(rows, [plot])
-        for row in rows.values():
-            row["interval"] = f"{row['low']:+.2f} to {row['high']:+.2f}"
-            row["p"] = ", ".join(f"{p:.2g}" for p in row["p_values"])
-        table = to_markdown(list(rows.values()), FORMATS, COLUMNS)
-        yield f"## Beside {escape(name)}, image by image\n\n{PAIRED}\n\n{table}"
-        yield f"![Differences]({plot.name})"
+            faults.append(f"{model} beside {beside}: {error}")
+    return beside, rows, faults
