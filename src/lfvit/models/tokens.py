@@ -32,9 +32,9 @@ def merge_tokens(tokens: Tensor, index: Tensor, num_tokens: int, weights: Tensor
 
     Args:
         tokens: (B, n, D)
-        index: (B, n) long, 0 to num_tokens - 1; every place has a token.
-        num_tokens: places.
-        weights: (B, n) float, positive.
+        index: (B, n) long, 0 to num_tokens - 1.
+        num_tokens: places; one that no token goes to is zero.
+        weights: (B, n) float, not negative.
 
     Returns:
         (B, num_tokens, D)
@@ -44,6 +44,7 @@ def merge_tokens(tokens: Tensor, index: Tensor, num_tokens: int, weights: Tensor
     sums = weighted.new_zeros(tokens.shape[0], num_tokens, tokens.shape[2])
     sums = sums.scatter_add(1, index[:, :, None].expand_as(weighted), weighted)
     totals = torch.zeros_like(sums[:, :, 0]).scatter_add(1, index, weights.to(sums.dtype))
+    totals = totals.clamp(min=torch.finfo(totals.dtype).tiny)
     return (sums / totals[:, :, None]).to(tokens.dtype)
 
 
