@@ -14,7 +14,7 @@ import lfvit
 from conftest import TINY
 from lfvit.errors import ConfigError
 from lfvit.models.reducers import REDUCERS
-from lfvit.models.reducers.soft import SoftReducer
+from lfvit.models.reducers.clusters import SoftReducer
 from lfvit.models.reduction import forward_tokens, unreduced
 from small_vits import KINDS, images_for, possible, randomise, small_vit
 

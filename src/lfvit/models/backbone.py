@@ -78,6 +78,11 @@ class Backbone(nn.Module):
         patches = patches[rows, indices // grid, indices % grid]  # (B, K, c, p, p)
         return F.linear(patches.flatten(2), proj.weight.flatten(1), proj.bias)
 
+    def with_class_token(self, patches: Tensor, pos_embed: Tensor) -> Tensor:
+        """Patch tokens (B, n, D) behind the class token with the first position: (B, 1 + n, D)."""
+        class_token = (self.cls_token + pos_embed[:, :1]).expand(patches.shape[0], -1, -1)
+        return torch.cat([class_token.to(patches), patches], dim=1)
+
     def run(
         self,
         tokens: Tensor,

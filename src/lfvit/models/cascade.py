@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lfvit.models.backbone import Backbone
-from lfvit.models.passes import EarlyExitOutput, ModelOutput
+from lfvit.models.passes import EarlyExitOutput, ModelOutput, confidence_of
+from lfvit.models.tokens import check_image_size
 from lfvit.models.two_pass import FeatureReuse
 
 
@@ -79,12 +80,7 @@ class CascadeViT(nn.Module):
         Returns:
             Logits (B, C), and the patch tokens (B, g*g, D) after the final norm.
         """
-        if images.shape[-2:] != (self.image_size, self.image_size):
-            height, width = images.shape[-2:]
-            raise ValueError(
-                f"images of {height} x {width} pixels, but this model has image_size="
-                f"{self.image_size}; create it with the image_size of the data"
-            )
+        check_image_size(*images.shape[-2:], self.image_size)
         backbone: Any = self.backbones[index]
         pos_embed, side, g = self.pos_embeds[index], self.sides[index], self.grids[index]
         if side != self.image_size:
@@ -96,8 +92,7 @@ class CascadeViT(nn.Module):
             reused = reused.transpose(1, 2).unflatten(2, (before, before))  # (B, D, g', g')
             reused = F.interpolate(reused, (g, g), mode="bilinear", align_corners=True)
             patches = patches + reused.flatten(2).transpose(1, 2)
-        class_token = (backbone.cls_token + pos_embed[:, :1]).expand(patches.shape[0], -1, -1)
-        tokens = torch.cat([class_token.to(patches), patches], dim=1)  # (B, 1 + g*g, D)
+        tokens = backbone.with_class_token(patches, pos_embed)  # (B, 1 + g*g, D)
         tokens = backbone.normed(backbone.run(tokens), every=True)
         return backbone.classify(tokens)[0], tokens[:, 1:]
 
@@ -120,7 +115,7 @@ class CascadeViT(nn.Module):
         single = isinstance(threshold, int | float)
         etas: Any = [threshold] * (self.num_passes - 1) if single else threshold
         logits, features = self.run_pass(0, images)
-        first = _confidence(logits)
+        first = confidence_of(logits)
         answers, confidence = logits, first
         rest = torch.arange(len(images), device=images.device)
         for index, eta in enumerate(etas, start=1):
@@ -133,7 +128,7 @@ class CascadeViT(nn.Module):
             logits, features = self.run_pass(index, images, features)
             images, features, logits = (x[: len(rest)] for x in (images, features, logits))
             answers = answers.index_copy(0, rest, logits.to(answers.dtype))
-            confidence = _confidence(logits)
+            confidence = confidence_of(logits)
         exited = torch.ones_like(first, dtype=torch.bool)
         exited[rest] = False  # they ran the last pass
         return EarlyExitOutput(answers, exited, first, None)
@@ -141,8 +136,3 @@ class CascadeViT(nn.Module):
     def compile_passes(self, **options: Any) -> None:
         """Run each pass under `torch.compile` with these options."""
         self.run_pass = torch.compile(self.run_pass, **options)  # type: ignore[method-assign]
-
-
-def _confidence(logits: Tensor) -> Tensor:
-    """Largest softmax probability: (B, C) -> (B,) float32."""
-    return logits.float().softmax(dim=1).amax(dim=1)

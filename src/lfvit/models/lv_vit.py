@@ -15,6 +15,8 @@ from timm.layers import trunc_normal_
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from lfvit.models.tokens import check_image_size
+
 AUX_SHARE = 0.5
 """Weight of the auxiliary head in the one-pass model's logits."""
 
@@ -121,12 +123,7 @@ class ConvStem(nn.Module):
 
     def forward(self, images: Tensor, mix: TokenMix | None = None) -> Tensor:
         """(B, 3, S, S) -> (B, (S/P)^2, D), row-major."""
-        height, width = images.shape[-2:]
-        if (height, width) != self.img_size:
-            raise ValueError(
-                f"images of {height} x {width} pixels, but this model has image_size="
-                f"{self.img_size[0]}; create it with the image_size of the data"
-            )
+        check_image_size(*images.shape[-2:], self.img_size[0])
         maps = self.maps(images)
         return self.proj(maps if mix is None else mix.maps(maps)).flatten(2).transpose(1, 2)
 
@@ -169,8 +166,6 @@ class LVViT(VisionTransformer):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """timm's second half of the forward: normed tokens -> logits."""
         logits = super().forward_head(x, pre_logits)
-        return (
-            logits
-            if pre_logits
-            else DenseLogits(logits, self.aux_head(x[:, 1:])).combine(AUX_SHARE)
-        )
+        if pre_logits:
+            return logits
+        return DenseLogits(logits, self.aux_head(x[:, 1:])).combine(AUX_SHARE)

@@ -47,6 +47,11 @@ class EarlyExitOutput(NamedTuple):
     selection: Selection | None
 
 
+def confidence_of(logits: Tensor) -> Tensor:
+    """Largest softmax probability: (B, C) -> (B,) float32."""
+    return logits.float().softmax(dim=1).amax(dim=1)
+
+
 def num_passes(model: nn.Module) -> int:
     """Number of passes: 1 for every module that has no ``num_passes`` attribute."""
     return cast(int, getattr(model, "num_passes", 1))
@@ -83,5 +88,5 @@ def early_exit(
     if num_passes(model) > 1:
         return cast(Any, model).infer(images, threshold, **options)
     logits = model(images)
-    confidence = logits.float().softmax(dim=1).amax(dim=1)
+    confidence = confidence_of(logits)
     return EarlyExitOutput(logits, torch.ones_like(confidence, dtype=torch.bool), confidence, None)

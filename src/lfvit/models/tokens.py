@@ -64,6 +64,15 @@ def num_keep(ratio: float, n: int) -> int:
     return math.ceil(round(ratio * int(n), 9))
 
 
+def check_image_size(height: int, width: int, image_size: int) -> None:
+    """Refuse images of another size than the model's, with a ValueError."""
+    if (height, width) != (image_size, image_size):
+        raise ValueError(
+            f"images of {height} x {width} pixels, but this model has image_size={image_size}; "
+            "create it with the image_size of the data"
+        )
+
+
 def downsample(images: Tensor) -> Tensor:
     """Halve the side of images, as both papers' code does: (B, 3, S, S) -> (B, 3, S/2, S/2).
 

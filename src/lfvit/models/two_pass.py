@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 from lfvit.models.backbone import AUX_SHARE, Backbone
 from lfvit.models.blocks import Layout, patch_centers
 from lfvit.models.lv_vit import DenseLogits, TokenMix
-from lfvit.models.passes import EarlyExitOutput, ModelOutput
+from lfvit.models.passes import EarlyExitOutput, ModelOutput, confidence_of
 from lfvit.models.reducers import Reducer
 from lfvit.models.selectors import (
     Scores,
@@ -33,7 +33,7 @@ from lfvit.models.selectors import (
     select,
 )
 from lfvit.models.settings import LFViTSettings
-from lfvit.models.tokens import downsample, gather_tokens
+from lfvit.models.tokens import check_image_size, downsample, gather_tokens
 
 REUSE: dict[str, dict[str, bool] | None] = {
     "mlp": {},
@@ -204,7 +204,7 @@ class TwoPassViT(nn.Module):
         """
         first = self.first_pass(images, coarse_images)
         selection = self.select(first)
-        confidence = first.logits.float().softmax(dim=1).amax(dim=1)  # (B,)
+        confidence = confidence_of(first.logits)  # (B,)
         exited = confidence >= threshold  # (B,)
         output = EarlyExitOutput(first.logits, exited, confidence, selection)
         rest = (~exited).nonzero()[:, 0]  # (R,), the one place that waits for the device
@@ -226,17 +226,11 @@ class TwoPassViT(nn.Module):
         if coarse_images is None:
             coarse_images = downsample(images)  # (B, 3, S/2, S/2)
         height, width = coarse_images.shape[-2:]
-        if (2 * height, 2 * width) != (self.image_size, self.image_size):
-            raise ValueError(
-                f"images of {2 * height} x {2 * width} pixels, but this model has "
-                f"image_size={self.image_size}; create it with the image_size of the data"
-            )
+        check_image_size(2 * height, 2 * width, self.image_size)
         backbone, g = self.backbone, self.grid
         coarse = backbone.embed(coarse_images, mix)  # (B, g*g, D)
         coarse = coarse + self.first_pos_embed[:, 1:]
-        class_token = backbone.cls_token + self.first_pos_embed[:, :1]  # (1, 1, D)
-        class_token = class_token.expand(coarse.shape[0], -1, -1)  # (B, 1, D)
-        tokens = torch.cat([class_token.to(coarse), coarse], dim=1)  # (B, 1 + g*g, D)
+        tokens = backbone.with_class_token(coarse, self.first_pos_embed)  # (B, 1 + g*g, D)
 
         reducer = self.reducer if "first" in self.reduced_passes else None
         layout = None

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from lfvit.models.reducer_settings import DPCKNNSettings
-from lfvit.models.reducers import Reduced, Reducer, TokenState, reducer
+from lfvit.models.reducers import reducer
+from lfvit.models.reducers.clusters import ClusterReducer
 from lfvit.models.tokens import merge_tokens, pairwise_distances, split_topk
 
 
@@ -34,13 +35,11 @@ def density_peaks(distances: Tensor, num_clusters: int, neighbors: int) -> Tenso
 
 
 @reducer("dpc_knn")
-class DPCKNN(Reducer):
-    """Before a reducing block, the patch tokens are clustered, and every cluster averaged.
+class DPCKNN(ClusterReducer):
+    """The patch tokens are clustered, and every cluster averaged.
 
-    The number of clusters after the s-th reduction is keep_rate^s of the n patch tokens at the
-    start, rounded down. A token's weight in the average is exp of a linear layer, which starts at
-    zero: all weights are equal. Ties of density, which the released code breaks at random, go to
-    the first token.
+    A token's weight in the average is exp of a linear layer, which starts at zero: all weights are
+    equal. Ties of density, which the released code breaks at random, go to the first token.
     """
 
     settings_type = DPCKNNSettings
@@ -54,16 +53,11 @@ class DPCKNN(Reducer):
             nn.init.zeros_(layer.bias)
             self.scores.append(layer)
 
-    def before_block(self, index: int, tokens: Tensor, metric: Any, state: TokenState) -> Reduced:
-        k = self.num_left(index, state.num_patches)
-        if k == state.num_tokens:
-            return tokens, state
-        prefix, patches = tokens.tensor_split([state.num_prefix_tokens], dim=1)
+    def cluster(self, index: int, patches: Tensor, k: int, metric: Any) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             distances = pairwise_distances(patches) / patches.shape[-1] ** 0.5
             cluster = density_peaks(distances, k, self.settings.neighbors)  # (B, n)
         weights = torch.ones_like(patches[:, :, 0])
         if self.settings.weighted:
             weights = self.scores[self.blocks.index(index)](patches)[:, :, 0].exp()
-        merged = merge_tokens(patches, cluster, k, weights)
-        return torch.cat([prefix, merged], dim=1), state.remap(cluster, k)
+        return merge_tokens(patches, cluster, k, weights), cluster

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from lfvit.models.blocks import attention_weights
 from lfvit.models.reducer_settings import KMedoidsSettings
-from lfvit.models.reducers import Reduced, Reducer, TokenState, reducer
+from lfvit.models.reducers import TokenState, reducer
+from lfvit.models.reducers.clusters import ClusterReducer
 from lfvit.models.tokens import gather_tokens, pairwise_distances, topk_indices
 
 
@@ -46,11 +47,10 @@ def weighted_k_medoids(
 
 
 @reducer("k_medoids")
-class KMedoids(Reducer):
-    """Before a reducing block, the patch tokens are clustered, and only the medoids go on.
+class KMedoids(ClusterReducer):
+    """The patch tokens are clustered, and only the medoids go on.
 
-    Their number after the s-th reduction is keep_rate^s of the n patch tokens at the start, rounded
-    down. A token's weight is the attention it received in the block before, over heads and queries;
+    A token's weight is the attention it received in the block before, over heads and queries;
     before the first block all weights are equal. In the code of Haurum et al. a medoid is near to
     all tokens, of its cluster or not, and of small weight; here it is as in Token Pooling.
     """
@@ -66,14 +66,9 @@ class KMedoids(Reducer):
         received = weights.detach().float().sum(dim=(1, 2))[:, state.num_prefix_tokens :]
         return attn.attn_drop(weights) @ v, received  # (B, n)
 
-    def before_block(self, index: int, tokens: Tensor, metric: Any, state: TokenState) -> Reduced:
-        k = self.num_left(index, state.num_patches)
-        if k == state.num_tokens:
-            return tokens, state
-        prefix, patches = tokens.tensor_split([state.num_prefix_tokens], dim=1)
+    def cluster(self, index: int, patches: Tensor, k: int, metric: Any) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             weights = torch.ones_like(patches[:, :, 0]) if metric is None else metric
             distances = pairwise_distances(patches)
             medoids, cluster = weighted_k_medoids(distances, weights, k, self.settings.iterations)
-        tokens = torch.cat([prefix, gather_tokens(patches, medoids)], dim=1)
-        return tokens, state.remap(cluster, k)
+        return gather_tokens(patches, medoids), cluster

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from lfvit.models.reducer_settings import SinkhornSettings
 from lfvit.models.reducers import reducer
-from lfvit.models.reducers.soft import SoftReducer
+from lfvit.models.reducers.clusters import SoftReducer
 
 
 def sinkhorn(logits: Tensor, iterations: int) -> Tensor:

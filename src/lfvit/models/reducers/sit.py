@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lfvit.models.reducer_settings import KeepRateSettings
 from lfvit.models.reducers import reducer
-from lfvit.models.reducers.soft import SoftReducer
+from lfvit.models.reducers.clusters import SoftReducer
 
 
 class TokenSlimming(nn.Module):
