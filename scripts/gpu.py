@@ -1,262 +1,207 @@
-r"""Everything that a GPU should show, in one call of a few minutes: `make gpu`.
+"""What a GPU shows in a few minutes, the most telling first: `make gpu`.
 
-    python scripts/gpu.py [--minutes 9] [--data FOLDER --timm NAME --weights FILE] [--out FOLDER] \
-        [--stages tests speed] [-- jobs=4 'scale.seeds=[0]']
+    python scripts/gpu.py [--minutes 9] [--data FOLDER [--timm NAME] [--weights FILE]]
+        [--out FOLDER] [--stages tests speed] [-- jobs=1 'scale.seeds=[0]']
 
-Six stages, each within its share of the time; what one has found is written before the next begins,
-so that an interruption loses little.
+Each stage has a share of the minutes, and what the stages before it have left:
 
-    tests      tests marked gpu: every method against the CPU
-    speed      benchmark.py in bfloat16, as it is and compiled: throughput against the ratio of MACs
-    training   images per second of fine-tuning beside timm's model in a plain loop
+    tests      every method on the GPU against the CPU: pytest -m gpu, but what compiles
+    speed      throughput against the ratio of multiply-accumulates, and images per second of
+               training beside a plain loop with timm's model; nothing is compiled
     profile    where the time of both passes and of a training step goes
-    finetune   reproduce.py scale=finetune: a pretrained ViT to LF-ViT and its rivals
+    finetune   reproduce.py scale=finetune: a pretrained ViT, LF-ViT and its rivals, two at a time
+    compiled   the tests and the throughput of what torch.compile makes
     scratch    DeiT-S from random weights for the time that is left
 
-Stages that train need --data, a folder of images in classes; what follows -- goes to reproduce.py.
-Without a GPU all stages run at a small size: a rehearsal, whose figures mean nothing. Writes
-OUT/summary.md, OUT/STAGE/ and, of two fine-tuned models, weights in half precision in parts of
-15 MiB (`cat` joins them).
+What trains needs --data, a folder of images in classes; what follows -- goes to reproduce.py.
+Without a GPU all of it runs at a small size: a rehearsal, whose figures mean nothing.
+
+OUT/STAGE has logs and results as they come, OUT/summary.md the table that is printed at the end,
+OUT/weights what was trained: in half precision, in parts of 15 MiB (`cat` joins them).
 """
 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
-import tarfile
 import time
+import traceback
+from argparse import Namespace
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
-from torch import nn
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
 
 import lfvit
 from lfvit.models.passes import forward_passes
 from lfvit.training.losses import pass_losses
+from lfvit.utils.markdown import print_table, to_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
-ACCELERATOR = "gpu" if CUDA else "cpu"
 PART = 15 * 2**20  # bytes
-SHARES = {
-    "tests": 0.15,
-    "speed": 0.3,
-    "training": 0.15,
-    "profile": 0.05,
-    "finetune": 0.3,
-    "scratch": 0.05,
-}
-"""Of the minutes; a stage may also use what those before it have left."""
-BACKBONE, SIDE, BATCH = ("deit_small", 224, 1024) if CUDA else ("vit_micro", 112, 8)
-TRAIN_BATCH = 128 if CUDA else 8
+MODELS = ["vit", "lf_vit", "cf_vit", "evit", "tome", "frequency"]
+BENCHMARK = ["benchmark.py", "precision=bf16", "exit_fractions=[0.0,0.78]", "overwrite=true"]
 DEVICE_DATA = ["data.cache=device", "augment.auto_augment=null", "augment.color_jitter=0"]
-SMALL = ["compile=false", "trainer=cpu", "data.batch_size=4"]
-SMALL += ["trainer.limit_train_batches=2", "trainer.limit_val_batches=2", "trainer.max_epochs=1"]
-"""Overrides of a rehearsal."""
+if CUDA:
+    BATCH, TRAIN_BATCH = 1024, 128
+    BENCHMARK += ["accelerator=gpu"]
+    SMALL = ["compile=false"]  # of a training: nothing is compiled beside another one
+else:
+    BATCH, TRAIN_BATCH = 8, 8
+    BENCHMARK += ["accelerator=cpu", "backbone=vit_micro", "image_size=112", "repeats=2"]
+    SMALL = ["compile=false", "trainer=cpu", "data.batch_size=4", "trainer.max_epochs=1"]
+    SMALL += ["trainer.limit_train_batches=2", "trainer.limit_val_batches=2"]
 
 
-class Session:
-    """The clock, the folder and the summary of one call."""
+class Stage:
+    """The folder, the clock and the findings of a stage."""
 
-    def __init__(self, out: Path, minutes: float, stages: Sequence[str]) -> None:
-        self.out, self.end = out, time.monotonic() + 60 * minutes
-        self.stage, self.stage_end, shares = "", self.end, sum(SHARES[name] for name in stages)
-        self.seconds = {name: 60 * minutes * SHARES[name] / shares for name in stages}
-        self.summary: list[str] = []
-        out.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path, seconds: float) -> None:
+        self.folder, self.end = folder, time.monotonic() + seconds
+        self.found: list[dict[str, str]] = []  # rows of the summary
+        folder.mkdir(parents=True, exist_ok=True)
 
-    def begin(self, stage: str) -> Path:
-        """The stage's folder; its time ends where that of the later stages begins."""
-        names = list(self.seconds)
-        later = sum(self.seconds[name] for name in names[names.index(stage) + 1 :])
-        self.stage, self.stage_end = stage, self.end - later
-        self.note(f"## {stage}")
-        folder = self.out / stage
-        folder.mkdir(exist_ok=True)
-        return folder
+    def note(self, what: str, value: object) -> None:
+        """Add a finding, printed at once."""
+        print(f"{what}: {value}", flush=True)
+        self.found.append({"stage": self.folder.name, "what": what, "found": str(value)})
 
-    @property
-    def left(self) -> float:
-        """Seconds of the stage."""
-        return self.stage_end - time.monotonic()
+    def run(self, name: str, *arguments: str, share: float = 1.0) -> bool:
+        """Run a command in a share of the stage's time, output in NAME.log; whether it succeeded.
 
-    def note(self, text: str) -> None:
-        """Add to summary.md at once."""
-        print(text, flush=True)
-        self.summary.append(text)
-        (self.out / "summary.md").write_text("\n\n".join(self.summary) + "\n")
-
-    def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start a command of the project with its output in STAGE/NAME.log."""
-        path = f"{ROOT / 'src'}:{os.environ.get('PYTHONPATH', '')}"
-        with (self.out / self.stage / f"{name}.log").open("w") as log:
-            return subprocess.Popen(
+        Out of time, it is asked to stop as by Ctrl-C: trainings save, and pytest sums up.
+        """
+        path, left = self.folder / f"{name}.log", share * (self.end - time.monotonic())
+        if left < 5:
+            self.note(name, "no time left")
+            return False
+        print(f"{' '.join(arguments)} > {path}", flush=True)
+        paths = f"{ROOT / 'src'}:{os.environ.get('PYTHONPATH', '')}"
+        environment = os.environ | {"PYTHONPATH": paths, "GPU_TESTS": DEVICE.type}
+        with path.open("w") as log:
+            process = subprocess.Popen(
                 [sys.executable, *arguments],
                 cwd=ROOT,
-                env=os.environ | {"PYTHONPATH": path},
+                env=environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                process_group=0,
             )
-
-    def command(self, name: str, *arguments: str, reserve: float = 5.0) -> bool:
-        """Run a command of the project; whether it succeeded in the stage's time."""
-        if self.left < 10 + reserve:
-            self.note(f"{name}: no time left")
-            return False
-        started, process = time.monotonic(), self.start(name, *arguments)
         try:
-            status: Any = process.wait(self.left - reserve)
+            status: Any = process.wait(left)
         except subprocess.TimeoutExpired:
             status = "out of time"
-            end(process)
-        seconds = time.monotonic() - started
-        self.note(f"`{' '.join(arguments)}`: status {status}, {seconds:.0f} s")
-        if status != 0:
-            log = (self.out / self.stage / f"{name}.log").read_text()
-            self.note("```\n" + "".join(log.splitlines(True)[-15:]) + "```")
-        return bool(status == 0)
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+        finally:
+            with suppress(ProcessLookupError):  # and nothing that it started goes on
+                os.killpg(process.pid, signal.SIGKILL)
+        if status:
+            self.note(name, status if isinstance(status, str) else f"ended with {status}")
+            print("".join(path.read_text().splitlines(True)[-15:]), flush=True)
+        return not status
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Ask it to stop, which saves what it has; then end it."""
-    process.terminate()
-    try:
-        process.wait(15)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+def tests(stage: Stage, args: Namespace) -> None:
+    """pytest -m gpu, but what compiles."""
+    run_tests(stage, "not compil")
 
 
-def tests(session: Session) -> None:
-    """pytest -m gpu; without a GPU the same tests on the CPU, as far as time allows."""
-    folder = session.begin("tests")
-    os.environ["GPU_TESTS"] = DEVICE.type
-    session.command("pytest", "-m", "pytest", "-m", "gpu", "tests/test_gpu.py", "--durations=10")
-    last = (folder / "pytest.log").read_text().splitlines()[-1:]
-    session.note(f"pytest: {''.join(last)}")
+def run_tests(stage: Stage, chosen: str, share: float = 1.0) -> None:
+    """Some tests marked gpu; one that takes a minute says where it is."""
+    options = ["-v", "-m", "gpu", "-k", chosen, "-o", "faulthandler_timeout=60", "--durations=10"]
+    options += ["-n", "4" if CUDA else "1", "tests/test_gpu.py"]
+    stage.run("pytest", "-m", "pytest", *options, share=share)
+    log = (stage.folder / "pytest.log").read_text()
+    for outcome in ("PASSED", "FAILED"):
+        stage.note(outcome.lower(), log.count(f"] {outcome}"))
 
 
-def speed(session: Session) -> None:
-    """Throughput at a large batch and latency of one image, inference and training."""
-    folder = session.begin("speed")
-    models = ["vit", "lf_vit", "cf_vit", "evit", "tome", "frequency"]
-    common = [f"backbone={BACKBONE}", f"image_size={SIDE}", "precision=bf16"]
-    common += [f"accelerator={ACCELERATOR}"]
-    common += [] if CUDA else ["threads=1"]
-    plans = {  # models, batch size, mode of torch.compile, training
-        "not_compiled": (models, BATCH, None, False),
-        "two_passes": (["vit", "lf_vit"], BATCH, "default", False),
-        "training": (["vit", "lf_vit"], TRAIN_BATCH, "default", True),
-        "one_image": (["vit", "lf_vit"], 1, "reduce-overhead", False),
-        "cf_vit": (["vit", "cf_vit"], BATCH, "default", False),
-        "reducers": (["vit", "evit", "tome", "frequency"], BATCH, "default", False),
-    }
-    for name, (chosen, batch, mode, learns) in plans.items():
-        options = [f"~models.{other}" for other in models if other not in chosen]
-        options += [f"batch_sizes=[{batch}]", "exit_fractions=[0.0,0.78]", "overwrite=true"]
-        options += [f"compile={str(CUDA and mode is not None).lower()}"]
-        options += [] if mode is None else [f"compile_mode={mode}"]
-        options += [f"training={str(learns).lower()}", f"repeats={20 if CUDA else 2}"]
-        options += [f"hydra.run.dir={folder / name}"]
-        if session.command(name, "benchmark.py", *common, *options):
-            session.note((folder / name / "benchmark.md").read_text().split("\n\n", 3)[-1])
-
-
-def training(session: Session, args: argparse.Namespace) -> None:
-    """Images per second of experiment=finetune, images on the device, and of timm's loop."""
-    folder = session.begin("training")
+def speed(stage: Stage, args: Namespace) -> None:
+    """Throughput, one image, a training step, and training beside timm's loop."""
+    run_benchmark(stage, "inference", MODELS, BATCH)
+    run_benchmark(stage, "training_step", MODELS[:3], TRAIN_BATCH, "training=true")
     if args.data is None:
-        session.note("no --data, so nothing is trained")
         return
-    base = [
-        "train.py",
-        "experiment=finetune",
-        f"data.root={args.data}",
-        "logger=none",
-        *DEVICE_DATA,
-    ]
-    base += [f"backbone.timm={args.timm}", f"data.batch_size={TRAIN_BATCH}", "trainer.max_epochs=3"]
-    base += [*initial(args), *([] if CUDA else SMALL), f"compile={str(CUDA).lower()}"]
-    base += [
-        "trainer.limit_val_batches=2",
-        "schedule.second_start=0",
-        "data.num_workers=8",
-        "logger=none",
-    ]
     for method in ("vit", "lf_vit"):
-        run = folder / method
-        if session.command(method, *base, f"method={method}", f"hydra.run.dir={run}"):
+        run = stage.folder / method
+        training = ["train.py", "experiment=finetune", f"method={method}", *finetuning(args)]
+        training += [f"data.batch_size={TRAIN_BATCH}", "trainer.max_epochs=3"]
+        training += ["trainer.limit_train_batches=20", "trainer.limit_val_batches=1"]
+        training += ["schedule.second_start=0", "logger=none", f"hydra.run.dir={run}", *SMALL]
+        if stage.run(method, *training, f"data.root={args.data}"):
             metrics = json.loads((run / "metrics.json").read_text())
-            session.note(f"{method}: {metrics['train/images_per_second']:.0f} images/s in training")
-    session.note(f"timm's model in a plain loop: {plain_loop(args.timm):.0f} images/s")
+            stage.note(f"training, {method}, images/s", f"{metrics['train/images_per_second']:.0f}")
+    stage.note("timm's model in a plain loop, images/s", f"{plain_loop(args.timm):.0f}")
 
 
-def finetune(session: Session, args: argparse.Namespace) -> None:
-    """`reproduce.py scale=finetune`: every method from pretrained weights, side by side."""
-    folder = session.begin("finetune")
-    if args.data is None:
-        session.note("no --data, so nothing is trained")
+def run_benchmark(
+    stage: Stage, name: str, models: Sequence[str], batch_size: int, *options: str
+) -> None:
+    """benchmark.py on some models."""
+    run = stage.folder / name
+    options += (f"batch_sizes=[{batch_size}]", f"hydra.run.dir={run}")
+    options += tuple(f"~models.{model}" for model in MODELS if model not in models)
+    if not stage.run(name, *BENCHMARK, *options):
         return
-    overrides = [*initial(args), f"backbone.timm={args.timm}", *([] if CUDA else SMALL)]
-    options = [f"overrides=[{','.join(overrides)}]", *([] if CUDA else ["scale.probe_images=4"])]
-    options += [f"data_root={args.data}", f"output_dir={folder / 'reproduce'}", *args.reproduce]
-    session.command("reproduce", "reproduce.py", "scale=finetune", *options)
-    for metrics in sorted(folder.glob("reproduce/runs/*/*/metrics.json")):
-        values = json.loads(metrics.read_text())
-        names = ("val/first_top1", "val/top1", "val/early_exit_top1", "train_seconds")
-        name = "/".join(metrics.parts[-3:-1])
-        session.note(f"{name}: { ({n: round(values[n], 2) for n in names if n in values}) }")
-    for name in ("vit", "lf_vit_taught"):
-        last = folder / "reproduce" / "runs" / name / "seed0" / "checkpoints" / "last.ckpt"
-        if last.exists():
-            pack(last, session.out / "weights", name)
-    with tarfile.open(session.out / "finetune.tar.gz", "w:gz") as archive:
-        archive.add(folder, "finetune", filter=lambda f: f if "checkpoints" not in f.name else None)
+    print((run / "benchmark.md").read_text().split("\n\n", 3)[-1], flush=True)
+    for row in json.loads((run / "benchmark.json").read_text())["rows"]:
+        exits = "" if row["exit_fraction"] is None else f", {row['exit_fraction']:.0%} exit"
+        if row["model"] != models[0]:
+            stage.note(
+                f"{name}, {row['task']}, {row['model']}{exits}",
+                f"{row['measured_speedup']:.2f} times {models[0]}, "
+                f"{row['share_of_ideal']:.0%} of the ideal",
+            )
 
 
-def initial(args: argparse.Namespace) -> list[str]:
-    """Overrides that say which weights training starts from."""
-    return ["pretrained=false", f"init_from={args.weights}"] if args.weights else []
-
-
-def plain_loop(name: str, steps: int = 20) -> float:
-    """Images per second of a training loop without this project, images on the device.
-
-    timm's model in bfloat16 autocast with AdamW, compiled where there is a GPU.
-    """
-    import timm
-
-    side = 224 if CUDA else 112
+def plain_loop(name: str) -> float:
+    """Images per second of training timm's model in bfloat16 autocast, without this project."""
+    side, steps = (224, 20) if CUDA else (112, 2)
     model = timm.create_model(name, img_size=side, num_classes=10).to(DEVICE)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=CUDA)
-    run = torch.compile(model) if CUDA else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     images = torch.randn(TRAIN_BATCH, 3, side, side, device=DEVICE)
     targets = torch.arange(TRAIN_BATCH, device=DEVICE) % 10
-    steps = steps if CUDA else 2
-    for step in range(-3 if CUDA else -1, steps):
-        if step == 0:
-            synchronize()
-            started = time.perf_counter()
+
+    def step() -> None:
         with torch.autocast(DEVICE.type, torch.bfloat16):
-            loss = nn.functional.cross_entropy(run(images), targets)
+            loss = torch.nn.functional.cross_entropy(model(images), targets)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+
+    return TRAIN_BATCH / seconds(step, steps)
+
+
+def seconds(run: Callable[[], object], repeats: int) -> float:
+    """Mean time of a call, after a warm-up."""
+    for number in range(-3, repeats):
+        if number in (-3, 0):
+            synchronize()
+            started = time.perf_counter()
+        run()
     synchronize()
-    return steps * TRAIN_BATCH / (time.perf_counter() - started)
+    return (time.perf_counter() - started) / repeats
 
 
-def where_time_goes(session: Session) -> None:
-    """torch.profiler's table of both passes and of a training step, and the selection's share."""
-    folder = session.begin("profile")
-    backbone = f"deit_{'small' if CUDA else 'tiny'}_patch16_224"
-    batch = 256 if CUDA else 4
-    model = lfvit.create_model("lf_vit", backbone=backbone, image_size=224, num_classes=1000)
+def synchronize() -> None:
+    if CUDA:
+        torch.cuda.synchronize()
+
+
+def profiles(stage: Stage, args: Namespace) -> None:
+    """torch.profiler's tables of both passes and of a training step; the selection's share."""
+    backbone, batch = ("deit_small", 256) if CUDA else ("deit_tiny", 4)
+    model = lfvit.create_model("lf_vit", backbone=f"{backbone}_patch16_224", image_size=224)
     model = model.to(DEVICE, torch.bfloat16).eval()
     images = torch.randn(batch, 3, 224, 224, device=DEVICE, dtype=torch.bfloat16)
     targets = torch.arange(batch, device=DEVICE)
@@ -268,102 +213,126 @@ def where_time_goes(session: Session) -> None:
     def training_step() -> None:
         torch.stack(pass_losses(forward_passes(model, images).logits, targets)).sum().backward()
 
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if CUDA else [])]
-    key = f"self_{DEVICE.type}_time_total"
-    for name, run in (("both_passes", both_passes), ("training_step", training_step)):
+    for run in (both_passes, training_step):
         run()
-        synchronize()
-        with profile(activities=activities) as profiler:
+        with profile() as profiler:
             run()
             synchronize()
-        table = profiler.key_averages().table(sort_by=key, row_limit=25)
-        (folder / f"{name}.txt").write_text(table)
-        session.note(f"{name}: profile/{name}.txt")
+        by = f"self_{DEVICE.type}_time_total"
+        table = profiler.key_averages().table(sort_by=by, row_limit=25)
+        (stage.folder / f"{run.__name__}.txt").write_text(table)
     with torch.no_grad():
         first = model.first_pass(images)
-        whole = seconds(both_passes)
-        share = seconds(lambda: model.select(first)) / whole
-    session.note(
-        f"both passes on {batch} images: {1e3 * whole:.2f} ms; selection {share:.2%} of it"
-    )
+        whole = seconds(both_passes, 5)
+        share = seconds(lambda: model.select(first), 5) / whole
+    stage.note(f"both passes on {batch} images", f"{1e3 * whole:.1f} ms")
+    stage.note("selection", f"{share:.2%} of it")
 
 
-def scratch(session: Session, args: argparse.Namespace) -> None:
+def finetuning(args: Namespace) -> list[str]:
+    """Overrides of a training from the weights of a ViT, images on the device."""
+    weights = ["pretrained=false", f"init_from={args.weights}"] if args.weights else []
+    return [*DEVICE_DATA, f"backbone.timm={args.timm}", *weights]
+
+
+def finetune(stage: Stage, args: Namespace) -> None:
+    """`reproduce.py scale=finetune`: every method from pretrained weights, side by side."""
+    runs = stage.folder / "reproduce" / "runs"
+    options = [f"overrides=[{','.join([*finetuning(args), *SMALL])}]", f"data_root={args.data}"]
+    options += ["jobs=2", *([] if CUDA else ["scale.probe_images=4"]), *args.reproduce]
+    stage.run("reproduce", "reproduce.py", "scale=finetune", f"output_dir={runs.parent}", *options)
+    for path in sorted(runs.glob("*/*/metrics.json")):
+        metrics, name = json.loads(path.read_text()), "/".join(path.parts[-3:-1])
+        top1 = (f"{key} {value:.2f}" for key, value in metrics.items() if key.endswith("top1"))
+        stage.note(f"{name}, {metrics['train_seconds']:.0f} s", ", ".join(top1))
+    for name in ("vit", "lf_vit", "lf_vit_taught"):
+        pack(runs / name / "seed0", stage, name)
+
+
+def compiled(stage: Stage, args: Namespace) -> None:
+    """Tests and throughput of what torch.compile makes."""
+    run_tests(stage, "compil", share=0.4)
+    option = f"compile={str(CUDA).lower()}"
+    run_benchmark(stage, "inference", MODELS[:2], BATCH, option)
+    run_benchmark(stage, "training_step", MODELS[:2], TRAIN_BATCH, option, "training=true")
+    graphs = "compile_mode=reduce-overhead"
+    run_benchmark(stage, "one_image", MODELS[:2], 1, option, graphs)
+    run_benchmark(stage, "other_models", ["vit", *MODELS[2:]], BATCH, option)
+
+
+def scratch(stage: Stage, args: Namespace) -> None:
     """DeiT-S from random weights for the time that is left."""
-    folder = session.begin("scratch")
-    if args.data is None:
-        session.note("no --data, so nothing is trained")
+    run, left = stage.folder / "run", max(int(stage.end - time.monotonic()) - 15, 1)
+    options = [f"data.root={args.data}", "method=vit", f"hydra.run.dir={run}", *SMALL]
+    options += [] if CUDA else ["backbone=vit_micro", "image_size=112", "data.num_workers=0"]
+    options += [f"trainer.max_time='00:00:{left // 60:02d}:{left % 60:02d}'"]
+    if stage.run("train", "train.py", "experiment=imagenette_gpu", *options):
+        metrics = json.loads((run / "metrics.json").read_text())
+        stage.note("val/top1", f"{metrics['val/top1']:.2f}")
+    pack(run, stage, "scratch")
+
+
+def pack(run: Path, stage: Stage, name: str) -> None:
+    """A run's half-precision weights and their record, in parts."""
+    checkpoint, folder = run / "checkpoints" / "last.ckpt", stage.folder.parent / "weights"
+    if not checkpoint.exists():
         return
-    minutes = max((session.left - 30) / 60, 0.0)
-    arguments = ["train.py", "experiment=imagenette_gpu", f"data.root={args.data}", "method=vit"]
-    arguments += [f"hydra.run.dir={folder / 'run'}", "logger=csv"]
-    arguments += [f"trainer.max_time='00:00:{int(minutes):02d}:{int(60 * minutes % 60):02d}'"]
-    if not CUDA:
-        arguments += ["trainer=cpu", "compile=false", "backbone=vit_micro", "image_size=112"]
-        arguments += ["data.batch_size=8", "trainer.limit_train_batches=4", "data.num_workers=0"]
-        arguments += ["trainer.limit_val_batches=2", "trainer.max_epochs=2"]
-        arguments += ["trainer.check_val_every_n_epoch=1"]
-    if session.command("train", *arguments):
-        session.note(f"metrics: {(folder / 'run' / 'metrics.json').read_text()}")
-
-
-def pack(checkpoint: Path, folder: Path, name: str) -> None:
-    """Half-precision weights and the record of a checkpoint, in parts that `cat` joins."""
-    folder.mkdir(exist_ok=True)
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    state = {key: tensor.half() for key, tensor in content["state_dict"].items()}
+    kept = {key: value for key, value in content.items() if key.startswith("lfvit")}
+    kept["state_dict"] = {key: value.half() for key, value in content["state_dict"].items()}
+    folder.mkdir(exist_ok=True)
     whole = folder / f"{name}.pth"
-    kept = {key: content[key] for key in content if key.startswith("lfvit")}
-    torch.save({**kept, "state_dict": state}, whole)
+    torch.save(kept, whole)
     data = whole.read_bytes()
     whole.unlink()
     for number, first in enumerate(range(0, len(data), PART)):
         (folder / f"{name}.pth.{number:02d}").write_bytes(data[first : first + PART])
 
 
-def synchronize() -> None:
-    if CUDA:
-        torch.cuda.synchronize()
+STAGES: dict[str, tuple[float, Callable[[Stage, Namespace], None]]] = {
+    "tests": (0.17, tests),
+    "speed": (0.17, speed),
+    "profile": (0.04, profiles),
+    "finetune": (0.32, finetune),
+    "compiled": (0.25, compiled),
+    "scratch": (0.05, scratch),
+}
+"""Name -> share of the minutes, and what it does."""
 
 
-def seconds(run: Callable[[], object], repeats: int = 10) -> float:
-    """Mean time of a call, after a warm-up."""
-    run()
-    synchronize()
-    started = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    synchronize()
-    return (time.perf_counter() - started) / repeats
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=9.0, help="of all stages together")
     parser.add_argument("--out", type=Path, default=Path("outputs/gpu"))
     parser.add_argument("--data", type=Path, help="folder of images in classes, for the trainings")
     parser.add_argument("--timm", default="vit_small_patch14_dinov2", help="backbone to fine-tune")
-    parser.add_argument("--weights", type=Path, help="its weights; without, it starts from none")
-    parser.add_argument("--stages", nargs="*", choices=list(SHARES), default=list(SHARES))
+    parser.add_argument("--weights", type=Path, help="its weights; without, it starts from timm's")
+    parser.add_argument("--stages", nargs="*", choices=list(STAGES), default=list(STAGES))
     parser.add_argument("reproduce", nargs="*", default=[], help="settings of it, after --")
-    args = parser.parse_args(arguments)
-    args.out = args.out.absolute()
-    session = Session(args.out, args.minutes, args.stages)
+    args = parser.parse_args()
+    out, end = args.out.absolute(), time.monotonic() + 60 * args.minutes
+    rows: list[dict[str, str]] = []
     device = torch.cuda.get_device_name() if CUDA else "no GPU: a rehearsal at small size"
-    session.note(f"# {device}, torch {torch.__version__}, {args.minutes:g} minutes")
-    stages: dict[str, Callable[[], None]] = {
-        "tests": lambda: tests(session),
-        "speed": lambda: speed(session),
-        "training": lambda: training(session, args),
-        "profile": lambda: where_time_goes(session),
-        "finetune": lambda: finetune(session, args),
-        "scratch": lambda: scratch(session, args),
-    }
-    for name in args.stages:
+    title = f"{device}, torch {torch.__version__}, {args.minutes:g} minutes"
+    for number, name in enumerate(args.stages):
+        share, run = STAGES[name]
+        share /= sum(STAGES[later][0] for later in args.stages[number:])
+        started = time.monotonic()
+        stage = Stage(out / name, share * (end - started))
+        print(f"\n## {name}, at most {stage.end - started:.0f} s\n", flush=True)
         try:
-            stages[name]()
+            run(stage, args)
         except Exception as error:  # the later stages are worth having all the same
-            session.note(f"{name} failed: {error!r}")
+            traceback.print_exc()
+            stage.note("failed", repr(error))
+        stage.note("seconds", f"{time.monotonic() - started:.0f}")
+        rows += stage.found
+        (out / "summary.md").write_text(f"# {title}\n\n{to_markdown(rows)}\n")
+    print()
+    print_table(rows, title=title)
+    print(f"written to {out}")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """What fails on a GPU is printed at once: the machine may be gone before the summary."""
+    if report.failed and "gpu" in report.keywords and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\n{report.nodeid}\n{report.longreprtext}", file=sys.__stderr__, flush=True)
+
+
 @pytest.fixture(autouse=True)
 def forget_compiled() -> Iterator[None]:
     """Graphs compiled by one test would be tried first, one by one, in every later one."""

@@ -26,14 +26,15 @@ from lfvit.training.losses import pass_losses
 from lfvit.utils.atomic_io import read_json
 from lfvit.utils.signals import Stopped
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic algorithms ask for it
 DEVICE = os.environ.get("GPU_TESTS", "cuda")
 ACCELERATOR = "trainer.accelerator=" + ("gpu" if DEVICE == "cuda" else "cpu")
 FAST = [*(o for o in NEEDLE_FAST if not o.startswith("trainer.accelerator")), ACCELERATOR]
 METHODS = [("lf_vit", name) for name in ("none", "tome", "frequency", "dpc_knn")]
-METHODS += [("cf_vit", "none")]
+METHODS += [("cf_vit", "none"), ("dvt", "none")]
 METHODS += [("vit", name) for name in ("none", *sorted(REDUCERS))]
-ONE_PASS = [method for method in METHODS if method[0] == "vit"]
-TWO_PASSES = [method for method in METHODS if method[0] != "vit"]
+SEVERAL_PASSES = [method for method in METHODS if method[0] != "vit"]
+TWO_PASSES = [method for method in SEVERAL_PASSES if method[0] != "dvt"]
 OPTIONS = {"tome": {"r": 0.1}, "tofu": {"r": 0.1}}
 
 pytestmark = [
@@ -131,7 +132,33 @@ def test_early_exit_with_none_one_and_all_left(method, reducer):
         torch.testing.assert_close(found.logits, expected, atol=1e-3, rtol=1e-3)
 
 
-@two_passes
+@every_method
+def test_deterministic_algorithms_exist(method, reducer):
+    model, images = build(method, reducer)
+    model, images = model.to(DEVICE), images.to(DEVICE)
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = gradients(model, images), gradients(model, images)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@every_method
+def test_no_pass_waits_for_the_device(method, reducer):
+    if DEVICE == "cpu":
+        pytest.skip("a CPU does not wait; tests/models/test_two_pass.py looks for what would")
+    model, images = build(method, reducer)
+    model, images = model.train().to(DEVICE), images.to(DEVICE)
+    forward_passes(model, images)  # the first call may wait, to set up libraries
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        forward_passes(model, images)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(("method", "reducer"), SEVERAL_PASSES)
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_compiled_passes_compile_once(method, reducer, mode):
     """After a warm-up with every size of bucket, no batch compiles anything or changes results."""

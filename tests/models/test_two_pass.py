@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import golden_vectors
 import lfvit
@@ -205,14 +206,16 @@ def _gradients(tiny):
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-def test_answers_survive_graphs_that_write_into_the_same_memory(tiny, monkeypatch):
+@pytest.mark.parametrize("method", ["lf_vit", "dvt"])
+def test_answers_survive_graphs_that_write_into_the_same_memory(tiny, monkeypatch, method):
     """As CUDA graphs do; each pass has its own memory, written again by its next run."""
-    model = lf_vit(tiny)
+    model = lfvit.create_model(method, backbone=tiny, image_size=112, num_classes=7).eval()
     randomise(model, seed=0)
     torch.manual_seed(0)
     batches = torch.randn(2, 4, 3, 112, 112)
-    threshold = model.infer(batches.flatten(0, 1), 0.0).confidence.median().item()
-    expected = [model.infer(batch, threshold) for batch in batches]
+    median = model.infer(batches.flatten(0, 1), 0.0).confidence.median().item()
+    cases = [(batch, threshold) for batch in batches for threshold in (0.0, median)]
+    expected = [model.infer(*case) for case in cases]
 
     def graphed(function, **options):
         memory: dict = {}
@@ -230,7 +233,29 @@ def test_answers_survive_graphs_that_write_into_the_same_memory(tiny, monkeypatc
 
     monkeypatch.setattr(torch, "compile", graphed)
     model.compile_passes(mode="reduce-overhead")
-    found = [model.infer(batch, threshold) for batch in batches]
+    found = [model.infer(*case) for case in cases]
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.logits, other.logits)
-        torch.testing.assert_close(one.selection.gca, other.selection.gca)
+        torch.testing.assert_close(one.selection, other.selection)
+
+
+@pytest.mark.parametrize("method", ["lf_vit", "cf_vit"])
+def test_both_passes_are_launched_without_waiting_for_a_gpu(tiny, method):
+    """Nothing in them moves a number between host and device; early exit asks once who is left."""
+    model = lfvit.create_model(method, backbone=tiny, image_size=112, num_classes=7).eval()
+    images = torch.randn(2, 3, 112, 112)
+    waits: list[str] = []
+
+    class Waits(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            name = function.overloadpacket.__name__
+            if name in ("lift_fresh", "_local_scalar_dense", "nonzero"):
+                waits.append(name)
+            return function(*args, **(kwargs or {}))
+
+    with Waits():
+        model(images)
+    assert waits == []
+    with Waits():
+        model.infer(images, 0.5)
+    assert waits == ["nonzero"]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lfvit.models.backbone import Backbone
-from lfvit.models.passes import EarlyExitOutput, ModelOutput, confidence_of
+from lfvit.models.passes import EarlyExitOutput, ModelOutput, compiled, confidence_of
 from lfvit.models.tokens import check_image_size
 from lfvit.models.two_pass import FeatureReuse
 
@@ -135,4 +135,4 @@ class CascadeViT(nn.Module):
 
     def compile_passes(self, **options: Any) -> None:
         """Run each pass under `torch.compile` with these options."""
-        self.run_pass = torch.compile(self.run_pass, **options)  # type: ignore[method-assign]
+        self.run_pass = compiled(self.run_pass, **options)  # type: ignore[method-assign]

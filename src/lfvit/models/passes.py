@@ -1,10 +1,11 @@
 """A model has passes: a plain ViT one, LF-ViT and CF-ViT two. Callers loop over ``logits``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from lfvit.models.lv_vit import AUX_SHARE, DenseLogits, LVViT
 from lfvit.models.selectors import Selection
@@ -90,3 +91,15 @@ def early_exit(
     logits = model(images)
     confidence = confidence_of(logits)
     return EarlyExitOutput(logits, torch.ones_like(confidence, dtype=torch.bool), confidence, None)
+
+
+def compiled(run: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """A pass under `torch.compile` with these options.
+
+    CUDA graphs write into the same memory every time, so what they return is copied: the next call,
+    of this pass or another, would overwrite it.
+    """
+    compiled_run = torch.compile(run, **options)
+    if options.get("mode") not in ("reduce-overhead", "max-autotune"):
+        return compiled_run
+    return lambda *args: tree_map_only(Tensor, Tensor.clone, compiled_run(*args))

@@ -9,7 +9,7 @@ Shapes: B images, S image side, P patch side, G = S/P fine grid, g = G/2 coarse 
 become fine, D width, C classes.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 from lfvit.models.backbone import AUX_SHARE, Backbone
 from lfvit.models.blocks import Layout, patch_centers
 from lfvit.models.lv_vit import DenseLogits, TokenMix
-from lfvit.models.passes import EarlyExitOutput, ModelOutput, confidence_of
+from lfvit.models.passes import EarlyExitOutput, ModelOutput, compiled, confidence_of
 from lfvit.models.reducers import Reducer
 from lfvit.models.selectors import (
     Scores,
@@ -304,11 +304,4 @@ class TwoPassViT(nn.Module):
         Later batches of one size, of which `infer` makes few with a `bucket`, reuse the graphs.
         """
         for name in ("first_pass", "second_pass"):
-            run = torch.compile(getattr(self, name), **options)
-            graphs = options.get("mode") in ("reduce-overhead", "max-autotune")
-            setattr(self, name, _copying(run) if graphs else run)
-
-
-def _copying(run: Callable[..., Any]) -> Callable[..., Any]:
-    """CUDA graphs write into the same memory every time: copy what they return."""
-    return lambda *args: tree_map_only(Tensor, Tensor.clone, run(*args))
+            setattr(self, name, compiled(getattr(self, name), **options))

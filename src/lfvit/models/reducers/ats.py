@@ -21,7 +21,10 @@ def inverse_transform_sample(scores: Tensor, samples: int) -> Tensor:
         (B, n) bool: where the cumulated scores are nearest to a midpoint, at least one and at most
         `samples` per row.
     """
-    cumulated = (scores / scores.sum(dim=1, keepdim=True)).cumsum(dim=1)  # (B, n)
+    shares = scores / scores.sum(dim=1, keepdim=True)  # (B, n)
+    # not cumsum, which on a GPU has no deterministic form
+    upto = shares.new_ones(shares.shape[1], shares.shape[1]).tril()  # (n, n)
+    cumulated = (shares[:, None] * upto).sum(dim=-1)  # (B, n)
     points = (torch.arange(samples, device=scores.device) + 0.5) / samples  # (samples,)
     nearest = (cumulated[:, None] - points[:, None]).abs().argmin(dim=-1)  # (B, samples)
     return torch.zeros_like(scores).scatter(1, nearest, 1.0) > 0

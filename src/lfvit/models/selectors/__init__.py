@@ -8,6 +8,7 @@ tests over the registry pick it up.
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from lfvit.models.registry import SELECTORS as SELECTORS
@@ -59,7 +60,8 @@ def select(scores: Scores, name: str, region_size: int, alpha: float) -> Selecti
     choice = SELECTORS[name](scores, region_size, alpha)
     cells, grid = choice.cells.sort(dim=1).values, scores.gca.shape[-1]
     corner = (cells // grid) * (4 * grid) + (cells % grid) * 2  # top-left patch of each cell
-    offsets = cells.new_tensor([0, 1, 2 * grid, 2 * grid + 1])  # of its 2 x 2 patches
+    pair = torch.arange(2, device=cells.device)  # numbers made on the host would wait for a GPU
+    offsets = (pair[:, None] * 2 * grid + pair).flatten()  # of its 2 x 2 patches
     fine_indices = (corner[:, :, None] + offsets).flatten(1).sort(dim=1).values
     return Selection(scores.gca, choice.region, cells, fine_indices)
 
