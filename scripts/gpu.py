@@ -36,7 +36,7 @@ from typing import Any
 
 import timm
 import torch
-from torch.profiler import profile
+from torch.profiler import ProfilerActivity, profile
 
 import lfvit
 from lfvit.models.passes import forward_passes
@@ -95,13 +95,14 @@ class Stage:
                 stderr=subprocess.STDOUT,
                 process_group=0,
             )
+        grace = min(10.0, left / 4)  # seconds to stop in
         try:
-            status: Any = process.wait(left)
+            status: Any = process.wait(left - grace)
         except subprocess.TimeoutExpired:
             status = "out of time"
             process.send_signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(10)
+                process.wait(grace)
         finally:
             with suppress(ProcessLookupError):  # and nothing that it started goes on
                 os.killpg(process.pid, signal.SIGKILL)
@@ -120,8 +121,9 @@ def run_tests(stage: Stage, chosen: str, share: float = 1.0) -> None:
     """Some tests marked gpu; one that takes a minute says where it is."""
     options = ["-v", "-m", "gpu", "-k", chosen, "-o", "faulthandler_timeout=60", "--durations=10"]
     options += ["-n", "4" if CUDA else "1", "tests/test_gpu.py"]
+    path = stage.folder / "pytest.log"
     stage.run("pytest", "-m", "pytest", *options, share=share)
-    log = (stage.folder / "pytest.log").read_text()
+    log = path.read_text() if path.exists() else ""
     for outcome in ("PASSED", "FAILED"):
         stage.note(outcome.lower(), log.count(f"] {outcome}"))
 
@@ -213,9 +215,10 @@ def profiles(stage: Stage, args: Namespace) -> None:
     def training_step() -> None:
         torch.stack(pass_losses(forward_passes(model, images).logits, targets)).sum().backward()
 
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if CUDA else [])]
     for run in (both_passes, training_step):
         run()
-        with profile() as profiler:
+        with profile(activities=activities) as profiler:
             run()
             synchronize()
         by = f"self_{DEVICE.type}_time_total"
@@ -323,7 +326,10 @@ def main() -> None:
         stage = Stage(out / name, share * (end - started))
         print(f"\n## {name}, at most {stage.end - started:.0f} s\n", flush=True)
         try:
-            run(stage, args)
+            if args.data is None and run in (finetune, scratch):
+                stage.note("nothing is trained", "--data names no images")
+            else:
+                run(stage, args)
         except Exception as error:  # the later stages are worth having all the same
             traceback.print_exc()
             stage.note("failed", repr(error))

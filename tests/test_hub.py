@@ -12,7 +12,7 @@ from lfvit.errors import CheckpointError
 from lfvit.models import zoo
 from lfvit.results import zoo as results_zoo
 from lfvit.results.zoo import read_card
-from lfvit.runs.setup import load_trained
+from lfvit.runs.models import load_trained
 
 
 @pytest.fixture

@@ -26,8 +26,9 @@ from lfvit.results.provenance import without_paths
 from lfvit.results.report import write_report
 from lfvit.results.table import write_table
 from lfvit.runs import sweeps
+from lfvit.runs.datasets import open_data
 from lfvit.runs.directory import inside
-from lfvit.runs.setup import load_trained, open_data
+from lfvit.runs.models import load_trained
 from lfvit.runtime import load
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.markdown import code, escape

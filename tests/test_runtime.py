@@ -23,8 +23,8 @@ from lfvit.models.reducers import REDUCERS
 from lfvit.models.selectors import SELECTORS
 from lfvit.models.tokens import topk_indices
 from lfvit.models.two_pass import REUSE
+from lfvit.runs.models import Trained
 from lfvit.runs.record import CheckpointRecord
-from lfvit.runs.setup import Trained
 from lfvit.utils.atomic_io import write_json
 
 SIZE, CLASSES = 64, 7

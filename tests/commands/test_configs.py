@@ -9,7 +9,7 @@ from lfvit.commands.evaluate import evaluate
 from lfvit.commands.train import check, train
 from lfvit.errors import ConfigError
 from lfvit.runs.configs import CONF
-from lfvit.runs.setup import build_model
+from lfvit.runs.models import build_model
 
 FAST = ("debug=fast", "callbacks.progress=null", "trainer.accelerator=cpu", "data.num_workers=0")
 

@@ -16,7 +16,7 @@ from lfvit.commands.predict import predict
 from lfvit.commands.train import train
 from lfvit.errors import ConfigError, DataError
 from lfvit.runs.configs import open_groups
-from lfvit.runs.setup import load_trained
+from lfvit.runs.models import load_trained
 from lfvit.runtime import Runtime
 
 datasets.disable_progress_bars()

@@ -14,7 +14,7 @@ from lfvit.commands.jobs import run_job
 from lfvit.commands.predict import predict
 from lfvit.commands.train import train
 from lfvit.errors import ConfigError
-from lfvit.runs.setup import has_bfloat16
+from lfvit.runs.trainers import has_bfloat16
 from lfvit.utils.atomic_io import read_json
 
 SMALL = (*NEEDLE_FAST, "data.val_images=12", "logger=none")

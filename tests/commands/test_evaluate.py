@@ -15,7 +15,8 @@ from lfvit.data.augment import normalize
 from lfvit.errors import ConfigError
 from lfvit.measure.predictions import predict_all, read_predictions
 from lfvit.measure.schemas import read_evaluation
-from lfvit.runs.setup import load_trained, open_data
+from lfvit.runs.datasets import open_data
+from lfvit.runs.models import load_trained
 
 FAST = ("data.num_workers=0", "trainer.accelerator=cpu")
 

@@ -14,7 +14,7 @@ from lfvit.commands.evaluate import evaluate
 from lfvit.commands.train import train
 from lfvit.data.classes import readable_names
 from lfvit.results.page import write_page
-from lfvit.runs.setup import load_trained
+from lfvit.runs.models import load_trained
 
 LOGGED = ("trainer.log_every_n_steps=2",)
 

@@ -9,7 +9,7 @@ import torch
 from conftest import NEEDLE_FAST
 from lfvit.commands.evaluate import evaluate
 from lfvit.commands.train import train
-from lfvit.runs.setup import load_trained
+from lfvit.runs.models import load_trained
 
 LV_VIT = (
     *(o for o in NEEDLE_FAST if not o.startswith(("data.train_images", "data.val_images"))),

@@ -22,14 +22,9 @@ from lfvit.data.settings import Preprocessing
 from lfvit.errors import CheckpointError, ConfigError
 from lfvit.models.checkpoints import RECORD
 from lfvit.runs.configs import check_settings
+from lfvit.runs.datasets import open_data
+from lfvit.runs.models import build_model, load_trained, timm_preprocessing, with_preprocessing
 from lfvit.runs.record import make_record, model_overrides
-from lfvit.runs.setup import (
-    build_model,
-    load_trained,
-    open_data,
-    timm_preprocessing,
-    with_preprocessing,
-)
 from lfvit.runtime import Runtime
 from small_vits import randomise
 

@@ -10,7 +10,8 @@ from lfvit.data import ImageDataModule, NeedleSet
 from lfvit.data.augment import TrainTransform, to_tensor
 from lfvit.data.cache import crop_and_resize
 from lfvit.data.settings import AugmentSettings
-from lfvit.runs.setup import load_trained, open_data
+from lfvit.runs.datasets import open_data
+from lfvit.runs.models import load_trained
 from lfvit.utils.seeding import seeded
 
 MIXED = {"erasing": 0.5, "mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1, "repeats": 2}

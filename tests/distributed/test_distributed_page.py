@@ -17,7 +17,7 @@ from conftest import NEEDLE_FAST, ROOT
 from lfvit.commands.train import check
 from lfvit.errors import ConfigError
 from lfvit.runs.configs import open_groups
-from lfvit.runs.setup import trainer_settings
+from lfvit.runs.trainers import trainer_settings
 
 PAGE = (ROOT / "docs" / "distributed.md").read_text()
 LONG = (ROOT / "docs" / "long-runs.md").read_text()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import lfvit
 from lfvit.commands import train as training
 from lfvit.errors import CheckpointError, LFViTError
-from lfvit.runs.setup import load_trained
+from lfvit.runs.models import load_trained
 from lfvit.training.module import RECORD
 
 BACKBONE = {"family": "vit", "embed_dim": 8, "depth": 2, "num_heads": 2, "patch_size": 8}

@@ -15,8 +15,8 @@ from conftest import ROOT, photograph
 from lfvit.commands import train as training
 from lfvit.runs import resume
 from lfvit.runs.configs import CONF, compose_config, valid_options
+from lfvit.runs.datasets import make_data
 from lfvit.runs.identity import flatten
-from lfvit.runs.setup import make_data
 from lfvit.utils.validation import plain
 
 SMALL = ["data.train_images=8", "data.val_images=6", "data.num_workers=0", "logger=none"]

@@ -16,8 +16,8 @@ from conftest import NEEDLE_FAST
 from lfvit.commands.evaluate import evaluate
 from lfvit.data import needle
 from lfvit.results.page import write_page
+from lfvit.runs.models import build_model
 from lfvit.runs.record import make_record
-from lfvit.runs.setup import build_model
 from small_vits import randomise
 
 NASTY = "</script><img src=x onerror=alert(1)>"

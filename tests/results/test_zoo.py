@@ -16,7 +16,7 @@ from lfvit.measure.schemas import parse_evaluation
 from lfvit.models import zoo
 from lfvit.models.checkpoints import read_file
 from lfvit.results.zoo import add, format_card, main, read_card
-from lfvit.runs.setup import load_trained
+from lfvit.runs.models import load_trained
 
 MAX_BYTES = 25_000_000  # of all weights together: they are part of every clone
 SMALL = (

@@ -6,7 +6,9 @@ import torch
 from lfvit.data.augment import normalize
 from lfvit.errors import ConfigError
 from lfvit.models.passes import forward_passes
-from lfvit.runs.setup import inference_context, load_trained, make_data, trainer_settings
+from lfvit.runs.datasets import make_data
+from lfvit.runs.models import load_trained
+from lfvit.runs.trainers import inference_context, trainer_settings
 from lfvit.utils.validation import plain
 
 CPU = torch.device("cpu")

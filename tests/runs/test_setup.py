@@ -10,8 +10,9 @@ from conftest import TINY
 from lfvit.data import ImageDataModule, ImageFolder
 from lfvit.errors import CheckpointError, ConfigError, DataError
 from lfvit.models.checkpoints import RECORD
+from lfvit.runs.datasets import check_split, make_data, open_data
+from lfvit.runs.models import load_trained
 from lfvit.runs.record import CheckpointRecord
-from lfvit.runs.setup import check_split, load_trained, make_data, open_data
 from lfvit.utils.validation import plain
 
 DESCRIBED = {"method": {"name": "lf_vit"}, "backbone": TINY, "image_size": 112}

@@ -16,8 +16,8 @@ from conftest import NEEDLE_FAST, ROOT
 from lfvit.commands.evaluate import evaluate
 from lfvit.commands.train import train
 from lfvit.errors import ConfigError
+from lfvit.runs.models import build_model
 from lfvit.runs.record import read_record
-from lfvit.runs.setup import build_model
 from lfvit.tracking.loggers import CSVLogger, WandbLogger, sweep_group, tracked
 from lfvit.training.module import Classifier
 from lfvit.utils.atomic_io import read_json

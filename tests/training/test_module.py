@@ -13,7 +13,7 @@ from lfvit.data import Batch
 from lfvit.errors import CheckpointError, ConfigError, TrainingError
 from lfvit.models.reducers import REDUCERS
 from lfvit.models.reduction import forward_tokens, unreduced
-from lfvit.runs.setup import build_model, load_trained
+from lfvit.runs.models import build_model, load_trained
 from lfvit.training.callbacks import EMA
 from lfvit.training.losses import kl_divergence
 from lfvit.training.module import Classifier

@@ -12,7 +12,7 @@ from lfvit.models.reducers import REDUCERS
 from lfvit.models.reduction import forward_tokens
 from lfvit.models.settings import METHODS
 from lfvit.models.tokens import downsample
-from lfvit.runs.setup import load_trained
+from lfvit.runs.models import load_trained
 from lfvit.training.module import Classifier
 from lfvit.training.settings import Schedule
 from reference_reduction import dynamic_vit_training_loss

@@ -25,17 +25,12 @@ from lfvit.measure.throughput import (
 )
 from lfvit.models.passes import early_exit, forward_passes
 from lfvit.results.speed import print_speed, write_speed
+from lfvit.runs.datasets import open_data
 from lfvit.runs.directory import start_run
+from lfvit.runs.models import Trained, build_model, load_trained
 from lfvit.runs.provenance import environment
 from lfvit.runs.record import said_preprocessing
-from lfvit.runs.setup import (
-    Trained,
-    build_model,
-    find_device,
-    has_bfloat16,
-    load_trained,
-    open_data,
-)
+from lfvit.runs.trainers import find_device, has_bfloat16
 from lfvit.tracking.loggers import log_table, tracked
 from lfvit.training.losses import pass_losses
 from lfvit.utils.validation import plain, validate

@@ -12,10 +12,12 @@ from lfvit.measure.diagnosis import diagnose_batch, summarize
 from lfvit.measure.settings import DiagnosisSettings
 from lfvit.models import zoo
 from lfvit.results.plots import plot_diagnosis
+from lfvit.runs.datasets import open_data
 from lfvit.runs.directory import start_run
+from lfvit.runs.models import load_trained, with_seed
 from lfvit.runs.provenance import environment
 from lfvit.runs.record import model_overrides
-from lfvit.runs.setup import find_device, inference_context, load_trained, open_data, with_seed
+from lfvit.runs.trainers import find_device, inference_context
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.markdown import print_table
 from lfvit.utils.validation import validate

@@ -27,10 +27,12 @@ from lfvit.measure.settings import EvaluationSettings
 from lfvit.measure.temperature import scale_temperature
 from lfvit.measure.thresholds import advise, stratified_split, sweep
 from lfvit.models import zoo
+from lfvit.runs.datasets import open_data
 from lfvit.runs.directory import start_run
+from lfvit.runs.models import load_trained, with_seed
 from lfvit.runs.provenance import environment
 from lfvit.runs.record import CheckpointRecord, model_overrides
-from lfvit.runs.setup import load_trained, open_data, prediction_trainer, with_seed
+from lfvit.runs.trainers import prediction_trainer
 from lfvit.tracking.loggers import evaluation_summary, log_table, tracked
 from lfvit.tracking.loggers import summarise as log_summary
 from lfvit.tracking.pictures import log_predictions

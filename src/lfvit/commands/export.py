@@ -14,9 +14,9 @@ from lfvit.measure.costs import pass_macs
 from lfvit.models.export import PassModule, pass_modules, write_onnx
 from lfvit.models.passes import num_passes
 from lfvit.runs.directory import start_run
+from lfvit.runs.models import Trained, load_trained
 from lfvit.runs.provenance import commit
 from lfvit.runs.record import model_overrides
-from lfvit.runs.setup import Trained, load_trained
 from lfvit.runtime import CARD, FORMAT, load, run
 from lfvit.utils.atomic_io import write_json
 

@@ -19,8 +19,8 @@ from lfvit.runs.configs import compose_config
 from lfvit.runs.directory import LOCK, check_free
 from lfvit.runs.identity import identity
 from lfvit.runs.resume import AUTO, check_own_directory, last_of
-from lfvit.runs.setup import trainer_settings
 from lfvit.runs.sweeps import in_sweep, note
+from lfvit.runs.trainers import trainer_settings
 from lfvit.utils.atomic_io import read_json, write_json
 from lfvit.utils.distributed import (
     count_processes,

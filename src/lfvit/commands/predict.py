@@ -12,8 +12,9 @@ from lfvit.data.images import UnreadableImageError, printable, read_image
 from lfvit.measure.costs import pass_macs
 from lfvit.measure.settings import PredictionSettings
 from lfvit.runs.directory import start_run
+from lfvit.runs.models import load_trained
 from lfvit.runs.record import model_overrides
-from lfvit.runs.setup import find_device, inference_context, load_trained
+from lfvit.runs.trainers import find_device, inference_context
 from lfvit.tracking.pictures import Prediction, draw_predictions, predict_images
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.extras import can_draw

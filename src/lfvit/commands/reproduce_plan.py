@@ -14,7 +14,7 @@ from lfvit.data.batches import Batch
 from lfvit.models.tokens import downsample
 from lfvit.results.artifacts.settings import Scale
 from lfvit.runs.provenance import machine
-from lfvit.runs.setup import find_device, trainer_settings
+from lfvit.runs.trainers import find_device, trainer_settings
 from lfvit.utils.markdown import print_table
 
 CPU_BATCH = 2  # images in a timed step where there is no GPU; times are scaled to the real batch

@@ -20,9 +20,9 @@ from lfvit.errors import ConfigError, LFViTError, TrainingError
 from lfvit.results.artifacts.settings import Artifact, Run, Scale
 from lfvit.runs.configs import compose_config
 from lfvit.runs.identity import identity
+from lfvit.runs.models import build_model
 from lfvit.runs.record import CheckpointRecord, make_record, model_overrides, override
 from lfvit.runs.resume import last_of
-from lfvit.runs.setup import build_model
 from lfvit.utils.atomic_io import read_json
 from lfvit.utils.signals import StopSignals
 from lfvit.utils.validation import check_choice

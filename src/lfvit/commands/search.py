@@ -16,8 +16,8 @@ from lfvit.errors import ConfigError
 from lfvit.measure.costs import pass_macs
 from lfvit.measure.schemas import read_evaluation
 from lfvit.runs.configs import compose_config
+from lfvit.runs.models import build_model
 from lfvit.runs.provenance import environment
-from lfvit.runs.setup import build_model
 from lfvit.runs.sweeps import refuse_launched
 from lfvit.utils.atomic_io import read_json, write_atomic, write_json
 from lfvit.utils.error_messages import error_message

@@ -18,18 +18,13 @@ from lfvit.measure.costs import count_macs, pass_macs
 from lfvit.models.checkpoints import load_checkpoint, read_file
 from lfvit.models.reduction import unreduced
 from lfvit.runs.configs import quote_path
+from lfvit.runs.datasets import check_split, make_data
 from lfvit.runs.directory import start_run, training_record
+from lfvit.runs.models import build_model, load_trained, with_preprocessing
 from lfvit.runs.provenance import commit, machine
 from lfvit.runs.record import make_record
 from lfvit.runs.resume import check_data, check_resume, last_of
-from lfvit.runs.setup import (
-    build_model,
-    check_split,
-    load_trained,
-    make_data,
-    trainer_settings,
-    with_preprocessing,
-)
+from lfvit.runs.trainers import trainer_settings
 from lfvit.tracking.loggers import summarise, tracked, tracking_record, training_summary
 from lfvit.training.checkpointing import AtomicCheckpointIO, LastCheckpoint, stopped_early
 from lfvit.training.module import Classifier

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from lfvit.models import zoo
 from lfvit.models.checkpoints import RECORD, load_checkpoint
 from lfvit.models.passes import EarlyExitOutput, early_exit
+from lfvit.runs.models import build_model, load_trained
 from lfvit.runs.record import CheckpointRecord
-from lfvit.runs.setup import build_model, load_trained
 from lfvit.utils.validation import validate
 
 

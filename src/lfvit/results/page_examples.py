@@ -11,7 +11,8 @@ from PIL import Image
 from lfvit.data import ImageDataModule
 from lfvit.errors import DataError
 from lfvit.results.collect import Run
-from lfvit.runs.setup import Trained, load_trained, open_data
+from lfvit.runs.datasets import open_data
+from lfvit.runs.models import Trained, load_trained
 from lfvit.tracking.pictures import Prediction, draw_predictions, predict_images
 from lfvit.utils.seeding import seeded
 

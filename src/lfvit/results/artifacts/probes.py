@@ -27,7 +27,7 @@ from lfvit.results.plots import (
     new_figure,
     plot_panels,
 )
-from lfvit.runs.setup import find_device
+from lfvit.runs.trainers import find_device
 from lfvit.tracking.pictures import Prediction, draw_frames, second_pass_image
 
 BATCH = 64

@@ -14,7 +14,7 @@ from lfvit.models.passes import early_exit
 from lfvit.results.artifacts.settings import Scale
 from lfvit.results.collect import Run
 from lfvit.results.page_examples import open_run
-from lfvit.runs.setup import find_device
+from lfvit.runs.trainers import find_device
 
 Case = TypeVar("Case", bound=Hashable)
 
