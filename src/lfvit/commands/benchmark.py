@@ -23,6 +23,7 @@ from lfvit.measure.throughput import (
     threshold_for,
     time_interleaved,
 )
+from lfvit.models.blocks import trainable_attention
 from lfvit.models.passes import early_exit, forward_passes
 from lfvit.results.speed import print_speed, write_speed
 from lfvit.runs.datasets import open_data
@@ -226,7 +227,8 @@ def training_step(model: nn.Module, images: Tensor) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
 
     def step() -> None:
-        logits = forward_passes(model, images).logits
+        with trainable_attention(model, images):
+            logits = forward_passes(model, images).logits
         targets = torch.arange(len(images), device=images.device) % logits[-1].shape[1]
         torch.stack(pass_losses(logits, targets)).sum().backward()
         optimizer.step()

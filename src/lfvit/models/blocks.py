@@ -6,14 +6,15 @@ The full N x N matrix is computed by `attention_weights` alone.
 Shapes: B images, N tokens, D width, H heads, d head width, n patch tokens at the start.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention
 from timm.models.vision_transformer import Block
-from torch import Tensor
+from torch import Tensor, nn
 
 from lfvit.models.tokens import gather_tokens
 
@@ -46,6 +47,25 @@ def attention_weights(attn: Any, q: Tensor, k: Tensor, bias: Tensor | None = Non
     """softmax(q k^T * scale + bias): (B, H, N, N), rows sum to one."""
     logits = q * attn.scale @ k.transpose(-2, -1)
     return (logits if bias is None else logits + bias.to(logits.dtype)).softmax(dim=-1)
+
+
+@contextmanager
+def trainable_attention(model: nn.Module, images: Tensor) -> Iterator[None]:
+    """For a forward pass with gradients: unfused on a CPU in bfloat16, else as it is.
+
+    There the backward pass of PyTorch's fused attention takes 2 to 5 times as long as that of the
+    two products and the softmax, and the forward pass hardly less.
+    """
+    mixed = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    slow = images.device.type == "cpu" and (mixed or images.dtype == torch.bfloat16)
+    fused: list[Any] = [m for m in model.modules() if slow and getattr(m, "fused_attn", False)]
+    for attn in fused:
+        attn.fused_attn = False
+    try:
+        yield
+    finally:
+        for attn in fused:
+            attn.fused_attn = True
 
 
 def project_out(attn: Any, x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torchmetrics import MeanMetric
 from lfvit.data.batches import Batch
 from lfvit.errors import ConfigError
 from lfvit.measure.thresholds import NO_EXIT, advise, calibrate, prediction_table, sweep
+from lfvit.models.blocks import trainable_attention
 from lfvit.models.checkpoints import RECORD
 from lfvit.models.passes import forward_passes, num_passes
 from lfvit.models.reducers import Reducer
@@ -141,7 +142,8 @@ class Classifier(L.LightningModule):
                 group["lr"] = 0.0 if group.get("backbone") else group["lr"]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses = self.learned_reducer_losses(batch) if self.learned else self.losses(batch)
+        with trainable_attention(self.model, batch.images):
+            losses = self.learned_reducer_losses(batch) if self.learned else self.losses(batch)
         loss: Any = sum(losses.values())
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.images))
         for name, value in losses.items():
