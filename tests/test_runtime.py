@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -12,13 +13,21 @@ from PIL import Image
 import lfvit
 from conftest import TINY, photograph
 from lfvit import runtime
-from lfvit.commands.export import check_parity, describe
+from lfvit.commands.export import agreement, check_parity, describe
 from lfvit.data.augment import eval_transform, normalize
 from lfvit.data.folders import images_of
 from lfvit.data.images import FILTERS, read_image
 from lfvit.data.settings import Preprocessing
 from lfvit.errors import ConfigError, ExportError
-from lfvit.models.export import PassModule, capture, pass_modules, write_onnx
+from lfvit.models.export import (
+    PassModule,
+    capture,
+    join,
+    pass_modules,
+    quantise,
+    write_onnx,
+    write_passes,
+)
 from lfvit.models.reducers import REDUCERS
 from lfvit.models.selectors import SELECTORS
 from lfvit.models.tokens import topk_indices
@@ -50,11 +59,9 @@ def written(model, method, folder, **augment):
         image_size=SIZE,
         data={"dataset": {"_target_": "lfvit.data.NeedleSet"}, "augment": augment},
     )
-    passes = pass_modules(model, images(3))
-    for one in passes:
-        write_onnx(one, folder / f"{one.name}.onnx")
-    card = {**describe(Trained(model, record)), "files": [f"{one.name}.onnx" for one in passes]}
-    write_json(folder / runtime.CARD, card)
+    passes = write_passes(model, SIZE, folder)
+    join(passes, folder / runtime.GRAPH)
+    write_json(folder / runtime.CARD, describe(Trained(model, record)))
     return passes
 
 
@@ -65,6 +72,48 @@ def two_pass(tmp_path_factory):
     model = small("lf_vit")
     written(model, "lf_vit", folder)
     return model, folder
+
+
+def test_every_weight_is_stored_once(two_pass):
+    """Two passes take little more than one, and the file describes its inputs and outputs."""
+    _, folder = two_pass
+    names = ("first_pass_fp32.onnx", "second_pass_fp32.onnx", "model.onnx")
+    first, second, both = (
+        sum(tensor.ByteSize() for tensor in onnx.load(folder / name).graph.initializer)
+        for name in names
+    )
+    assert max(first, second) < both < 0.6 * (first + second)
+    onnx.checker.check_model(folder / "model.onnx", full_check=True)
+    session = runtime.load(folder).session
+    assert [(node.name, node.shape) for node in session.get_inputs()] == [
+        ("images", ["N", 3, SIZE, SIZE]),
+        ("threshold", []),
+    ]
+    shapes = {node.name: node.shape[:1] for node in session.get_outputs()}
+    names = ("logits", "exited", "confidence", "fine_indices", "region")
+    assert shapes == {name: ["N"] for name in names}
+
+
+def test_int8_answers_as_float32_whatever_else_is_in_the_batch(two_pass, tmp_path):
+    model, folder = two_pass
+    passes = [folder / f"{name}_pass_fp32.onnx" for name in ("first", "second")]
+    join(quantise(passes, images(32, seed=1).numpy()), tmp_path / runtime.GRAPH)
+    (tmp_path / runtime.CARD).write_text((folder / runtime.CARD).read_text())
+    exact, rounded = runtime.load(folder), runtime.load(tmp_path)
+    batch = images(40).numpy()
+    shares = agreement(exact, rounded, batch, 0.8)
+    assert set(shares) == {"first_pass", "second_pass"}
+    threshold = middle(model, images(40))
+    whole = rounded.infer(batch, threshold)
+    assert 0 < whole.exited.sum() < 40
+    for row in (0, 7, 39):
+        alone = rounded.infer(batch[row : row + 1], threshold)
+        np.testing.assert_allclose(alone.logits[0], whole.logits[row], atol=1e-4)
+    assert np.abs(exact.infer(batch, threshold).logits - whole.logits).max() > 1e-3
+    operators = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= operators
+    with pytest.raises(ExportError, match=r"in int8 the first_pass answers .*precision=fp32"):
+        agreement(exact, rounded, batch, 1.01)
 
 
 def images(count, seed=0):
@@ -109,16 +158,20 @@ def test_equal_scores_are_settled_as_in_pytorch(tmp_path):
         PassModule("ranked", Ranked(), {"values": values}, ("order",)), tmp_path / "ranked.onnx"
     )
     session = onnxruntime.InferenceSession(tmp_path / "ranked.onnx")
-    found = runtime.run(session, {"values": values.numpy()})["order"]
+    (found,) = session.run(["order"], {"values": values.numpy()})
     np.testing.assert_array_equal(found, topk_indices(values, 8).numpy())
 
 
 def test_files_that_answer_differently_are_refused(two_pass):
     model, folder = two_pass
-    with pytest.raises(
-        ExportError, match=r"first_pass\.onnx differs from PyTorch by .* tolerance="
-    ):
-        check_parity(pass_modules(model, images(3)), folder, 1e-12)
+    with pytest.raises(ExportError, match=r"first_pass differs from PyTorch by .* tolerance="):
+        check_parity(model, folder, 1e-12)
+
+
+def test_files_that_look_elsewhere_are_refused(two_pass):
+    _, folder = two_pass
+    with pytest.raises(ExportError, match=r"chooses other cells: the same for [0-4] of 8 images"):
+        check_parity(small("lf_vit", selector="negative_ngca"), folder, 1e9)
 
 
 @pytest.mark.parametrize("interpolation", sorted(FILTERS))
@@ -137,7 +190,7 @@ def test_images_are_prepared_as_in_evaluation(interpolation, photographs):
         )
         transform = eval_transform(preprocessing, size)
         card = {"classes": [], "image_size": size, **preprocessing.model_dump()}
-        model = runtime.Runtime(card, [])
+        model = runtime.Runtime(card, None)
         grey_levels = 255 * np.array(card["std"])[:, None, None]
         odd = [photograph(shape, 1, 5) for shape in ((31, 97), (301, 64), (65, 64), (73, 73))]
         for picture in [*images_of(photographs)[:8], *odd]:
@@ -176,8 +229,8 @@ WRITTEN = [
 @pytest.mark.parametrize(("method", "options"), WRITTEN)
 def test_other_models_answer_alike_in_onnxruntime(method, options, tmp_path):
     model = small(method, **options)
-    passes = written(model, method, tmp_path)
-    assert max(check_parity(passes, tmp_path, 1e-4).values()) < 1e-4
+    written(model, method, tmp_path)
+    assert max(check_parity(model, tmp_path, 1e-4).values()) < 1e-4
     answer = runtime.load(tmp_path).predict(photograph((90, 70), 0, 0))
     assert answer.exited.all() == (method == "vit" or answer.confidence[0] >= 0.7)
     if method == "vit":
@@ -230,6 +283,12 @@ def test_the_runtime_needs_no_pytorch(two_pass, photographs):
 
 def test_mistakes_are_one_message(two_pass, tmp_path, capsys):
     with pytest.raises(ConfigError, match=r"has no model\.json"):
+        runtime.load(tmp_path)
+    (tmp_path / "model.json").write_text('{"format": 2}')
+    with pytest.raises(ConfigError, match="format=2 is unknown; valid: 3. Export the model again"):
+        runtime.load(tmp_path)
+    (tmp_path / "model.json").write_text('{"format": 3}')
+    with pytest.raises(ConfigError, match=r"has no model\.onnx; pass the folder"):
         runtime.load(tmp_path)
     with pytest.raises(ConfigError, match="threshold=-1"):
         runtime.load(two_pass[1]).infer(images(1).numpy(), -1)

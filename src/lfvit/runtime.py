@@ -23,7 +23,8 @@ Picture = str | Path | Image.Image | np.ndarray
 """A path, an opened image, or pixels (H, W, 3) or (H, W) uint8."""
 
 CARD = "model.json"
-FORMAT = 2
+GRAPH = "model.onnx"
+FORMAT = 3
 
 
 class Output(NamedTuple):
@@ -32,7 +33,7 @@ class Output(NamedTuple):
     logits: (B, C) float32, of the pass at which each image stopped.
     exited: (B,) bool, whether the image stopped after the first pass, or there is only one.
     confidence: (B,) float32, largest softmax probability of the first pass.
-    macs: (B,) float, multiply-accumulates spent on each image.
+    macs: (B,) float, multiply-accumulates spent on each image, whatever the precision.
     region: (B, 2) row and column of the window's top-left coarse cell; None without windows.
     fine_indices: (B, 4k) fine patches of the second pass, run or not; None for one pass.
     """
@@ -50,12 +51,12 @@ class Runtime:
 
     Attributes:
         card: content of ``model.json``.
-        sessions: of onnxruntime, one per pass, in their order.
+        session: of onnxruntime; of two passes with early exit inside.
     """
 
-    def __init__(self, card: dict[str, Any], sessions: list[Any]) -> None:
+    def __init__(self, card: dict[str, Any], session: Any) -> None:
         self.card = card
-        self.sessions = sessions
+        self.session = session
         self.classes: list[str] = card["classes"]
         self._mean = np.array(card["mean"], np.float32)[:, None, None] * 255
         self._std = np.array(card["std"], np.float32)[:, None, None] * 255
@@ -105,19 +106,16 @@ class Runtime:
         if not len(images):  # some graphs cannot run on nothing
             none = np.zeros(0, np.float32)
             return Output(np.zeros((0, len(self.classes)), np.float32), none > 0, none, none)
-        first = run(self.sessions[0], {"images": images})
-        logits = first["logits"]
-        confidence = softmax(logits).max(axis=1)
-        macs = np.full(len(images), float(self.card["macs"][0]))
-        if len(self.sessions) == 1:
-            return Output(logits, np.ones(len(images), bool), confidence, macs)
-        exited = confidence >= threshold
-        rest = np.flatnonzero(~exited)
-        if len(rest):
-            inputs = {name: values[rest] for name, values in {**first, "images": images}.items()}
-            logits[rest] = run(self.sessions[1], inputs)["logits"]
-            macs[rest] += self.card["macs"][1]
-        return Output(logits, exited, confidence, macs, first.get("region"), first["fine_indices"])
+        macs: list[float] = self.card["macs"]
+        inputs = {"images": images}
+        if len(macs) > 1:
+            inputs["threshold"] = np.array(threshold, np.float32)
+        names = [node.name for node in self.session.get_outputs()]
+        found = dict(zip(names, self.session.run(names, inputs), strict=True))
+        if len(macs) == 1:
+            found["exited"] = np.ones(len(images), bool)
+            found["confidence"] = softmax(found["logits"]).max(axis=1)
+        return Output(macs=macs[0] + sum(macs[1:]) * ~found["exited"], **found)
 
 
 def load(
@@ -126,7 +124,7 @@ def load(
     """Open what `export.py` wrote.
 
     Args:
-        folder: with model.json and the .onnx files.
+        folder: with model.json and model.onnx.
         threads: of one run; 0 is onnxruntime's own choice, all cores.
         providers: of onnxruntime, the first that is there runs the model.
 
@@ -152,21 +150,10 @@ def load(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    sessions = []
-    for name in card["files"]:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise ConfigError(
-                f"{folder / CARD}: files={name!r} is not the name of a file beside it"
-            )
-        sessions.append(onnxruntime.InferenceSession(folder / name, options, list(providers)))
-    return Runtime(card, sessions)
-
-
-def run(session: Any, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Run one pass on the inputs it has among `values`; returns its outputs by name."""
-    inputs = {node.name: values[node.name] for node in session.get_inputs()}
-    names = [node.name for node in session.get_outputs()]
-    return dict(zip(names, session.run(names, inputs), strict=True))
+    if not (folder / GRAPH).is_file():
+        raise ConfigError(f"{folder}: has no {GRAPH}; pass the folder that export.py wrote")
+    session = onnxruntime.InferenceSession(folder / GRAPH, options, list(providers))
+    return Runtime(card, session)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -193,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for index in np.argsort(-probabilities, kind="stable")[: options.top]:
                 print(f"  {100 * probabilities[index]:5.1f} %  {model.classes[index]}")
             passes = 1 if output.exited[0] else 2
-            print(f"  pass {passes} of {len(model.sessions)}, {output.macs[0] / 1e9:.3f} GMACs")
+            print(f"  pass {passes} of {len(model.card['macs'])}, {output.macs[0] / 1e9:.3f} GMACs")
     except LFViTError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

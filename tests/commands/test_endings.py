@@ -115,7 +115,7 @@ COMMANDS = {
         "predictions.json",
         "model.json",
         "benchmark.csv",
-        "second_pass.onnx",
+        "model.onnx",
     ],
 )
 def test_nothing_is_written_over(composed, trained_run, photographs, tmp_path, command, held):

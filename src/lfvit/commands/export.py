@@ -1,64 +1,85 @@
-"""`export(cfg)`: write a trained model as ONNX files, and compare them with it."""
+"""`export(cfg)`: write a trained model as an ONNX file, and compare it with the model."""
 
 import shlex
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
+from torch import nn
 
+from lfvit.data.folders import images_of
 from lfvit.errors import ConfigError, ExportError
 from lfvit.measure.costs import pass_macs
-from lfvit.models.export import PassModule, pass_modules, write_onnx
-from lfvit.models.passes import num_passes
+from lfvit.measure.settings import ExportSettings
+from lfvit.measure.thresholds import NO_EXIT
+from lfvit.models.export import join, quantise, write_passes
+from lfvit.models.passes import early_exit, num_passes
 from lfvit.runs.directory import start_run
 from lfvit.runs.models import Trained, load_trained
 from lfvit.runs.provenance import commit
 from lfvit.runs.record import model_overrides
-from lfvit.runtime import CARD, FORMAT, load, run
+from lfvit.runtime import CARD, FORMAT, GRAPH, Runtime, load
 from lfvit.utils.atomic_io import write_json
+from lfvit.utils.validation import validate
 
 BATCHES = (1, 2, 5)  # images in each check; graphs are captured with another number
+CALIBRATION = 256  # images for int8: half of them give the ranges, the others are the check
 
 
 def export(cfg: DictConfig) -> dict[str, Any]:
-    """Write first_pass.onnx and second_pass.onnx, or model.onnx, with model.json beside them.
+    """Write model.onnx, two passes with early exit inside, and model.json beside it.
 
     Returns:
         The content of model.json: the model's settings, how images are prepared, MACs of each
-        pass, and the largest difference between onnxruntime and PyTorch.
+        pass, the largest difference between onnxruntime and PyTorch, and in int8 the share of
+        images that each pass answers as in float32.
 
     Raises:
-        LFViTError: packages are missing, the model cannot be exported, or the files differ from
-            the model.
+        LFViTError: packages are missing, the model cannot be exported, or the file answers
+            otherwise than the model.
     """
     for name in ("onnx", "onnxruntime", "onnxscript"):  # before anything is written
         import_module(name)
-    if not cfg.tolerance > 0:
-        raise ConfigError(f"tolerance={cfg.tolerance} must be above 0")
+    settings = validate(ExportSettings, {k: cfg[k] for k in ExportSettings.model_fields})
     trained = load_trained(cfg.ckpt_path, model_overrides(cfg))
     if num_passes(trained.model) > 2:
         raise ConfigError(
             f"method={trained.record.method['name']} has more than two passes, which the runtime "
             "without PyTorch does not run; export a model of one or two"
         )
+    photographs = [] if settings.calibrate is None else images_of(settings.calibrate, "calibrate")
+    if len(photographs) == 1:
+        raise ConfigError(f"calibrate={settings.calibrate}: holds one image, and two are needed")
     card = describe(trained)
-    size = trained.record.image_size
-    passes = pass_modules(trained.model, torch.zeros(3, 3, size, size))
-    card["files"] = [f"{one_pass.name}.onnx" for one_pass in passes]
     run_dir = start_run(cfg)
-    for one_pass, name in zip(passes, card["files"], strict=True):
-        write_onnx(one_pass, run_dir / name)
-    write_json(run_dir / CARD, card)
-    card["largest_difference"] = check_parity(passes, run_dir, cfg.tolerance)
-    write_json(run_dir / CARD, card)
-    for one_pass, name in zip(passes, card["files"], strict=True):
-        size = (run_dir / name).stat().st_size / 1e6
-        difference = card["largest_difference"][one_pass.name]
-        print(f"{name}: {size:.1f} MB, largest difference from PyTorch {difference:.1e}")
-    print(f"checked on batches of {', '.join(map(str, BATCHES))} images; written to {run_dir}")
+    with TemporaryDirectory(dir=run_dir) as name:
+        folder = Path(name)
+        passes = write_passes(trained.model, card["image_size"], folder)
+        join(passes, folder / GRAPH)
+        write_json(folder / CARD, card)
+        card["largest_difference"] = check_parity(trained.model, folder, settings.tolerance)
+        if settings.precision == "int8":
+            exact = load(folder)
+            chosen = photographs[:: -(-len(photographs) // CALIBRATION)]
+            images = np.stack([exact.prepare(photograph) for photograph in chosen])
+            join(quantise(passes, images[::2]), folder / GRAPH)
+            card |= {"precision": "int8", "checked_on": len(images[1::2])}
+            card["agreement"] = agreement(exact, load(folder), images[1::2], settings.agreement)
+        write_json(folder / CARD, card)
+        for path in folder.glob("model.*"):
+            path.replace(run_dir / path.name)
+    size = sum(path.stat().st_size for path in run_dir.glob(f"{GRAPH}*")) / 1e6
+    print(f"{GRAPH}: {size:.1f} MB, {settings.precision}")
+    for one_pass, difference in card["largest_difference"].items():
+        line = f"{one_pass}: largest difference of float32 from PyTorch {difference:.1e}"
+        if "agreement" in card:
+            line += f", {card['agreement'][one_pass]:.1%} of {card['checked_on']} images as in fp32"
+        print(line)
+    print(f"written to {run_dir}")
     print(f"without PyTorch: python -m lfvit.runtime {shlex.quote(str(run_dir))} IMAGE...")
     return card
 
@@ -77,47 +98,84 @@ def describe(trained: Trained) -> dict[str, Any]:
         "exif": record.data.get("exif", False),
         "threshold": record.threshold,
         "macs": pass_macs(model),
+        "precision": "fp32",
         "commit": commit(),
         "trained_commit": record.commit,
     }
 
 
-@torch.no_grad()
-def check_parity(passes: list[PassModule], folder: Path, tolerance: float) -> dict[str, float]:
-    """The largest difference of onnxruntime from PyTorch, of each pass on the same inputs.
+def thresholds(card: dict[str, Any]) -> dict[str, float]:
+    """Names of the passes, and a threshold at which all images stop after each."""
+    return {"first_pass": 0.0, "second_pass": NO_EXIT} if len(card["macs"]) > 1 else {"model": 0.0}
 
-    Every floating-point output of a pass is compared. Chosen cells are not: scores that are equal
-    but for rounding may be ranked either way.
+
+def check_parity(model: nn.Module, folder: Path, tolerance: float) -> dict[str, float]:
+    """The largest difference of onnxruntime's logits from PyTorch's, of each pass.
+
+    Images whose cells differ are left out, as long as they are few: scores that are equal but for
+    rounding may be ranked either way.
 
     Returns:
         Of each pass, relative to the largest value if that is above 1.
 
     Raises:
-        ExportError: it is above `tolerance`, or a file does not run.
+        ExportError: it is above `tolerance`, or the file does not run.
     """
     runtime = load(folder)
     size = runtime.card["image_size"]
     generator = torch.Generator().manual_seed(0)
-    largest = {one_pass.name: 0.0 for one_pass in passes}
-    for count in BATCHES:
-        values = {"images": torch.randn(count, 3, size, size, generator=generator)}
-        for one_pass, session in zip(passes, runtime.sessions, strict=True):
-            expected = one_pass.module(*(values[name] for name in one_pass.inputs))
-            expected = expected if isinstance(expected, tuple) else (expected,)
+    batches = [torch.randn(count, 3, size, size, generator=generator) for count in BATCHES]
+    largest = {}
+    for name, threshold in thresholds(runtime.card).items():
+        differences, num_alike = [0.0], 0
+        for images in batches:
+            expected = early_exit(model, images, threshold)
             try:
-                found = run(session, {name: value.numpy() for name, value in values.items()})
+                found = runtime.infer(images.numpy(), threshold)
             except Exception as error:  # onnxruntime's errors have no common base
-                raise ExportError(f"{one_pass.name}.onnx does not run: {error}") from error
-            for name, value in zip(one_pass.outputs, expected, strict=True):
-                if value.is_floating_point():
-                    scale = max(1.0, float(value.abs().max()))
-                    difference = float(np.abs(value.numpy() - found[name]).max()) / scale
-                    largest[one_pass.name] = max(largest[one_pass.name], difference)
-            values |= dict(zip(one_pass.outputs, expected, strict=True))
-        for name, difference in largest.items():
-            if not difference <= tolerance:  # also if it is not a number
-                raise ExportError(
-                    f"{name}.onnx differs from PyTorch by {difference:.1e} on {count} images, more "
-                    f"than tolerance={tolerance:g}"
-                )
+                raise ExportError(f"{GRAPH} does not run: {error}") from error
+            alike = np.ones(len(images), bool)
+            if expected.selection is not None and found.fine_indices is not None:
+                cells = expected.selection.fine_indices.sort(dim=1).values.numpy()
+                alike = (cells == np.sort(found.fine_indices, axis=1)).all(axis=1)
+            logits = expected.logits.numpy()
+            difference = np.abs(logits - found.logits).max(axis=1) / max(1.0, np.abs(logits).max())
+            differences += difference[alike].tolist()
+            num_alike += alike.sum()
+        largest[name] = float(np.max(differences))  # not a number if one is not
+        if num_alike <= sum(BATCHES) / 2 or not largest[name] <= tolerance:
+            raise ExportError(
+                f"{name} differs from PyTorch by {largest[name]:.1e}, more than "
+                f"tolerance={tolerance:g}, or chooses other cells: the same for {num_alike} of "
+                f"{sum(BATCHES)} images"
+            )
     return largest
+
+
+def agreement(
+    exact: Runtime, rounded: Runtime, images: np.ndarray, least: float
+) -> dict[str, float]:
+    """The share of images that each pass of `rounded` answers as `exact` does.
+
+    Args:
+        images: (N, 3, S, S), normalised.
+
+    Raises:
+        ExportError: it is below `least`.
+    """
+    shares = {}
+    batches = [images[i : i + 16] for i in range(0, len(images), 16)]
+    for name, threshold in thresholds(exact.card).items():
+        same = [
+            exact.infer(batch, threshold).logits.argmax(1)
+            == rounded.infer(batch, threshold).logits.argmax(1)
+            for batch in batches
+        ]
+        shares[name] = float(np.concatenate(same).mean())
+        if shares[name] < least:
+            raise ExportError(
+                f"in int8 the {name} answers {shares[name]:.1%} of {len(images)} images as in "
+                f"float32, less than agreement={least:g}; use precision=fp32, other photographs in "
+                "calibrate, or a lower agreement"
+            )
+    return shares

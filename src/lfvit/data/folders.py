@@ -185,8 +185,8 @@ def scan(folder: Path) -> tuple[list[str], list[Path], list[int], str]:
     return [printable(name) for name in names], paths, targets, passed_over if others else ""
 
 
-def images_of(path: str | Path) -> list[Path]:
-    """One image file, or all images below a folder, sorted.
+def images_of(path: str | Path, setting: str = "image") -> list[Path]:
+    """One image file, or all images below a folder, sorted; `setting` is where it was named.
 
     Raises:
         DataError: neither, or a folder without images.
@@ -195,10 +195,10 @@ def images_of(path: str | Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise DataError(f"image={printable(path)}: no such file or folder")
+        raise DataError(f"{setting}={printable(path)}: no such file or folder")
     images, others = _images_below(path)
     if not images:
-        raise DataError(f"image={printable(path)}: holds no images{_in_words(others)}")
+        raise DataError(f"{setting}={printable(path)}: holds no images{_in_words(others)}")
     if others:
         log.warning("passed over %d other files%s", others.total(), _in_words(others))
     return images

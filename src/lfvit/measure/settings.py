@@ -1,8 +1,8 @@
-"""Settings of evaluate.py, diagnose.py, benchmark.py and predict.py, checked without PyTorch."""
+"""Settings of evaluate, diagnose, benchmark, predict and export, checked without PyTorch."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from lfvit.utils.validation import Settings
 
@@ -63,6 +63,33 @@ class PredictionSettings(Settings):
     top: Positive = 5
     pictures: bool = True
     on_error: Literal["raise", "skip"] = "raise"
+
+
+class ExportSettings(Settings):
+    """What export.py writes.
+
+    precision: int8 needs photographs. calibrate: a folder of them; None for fp32. agreement: share
+        of the photographs that int8 has to answer as float32 does. tolerance: largest difference
+        of float32 from PyTorch, relative above 1.
+    """
+
+    precision: Literal["fp32", "int8"]
+    calibrate: str | None
+    agreement: Fraction
+    tolerance: Annotated[float, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _calibration(self) -> Self:
+        if self.precision == "int8" and self.calibrate is None:
+            raise ValueError(
+                "precision=int8 needs some photographs like those it will see: calibrate=FOLDER"
+            )
+        if self.precision == "fp32" and self.calibrate is not None:
+            raise ValueError(
+                f"calibrate={self.calibrate} is for precision=int8, and precision is fp32; pass "
+                "both, or neither"
+            )
+        return self
 
 
 class BenchmarkSettings(Settings):

@@ -1,12 +1,18 @@
-"""The passes as graphs: captured with torch.export, written as ONNX, for any number of images."""
+"""The passes as graphs: captured with torch.export, written as ONNX, for any number of images.
 
+`write_passes` writes a file for each, `quantise` puts linear layers into int8, and `join` makes one
+file of two passes with early exit inside, in which every weight is stored once.
+"""
+
+import hashlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.export
 from torch import Tensor, nn
@@ -168,6 +174,145 @@ def write_onnx(one_pass: PassModule, path: Path) -> None:
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"{one_pass.name} cannot be written as ONNX: {error}") from error
+
+
+def write_passes(model: nn.Module, image_size: int, folder: Path) -> list[Path]:
+    """A file for every pass of a model of `lfvit.create_model`, see `write_onnx`."""
+    paths = []
+    for one_pass in pass_modules(model, torch.zeros(3, 3, image_size, image_size)):
+        paths.append(folder / f"{one_pass.name}_fp32.onnx")
+        write_onnx(one_pass, paths[-1])
+    return paths
+
+
+def quantise(passes: Sequence[Path], images: np.ndarray) -> list[Path]:
+    """Write passes with the products of their linear layers in int8, the rest in float32.
+
+    Weights have a scale per output channel. Inputs of a layer have one, from the smallest and the
+    largest value on `images`, so that an answer does not depend on the rest of its batch.
+
+    Args:
+        passes: files of `write_passes`; the new ones are written beside them.
+        images: (N, 3, S, S) float32, normalised.
+    """
+    import onnxruntime
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    class Batches(CalibrationDataReader):
+        def __init__(self, batches: list[dict[str, np.ndarray]], inputs: list[str]) -> None:
+            self.batches = iter([{name: batch[name] for name in inputs} for batch in batches])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.batches, None)
+
+    known = [{"images": images[i : i + 16]} for i in range(0, len(images), 16)]
+    written = []
+    for source in passes:
+        session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+        inputs = [node.name for node in session.get_inputs()]
+        outputs = [node.name for node in session.get_outputs()]
+        written.append(source.with_name(source.name.replace("fp32", "int8")))
+        with _exporter_silenced():
+            quantize_static(
+                source,
+                written[-1],
+                Batches(known, inputs),
+                op_types_to_quantize=["MatMul"],
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                use_external_data_format=source.with_name(f"{source.name}.data").exists(),
+                extra_options={  # attention's products, and all sums, stay in float32
+                    "MatMulConstBOnly": True,
+                    "OpTypesToExcludeOutputQuantization": ["MatMul"],
+                },
+            )
+        for batch in known:  # what the next pass reads
+            found = session.run(outputs, {name: batch[name] for name in inputs})
+            batch |= dict(zip(outputs, found, strict=True))
+    return written
+
+
+EARLY_EXIT = """
+early_exit (float[N, 3, S, S] images, float threshold)
+    => (float[N, C] logits, bool[N] exited, float[N] confidence)
+<int64 none = {0}, int64[1] axis_0 = {0}, int64[1] axis_1 = {1}>
+{
+    probabilities = Softmax <axis = 1> (first_logits)
+    confidence = ReduceMax <keepdims = 0> (probabilities, axis_1)
+    exited = GreaterOrEqual (confidence, threshold)
+    goes_on = Not (exited)
+    positions = NonZero (goes_on)
+    rest = Squeeze (positions, axis_0)
+    rows = Transpose (positions)
+    count = Size (rest)
+    any = Greater (count, none)
+    logits = If (any) <
+        then_branch = second_pass () => (float[N, C] joined) {
+            joined = ScatterND (first_logits, rows, second_logits)
+        },
+        else_branch = exit () => (float[N, C] kept) { kept = Identity (first_logits) }
+    >
+}
+"""
+"""What follows the first pass, in ONNX's text syntax; the second pass goes into its branch."""
+
+
+def join(passes: Sequence[Path], target: Path) -> None:
+    """Write the file of one pass as it is, or those of two as one graph with early exit.
+
+    It has the inputs ``images`` (B, 3, S, S) and ``threshold``, a float32, and the outputs
+    ``logits`` (B, C) of the pass at which each image stopped, ``exited`` (B,) bool, ``confidence``
+    (B,) float32, and of the first pass ``fine_indices`` and ``region``.
+    """
+    import onnx
+
+    model, *others = [onnx.load(path) for path in passes]
+    for second in others:
+        model.graph.CopyFrom(_early_exit(model.graph, second.graph))
+    outside = sum(tensor.ByteSize() for tensor in model.graph.initializer) > ONE_FILE
+    onnx.save(model, target, save_as_external_data=outside, location=f"{target.name}.data")
+
+
+def _early_exit(first: Any, second: Any) -> Any:
+    """The graph of two passes, in which each weight is stored once."""
+    from onnx import compose, helper, numpy_helper, parser
+
+    first = compose.add_prefix_graph(first, "first_")
+    second = compose.add_prefix_graph(second, "second_")
+    graph = parser.parse_graph(EARLY_EXIT)
+    weights: dict[tuple[Any, ...], Any] = {}  # by content
+    for one_pass in (first, second):
+        kept = {}
+        for tensor in one_pass.initializer:
+            value = numpy_helper.to_array(tensor)
+            key = (value.dtype, value.shape, hashlib.sha256(value.tobytes()).digest())
+            kept[tensor.name] = weights.setdefault(key, tensor).name
+        for node in one_pass.node:
+            node.input[:] = [kept.get(name, name) for name in node.input]
+    graph.initializer.extend(weights.values())
+    inputs = [value.name for value in second.input]
+    gathers = [
+        helper.make_node("Gather", [name.replace("second_", "first_", 1), "rest"], [name])
+        for name in inputs
+    ]
+    start = helper.make_node("Identity", ["images"], ["first_images"])
+    branch = graph.node[-1].attribute[0].g  # where any image goes on
+    for part, nodes in ((branch, [*gathers, *second.node]), (graph, [start, *first.node])):
+        nodes += part.node
+        del part.node[:]
+        part.node.extend(nodes)
+    graph.input[0].type.CopyFrom(first.input[0].type)
+    for value in first.output:
+        name = value.name.removeprefix("first_")
+        if name == "logits":
+            graph.output[0].type.CopyFrom(value.type)
+        elif name in ("fine_indices", "region"):
+            graph.node.append(helper.make_node("Identity", [value.name], [name]))
+            graph.output.append(helper.make_value_info(name, value.type))
+    for value in [graph.input[0], *graph.output]:
+        value.type.tensor_type.shape.dim[0].dim_param = "N"
+    return graph
 
 
 def _stable_sort(
