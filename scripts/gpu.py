@@ -119,7 +119,7 @@ def tests(stage: Stage, args: Namespace) -> None:
 
 def run_tests(stage: Stage, chosen: str, share: float = 1.0) -> None:
     """Some tests marked gpu; one that takes a minute says where it is."""
-    options = ["-v", "-m", "gpu", "-k", chosen, "-o", "faulthandler_timeout=60", "--durations=10"]
+    options = ["-vv", "-m", "gpu", "-k", chosen, "-o", "faulthandler_timeout=60", "--durations=10"]
     options += ["-n", "4" if CUDA else "1", "tests/test_gpu.py"]
     path = stage.folder / "pytest.log"
     stage.run("pytest", "-m", "pytest", *options, share=share)
@@ -150,7 +150,7 @@ def run_benchmark(
     stage: Stage, name: str, models: Sequence[str], batch_size: int, *options: str
 ) -> None:
     """benchmark.py on some models."""
-    run = stage.folder / name
+    run, task = stage.folder / name, "training" if "training=true" in options else "inference"
     options += (f"batch_sizes=[{batch_size}]", f"hydra.run.dir={run}")
     options += tuple(f"~models.{model}" for model in MODELS if model not in models)
     if not stage.run(name, *BENCHMARK, *options):
@@ -158,9 +158,9 @@ def run_benchmark(
     print((run / "benchmark.md").read_text().split("\n\n", 3)[-1], flush=True)
     for row in json.loads((run / "benchmark.json").read_text())["rows"]:
         exits = "" if row["exit_fraction"] is None else f", {row['exit_fraction']:.0%} exit"
-        if row["model"] != models[0]:
+        if row["model"] != models[0] and row["task"] == task:
             stage.note(
-                f"{name}, {row['task']}, {row['model']}{exits}",
+                f"{name}, {row['model']}{exits}",
                 f"{row['measured_speedup']:.2f} times {models[0]}, "
                 f"{row['share_of_ideal']:.0%} of the ideal",
             )
@@ -271,7 +271,8 @@ def scratch(stage: Stage, args: Namespace) -> None:
     options += [f"trainer.max_time='00:00:{left // 60:02d}:{left % 60:02d}'"]
     if stage.run("train", "train.py", "experiment=imagenette_gpu", *options):
         metrics = json.loads((run / "metrics.json").read_text())
-        stage.note("val/top1", f"{metrics['val/top1']:.2f}")
+        for name in metrics.keys() & {"train/loss", "val/top1", "train/images_per_second"}:
+            stage.note(name, f"{metrics[name]:.2f}")
     pack(run, stage, "scratch")
 
 
