@@ -4,11 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lfvit.data.batches import Batch, ImageDataset
-    from lfvit.data.datamodule import ImageDataModule
-    from lfvit.data.folders import ImageFolder
-    from lfvit.data.huggingface import HuggingFaceDataset
-    from lfvit.data.needle import NeedleSet
+    from lfvit.data.batches import Batch as Batch
+    from lfvit.data.batches import ImageDataset as ImageDataset
+    from lfvit.data.datamodule import ImageDataModule as ImageDataModule
+    from lfvit.data.folders import ImageFolder as ImageFolder
+    from lfvit.data.huggingface import HuggingFaceDataset as HuggingFaceDataset
+    from lfvit.data.needle import NeedleSet as NeedleSet
 
 _MODULES = {
     "Batch": "batches",
@@ -18,15 +19,6 @@ _MODULES = {
     "ImageFolder": "folders",
     "NeedleSet": "needle",
 }
-
-__all__ = [
-    "Batch",
-    "HuggingFaceDataset",
-    "ImageDataModule",
-    "ImageDataset",
-    "ImageFolder",
-    "NeedleSet",
-]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,14 +21,8 @@ from lfvit.utils.validation import plain, validate
 
 log = logging.getLogger(__name__)
 
-NOT_OF_METHODS = {
-    "pretrained",
-    "drop_path_rate",
-    "backbone",
-    "image_size",
-    "num_classes",
-    "reducer",
-}
+NOT_OF_METHODS = {"backbone", "reducer", "pretrained", "drop_path_rate"}
+NOT_OF_METHODS |= {"image_size", "num_classes"}
 """Arguments of `create_model` that a record's method must not set."""
 
 

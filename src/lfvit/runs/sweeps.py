@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from lfvit.errors import ConfigError
 from lfvit.runs.directory import inside, now
 from lfvit.utils.atomic_io import read_json, write_atomic, write_json
-from lfvit.utils.distributed import all_ended, is_main_process, launched, launched_together
+from lfvit.utils.distributed import all_ended, is_main_process, launched_together
 from lfvit.utils.error_messages import error_message, filter_warnings
 
 log = logging.getLogger(__name__)
@@ -113,8 +113,7 @@ def refuse_launched(what: str) -> None:
     Raises:
         ConfigError: torchrun or srun started this process with others.
     """
-    here = launched()
-    if here is not None and here.processes > 1:
+    if (here := launched_together()) is not None:
         raise ConfigError(
             f"{what} in {here.processes} processes, each of which would start all of it; start it "
             "in one: trainings on several devices start their own processes"

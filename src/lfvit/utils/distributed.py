@@ -83,10 +83,10 @@ def launched() -> Launched | None:
     return Launched(int(env["SLURM_PROCID"]), processes, int(env.get("SLURM_NNODES", 1)))
 
 
-def launched_together() -> bool:
-    """Whether torchrun or srun started this process together with others."""
+def launched_together() -> Launched | None:
+    """What torchrun or srun started, where these are several processes; else None."""
     here = launched()
-    return here is not None and here.processes > 1
+    return here if here is not None and here.processes > 1 else None
 
 
 def is_main_process() -> bool:
@@ -130,8 +130,8 @@ def from_main_process(compute: Callable[[], Any]) -> Any:
     Raises:
         ConfigError: in the other processes, where the main one fails.
     """
-    here = launched()
-    if here is None or here.processes == 1:
+    here = launched_together()
+    if here is None:
         return compute()
     store, key = _store(), f"decision {next(_calls)}"
     if here.rank:
@@ -157,8 +157,8 @@ def join_launched(command: str) -> list[str]:
     Returns:
         Overrides of Hydra for this process.
     """
-    here = launched()
-    if here is None or here.processes == 1:
+    here = launched_together()
+    if here is None:
         return []
     if _agent_store() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
         # torchrun's store outlives its workers: PyTorch would look there for those that have ended
