@@ -16,7 +16,7 @@ REPRODUCE = $(RUN) reproduce.py scale=$(SCALE) $(if $(ARTIFACTS),"artifacts='$(A
 
 .DEFAULT_GOAL := help
 .PHONY: help install update audit test chaos fuzz gpu coverage test-oldest test-newest lint format \
-	docs check predict reproduce reproduce-plan clean
+	docs check predict demo reproduce reproduce-plan clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,6 +93,9 @@ check: lint docs coverage reproduce  ## all of that, as continuous integration d
 predict: $(STAMP)  ## classify photographs with the default model of the zoo (IMAGE=FILE_OR_FOLDER)
 	$(if $(IMAGE),,$(error IMAGE is not set; name a photograph or a folder: make predict IMAGE=FILE_OR_FOLDER))
 	$(RUN) predict.py "image=$(IMAGE)" $(ARGS)
+
+demo: $(STAMP)  ## a page to try two small models in the browser: passes, region, threshold, cost
+	$(RUN) -m lfvit demo $(ARGS)
 
 reproduce: $(STAMP)  ## the papers' tables and figures (SCALE=smoke|needle|imagenette_cpu|imagenette|imagenet ARTIFACTS= DATA=)
 	$(REPRODUCE) $(ARGS)

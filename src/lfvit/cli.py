@@ -40,6 +40,7 @@ CONFIGURED = {
     "train": "train a model",
     "evaluate": "accuracy and cost of a checkpoint, its curve and operating points",
     "predict": "classify photographs, and draw where the second pass looked",
+    "demo": "a page to try a model in the browser",
     "benchmark": "images per second of models",
     "export": "a checkpoint as ONNX files",
     "diagnose": "where a checkpoint loses accuracy",
@@ -55,7 +56,7 @@ OTHERS = {
 }
 """Commands with options of their own -> the module whose `main` takes them."""
 
-CHECKED = ("train", "evaluate", "predict", "benchmark", "diagnose")
+CHECKED = ("train", "evaluate", "predict", "demo", "benchmark", "diagnose")
 
 
 def main(command: str | None = None) -> Any:

@@ -1,6 +1,7 @@
 """`predict(cfg)`: classify image files, and draw which part the second pass sees."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from lfvit.data.images import UnreadableImageError, printable, read_image
 from lfvit.measure.costs import pass_macs
 from lfvit.measure.settings import PredictionSettings
 from lfvit.runs.directory import start_run
-from lfvit.runs.models import load_trained
+from lfvit.runs.models import Trained, load_trained
 from lfvit.runs.record import model_overrides
 from lfvit.runs.trainers import find_device, inference_context
 from lfvit.tracking.pictures import Prediction, draw_predictions, predict_images
@@ -37,14 +38,13 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     settings = validate(PredictionSettings, {k: cfg[k] for k in PredictionSettings.model_fields})
     sources = list(cfg.image) if isinstance(cfg.image, ListConfig) else [cfg.image]
     paths = [path for source in sources for path in images_of(str(source))]
-    model, record = load_trained(cfg.ckpt_path, model_overrides(cfg))
+    trained = load_trained(cfg.ckpt_path, model_overrides(cfg))
+    model, record = trained
     macs = pass_macs(model)
     run_dir = start_run(cfg)
     device = find_device(cfg.accelerator)
     model.to(device)
     context = inference_context(cfg.precision, device)
-    data = record.data
-    transform = eval_transform(record.preprocessing, record.image_size)
     if len(macs) > 1:
         print(record.about_threshold)
     drawn = settings.pictures and can_draw("pictures are")
@@ -54,7 +54,7 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
         with context:  # around all images: weights are rounded to bfloat16 once
             for number, path in enumerate(paths):
                 try:
-                    image = read_image(path, exif=data.get("exif", False))
+                    prediction = predict_file(trained, path)
                 except UnreadableImageError as error:
                     if settings.on_error == "raise":
                         raise UnreadableImageError(
@@ -63,10 +63,6 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
                     log.warning("skipped: %s", error)
                     num_skipped += 1
                     continue
-                pixels = torch.as_tensor(transform(image))[None]
-                (prediction,) = predict_images(
-                    model, pixels, record.preprocessing, record.classes, record.threshold
-                )
                 entry = {"path": printable(path), **_entry(prediction, macs, settings.top)}
                 if len(macs) > 1:
                     entry["threshold"] = record.threshold
@@ -81,6 +77,21 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
         write_json(run_dir / "predictions.json", {"images": entries, "num_skipped": num_skipped})
         print(f"{len(entries)} images, {num_skipped} skipped; written to {run_dir}")
     return entries
+
+
+def predict_file(trained: Trained, path: str | Path) -> Prediction:
+    """All passes of a model on an image file, and which one answers at its threshold.
+
+    Raises:
+        UnreadableImageError: no image.
+    """
+    model, record = trained
+    image = read_image(path, exif=record.data.get("exif", False))
+    pixels = torch.as_tensor(eval_transform(record.preprocessing, record.image_size)(image))[None]
+    (prediction,) = predict_images(
+        model, pixels, record.preprocessing, record.classes, record.threshold
+    )
+    return prediction
 
 
 def _entry(prediction: Prediction, macs: list[float], top: int) -> dict[str, Any]:

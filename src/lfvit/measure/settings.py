@@ -1,4 +1,4 @@
-"""Settings of evaluate, diagnose, benchmark, predict and export, checked without PyTorch."""
+"""Settings of the commands on checkpoints, checked without PyTorch."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -90,6 +90,12 @@ class ExportSettings(Settings):
                 "both, or neither"
             )
         return self
+
+
+class DemoSettings(Settings):
+    """port: where the page is served."""
+
+    port: Annotated[int, Field(ge=1, le=65535)]
 
 
 class BenchmarkSettings(Settings):

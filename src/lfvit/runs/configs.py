@@ -16,7 +16,7 @@ from lfvit.errors import ConfigError
 from lfvit.utils.paths import CONF, program
 from lfvit.utils.validation import Settings, plain, suggest, validate
 
-ON_CHECKPOINTS = ("evaluate", "predict", "diagnose", "benchmark", "export")
+ON_CHECKPOINTS = ("evaluate", "predict", "diagnose", "benchmark", "export", "demo")
 """Commands whose groups replace what a checkpoint says, and hold nothing by themselves."""
 
 PARSER = OverridesParser.create()
@@ -219,6 +219,7 @@ def check_settings(cfg: DictConfig, command: str = "train") -> None:
             "diagnose": settings.DiagnosisSettings,
             "benchmark": settings.BenchmarkSettings,
             "predict": settings.PredictionSettings,
+            "demo": settings.DemoSettings,
         }
         schema = schemas[command]
         validate(schema, {key: plain(cfg[key]) for key in schema.model_fields if key in cfg})

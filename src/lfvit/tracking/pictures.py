@@ -48,6 +48,12 @@ class Prediction(NamedTuple):
     region: tuple[int, int] | None = None
     region_size: int = 0
 
+    def at(self, threshold: float) -> "Prediction":
+        """With the pass that answers at this threshold: the first this confident, or the last."""
+        confident = self.logits.softmax(dim=1).amax(dim=1) >= threshold  # (P,)
+        confident[-1] = True
+        return self._replace(exit_pass=int(confident.int().argmax()))
+
     @property
     def exited(self) -> bool:
         """Whether a pass before the last answers."""
@@ -108,9 +114,6 @@ def predict_images(
     output = forward_passes(model.eval(), images)
     model.train(was_training)
     logits = torch.stack([of_pass.float().cpu() for of_pass in output.logits], dim=1)  # (B, P, C)
-    confident = logits.softmax(dim=2).amax(dim=2) >= threshold  # (B, P)
-    confident[:, -1] = True
-    exits = confident.int().argmax(dim=1).tolist()
     size: Any = getattr(model, "region_size", 0)
     selection = output.selection
     region = None if selection is None else selection.region
@@ -119,14 +122,14 @@ def predict_images(
             image=_to_array(pixels[i]),
             classes=classes,
             logits=logits[i],
-            exit_pass=exits[i],
+            exit_pass=0,
             target=None if targets is None else int(targets[i]),
             box=None if boxes is None else boxes[i],
             gca=None if selection is None else selection.gca[i].float().cpu(),
             fine_indices=None if selection is None else selection.fine_indices[i].cpu(),
             region=None if region is None else tuple(region[i].tolist()),
             region_size=0 if region is None else size,
-        )
+        ).at(threshold)
         for i in range(len(pixels))
     ]
 
@@ -249,7 +252,7 @@ def log_predictions(
         if isinstance(logger, WandbLogger):
             logger.attempt(_log_wandb, logger, predictions, step)
         else:
-            picture = np.asarray(_picture(predictions))
+            picture = np.asarray(picture_of(predictions))
             logger.experiment.add_image("regions", picture, step, dataformats="HWC")
             logger.experiment.flush()
 
@@ -264,10 +267,11 @@ def _log_wandb(logger: "WandbLogger", predictions: Sequence[Prediction], step: i
     columns = ["image", "target", "prediction", "confidence", "exit_pass"]
     logger.log_table("predictions", columns, rows, step=step)
     captions = [one.caption for one in predictions]
-    logger.log_image("regions", [_picture([one]) for one in predictions], step, caption=captions)
+    logger.log_image("regions", [picture_of([one]) for one in predictions], step, caption=captions)
 
 
-def _picture(predictions: Sequence[Prediction]) -> Image.Image:
+def picture_of(predictions: Sequence[Prediction]) -> Image.Image:
+    """What `draw_predictions` draws."""
     file = BytesIO()
     draw_predictions(predictions, file)
     return Image.open(file).convert("RGB")
