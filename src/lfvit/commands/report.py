@@ -12,9 +12,7 @@ from pathlib import Path
 
 from lfvit.errors import DataError
 from lfvit.results.collect import collect
-from lfvit.results.page import write_page
 from lfvit.results.provenance import without_paths
-from lfvit.results.report import write_report
 from lfvit.results.table import write_table
 
 SUFFIXES = (".html", ".md", ".csv")
@@ -45,9 +43,13 @@ def main(arguments: Sequence[str]) -> None:
     text = {"title": options.title, "intro": options.intro}
     for output in outputs:
         if output.suffix == ".html":
+            from lfvit.results.page import write_page  # needs the extra plots, as .md does
+
             media = {"artifacts": options.artifacts, "examples": options.examples}
             write_page(collection, output, **media, **text)
         elif output.suffix == ".md":
+            from lfvit.results.report import write_report
+
             words = ["TEXT" if word == options.intro else word for word in arguments]
             command = without_paths(shlex.join(["lfvit", "report", *words]))
             write_report(collection, output, command=command, **text)
