@@ -105,6 +105,6 @@ def test_models_need_pytorch_timm_and_pydantic_alone(installed):
 
 
 def test_an_extra_that_is_missing_is_named(installed):
-    blocked = "import sys; sys.modules['altair'] = None; sys.argv = ['lfvit', 'report', '.', '--output', 'a.html']\n"
+    blocked = "import sys; sys.modules['gradio'] = None; sys.argv = ['lfvit', 'demo']\n"
     done = installed("-c", blocked + "from lfvit.cli import main; main()", status=2)
-    assert done.stderr.strip() == "error: altair is not installed; pip install 'lfvit[plots]'"
+    assert done.stderr.strip() == "error: gradio is not installed; pip install 'lfvit[demo]'"

@@ -12,11 +12,10 @@ from importlib.util import find_spec
 import pytest
 from PIL import Image
 
-from lfvit.commands.demo import SHIPPED, Shown, check_port, demo
+from lfvit.commands.demo import SHIPPED, Shown, check_port
 from lfvit.commands.predict import predict_file
 from lfvit.errors import ConfigError
 from lfvit.models import zoo
-from lfvit.utils.extras import missing_extra
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -109,13 +108,6 @@ def test_a_taken_port_names_a_free_one():
         with pytest.raises(ConfigError, match=rf"port={port}: .*another one is port=\d+") as error:
             check_port(port)
     check_port(int(str(error.value).rpartition("=")[2]))
-
-
-def test_without_gradio_the_extra_is_named(cfg, monkeypatch):
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(ImportError) as error:
-        demo(cfg)
-    assert missing_extra(error.value) == "gradio is not installed; pip install 'lfvit[demo]'"
 
 
 class Browser:
