@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lfvit.data.augment import normalize
 from lfvit.data.settings import Preprocessing
-from lfvit.models.passes import forward_passes
+from lfvit.models.passes import confidence_of, forward_passes
 from lfvit.models.tokens import downsample
 from lfvit.utils.distributed import is_main_process
 
@@ -50,7 +50,7 @@ class Prediction(NamedTuple):
 
     def at(self, threshold: float) -> "Prediction":
         """With the pass that answers at this threshold: the first this confident, or the last."""
-        confident = self.logits.softmax(dim=1).amax(dim=1) >= threshold  # (P,)
+        confident = confidence_of(self.logits) >= threshold  # (P,)
         confident[-1] = True
         return self._replace(exit_pass=int(confident.int().argmax()))
 
