@@ -143,6 +143,13 @@ def load(
             f"{folder / CARD}: format={card.get('format')!r} is unknown; valid: {FORMAT}. Export "
             "the model again with this version of lfvit"
         )
+    if not (folder / GRAPH).is_file():
+        raise ConfigError(f"{folder}: has no {GRAPH}; pass the folder that export.py wrote")
+    return Runtime(card, open_graph(folder / GRAPH, threads, providers))
+
+
+def open_graph(path: Path, threads: int, providers: Sequence[str]) -> Any:
+    """A session of onnxruntime, see `load`."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -150,10 +157,7 @@ def load(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    if not (folder / GRAPH).is_file():
-        raise ConfigError(f"{folder}: has no {GRAPH}; pass the folder that export.py wrote")
-    session = onnxruntime.InferenceSession(folder / GRAPH, options, list(providers))
-    return Runtime(card, session)
+    return onnxruntime.InferenceSession(path, options, list(providers))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

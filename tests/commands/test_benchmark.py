@@ -9,6 +9,7 @@ import torch
 
 from lfvit.commands.benchmark import benchmark
 from lfvit.commands.evaluate import evaluate
+from lfvit.errors import ConfigError
 
 FEW = tuple(f"~models.{name}" for name in ("cf_vit", "evit", "tome", "frequency"))
 SMALL = (
@@ -47,14 +48,45 @@ def test_a_trained_model_exits_as_it_does_on_its_images(composed, trained_run, t
     settings = ["batch_sizes=[16]", "warmup=0", "repeats=1", "accelerator=cpu"]
     given = [f"ckpt_path={checkpoint}", "threshold=0.2", f"run_dir={tmp_path / 'speed'}"]
     rows = benchmark(composed("benchmark", *FEW, *settings, *given))
-    (trained,) = (row for row in rows if row["model"] == "trained")
+    both, trained, first = (row for row in rows if row["model"] == "trained")
     assert trained["exits"] == "measured at eta=0.2"
+    assert (both["exit_fraction"], first["exit_fraction"]) == (0, 1)
     given = [*given[:2], "data.num_workers=0", "risk=null", f"run_dir={tmp_path / 'evaluation'}"]
     found = evaluate(composed("evaluate", *given))
     assert trained["exit_fraction"] == pytest.approx(found.configured.exit_fraction)
     assert trained["gmacs"] == pytest.approx(found.configured.gmacs)
     same_size = [row["gmacs"] for row in rows if row["exit_fraction"] == 1.0]
-    assert same_size[0] == pytest.approx(found.passes[0].gmacs)
+    assert same_size[0] == first["gmacs"] == pytest.approx(found.passes[0].gmacs)
+    assert all(0 <= row["top1"] <= 100 for row in (both, trained, first))
+    assert "| top-1 |" in (tmp_path / "speed" / "benchmark.md").read_text()
+
+
+def test_models_as_exported(composed, trained_run, tmp_path):
+    """The same rows in onnxruntime, of the same images; each runtime in its own precisions."""
+    checkpoint = trained_run / "checkpoints" / "last.ckpt"
+    settings = ["batch_sizes=[6]", "warmup=0", "repeats=1", "accelerator=cpu", "top1_images=16"]
+    settings += ["runtime=[torch,onnx]", "precision=[fp32,int8]", f"ckpt_path={checkpoint}"]
+    rows = benchmark(composed("benchmark", *FEW, *settings, f"run_dir={tmp_path}"))
+    tables = {}
+    for row in rows:
+        tables.setdefault((row["runtime"], row["precision"]), []).append(row)
+    assert list(tables) == [("torch", "fp32"), ("onnx", "fp32"), ("onnx", "int8")]
+    columns = ("model", "exits", "exit_fraction", "gmacs", "batch_size", "settings")
+    for name in columns:
+        torchs, exact = tables["torch", "fp32"], tables["onnx", "fp32"]
+        assert [row[name] for row in torchs] == [row[name] for row in exact]
+    for row, other in zip(torchs, exact, strict=True):
+        assert row.get("top1") == other.get("top1")
+    assert len(tables["onnx", "int8"]) == len(exact)
+    text = (tmp_path / "benchmark.md").read_text()
+    assert "## Inference, fp32, onnxruntime" in text
+    assert "## Inference, int8, onnxruntime" in text
+
+
+def test_a_runtime_without_its_precisions_is_refused(composed, tmp_path):
+    wrong = composed("benchmark", *FAST, "runtime=onnx", "precision=bf16", f"run_dir={tmp_path}")
+    with pytest.raises(ConfigError, match=r"runtime=onnx has none of precision.*fp32 or int8"):
+        benchmark(wrong)
 
 
 def test_inference_and_training_in_several_settings(composed, tmp_path, monkeypatch):

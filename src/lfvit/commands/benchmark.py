@@ -6,7 +6,9 @@ from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from itertools import product
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +16,10 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from lfvit.data.augment import normalize
+from lfvit.errors import ConfigError
 from lfvit.measure.costs import pass_macs
-from lfvit.measure.settings import BenchmarkSettings
+from lfvit.measure.settings import RUNTIMES, BenchmarkSettings
+from lfvit.measure.thresholds import NO_EXIT
 from lfvit.measure.throughput import (
     PRECISIONS,
     compile_model,
@@ -24,25 +28,90 @@ from lfvit.measure.throughput import (
     time_interleaved,
 )
 from lfvit.models.blocks import trainable_attention
-from lfvit.models.passes import early_exit, forward_passes
+from lfvit.models.export import join, quantise, write_passes
+from lfvit.models.passes import EarlyExitOutput, early_exit, forward_passes, num_passes
 from lfvit.results.speed import print_speed, write_speed
 from lfvit.runs.datasets import open_data
 from lfvit.runs.directory import start_run
 from lfvit.runs.models import Trained, build_model, load_trained
 from lfvit.runs.provenance import environment
-from lfvit.runs.record import said_preprocessing
+from lfvit.runs.record import CheckpointRecord, said_preprocessing
 from lfvit.runs.trainers import find_device, has_bfloat16
+from lfvit.runtime import Runtime, open_graph
 from lfvit.tracking.loggers import log_table, tracked
 from lfvit.training.losses import pass_losses
 from lfvit.utils.validation import plain, validate
 
 log = logging.getLogger(__name__)
 
-Row = dict[str, Any]
+CALIBRATION = slice(None, None, 8)  # photographs that give int8 its ranges
 
+Row = dict[str, Any]
 
 Case = tuple[Callable[[], object], Row]
 """What is timed, and the columns of its row that are known before."""
+
+
+class Table(NamedTuple):
+    """What the rows of a table have in common."""
+
+    runtime: str
+    task: str
+    precision: str
+    compiled: bool
+
+
+class Photographs(NamedTuple):
+    """Validation images of a trained model.
+
+    pixels: (N, 3, S, S) uint8. targets: (N,) classes. record: of the model. num_passes: it has.
+    """
+
+    pixels: Tensor
+    targets: Tensor
+    record: CheckpointRecord
+    num_passes: int
+
+    def batch(self, rows: Any) -> Tensor:
+        """Some of them, normalised."""
+        return normalize(self.pixels[rows], self.record.preprocessing)
+
+    def ways(self) -> dict[str | None, float]:
+        """In which ways the model runs: what column exits says, and the threshold."""
+        eta = self.record.threshold
+        if self.num_passes == 1:
+            return {None: eta}
+        return {"none": NO_EXIT, f"measured at eta={eta:g}": eta, "all": 0.0}
+
+    @torch.inference_mode()
+    def top1(self, model: nn.Module, like: Tensor) -> dict[str | None, float]:
+        """Top-1 in percent in each way, on the images that int8 was not calibrated on."""
+        rows = torch.arange(len(self.pixels))
+        chosen = (rows[rows % CALIBRATION.step > 0] if len(rows) > 1 else rows).split(32)
+        found = {}
+        for exits, eta in self.ways().items():
+            answers = [early_exit(model, self.batch(c).to(like), eta).logits for c in chosen]
+            right = torch.cat(answers).argmax(1).cpu() == self.targets[torch.cat(chosen)]
+            found[exits] = 100 * right.double().mean().item()
+        return found
+
+
+class Exported(nn.Module):
+    """A model in onnxruntime, called as in PyTorch."""
+
+    def __init__(self, graph: Path, macs: list[float]) -> None:
+        super().__init__()
+        self.num_passes = len(macs)
+        session = open_graph(graph, torch.get_num_threads(), ["CPUExecutionProvider"])
+        card = {"classes": [], "mean": [0.0], "std": [1.0], "macs": macs, "threshold": 0.0}
+        self.runtime = Runtime(card, session)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.infer(images, 0.0).logits
+
+    def infer(self, images: Tensor, threshold: float) -> EarlyExitOutput:
+        found = [torch.from_numpy(x) for x in self.runtime.infer(images.numpy(), threshold)[:3]]
+        return EarlyExitOutput(found[0], found[1], found[2], None)
 
 
 def benchmark(cfg: DictConfig) -> list[Row]:
@@ -50,7 +119,7 @@ def benchmark(cfg: DictConfig) -> list[Row]:
 
     Writes benchmark.csv, .json and .md. Weights are random and inputs are noise: speed
     depends on neither, because the share of images that exits is stated. With ``ckpt_path``, a
-    trained model runs on its validation images as well, at its threshold.
+    trained model runs on its validation images as well, with its accuracy.
 
     Returns:
         One row per model and setting.
@@ -61,47 +130,93 @@ def benchmark(cfg: DictConfig) -> list[Row]:
     values = {name: plain(cfg[name]) for name in BenchmarkSettings.model_fields}
     settings = validate(BenchmarkSettings, values)
     device = find_device(cfg.accelerator)
-    auto = "bf16" if has_bfloat16(device.type) else "fp32"
-    precisions = dict.fromkeys(auto if p == "auto" else p for p in settings.precision)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    trained = None
+    trained: Trained | None = None
+    photographs: Photographs | None = None
     if cfg.ckpt_path is not None:
         trained = load_trained(
             cfg.ckpt_path, {"threshold": cfg.threshold} | said_preprocessing(cfg)
         )
+        data = open_data(cfg.get("data"), trained.record)
+        samples = data.some_validation_samples(max(settings.top1_images, *settings.batch_sizes))
+        pixels = torch.stack([sample.pixels for sample in samples])
+        targets = torch.tensor([sample.target for sample in samples])
+        photographs = Photographs(pixels, targets, trained.record, num_passes(trained.model))
     # before anything is timed: a mistake in the last model is reported now
     macs = {name: pass_macs(model) for name, model in build_models(cfg, trained).items()}
+    for name in macs:
+        if "onnx" in settings.runtime and len(macs[name]) > 2:
+            raise ConfigError(
+                f"models.{name} has {len(macs[name])} passes, and runtime=onnx runs two at most; "
+                f"leave it out with '~models.{name}', or pass runtime=torch"
+            )
     run_dir = start_run(cfg)
     shared = {name: cfg[name] for name in ("image_size", "compile_mode")}
     shared["backbone"] = json.dumps(plain(cfg.backbone))
+    side = cfg.image_size
+    if trained is not None:
+        shared["image_size"] = side = trained.record.image_size
+        shared["backbone"] = json.dumps(trained.record.backbone)
     about = {"settings": shared, "environment": environment()}
     rows: list[Row] = []
-    with tracked(cfg, "benchmark", trained.record if trained else None) as loggers:
-        tasks = ("inference", "training")[: 1 + settings.training]
-        for task, precision, compiled in product(tasks, precisions, settings.compile):
-            models, training = build_models(cfg, trained), task == "training"
+    with (
+        tracked(cfg, "benchmark", trained.record if trained else None) as loggers,
+        TemporaryDirectory() as folder,
+    ):
+        for table in tables(settings, device):
+            models, training = build_models(cfg, trained), table.task == "training"
             if training:
                 models.pop("trained", None)  # the same work as with random weights
-            for model in models.values():
-                model.train(training).to(device, PRECISIONS[precision])
-                if compiled:
-                    compile_model(model, settings.compile_mode, training=training)
+            like = torch.empty(0)
+            if table.runtime == "torch":
+                like = like.to(device, PRECISIONS[table.precision])
+            for name, model in models.items():
+                if table.runtime == "onnx":
+                    log.info("exporting %s, %s", name, table.precision)
+                    own = photographs if name == "trained" else None
+                    seen = noise(cfg, 32, side) if own is None else own.batch(CALIBRATION)
+                    graph = write_graph(model, Path(folder, name), table.precision, seen)
+                    models[name] = Exported(graph, macs[name])
+                else:
+                    model.train(training).to(like)
+                    if table.compiled:
+                        compile_model(model, settings.compile_mode, training=training)
+            accuracy = {}
+            if photographs is not None and not training and not table.compiled:
+                accuracy = photographs.top1(models["trained"], like)
             for batch_size in settings.batch_sizes:
-                kind = f"{task}, {precision}{', compiled' if compiled else ''}"
-                log.info("%s, batches of %d: %s", kind, batch_size, ", ".join(models))
+                words = ", ".join(map(str, table[: 3 + table.compiled])).replace("True", "compiled")
+                log.info("%s, batches of %d: %s", words, batch_size, ", ".join(models))
                 try:
-                    timed = time_models(cfg, settings, models, macs, trained, batch_size, training)
+                    images = noise(cfg, batch_size, side).to(like)
+                    timed = time_models(cfg, settings, models, macs, images, photographs, training)
                 except torch.cuda.OutOfMemoryError:
                     log.warning("a batch of %d does not fit", batch_size)
                     break
-                setting = {"task": task, "precision": precision, "compiled": compiled}
-                rows += [setting | row for row in timed]
+                for row in timed:
+                    if row["model"] == "trained":
+                        row["top1"] = accuracy.get(row["exits"])
+                    rows.append(table._asdict() | row)
                 write_speed(run_dir, about, rows)  # an interrupted run keeps what it has timed
         log_table(loggers, "benchmark", rows)
     print_speed(rows)
     print(f"written to {run_dir}")
     return rows
+
+
+def tables(settings: BenchmarkSettings, device: torch.device) -> list[Table]:
+    """Every combination of the settings that there is."""
+    auto = {"torch": "bf16" if has_bfloat16(device.type) else "fp32", "onnx": "fp32"}
+    found = []
+    for runtime in settings.runtime:
+        asked = [auto[runtime] if name == "auto" else name for name in settings.precision]
+        precisions = [name for name in dict.fromkeys(asked) if name in RUNTIMES[runtime]]
+        torchs = runtime == "torch"
+        tasks = ("inference", "training")[: 1 + (settings.training and torchs)]
+        compiles = settings.compile if torchs else [False]
+        found += [Table(runtime, *rest) for rest in product(tasks, precisions, compiles)]
+    return found
 
 
 def build_models(cfg: DictConfig, trained: Trained | None) -> dict[str, nn.Module]:
@@ -127,33 +242,49 @@ def build_models(cfg: DictConfig, trained: Trained | None) -> dict[str, nn.Modul
     return models
 
 
+def write_graph(model: nn.Module, folder: Path, precision: str, images: Tensor) -> Path:
+    """model.onnx of a model; what int8 starts from is written once.
+
+    Args:
+        images: (N, 3, S, S), from which int8 takes the ranges of values.
+    """
+    passes = sorted(folder.glob("*_fp32.onnx"))  # first_pass before second_pass
+    if not passes:
+        folder.mkdir()
+        passes = write_passes(model, images.shape[-1], folder)
+    if precision == "int8":
+        passes = quantise(passes, images.numpy())
+    join(passes, folder / f"{precision}.onnx")
+    return folder / f"{precision}.onnx"
+
+
+def noise(cfg: DictConfig, batch_size: int, side: int) -> Tensor:
+    """Images (B, 3, S, S) of nothing, always the same."""
+    generator = torch.Generator().manual_seed(cfg.seed)
+    return torch.randn(batch_size, 3, side, side, generator=generator)
+
+
 def time_models(
     cfg: DictConfig,
     settings: BenchmarkSettings,
     models: dict[str, nn.Module],
     macs: dict[str, list[float]],
-    trained: Trained | None,
-    batch_size: int,
+    random_images: Tensor,
+    photographs: Photographs | None,
     training: bool,
 ) -> list[Row]:
-    """Time all models in turns on one batch size; a row for every model and exit fraction.
+    """Time all models in turns on one batch; a row for every model and exit fraction.
 
     With `training` a step of each model is timed instead, with every image in all passes.
     """
-    parameter = next(next(iter(models.values())).parameters())
-    side = cfg.image_size if trained is None else trained.record.image_size
-    torch.manual_seed(cfg.seed)
-    noise = torch.randn(batch_size, 3, side, side).to(parameter)
     cases: list[Case] = []
     for name, model in models.items():
-        images, described, threshold = noise, plain(cfg.models.get(name)), None
-        if name == "trained" and trained is not None:
-            data = open_data(cfg.get("data"), trained.record)
-            samples = data.some_validation_samples(batch_size)
-            pixels = torch.stack([sample.pixels for sample in samples])
-            images = normalize(pixels, data.preprocessing).to(parameter)
-            threshold = trained.record.threshold
-            described = {**trained.record.method, "ckpt_path": str(cfg.ckpt_path)}
+        own = photographs if name == "trained" else None
+        images, described = random_images, plain(cfg.models.get(name))
+        if own is not None:
+            count = min(len(images), len(own.pixels))
+            images = own.batch(torch.linspace(0, len(own.pixels) - 1, count).long()).to(images)
+            described = {**own.record.method, "ckpt_path": str(cfg.ckpt_path)}
         columns: Row = {
             "model": name,
             "settings": json.dumps(described),
@@ -166,15 +297,16 @@ def time_models(
             cases.append((training_step(model, images), columns))
         elif len(macs[name]) == 1:
             cases.append((partial(model, images), columns))
-        elif threshold is not None:
-            columns["exits"] = f"measured at eta={threshold:g}"
-            cases.append(early_exit_case(model, images, threshold, macs[name], columns))
+        elif own is not None:
+            for exits, eta in own.ways().items():
+                known = columns | {"exits": exits}
+                cases.append(early_exit_case(model, images, eta, macs[name], known))
         else:
             columns["exits"] = "stated"
-            thresholds = [threshold_for(model, images, share) for share in settings.exit_fractions]
+            etas = [threshold_for(model, images, share) for share in settings.exit_fractions]
             cases += [
                 early_exit_case(model, images, eta, macs[name], columns)
-                for eta in dict.fromkeys(thresholds)  # a batch of one has two shares at most
+                for eta in dict.fromkeys(etas)  # a batch of one has two shares at most
             ]
     rounds = settings.warmup + settings.repeats
     log.info("  %d settings, each timed %d times in turns", len(cases), rounds)
@@ -182,7 +314,7 @@ def time_models(
         {str(number): run for number, (run, _) in enumerate(cases)},
         warmup=settings.warmup,
         repeats=settings.repeats,
-        device=parameter.device,
+        device=random_images.device,
         gradients=training,
     )
     base_time, base = float(np.median(seconds["0"])), cases[0][1]
@@ -201,7 +333,7 @@ def time_models(
             "ideal_speedup": ideal,
             "share_of_ideal": speedup / ideal,
             "repeats": len(times),
-            "peak_memory_mb": peak_memory(run, parameter.device, gradients=training),
+            "peak_memory_mb": peak_memory(run, random_images.device, gradients=training),
         }
         rows.append(columns | timed)
     return rows

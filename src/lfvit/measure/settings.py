@@ -10,6 +10,9 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
+RUNTIMES = {"torch": ("fp32", "bf16"), "onnx": ("fp32", "int8")}
+"""What benchmark.py can time, by what runs the models."""
+
 
 def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
@@ -102,16 +105,29 @@ class BenchmarkSettings(Settings):
     """What benchmark.py times. Every precision is combined with every value of compile.
 
     batch_sizes, exit_fractions: of two-pass models, the share of images that stop early.
-    training: a training step as well. threads: of the CPU, None leaves them to PyTorch.
-    warmup, repeats: untimed and timed rounds.
+    training: a training step as well. runtime: what runs the models, onnxruntime as exported; each
+    takes those of the precisions that it has. threads: of the CPU, None leaves them to PyTorch.
+    warmup, repeats: untimed and timed rounds. top1_images: of a trained model's accuracy.
     """
 
     batch_sizes: Annotated[list[Positive], BeforeValidator(_listed), Field(min_length=1)]
     exit_fractions: Annotated[list[Fraction], BeforeValidator(_listed), Field(min_length=1)]
     training: bool
-    precision: Annotated[list[Literal["auto", "fp32", "bf16"]], BeforeValidator(_listed)]
+    runtime: Annotated[list[Literal["torch", "onnx"]], BeforeValidator(_listed)]
+    precision: Annotated[list[Literal["auto", "fp32", "bf16", "int8"]], BeforeValidator(_listed)]
     compile: Annotated[list[bool], BeforeValidator(_listed)]
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"]
     threads: Positive | None
     warmup: Annotated[int, Field(ge=0)]
     repeats: Positive
+    top1_images: Positive
+
+    @model_validator(mode="after")
+    def _precisions(self) -> Self:
+        for runtime, valid in RUNTIMES.items():
+            if runtime in self.runtime and not {"auto", *valid} & {*self.precision}:
+                raise ValueError(
+                    f"runtime={runtime} has none of precision={self.precision}; add "
+                    f"{' or '.join(valid)}, or leave it out"
+                )
+        return self

@@ -56,6 +56,7 @@ class Environment(RunFile):
 class Speed(RunFile):
     """A row of benchmark.json."""
 
+    runtime: str = "torch"
     task: str = "inference"
     settings: Json[dict[str, Any]]
     precision: str = "fp32"

@@ -20,6 +20,7 @@ SETTING = ["batch_size", "precision", "compiled"]
 TITLES = {
     "model": "model",
     "exit_fraction": "exits",
+    "top1": "top-1",
     "batch_size": "batch",
     "gmacs": "GMACs",
     "images_per_second": "images/s",
@@ -66,30 +67,37 @@ def write_speed(folder: Path, about: Mapping[str, Any], rows: Rows) -> None:
         "Medians of interleaved repetitions, with the slowest and the fastest; latency per batch. "
         "The speed-up is over the first row of the same batch size, its ideal the ratio of their "
         "multiply-accumulates.",
-        *(f"## {title}\n\n{to_markdown(g, FORMATS, TITLES)}" for title, g in groups.items()),
+        *(f"## {title}\n\n{to_markdown(g, FORMATS, _titles(g))}" for title, g in groups.items()),
     ]
     (folder / "benchmark.md").write_text("\n\n".join(text) + "\n", "utf-8")
 
 
 def print_speed(rows: Rows) -> None:
-    """The same tables on the terminal, without ranges and latencies."""
-    wide = ("images_per_second_", "latency")
-    narrow = {name: title for name, title in TITLES.items() if not name.startswith(wide)}
+    """The same tables on the terminal, without ranges."""
     for title, group in _groups(rows).items():
-        print_table(group, FORMATS, narrow, title=title)
+        shown = {k: v for k, v in _titles(group).items() if not k.startswith("images_per_second_")}
+        print_table(group, FORMATS, shown, title=title)
+
+
+def _titles(group: pd.DataFrame) -> dict[str, str]:
+    """Without accuracy, where no model is trained."""
+    return {k: v for k, v in TITLES.items() if k != "top1" or k in group.dropna(axis=1, how="all")}
 
 
 def _groups(rows: Rows) -> dict[str, pd.DataFrame]:
     """Title -> the rows that are compared with each other."""
-    groups = pd.DataFrame(rows).groupby(["task", "precision", "compiled"], sort=False)
-    return {
-        f"{str(task).title()}, {precision}, {'compiled' if compiled else 'not compiled'}": group
-        for (task, precision, compiled), group in groups
-    }
+    frame = pd.DataFrame([{"runtime": "torch", **row} for row in rows])
+    groups: dict[str, pd.DataFrame] = {}
+    for key, group in frame.groupby(["runtime", "task", "precision", "compiled"], sort=False):
+        runtime, task, precision, compiled = key
+        kind = "compiled" if compiled else "not compiled"
+        kind = "onnxruntime" if runtime == "onnx" else kind
+        groups[f"{str(task).title()}, {precision}, {kind}"] = group
+    return groups
 
 
 def read_benchmarks(contents: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """The timed inference of several benchmark.json, a row per model and setting.
+    """The timed inference in PyTorch of several benchmark.json, a row per model and setting.
 
     Columns: file, a number; machine, method, checkpoint (None: random weights), batch_size,
     precision, compiled, exit_fraction, gmacs, images_per_second.
@@ -98,7 +106,7 @@ def read_benchmarks(contents: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     for number, content in enumerate(contents):
         benchmark = Benchmark(**content)
         for row in benchmark.rows:
-            if row.task == "inference":
+            if row.task == "inference" and row.runtime == "torch":
                 checkpoint = row.settings.get("ckpt_path")
                 known = {
                     "file": number,

@@ -19,6 +19,7 @@ PACKAGES = (
     "torchvision",
     "lightning",
     "timm",
+    "onnxruntime",
     "hydra-core",
     "omegaconf",
     "torchmetrics",
