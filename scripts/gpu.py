@@ -32,6 +32,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import timm
@@ -39,6 +40,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import lfvit
+from lfvit.measure.throughput import time_interleaved
 from lfvit.models.passes import forward_passes
 from lfvit.training.losses import pass_losses
 from lfvit.utils.markdown import print_table, to_markdown
@@ -53,12 +55,12 @@ DEVICE_DATA = ["data.cache=device", "augment.auto_augment=null", "augment.color_
 if CUDA:
     BATCH, TRAIN_BATCH = 1024, 128
     BENCHMARK += ["accelerator=gpu"]
-    SMALL = ["compile=false"]  # of a training: nothing is compiled beside another one
+    TRAINING = ["compile=false"]  # nothing is compiled beside a training
 else:
     BATCH, TRAIN_BATCH = 8, 8
     BENCHMARK += ["accelerator=cpu", "backbone=vit_micro", "image_size=112", "repeats=2"]
-    SMALL = ["compile=false", "trainer=cpu", "data.batch_size=4", "trainer.max_epochs=1"]
-    SMALL += ["trainer.limit_train_batches=2", "trainer.limit_val_batches=2"]
+    TRAINING = ["compile=false", "trainer=cpu", "data.batch_size=4", "trainer.max_epochs=1"]
+    TRAINING += ["trainer.limit_train_batches=2", "trainer.limit_val_batches=2"]
 
 
 class Stage:
@@ -139,7 +141,8 @@ def speed(stage: Stage, args: Namespace) -> None:
         training = ["train.py", "experiment=finetune", f"method={method}", *finetuning(args)]
         training += [f"data.batch_size={TRAIN_BATCH}", "trainer.max_epochs=3"]
         training += ["trainer.limit_train_batches=20", "trainer.limit_val_batches=1"]
-        training += ["schedule.second_start=0", "logger=none", f"hydra.run.dir={run}", *SMALL]
+        training += ["schedule.second_start=0", "logger=none", "overwrite=true"]
+        training += [f"hydra.run.dir={run}", *TRAINING]
         if stage.run(method, *training, f"data.root={args.data}"):
             metrics = json.loads((run / "metrics.json").read_text())
             stage.note(f"training, {method}, images/s", f"{metrics['train/images_per_second']:.0f}")
@@ -173,26 +176,17 @@ def plain_loop(name: str) -> float:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     images = torch.randn(TRAIN_BATCH, 3, side, side, device=DEVICE)
     targets = torch.arange(TRAIN_BATCH, device=DEVICE) % 10
-
-    def step() -> None:
+    for number in range(-3, steps):
+        if number in (-3, 0):  # after a warm-up
+            synchronize()
+            started = time.perf_counter()
         with torch.autocast(DEVICE.type, torch.bfloat16):
             loss = torch.nn.functional.cross_entropy(model(images), targets)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-
-    return TRAIN_BATCH / seconds(step, steps)
-
-
-def seconds(run: Callable[[], object], repeats: int) -> float:
-    """Mean time of a call, after a warm-up."""
-    for number in range(-3, repeats):
-        if number in (-3, 0):
-            synchronize()
-            started = time.perf_counter()
-        run()
     synchronize()
-    return (time.perf_counter() - started) / repeats
+    return steps * TRAIN_BATCH / (time.perf_counter() - started)
 
 
 def synchronize() -> None:
@@ -208,11 +202,11 @@ def profiles(stage: Stage, args: Namespace) -> None:
     images = torch.randn(batch, 3, 224, 224, device=DEVICE, dtype=torch.bfloat16)
     targets = torch.arange(batch, device=DEVICE)
 
-    def both_passes() -> None:
+    def both_passes() -> Any:
         with torch.no_grad():
-            forward_passes(model, images)
+            return forward_passes(model, images)
 
-    def training_step() -> None:
+    def training_step() -> Any:
         torch.stack(pass_losses(forward_passes(model, images).logits, targets)).sum().backward()
 
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if CUDA else [])]
@@ -226,10 +220,9 @@ def profiles(stage: Stage, args: Namespace) -> None:
         (stage.folder / f"{run.__name__}.txt").write_text(table)
     with torch.no_grad():
         first = model.first_pass(images)
-        whole = seconds(both_passes, 5)
-        share = seconds(lambda: model.select(first), 5) / whole
-    stage.note(f"both passes on {batch} images", f"{1e3 * whole:.1f} ms")
-    stage.note("selection", f"{share:.2%} of it")
+    cases = {"both passes": both_passes, "selection": lambda: model.select(first)}
+    for name, times in time_interleaved(cases, warmup=2, repeats=5, device=DEVICE).items():
+        stage.note(f"{name}, {batch} images", f"{1e3 * median(times):.2f} ms")
 
 
 def finetuning(args: Namespace) -> list[str]:
@@ -241,7 +234,7 @@ def finetuning(args: Namespace) -> list[str]:
 def finetune(stage: Stage, args: Namespace) -> None:
     """`reproduce.py scale=finetune`: every method from pretrained weights, side by side."""
     runs = stage.folder / "reproduce" / "runs"
-    options = [f"overrides=[{','.join([*finetuning(args), *SMALL])}]", f"data_root={args.data}"]
+    options = [f"overrides=[{','.join([*finetuning(args), *TRAINING])}]", f"data_root={args.data}"]
     options += ["jobs=2", *([] if CUDA else ["scale.probe_images=4"]), *args.reproduce]
     stage.run("reproduce", "reproduce.py", "scale=finetune", f"output_dir={runs.parent}", *options)
     for path in sorted(runs.glob("*/*/metrics.json")):
@@ -266,7 +259,8 @@ def compiled(stage: Stage, args: Namespace) -> None:
 def scratch(stage: Stage, args: Namespace) -> None:
     """DeiT-S from random weights for the time that is left."""
     run, left = stage.folder / "run", max(int(stage.end - time.monotonic()) - 15, 1)
-    options = [f"data.root={args.data}", "method=vit", f"hydra.run.dir={run}", *SMALL]
+    options = [f"data.root={args.data}", "method=vit", f"hydra.run.dir={run}", "overwrite=true"]
+    options += TRAINING
     options += [] if CUDA else ["backbone=vit_micro", "image_size=112", "data.num_workers=0"]
     options += [f"trainer.max_time='00:00:{left // 60:02d}:{left % 60:02d}'"]
     if stage.run("train", "train.py", "experiment=imagenette_gpu", *options):
@@ -295,11 +289,11 @@ def pack(run: Path, stage: Stage, name: str) -> None:
 
 STAGES: dict[str, tuple[float, Callable[[Stage, Namespace], None]]] = {
     "tests": (0.16, tests),
-    "speed": (0.16, speed),
+    "speed": (0.24, speed),
     "profile": (0.04, profiles),
-    "finetune": (0.25, finetune),
-    "compiled": (0.34, compiled),
-    "scratch": (0.05, scratch),
+    "finetune": (0.24, finetune),
+    "compiled": (0.28, compiled),
+    "scratch": (0.04, scratch),
 }
 """Name -> share of the minutes, and what it does."""
 
@@ -309,14 +303,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--minutes", type=float, default=9.0, help="of all stages together")
-    parser.add_argument("--out", type=Path, default=Path("outputs/gpu"))
-    parser.add_argument("--data", type=Path, help="folder of images in classes, for the trainings")
+    parser.add_argument("--out", type=os.path.abspath, default=ROOT / "outputs" / "gpu")
+    parser.add_argument(
+        "--data", type=os.path.abspath, help="folder of images in classes, for the trainings"
+    )
     parser.add_argument("--timm", default="vit_small_patch14_dinov2", help="backbone to fine-tune")
-    parser.add_argument("--weights", type=Path, help="its weights; without, it starts from timm's")
+    parser.add_argument(
+        "--weights", type=os.path.abspath, help="its weights; without, it starts from timm's"
+    )
     parser.add_argument("--stages", nargs="*", choices=list(STAGES), default=list(STAGES))
     parser.add_argument("reproduce", nargs="*", default=[], help="settings of it, after --")
     args = parser.parse_args()
-    out, end = args.out.absolute(), time.monotonic() + 60 * args.minutes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # ends the running command too
+    out, end = Path(args.out), time.monotonic() + 60 * args.minutes
     rows: list[dict[str, str]] = []
     device = torch.cuda.get_device_name() if CUDA else "no GPU: a rehearsal at small size"
     title = f"{device}, torch {torch.__version__}, {args.minutes:g} minutes"
