@@ -116,5 +116,5 @@ def write(writer: str, root: Path, folder: Path) -> None:
     elif writer == "results":
         write_report(collect([root]), folder / "page.md")
     else:
-        for name, mean in (("runs.csv", False), ("mean.csv", True)):
+        for name, mean in (("runs.csv", False), ("runs.parquet", False), ("mean.csv", True)):
             write_table(collect([root]), folder / name, mean=mean)

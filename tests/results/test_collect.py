@@ -7,13 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from synthetic import edit, make_run, make_runs, write
 
 from lfvit.errors import DataError
 from lfvit.measure.schemas import read_evaluation
 from lfvit.results.collect import collect
 from lfvit.results.provenance import describe_start, start_folder, without_paths
-from lfvit.results.table import mean_points, write_table
+from lfvit.results.table import mean_points, pareto, write_table
 
 
 @pytest.fixture
@@ -181,13 +183,17 @@ def test_an_evaluation_without_its_training(runs):
     assert (run.metrics, run.config, run.path) == ({}, {}, "evaluation")
 
 
-def test_csv_of_points_and_of_means(runs, tmp_path):
+def test_csv_and_parquet_hold_the_same(runs, tmp_path):
     collection = collect([runs])
-    write_table(collection, tmp_path / "t.csv")
+    for name in ("t.csv", "t.parquet"):
+        write_table(collection, tmp_path / name)
     write_table(collection, tmp_path / "mean.csv", mean=True)
-    table = pd.read_csv(tmp_path / "t.csv")
-    assert list(table) == list(collection.table)
-    assert len(pd.read_csv(tmp_path / "mean.csv")) == len(table.drop_duplicates(["group", "rule"]))
+    csv, parquet = pd.read_csv(tmp_path / "t.csv"), pd.read_parquet(tmp_path / "t.parquet")
+    assert list(csv) == list(parquet) == list(collection.table)
+    numbers = ["top1", "gmacs", "threshold", "seed", "images"]
+    pd.testing.assert_frame_equal(csv[numbers].astype(float), parquet[numbers].astype(float))
+    means = pd.read_csv(tmp_path / "mean.csv")
+    assert len(means) == len(csv.drop_duplicates(["group", "rule"]))
 
 
 def test_nothing_to_collect(tmp_path):
@@ -195,6 +201,20 @@ def test_nothing_to_collect(tmp_path):
         collect([tmp_path / "nowhere"])
     with pytest.raises(DataError, match="no evaluated run: evaluate.py writes"):
         write_table(collect([tmp_path]), tmp_path / "t.csv")
+
+
+points = st.tuples(st.integers(0, 5), st.integers(0, 5), st.sampled_from(["a", "b"]))
+
+
+@given(st.lists(points, min_size=1, max_size=14))
+@settings(max_examples=60, deadline=None)
+def test_pareto_frontier(rows):
+    frame = pd.DataFrame(rows, columns=["top1", "gmacs", "data"]).astype({"top1": float})
+    for (top1, gmacs, data), flag in zip(rows, pareto(frame), strict=True):
+        beaten = any(
+            d == data and t >= top1 and g <= gmacs and (t > top1 or g < gmacs) for t, g, d in rows
+        )
+        assert flag == (not beaten)
 
 
 def add_benchmark(folder, speeds, settings):

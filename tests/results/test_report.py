@@ -118,7 +118,7 @@ def test_models_that_cannot_be_compared_are_listed(runs, tmp_path):
 
 
 def test_the_command_line(runs, tmp_path, monkeypatch, capsys):
-    outputs = [tmp_path / f"out.{suffix}" for suffix in ("md", "csv")]
+    outputs = [tmp_path / f"out.{suffix}" for suffix in ("md", "csv", "parquet")]
     options = [text for path in outputs for text in ("--output", str(path))]
     monkeypatch.setattr(
         sys, "argv", ["lfvit", "report", str(runs / "lf_0"), str(runs / "vit_0"), *options]

@@ -1,7 +1,7 @@
 """Collect runs into one table or page: lfvit report DIR [DIR ...] --output FILE.
 
 DIR is a run folder, a sweep folder, or any folder above them. The suffix of FILE decides: .html is
-the page with charts, .md a page of Markdown, .csv the table.
+the page with charts, .md a page of Markdown, .csv and .parquet the table.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from lfvit.results.collect import collect
 from lfvit.results.provenance import without_paths
 from lfvit.results.table import write_table
 
-SUFFIXES = (".html", ".md", ".csv")
+SUFFIXES = (".html", ".md", ".csv", ".parquet")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
     add("--output", type=Path, action="append", metavar="FILE", help="may be repeated")
     add("--title", default="Results")
     add("--intro", default="", help="a paragraph under the title")
-    add("--mean", action="store_true", help="of .csv: one row per model, over its seeds")
+    add("--mean", action="store_true", help="of .csv, .parquet: one row per model, over its seeds")
     add("--artifacts", type=Path, metavar="DIR", help="of .html: the folder of index.json")
     add("--examples", type=int, default=8, metavar="N", help="of .html: images to show")
     options = parser.parse_args(arguments)

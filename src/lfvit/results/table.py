@@ -1,5 +1,6 @@
 """The one table of results: a row per run and operating point."""
 
+import json
 from collections.abc import Sequence
 from math import nan
 from pathlib import Path
@@ -60,17 +61,19 @@ TRAINING = ("epochs", "parameters", "train_images", "train_seconds", "machine")
 
 
 def make_table(runs: Sequence["Run"], benchmarks: pd.DataFrame) -> pd.DataFrame:
-    """One row per run and operating point: tidy, ready for CSV.
+    """One row per run and operating point: tidy, ready for CSV or parquet.
 
     Columns: model (readable), group (equal where only the seed differs), seed, path, data; those of
     `lfvit.measure.schemas.OperatingPoint`; top5, percent, of single passes; images_per_second with
-    throughput_from; facts of training and evaluation; the training's settings as config.*.
+    throughput_from; pareto, see `pareto`; facts of training and evaluation; the training's settings
+    as config.*.
     """
     if not runs:
         return pd.DataFrame()
     table = pd.concat([_points(run, benchmarks) for run in runs], ignore_index=True)
     numbers = ["threshold", "reference_top1", *MEASURES]
     table[numbers] = table[numbers].astype("float64")
+    table["pareto"] = pareto(table)
     facts = pd.DataFrame([_facts(run) for run in runs])
     settings = pd.json_normalize([run.config for run in runs]).add_prefix("config.")
     return table.merge(pd.concat([facts, settings], axis=1), on="path", validate="many_to_one")
@@ -116,7 +119,7 @@ def mean_points(collection: "Collection") -> pd.DataFrame:
 
     Columns: some of `make_table`; seeds, their number; top1_std, the sample standard deviation,
     empty for a single seed; share, percent of the one-pass model's GMACs (see `one_pass_gmacs`);
-    and kind: "pass", "rule", or "guarantee" for a rule with a bound on the risk.
+    pareto, of the means; kind: "pass", "rule", or "guarantee" for a rule with a bound on the risk.
     """
     table, keys = collection.table, ["group", "rule"]
     numbers = table.groupby([*keys, "seed"], sort=False, dropna=False)[["threshold", *MEASURES]]
@@ -129,7 +132,7 @@ def mean_points(collection: "Collection") -> pd.DataFrame:
     shares = 100 * means["gmacs"] / means["group"].map(one_pass).astype("float64")
     kind = means["rule"].str.startswith("pass").map({True: "pass", False: "rule"})
     kind = kind.mask(means["rule"].str.contains("<="), "guarantee")
-    return means.assign(share=shares, kind=kind)
+    return means.assign(share=shares, kind=kind, pareto=pareto(means))
 
 
 def mean_curves(collection: "Collection") -> pd.DataFrame:
@@ -191,12 +194,30 @@ def table_cells(table: pd.DataFrame, columns: Sequence[str], **formats: str) -> 
     return format_cells(table, FORMATS | formats, titles)
 
 
+def pareto(table: pd.DataFrame) -> "pd.Series[bool]":
+    """Whether no row on the same data has more top-1 at no more GMACs, or as much at fewer."""
+    best = pd.Series(False, index=table.index)
+    for _, rows in table.dropna(subset=["top1", "gmacs"]).groupby("data", dropna=False):
+        ordered = rows.sort_values(["gmacs", "top1"], ascending=[True, False])
+        least_cost = ordered.groupby("top1")["gmacs"].transform("min")
+        leads = (ordered["top1"] >= ordered["top1"].cummax()) & (ordered["gmacs"] == least_cost)
+        best[ordered.index[leads]] = True
+    return best
+
+
 def write_table(collection: "Collection", output: Path, *, mean: bool = False) -> None:
-    """Write the table as CSV; with `mean`, one row per model and operating point.
+    """Write the table as .csv or .parquet; with `mean`, one row per model and operating point.
 
     Raises:
         DataError: there is no run.
     """
     collection.require_runs()
+    table = mean_points(collection) if mean else collection.table
     output.parent.mkdir(parents=True, exist_ok=True)
-    (mean_points(collection) if mean else collection.table).to_csv(output, index=False)
+    if output.suffix == ".parquet":  # one type per column: lists and mixtures as text
+        table = table.convert_dtypes()
+        for name in table.select_dtypes("object"):
+            table[name] = table[name].map(json.dumps, na_action="ignore").astype("string")
+        table.to_parquet(output, index=False)
+    else:
+        table.to_csv(output, index=False)
