@@ -111,7 +111,7 @@ def test_a_damaged_folder_is_listed_or_shown(folders, tmp_path_factory, damages,
 def write(writer: str, root: Path, folder: Path) -> None:
     if writer == "page":
         # the JavaScript engine that draws the chart reserves more than an example may take
-        with mock.patch("lfvit.results.page.render_chart", return_value=("", [""])):
+        with mock.patch("lfvit.results.page.render_charts", return_value=("", [""])):
             write_page([root], folder / "page.html", examples=0)
     elif writer == "results":
         write_report(collect([root]), folder / "page.md")

@@ -15,8 +15,14 @@ import jinja2
 
 from lfvit.results.artifacts.files import read_artifacts
 from lfvit.results.collect import Collection, collect
-from lfvit.results.learning_curves import learning_chart, read_curves
-from lfvit.results.page_chart import AXES, COLOURS, accuracy_chart, render_chart
+from lfvit.results.page_chart import (
+    AXES,
+    COLOURS,
+    accuracy_chart,
+    learning_chart,
+    read_curves,
+    render_charts,
+)
 from lfvit.results.page_examples import choose_models, make_examples
 from lfvit.results.papers import published_points
 from lfvit.results.provenance import without_paths
@@ -75,7 +81,7 @@ def write_page(
     numbers = _numbers(collection, featured)
     learned = read_curves(collection.runs)
     charts = [numbers["spec"], *([learning_chart(learned)] if len(learned) else [])]
-    vega, (static, *learning) = render_chart(*charts)
+    vega, (static, *learning) = render_charts(*charts)
     scripts = [vega, (HERE / "page.js").read_text(encoding="utf-8")]
     text = environment.get_template("page.html").render(
         title=title,

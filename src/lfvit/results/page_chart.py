@@ -1,14 +1,14 @@
-"""The report page's chart of accuracy against cost, in Vega-Lite."""
+"""The report page's charts, in Vega-Lite: accuracy against cost, and learning curves."""
 
 import json
-import subprocess
-import sys
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
 import pandas as pd
+import vl_convert
 
-from lfvit.errors import DataError
+from lfvit.results.collect import Run, training_folder
 from lfvit.results.table import FORMATS, TITLES
 
 COLOURS = 8  # --c0 to --c7 in page.css
@@ -18,6 +18,8 @@ AXES = {
     "images_per_second": "images per second",
 }
 """Columns that the page can put on the x axis, and their titles."""
+CURVES = {"train/loss": "loss (training)", "val/loss": "loss (validation)", "val/top1": "top-1 (%)"}
+"""Columns of metrics.csv, and their titles."""
 
 
 def accuracy_chart(
@@ -94,10 +96,7 @@ def accuracy_chart(
     chart = chart.add_params(hidden, eta, published_too).properties(
         width="container", height=420, description="Top-1 accuracy against cost; tables below"
     )
-    spec: dict[str, Any] = chart.configure(background="transparent", font="inherit").to_dict()
-    tables = {"curves": curves, "points": points, "published": published}
-    rows = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
-    return {**spec, "datasets": rows}
+    return _specification(chart, curves=curves, points=points, published=published)
 
 
 def _tooltip(*columns: str) -> list[alt.Tooltip]:
@@ -112,33 +111,54 @@ def _tooltip(*columns: str) -> list[alt.Tooltip]:
     return tooltips
 
 
-def render_chart(spec: dict[str, Any], *others: dict[str, Any]) -> tuple[str, list[str]]:
-    """What draws the chart without a network.
+def read_curves(runs: Sequence[Run]) -> pd.DataFrame:
+    """Loss and accuracy by epoch of every training, from metrics.csv.
 
-    In a process of its own: the JavaScript engine in vl-convert ends the whole process where the
-    address space is limited.
-
-    Args:
-        spec: see `accuracy_chart`.
-        *others: that stay as they are drawn here.
-
-    Returns:
-        Vega-Lite and Vega-Embed as one module that sets ``window.vegaEmbed``, and the charts as
-        SVG, the first of which is shown until that runs and where it does not.
-
-    Raises:
-        DataError: it cannot be drawn.
+    Columns: epoch (from 1), curve, value, model, seed; no rows where nothing was logged.
     """
-    code = (
-        "import json, sys, vl_convert; specs = json.load(sys.stdin); "
-        "drawn = [vl_convert.vegalite_to_svg(spec) for spec in specs]; "
-        "print(json.dumps([vl_convert.javascript_bundle(), drawn]))"
+    folders = {training_folder(run.folder, run.evaluation): run for run in runs}
+    parts = [pd.DataFrame(columns=["epoch", "curve", "value", "model", "seed"])]
+    for folder, run in folders.items():
+        try:
+            rows = pd.read_csv(folder / "metrics.csv") if folder else pd.DataFrame()
+        except (OSError, ValueError):  # another logger, or cut off
+            continue
+        known = [name for name in CURVES if name in rows]
+        if "epoch" in rows and known:
+            means = rows.groupby("epoch")[known].mean().rename(columns=CURVES).reset_index()
+            long = means.melt("epoch", var_name="curve").dropna()
+            parts.append(long.assign(epoch=long["epoch"] + 1, model=run.model, seed=run.seed))
+    return pd.concat(parts) if len(parts) > 1 else parts[0]
+
+
+def learning_chart(curves: pd.DataFrame) -> dict[str, Any]:
+    """A Vega-Lite specification with a panel per curve and a line per training."""
+    chart = (
+        alt.Chart(alt.NamedData("learning"))
+        .mark_line()
+        .encode(
+            x=alt.X("epoch:Q", axis=alt.Axis(tickMinStep=1)),
+            y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
+            color=alt.Color("model:N", title=None, legend=alt.Legend(orient="bottom")),
+            detail="seed:N",
+            column=alt.Column("curve:N", title=None, sort=list(CURVES.values())),
+        )
+        .properties(width=240, height=200)
+        .resolve_scale(y="independent")
     )
-    content = json.dumps([{**spec, "width": 880}, *others])
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, input=content, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = " ".join(line for line in done.stderr.splitlines() if line.strip("# "))[:300]
-        raise DataError(f"vl-convert cannot draw the page's chart: {reason}")
-    script, drawn = json.loads(done.stdout)
-    return script, drawn
+    return _specification(chart, learning=curves)
+
+
+def _specification(chart: Any, **tables: pd.DataFrame) -> dict[str, Any]:
+    spec = chart.configure(background="transparent", font="inherit").to_dict()
+    rows = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
+    return {**spec, "datasets": rows}
+
+
+def render_charts(*specs: dict[str, Any]) -> tuple[str, list[str]]:
+    """Vega-Lite and Vega-Embed as one module that sets ``window.vegaEmbed``, and charts as SVG.
+
+    The latter are shown until that runs, and where it does not.
+    """
+    wide = [{**s, "width": 880} if s.get("width") == "container" else s for s in specs]
+    return vl_convert.javascript_bundle(), [vl_convert.vegalite_to_svg(spec) for spec in wide]
