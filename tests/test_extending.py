@@ -97,7 +97,12 @@ def run(extended, *arguments):
 def test_every_kind_of_addition_trains(extended, tmp_path):
     """One after the other in one process, which imports everything once."""
     assert re.findall(r"^\| (an? [\w -]+?) \| \d", GUIDE, re.MULTILINE) == list(ADDED)
-    fast = ["debug=fast", "callbacks.progress=null", "trainer.accelerator=cpu", "logger=none"]
+    fast = [
+        "trainer.fast_dev_run=true",
+        "callbacks.progress=null",
+        "trainer.accelerator=cpu",
+        "logger=none",
+    ]
     fast += ["data.batch_size=4", "data.num_workers=0"]
     lines = [
         [*fast, *added, f"run_dir={tmp_path / str(i)}"]

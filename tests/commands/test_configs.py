@@ -11,7 +11,12 @@ from lfvit.errors import ConfigError
 from lfvit.runs.configs import CONF
 from lfvit.runs.models import build_model
 
-FAST = ("debug=fast", "callbacks.progress=null", "trainer.accelerator=cpu", "data.num_workers=0")
+FAST = (
+    "trainer.fast_dev_run=true",
+    "callbacks.progress=null",
+    "trainer.accelerator=cpu",
+    "data.num_workers=0",
+)
 
 
 def options(group):

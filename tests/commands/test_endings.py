@@ -79,19 +79,19 @@ def test_done_means_that_the_schedule_was_finished(job, tmp_path, limit, reason,
 
 @pytest.mark.parametrize(
     "limit",
-    ["trainer.max_steps=8", "trainer.limit_train_batches=2", "callbacks=early_stop"],
+    ["trainer.max_steps=8", "trainer.limit_train_batches=2", "callbacks.early_stop.mode=max"],
 )
 def test_what_reaches_its_end_is_done(job, tmp_path, limit):
     """With a limit of time, which begins anew with every start."""
-    early = ["callbacks.early_stop.divergence_threshold=1000", "callbacks.early_stop.mode=max"]
-    ended = job(
-        limit, "trainer.max_time=00:01:00:00", *(early if limit.endswith("early_stop") else [])
-    )
+    early = "early_stop" in limit
+    stop = ["_target_=lightning.pytorch.callbacks.EarlyStopping", "monitor=val/top1"]
+    stop = [f"callbacks.early_stop.{s}" for s in [*stop, "divergence_threshold=1000"]]
+    ended = job(limit, "trainer.max_time=00:01:00:00", *(stop if early else []))
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert "Timer" not in torch.load(last, weights_only=True)["callbacks"]
     assert ended.status == "trained"
     assert read_json(tmp_path / "run" / "run.json")["status"] == "done"
-    assert ended.metrics["epochs"] == (1 if limit.endswith("early_stop") else 2)
+    assert ended.metrics["epochs"] == (1 if early else 2)
 
 
 COMMANDS = {

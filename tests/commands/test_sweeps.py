@@ -271,7 +271,7 @@ def test_sweeps_in_several_processes_are_refused(train, monkeypatch, capfd):
 def test_jobs_side_by_side_take_turns_on_the_same_training(train, capfd):
     """Two processes, two thresholds of one training at the same time, and a job that fails."""
     swept = ("method.region_size=4,9", "threshold=0.2,0.3")
-    assert train(*documented("launcher=processes"), *swept, *FAST) == 1
+    assert train(*documented("launcher=joblib"), *swept, *FAST) == 1
     found = newest_sweep()
     assert statuses(found[:2]) == {"trained": 1, "evaluated": 1}
     assert statuses(found[2:]) == {"failed": 2}

@@ -162,7 +162,7 @@ def test_a_failed_run_has_exit_code_1_and_is_continued(composed, tmp_path, monke
 def test_a_sweep_is_one_group(tmp_path, monkeypatch):
     """Through train.py itself: only Hydra's main knows that it sweeps."""
     fast = [o for o in NEEDLE_FAST if o.startswith(("data", "backbone", "callbacks", "trainer"))]
-    arguments = ["-m", "method.region_size=3,4", "debug=fast", *fast, *OFFLINE]
+    arguments = ["-m", "method.region_size=3,4", "trainer.fast_dev_run=true", *fast, *OFFLINE]
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments, "hydra.sweep.dir=sweeps/one"])
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(ROOT / "train.py"), run_name="__main__")

@@ -102,7 +102,11 @@ def test_the_backbone_learns_less_than_what_is_new_or_not_at_all(composed, tmp_p
     [
         (["optimizer=lion"], "Lion", "CosineLRScheduler"),
         (
-            ["optimizer=sgd", "lr_scheduler.sched=step", "lr_scheduler.decay_epochs=30"],
+            [
+                "optimizer._target_=torch.optim.SGD",
+                "lr_scheduler.sched=step",
+                "lr_scheduler.decay_epochs=30",
+            ],
             "SGD",
             "StepLRScheduler",
         ),
