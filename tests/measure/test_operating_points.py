@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from lfvit.measure.settings import EvaluationSettings
 from lfvit.measure.thresholds import (
     correct_at,
     default_thresholds,
+    exit_thresholds,
     predictions_at,
     stratified_split,
     sweep,
@@ -108,6 +110,36 @@ def test_every_row_is_measured_on_the_images_it_names(passes):
     for row in points.to_dict("records"):
         OperatingPoint(**row)
     assert "NaN" not in json.dumps(points.to_dict("records"))
+
+
+def test_thresholds_of_each_exit_by_brute_force():
+    table, macs = predicted(0, 60, passes=3), [1e9, 2e9, 4e9]
+    classes = table.filter(like="prediction_").to_numpy()
+    confidence = table.filter(like="confidence_").to_numpy()
+    etas = [[0.5, 0.9], [0.9, 0.5], [1.01, 0.7], [0.0, 0.0]]
+    for (first, second), row in zip(etas, sweep(table, macs, etas).to_dict("records"), strict=True):
+        right = cost = 0.0
+        for i in range(len(table)):
+            exits = (confidence[i, 0] >= first, confidence[i, 1] >= second, True)
+            stop = exits.index(True)
+            right += classes[i, stop] == table["target"].iloc[i]
+            cost += sum(macs[: stop + 1])
+        assert row["top1"] == pytest.approx(100 * right / len(table))
+        assert row["gmacs"] == pytest.approx(cost / len(table) / 1e9)
+
+
+def test_thresholds_of_each_exit_keep_a_budget_on_the_calibration_images():
+    table, macs = predicted(1, 400, passes=3), [1e9, 2e9, 4e9]
+    assert np.ptp(exit_thresholds(table), axis=1).max() > 0.1  # some differ by exit
+    rules = EvaluationSettings(max_gmacs=3.0, risk=None)
+    found = {rule: threshold for rule, threshold, _ in choose_thresholds(table, macs, rules)}
+    one, each = (
+        sweep(table, macs, [found[f"max_gmacs=3{suffix}"]]).iloc[0] for suffix in ("", " by exit")
+    )
+    assert max(one["gmacs"], each["gmacs"]) <= 3.0 + 1e-6
+    assert each["top1"] >= sweep(table, macs).query("gmacs <= 3")["top1"].max() - 1e-9
+    tight = operating_points(table, macs, EvaluationSettings(max_gmacs=0.5, risk=None))
+    assert "the first pass alone" in tight.set_index("rule").loc["max_gmacs=0.5 by exit"].reason
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])

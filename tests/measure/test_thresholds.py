@@ -85,23 +85,6 @@ def test_two_passes_by_the_public_name():
             lfvit.sweep_thresholds(*broken, 1, 1)
 
 
-def test_curve_agrees_with_the_model(tiny):
-    torch.manual_seed(0)
-    model = lfvit.create_model("lf_vit", backbone=tiny, image_size=112, num_classes=5).eval()
-    images, targets = torch.randn(9, 3, 112, 112), torch.randint(5, (9,))
-    with torch.no_grad():
-        out = model(images)
-    middle = out.first_logits.softmax(1).amax(1).mean().item()
-    curve = lfvit.sweep_thresholds(
-        out.first_logits, out.second_logits, targets, 1, 1, [0.0, middle, NO_EXIT]
-    )
-    for point in curve:
-        found = model.infer(images, point["threshold"])
-        assert point["exit_fraction"] == pytest.approx(found.exited.float().mean().item())
-        right = (found.logits.argmax(1) == targets).float().mean().item()
-        assert point["top1"] == pytest.approx(100 * right)
-
-
 @given(st.integers(4, 200), st.integers(1, 7), st.floats(0.3, 0.7), st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
 def test_splits_are_disjoint_and_stratified(n, classes, share, seed):

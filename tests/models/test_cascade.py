@@ -1,8 +1,7 @@
-"""A cascade of three passes: each a ViT, early exit as from the logits, thresholds by exit."""
+"""A cascade of three passes: each a ViT, early exit as from the logits."""
 
 from itertools import product
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -10,9 +9,6 @@ import torch.nn.functional as F
 
 import lfvit
 from lfvit.errors import ConfigError
-from lfvit.measure.operating_points import operating_points
-from lfvit.measure.settings import EvaluationSettings
-from lfvit.measure.thresholds import exit_thresholds, prediction_table, sweep
 from lfvit.models.passes import early_exit, forward_passes
 
 SIZES = {"embed_dim": 24, "depth": 3, "num_heads": 2, "patch_size": 8}
@@ -90,49 +86,6 @@ def test_costs_of_the_passes():
         vit = lfvit.create_model("vit", backbone=SIZES, image_size=side, num_classes=5)
         assert lfvit.count_macs(model, stage) == lfvit.count_macs(vit)
     assert lfvit.count_macs(cascade()) > lfvit.count_macs(model)
-
-
-def random_table(images=400, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    targets = torch.randint(0, 5, (images,), generator=generator)
-    hard = torch.rand(images, 1, generator=generator)
-    noise = [torch.randn(images, 5, generator=generator) for _ in range(3)]
-    hot = F.one_hot(targets, 5)
-    logits = [hot * (i + 2) * (1.2 - hard) * 2 + n for i, n in enumerate(noise)]
-    return prediction_table(logits, targets)
-
-
-def test_thresholds_of_each_exit_by_brute_force():
-    table, macs = random_table(60), [1e9, 2e9, 4e9]
-    classes = table.filter(like="prediction_").to_numpy()
-    confidence = table.filter(like="confidence_").to_numpy()
-    etas = [[0.5, 0.9], [0.9, 0.5], [1.01, 0.7], [0.0, 0.0]]
-    for (first, second), row in zip(etas, sweep(table, macs, etas).to_dict("records"), strict=True):
-        right = cost = 0.0
-        for i in range(len(table)):
-            exits = (confidence[i, 0] >= first, confidence[i, 1] >= second, True)
-            stop = exits.index(True)
-            right += classes[i, stop] == table["target"].iloc[i]
-            cost += sum(macs[: stop + 1])
-        assert row["top1"] == pytest.approx(100 * right / len(table))
-        assert row["gmacs"] == pytest.approx(cost / len(table) / 1e9)
-
-
-def test_a_budget_is_kept_and_no_worse_than_with_one_threshold():
-    table, macs = random_table(), [1e9, 2e9, 4e9]
-    candidates = exit_thresholds(table)
-    assert candidates.shape[1] == 2
-    assert np.ptp(candidates, axis=1).max() > 0.1  # some differ by exit
-    rules = EvaluationSettings(max_gmacs=3.0, risk=None, calibration=0.5)
-    points = operating_points(table, macs, rules).set_index("rule")
-    for rule in ("max_loss=0.5", "max_gmacs=3"):
-        one, each = points.loc[rule], points.loc[f"{rule} by exit"]
-        assert len(each.thresholds) == 2
-        assert each.threshold is None
-        assert one.thresholds is None
-    assert points.loc["max_gmacs=3 by exit"].gmacs < 3.3  # held-out images
-    tight = operating_points(table, macs, EvaluationSettings(max_gmacs=0.5, risk=None))
-    assert "the first pass alone" in tight.set_index("rule").loc["max_gmacs=0.5 by exit"].reason
 
 
 def test_what_does_not_fit_is_refused():

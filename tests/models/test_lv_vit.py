@@ -25,9 +25,6 @@ def lv_vit(method="vit", image_size=96, **options):
     return model
 
 
-# --- one pass, written out --------------------------------------------------------------------
-
-
 def convolve(x, kernel, stride):
     """(C, H, W) with zeros around it, one output pixel at a time."""
     k = kernel.shape[-1]
@@ -101,9 +98,6 @@ def test_the_published_small_model():
     assert model.blocks[3].ls1.factor == model.blocks[3].ls2.factor == 0.5
 
 
-# --- mixing tokens ----------------------------------------------------------------------------
-
-
 def test_the_cells_of_a_box_come_from_the_batch_read_backwards():
     maps = torch.arange(3.0)[:, None, None, None].expand(3, 2, 8, 8)  # image b is full of b
     mix = TokenMix(torch.zeros(4, 4, dtype=torch.bool))
@@ -141,9 +135,6 @@ def test_boxes_are_those_of_the_released_code():
                 assert torch.equal(mask, expected)
                 areas.append(mask.sum().item() / 49)
     assert sum(areas) / len(areas) == pytest.approx(0.235, abs=1e-3)
-
-
-# --- both passes --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -185,9 +176,6 @@ def test_compiles_without_graph_breaks():
         with torch.compiler.set_stance("fail_on_recompile"):  # another box is the same graph
             found = compiled(images, mix=other)
         torch.testing.assert_close(found.second_logits, model(images, mix=other).second_logits)
-
-
-# --- settings and files -------------------------------------------------------------------------
 
 
 def test_images_of_another_size_are_refused():

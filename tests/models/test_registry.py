@@ -14,7 +14,6 @@ import lfvit
 from lfvit.errors import ConfigError
 from lfvit.measure.costs import is_adaptive, macs_by_image
 from lfvit.models.reducers import REDUCERS
-from lfvit.models.selectors import SELECTORS
 from lfvit.models.settings import METHODS
 
 BACKBONES = {
@@ -53,13 +52,8 @@ def build(method, backbone, reducer, **options):
         settings["r"] = 0.1
     if settings["name"] == "a_vit":  # some tokens of random weights halt
         settings |= {"gate_scale": 5.0, "gate_center": 1.0}
-    if (
-        method != "vit"
-        and settings is not reducer
-        and reducer != "none"
-        and REDUCERS[reducer].drops
-    ):
-        settings["passes"] = "second"
+    if method != "vit" and settings is not reducer and reducer != "none":
+        settings["passes"] = "second" if REDUCERS[reducer].drops else "both"
     model = lfvit.create_model(
         method, backbone=dict(spec), image_size=side, num_classes=7, reducer=settings, **options
     )
@@ -141,31 +135,6 @@ def test_weights_survive_a_file(method, backbone, reducer, tmp_path):
         assert torch.equal(logits(other, images), logits(model, images))
 
 
-NOTHING = {
-    "frequency": {"removed": 0.0},
-    **{name: {"keep_rate": 1.0, "passes": "second"} for name in ("topk", "ats")},
-    **{name: {"r": 0} for name in ("tome", "tofu")},
-    **{name: {"keep_rate": 1.0} for name in ("evit", "dpc_knn", "k_medoids", "evo_vit")},
-}
-
-
-@pytest.mark.parametrize("method", ["lf_vit", "cf_vit"])
-@pytest.mark.parametrize("reducer", sorted(NOTHING))
-def test_a_reducer_that_removes_nothing_changes_nothing(method, reducer):
-    spec, side = BACKBONES["vit"]
-    plain, images = build(method, "vit", "none")
-    settings = {"name": reducer, **NOTHING[reducer]}
-    reduced = lfvit.create_model(
-        method, backbone=dict(spec), image_size=side, num_classes=7, reducer=settings
-    ).eval()
-    lfvit.load_checkpoint(reduced, plain.state_dict())
-    with torch.no_grad():
-        found, expected = reduced(images), plain(images)
-    torch.testing.assert_close(found.first_logits, expected.first_logits)
-    torch.testing.assert_close(found.second_logits, expected.second_logits)
-    assert found.selection.fine_indices.tolist() == expected.selection.fine_indices.tolist()
-
-
 @pytest.mark.parametrize("reducer", REDUCERS)
 def test_reducers_that_drop_patches_are_refused_where_every_patch_is_read(reducer):
     cls = REDUCERS[reducer]
@@ -180,19 +149,3 @@ def test_reducers_that_drop_patches_are_refused_where_every_patch_is_read(reduce
     if not cls.learned:
         model, _ = build("lf_vit", "vit", reducer)
         assert lfvit.count_macs(model) < lfvit.count_macs(build("lf_vit", "vit", "none")[0])
-
-
-def test_evit_without_its_fused_token_drops_patches():
-    dropping = {"name": "evit", "fuse_token": False}
-    with pytest.raises(ConfigError, match="reducer=evit drops patches"):
-        build("lf_vit", "vit", dropping)
-    build("lf_vit", "vit", {**dropping, "passes": "second"})
-
-
-@pytest.mark.parametrize("selector", sorted(SELECTORS))
-def test_every_selector_finds_its_cells_behind_a_reducer(selector):
-    model, images = build("lf_vit", "vit", "evit", selector=selector)
-    with torch.no_grad():
-        selection = model(images).selection
-    assert selection.gca.shape == (3, 7, 7)
-    assert len(selection.fine_indices.unique(dim=1)[0]) == selection.fine_indices.shape[1]

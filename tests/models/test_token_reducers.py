@@ -119,9 +119,6 @@ def test_default_blocks_are_a_quarter_half_and_three_quarters_of_the_depth():
         assert [block + 1 for block in vit.blocks.reducer.blocks] == expected
 
 
-# --- ToMe ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("share", "r"), [(0.1, 2), (0.25, 4), (0.9, 14), (0.0, 0)])
 def test_a_share_of_the_patches_is_a_number_of_pairs(share, r):
     a, b = lfvit.reduce(small_vit(), "tome", r=share), lfvit.reduce(small_vit(), "tome", r=r)
@@ -163,9 +160,6 @@ def test_heads_may_average_tokens_in_place_of_patches():
     )
 
 
-# --- EViT ---------------------------------------------------------------------------------------
-
-
 def test_tokens_may_be_dropped_in_place_of_fused():
     options = {"keep_rate": 0.6, "blocks": [2, 3, 5]}
     for kind in READ_CLASS:
@@ -190,9 +184,6 @@ def test_the_keep_rate_falls_as_in_the_released_code():
     evit = lfvit.reduce(small_vit(), "evit", keep_rate=0.7).blocks.reducer
     evit.start_batch(0.0)
     assert evit.keep_rate == 0.7
-
-
-# --- frequency-aware reduction ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -232,9 +223,6 @@ def test_an_empty_window_is_no_token(monkeypatch, windows, fused):
         assert (dc_size == 0).sum(1).tolist() == [3, 3]
 
 
-# --- A-ViT --------------------------------------------------------------------------------------
-
-
 def test_losses_of_halting_match_a_slow_reference():
     options = {"gate_scale": 2.0, "gate_center": 1.0}
     weights = {"ponder_weight": 0.3, "prior_weight": 0.2, "target_depth": 3}
@@ -266,9 +254,6 @@ def test_an_image_costs_what_its_tokens_cost(name):
     assert macs.max() <= lfvit.count_macs(vit)
     assert is_adaptive(vit)
     assert not is_adaptive(small_vit())
-
-
-# --- DynamicViT in training ---------------------------------------------------------------------
 
 
 def given_masks(monkeypatch, seed=0, share=0.6):

@@ -120,11 +120,6 @@ def test_an_empty_batch_is_answered_with_nothing(tiny):
     assert model.infer(torch.zeros(0, 3, 112, 112), 0.5).logits.shape == (0, 7)
 
 
-def test_images_of_another_size_are_refused(tiny):
-    with pytest.raises(ValueError, match="144 x 144 pixels.*image_size=112"):
-        lf_vit(tiny)(torch.randn(1, 3, 144, 144))
-
-
 def test_the_selector_can_be_replaced_for_a_call(tiny):
     model = lf_vit(tiny)
     images = torch.randn(2, 3, 112, 112)
