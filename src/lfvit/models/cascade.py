@@ -10,17 +10,16 @@ are plain ViTs. DVT's reuse of attention logits is left out.
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lfvit.models.backbone import Backbone
-from lfvit.models.passes import EarlyExitOutput, ModelOutput, compiled, confidence_of
+from lfvit.models.passes import ModelOutput, MultiPassViT, compiled
 from lfvit.models.tokens import check_image_size
 from lfvit.models.two_pass import FeatureReuse
 
 
-class CascadeViT(nn.Module):
+class CascadeViT(MultiPassViT):
     """P ViTs on growing grids; `lfvit.create_model` builds it.
 
     Shapes: B images, S image side, g grid of a pass, D width, C classes.
@@ -68,14 +67,11 @@ class CascadeViT(nn.Module):
             logits.append(one)
         return ModelOutput(logits)
 
-    def run_pass(
-        self, index: int, images: Tensor, features: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def run_pass(self, index: int, images: Tensor, before: Any = None) -> tuple[Tensor, Tensor]:
         """One pass on the whole image.
 
         Args:
-            images: (B, 3, S, S), normalised.
-            features: (B, g*g, D) of the pass before, None in the first.
+            before: patch tokens (B, g*g, D) of the pass before, unused in the first.
 
         Returns:
             Logits (B, C), and the patch tokens (B, g*g, D) after the final norm.
@@ -86,52 +82,15 @@ class CascadeViT(nn.Module):
         if side != self.image_size:
             images = F.interpolate(images, (side, side), mode="bilinear", align_corners=True)
         patches = backbone.embed(images) + pos_embed[:, 1:]  # (B, g*g, D)
-        if features is not None and len(self.reuse):
-            reused = self.reuse[index - 1](features)
-            before = self.grids[index - 1]
-            reused = reused.transpose(1, 2).unflatten(2, (before, before))  # (B, D, g', g')
+        if index and len(self.reuse):
+            reused = self.reuse[index - 1](before)
+            last = self.grids[index - 1]
+            reused = reused.transpose(1, 2).unflatten(2, (last, last))  # (B, D, g', g')
             reused = F.interpolate(reused, (g, g), mode="bilinear", align_corners=True)
             patches = patches + reused.flatten(2).transpose(1, 2)
         tokens = backbone.with_class_token(patches, pos_embed)  # (B, 1 + g*g, D)
         tokens = backbone.normed(backbone.run(tokens), every=True)
         return backbone.classify(tokens)[0], tokens[:, 1:]
-
-    @torch.no_grad()
-    def infer(
-        self,
-        images: Tensor,
-        threshold: float | Sequence[float],
-        coarse_images: Tensor | None = None,
-        *,
-        bucket: int = 1,
-    ) -> EarlyExitOutput:
-        """Early exit: an image stops at the first pass whose confidence reaches its threshold.
-
-        Args:
-            images: (B, 3, S, S), normalised.
-            threshold: eta, of all passes but the last, or one for each.
-            bucket: later passes run on a multiple of so many images, the last one repeated.
-        """
-        single = isinstance(threshold, int | float)
-        etas: Any = [threshold] * (self.num_passes - 1) if single else threshold
-        logits, features = self.run_pass(0, images)
-        first = confidence_of(logits)
-        answers, confidence = logits, first
-        rest = torch.arange(len(images), device=images.device)
-        for index, eta in enumerate(etas, start=1):
-            stay = (confidence < eta).nonzero()[:, 0]
-            rest = rest[stay]
-            if not len(rest):
-                break
-            rows = torch.cat([stay, stay[-1:].expand(-len(stay) % bucket)])
-            images, features = images[rows], features[rows]
-            logits, features = self.run_pass(index, images, features)
-            images, features, logits = (x[: len(rest)] for x in (images, features, logits))
-            answers = answers.index_copy(0, rest, logits.to(answers.dtype))
-            confidence = confidence_of(logits)
-        exited = torch.ones_like(first, dtype=torch.bool)
-        exited[rest] = False  # they ran the last pass
-        return EarlyExitOutput(answers, exited, first, None)
 
     def compile_passes(self, **options: Any) -> None:
         """Run each pass under `torch.compile` with these options."""

@@ -53,6 +53,83 @@ def confidence_of(logits: Tensor) -> Tensor:
     return logits.float().softmax(dim=1).amax(dim=1)
 
 
+class MultiPassViT(nn.Module):
+    """A model of several passes, each of which may be the last.
+
+    Attributes:
+        num_passes: P.
+        image_size: S in pixels.
+    """
+
+    num_passes: int
+    image_size: int
+
+    def run_pass(self, index: int, images: Tensor, before: Any = None) -> tuple[Tensor, Any]:
+        """One pass on images (B, 3, S, S).
+
+        Args:
+            before: what the pass before handed on; to the first, the images at half resolution if
+                they are already computed.
+
+        Returns:
+            Logits (B, C), and what the next pass needs, tensors with B rows; from a pass with a
+            ``selection`` among it.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def infer(
+        self,
+        images: Tensor,
+        threshold: float | Sequence[float],
+        coarse_images: Tensor | None = None,
+        *,
+        bucket: int = 1,
+    ) -> EarlyExitOutput:
+        """Early exit: an image stops at the first pass whose confidence reaches the threshold.
+
+        Works for any batch, including one image, none left and all left. Without gradients.
+
+        Args:
+            images: (B, 3, S, S), normalised.
+            threshold: eta of all passes but the last, or one for each; at 0 every image stops after
+                the first pass, above 1 none.
+            coarse_images: (B, 3, S/2, S/2) if already computed, see `downsample`.
+            bucket: later passes run on a multiple of so many images, the last one repeated, so that
+                compiled passes meet few sizes.
+        """
+        single = isinstance(threshold, int | float)
+        etas: Any = [threshold] * (self.num_passes - 1) if single else threshold
+        logits, handed_on = self.run_pass(0, images, coarse_images)
+        selection = getattr(handed_on, "selection", None)
+        answers, first = logits, confidence_of(logits)  # (B, C), (B,)
+        confidence, rest = first, torch.arange(len(images), device=images.device)
+        for index, eta in enumerate(etas, start=1):
+            stay = (~(confidence >= eta)).nonzero()[:, 0]  # (R,), this waits for the device
+            rest = rest[stay]
+            if not len(rest):
+                break
+            rows = torch.cat(
+                [stay, stay[-1:].expand(-len(stay) % bucket)]
+            )  # (R',), R' % bucket = 0
+            if len(rows) != len(confidence) or len(rows) > len(stay):  # else all of them, in order
+                images, handed_on = _rows(rows, (images, handed_on))
+            logits, handed_on = self.run_pass(index, images, handed_on)
+            logits = logits[: len(rest)]
+            answers = answers.index_copy(0, rest, logits.to(answers.dtype))
+            if index < len(etas):
+                confidence = confidence_of(logits)
+                images, handed_on = _rows(slice(len(rest)), (images, handed_on))
+        exited = torch.ones_like(first, dtype=torch.bool)
+        exited[rest] = False  # they ran the last pass
+        return EarlyExitOutput(answers, exited, first, selection)
+
+
+def _rows(rows: Any, tensors: Any) -> Any:
+    """Some rows of every tensor."""
+    return tree_map_only(Tensor, lambda tensor: tensor[rows], tensors)
+
+
 def num_passes(model: nn.Module) -> int:
     """Number of passes: 1 for every module that has no ``num_passes`` attribute."""
     return cast(int, getattr(model, "num_passes", 1))
@@ -82,7 +159,7 @@ def forward_passes(
 def early_exit(
     model: nn.Module, images: Tensor, threshold: float, **options: Any
 ) -> EarlyExitOutput:
-    """Run as many passes as each image needs, see `TwoPassViT.infer`.
+    """Run as many passes as each image needs, see `MultiPassViT.infer`.
 
     A model of one pass, or any module from images to logits, stops after it whatever the options.
     """

@@ -17,12 +17,11 @@ import torch.nn.functional as F
 from timm.layers import Mlp, trunc_normal_
 from timm.models.vision_transformer import init_weights_vit_timm
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from lfvit.models.backbone import AUX_SHARE, Backbone
 from lfvit.models.blocks import Layout, patch_centers
 from lfvit.models.lv_vit import DenseLogits, TokenMix
-from lfvit.models.passes import EarlyExitOutput, ModelOutput, compiled, confidence_of
+from lfvit.models.passes import ModelOutput, MultiPassViT, compiled
 from lfvit.models.reducers import Reducer
 from lfvit.models.selectors import (
     Scores,
@@ -99,7 +98,14 @@ class FirstPass(NamedTuple):
     features: Tensor
 
 
-class TwoPassViT(nn.Module):
+class Selected(NamedTuple):
+    """The first pass, and the cells that it chose."""
+
+    first: FirstPass
+    selection: Selection
+
+
+class TwoPassViT(MultiPassViT):
     """One backbone used twice; `lfvit.create_model` builds it.
 
     Args:
@@ -182,42 +188,12 @@ class TwoPassViT(nn.Module):
         class_logits = [] if dense is None else [first.class_logits, dense.class_logits]
         return ModelOutput([first.logits, last], selection, dense, class_logits)
 
-    @torch.no_grad()
-    def infer(
-        self,
-        images: Tensor,
-        threshold: float,
-        coarse_images: Tensor | None = None,
-        *,
-        bucket: int = 1,
-    ) -> EarlyExitOutput:
-        """Early exit: only images whose confidence is below `threshold` get the second pass.
-
-        Works for any batch, including one image, none left and all left. Without gradients.
-
-        Args:
-            images: (B, 3, S, S), normalised.
-            threshold: eta; at 0 every image stops after the first pass, above 1 none.
-            coarse_images: (B, 3, S/2, S/2) if already computed, see `downsample`.
-            bucket: the second pass runs on a multiple of so many images, the last one repeated,
-                so that compiled passes meet few sizes.
-        """
-        first = self.first_pass(images, coarse_images)
-        selection = self.select(first)
-        confidence = confidence_of(first.logits)  # (B,)
-        exited = confidence >= threshold  # (B,)
-        output = EarlyExitOutput(first.logits, exited, confidence, selection)
-        rest = (~exited).nonzero()[:, 0]  # (R,), the one place that waits for the device
-        if not len(rest):
-            return output
-        rows = torch.cat([rest, rest[-1:].expand(-len(rest) % bucket)])  # (R',), R' % bucket = 0
-        if len(rest) < len(images) or len(rows) > len(rest):  # else all of them, in order
-            images, first, selection = tree_map_only(
-                Tensor, lambda part: part[rows], (images, first, selection)
-            )
-        second, _ = self.second_pass(images, first, selection)
-        second = second[: len(rest)].to(output.logits.dtype)
-        return output._replace(logits=output.logits.index_copy(0, rest, second))  # (B, C)
+    def run_pass(self, index: int, images: Tensor, before: Any = None) -> tuple[Tensor, Any]:
+        """One of `first_pass`, with the selection, and `second_pass`."""
+        if index == 0:
+            first = self.first_pass(images, before)
+            return first.logits, Selected(first, self.select(first))
+        return self.second_pass(images, *before)[0], None
 
     def first_pass(
         self, images: Tensor, coarse_images: Tensor | None = None, mix: TokenMix | None = None
