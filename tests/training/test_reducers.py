@@ -1,4 +1,4 @@
-"""Every weight learns, in every method with every reducer."""
+"""Reducers in training, and the weights that it averages."""
 
 import pytest
 import torch
@@ -7,10 +7,8 @@ import lfvit
 from conftest import NEEDLE_FAST, TINY
 from lfvit.commands.train import train
 from lfvit.data import Batch
-from lfvit.errors import CheckpointError, ConfigError
-from lfvit.models.reducers import REDUCERS
+from lfvit.errors import CheckpointError
 from lfvit.models.reduction import forward_tokens
-from lfvit.models.settings import METHODS
 from lfvit.models.tokens import downsample
 from lfvit.runs.models import load_trained
 from lfvit.training.module import Classifier
@@ -21,25 +19,6 @@ from reference_reduction import dynamic_vit_training_loss
 def model(method, reducer, **options):
     settings = {} if reducer is None else {"reducer": {"name": reducer, **options}}
     return lfvit.create_model(method, backbone=TINY, image_size=112, num_classes=4, **settings)
-
-
-@pytest.mark.parametrize("reducer", [None, *REDUCERS])
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"dvt"}))
-def test_every_weight_learns_in_every_phase(method, reducer):
-    """What DDP needs: it waits for the gradient of every weight that is not frozen."""
-    if reducer and REDUCERS[reducer].learned and method != "vit":
-        with pytest.raises(ConfigError, match="learns by a loss of its own"):
-            model(method, reducer)
-        return
-    second = reducer and method != "vit" and REDUCERS[reducer].drops
-    found = model(method, reducer, **({"passes": "second"} if second else {}))
-    images = torch.randn(2, 3, 112, 112)
-    for phase in [{}] if method == "vit" else [{"selector": "none"}, {}]:
-        found.zero_grad()
-        out = found(images, **phase)
-        logits = [out] if method == "vit" else [out.first_logits, out.second_logits]
-        torch.stack([part.sum() for part in logits]).sum().backward()
-        assert [name for name, weight in found.named_parameters() if weight.grad is None] == []
 
 
 def test_the_loss_of_dynamic_vit_is_the_released_one(monkeypatch):

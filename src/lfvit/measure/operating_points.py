@@ -48,11 +48,12 @@ def operating_points(
     """
 
     def measure(images: pd.DataFrame, threshold: Choice) -> dict[str, Any]:
-        about = {"images": len(images), "chosen_on": 0}
+        about: dict[str, Any] = {"images": len(images), "chosen_on": 0}
         about["reference_top1"] = 100 * float(correct_at(images).mean())
         if threshold is None:
             return about
-        point = sweep(images, macs, [threshold]).to_dict("records")[0]
+        etas: Any = [threshold]
+        point: Any = sweep(images, macs, etas).to_dict("records")[0]
         by_exit = {"threshold": None, "thresholds": threshold}
         return point | about | (by_exit if isinstance(threshold, list) else {})
 

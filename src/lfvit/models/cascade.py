@@ -76,7 +76,7 @@ class CascadeViT(MultiPassViT):
         Returns:
             Logits (B, C), and the patch tokens (B, g*g, D) after the final norm.
         """
-        check_image_size(*images.shape[-2:], self.image_size)
+        check_image_size(images.shape[-2:], self.image_size)
         backbone: Any = self.backbones[index]
         pos_embed, side, g = self.pos_embeds[index], self.sides[index], self.grids[index]
         if side != self.image_size:

@@ -123,7 +123,7 @@ class ConvStem(nn.Module):
 
     def forward(self, images: Tensor, mix: TokenMix | None = None) -> Tensor:
         """(B, 3, S, S) -> (B, (S/P)^2, D), row-major."""
-        check_image_size(*images.shape[-2:], self.img_size[0])
+        check_image_size(images.shape[-2:], self.img_size[0])
         maps = self.maps(images)
         return self.proj(maps if mix is None else mix.maps(maps)).flatten(2).transpose(1, 2)
 

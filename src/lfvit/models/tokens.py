@@ -1,6 +1,7 @@
 """Choosing and gathering tokens, and images and position embeddings at another resolution."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -64,8 +65,9 @@ def num_keep(ratio: float, n: int) -> int:
     return math.ceil(round(ratio * int(n), 9))
 
 
-def check_image_size(height: int, width: int, image_size: int) -> None:
-    """Refuse images of another size than the model's, with a ValueError."""
+def check_image_size(size: Sequence[int], image_size: int) -> None:
+    """Refuse images of another height and width than the model's, with a ValueError."""
+    height, width = size
     if (height, width) != (image_size, image_size):
         raise ValueError(
             f"images of {height} x {width} pixels, but this model has image_size={image_size}; "

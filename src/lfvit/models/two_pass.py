@@ -202,7 +202,7 @@ class TwoPassViT(MultiPassViT):
         if coarse_images is None:
             coarse_images = downsample(images)  # (B, 3, S/2, S/2)
         height, width = coarse_images.shape[-2:]
-        check_image_size(2 * height, 2 * width, self.image_size)
+        check_image_size((2 * height, 2 * width), self.image_size)
         backbone, g = self.backbone, self.grid
         coarse = backbone.embed(coarse_images, mix)  # (B, g*g, D)
         coarse = coarse + self.first_pos_embed[:, 1:]

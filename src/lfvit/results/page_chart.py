@@ -161,4 +161,5 @@ def render_charts(*specs: dict[str, Any]) -> tuple[str, list[str]]:
     The latter are shown until that runs, and where it does not.
     """
     wide = [{**s, "width": 880} if s.get("width") == "container" else s for s in specs]
-    return vl_convert.javascript_bundle(), [vl_convert.vegalite_to_svg(spec) for spec in wide]
+    bundle: Any = vl_convert.javascript_bundle  # its stub asks for an argument
+    return bundle(), [vl_convert.vegalite_to_svg(spec) for spec in wide]

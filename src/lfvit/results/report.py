@@ -104,7 +104,9 @@ def compare_all(runs: Sequence[Run]) -> tuple[str | None, list[dict[str, Any]], 
             faults.append(f"{run.path}: {error}")
     beside = next((name for name in reversed(models) if models[name][0].is_plain), None)
     rows: list[dict[str, Any]] = []
-    for model, ours in models.items() if beside is not None else ():
+    if beside is None:
+        return None, rows, faults
+    for model, ours in models.items():
         seeds = {run.seed: run for run in models[beside]}
         common = [run for run in ours if run.seed in seeds]
         if model == beside or not common or common[0].data != models[beside][0].data:
