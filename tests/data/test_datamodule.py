@@ -1,5 +1,7 @@
 """Batches: what is in them, in which order, and what happens to images that cannot be read."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -195,6 +197,33 @@ def test_unreadable_images_stop_the_run_by_path(tmp_path, workers):
     root, _ = broken(tmp_path)
     with pytest.raises(DataError, match=r"pear.*not readable.*data\.on_error=skip"):
         fit(folder(root, num_workers=workers, batch_size=16))
+
+
+@pytest.mark.parametrize(
+    ("cores", "quota", "processes", "nodes", "expected"),
+    [
+        (2, "max 100000", 1, 1, 2),
+        (64, "350000 100000", 1, 1, 3),
+        (64, "50000 100000", 1, 1, 1),
+        (64, None, 16, 2, 8),
+        (2, None, 8, 1, 1),
+        (128, "max 100000", 1, 1, 16),
+    ],
+)
+def test_workers_are_the_cores_that_there_are(
+    photographs, tmp_path, monkeypatch, cores, quota, processes, nodes, expected
+):
+    from lfvit.data import datamodule
+
+    file = tmp_path / "cpu.max"
+    if quota is not None:
+        file.write_text(quota)
+    monkeypatch.setattr(datamodule, "CPU_QUOTA", file)
+    monkeypatch.setattr(datamodule.os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    data = folder(photographs, num_workers="auto")
+    data.trainer = SimpleNamespace(world_size=processes, num_nodes=nodes)
+    assert data.num_workers == expected
+    assert folder(photographs, num_workers=0).num_workers == 0
 
 
 def test_training_takes_a_neighbor_and_reports_at_the_end(tmp_path, caplog):

@@ -11,6 +11,8 @@ from lfvit.errors import ConfigError
 WRONG = [
     ({"on_error": "ignore"}, "data.on_error='ignore' is unknown; valid: 'raise' or 'skip'"),
     ({"batch_size": 0}, "data.batch_size=0 is not valid"),
+    ({"num_workers": "all"}, "data.num_workers='all' is not valid: auto, or a number of processes"),
+    ({"num_workers": -1}, "data.num_workers=-1 is not valid: auto, or a number of processes"),
     ({"cache": "disk"}, "data.cache='disk' is unknown; valid: 'device'"),
     ({"augment": {"mixpu": 1}}, "augment.mixpu is no setting; did you mean mixup"),
     ({"augment": {"hflip": 2}}, "augment.hflip=2 is not valid"),

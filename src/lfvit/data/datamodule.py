@@ -2,7 +2,10 @@
 
 import inspect
 import logging
+import os
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from lfvit.data.cache import ImageCache
 
 log = logging.getLogger(__name__)
+
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of processor time, per so many
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -79,6 +84,15 @@ class ImageDataModule(L.LightningDataModule):
         """Readable class names, by class index."""
         self.setup("validate")
         return self._classes
+
+    @property
+    def num_workers(self) -> int:
+        """Loader processes; "auto" is one per core of this process's share, from 1 to 16."""
+        chosen = self.settings.num_workers
+        if chosen != "auto":
+            return chosen
+        processes = 1 if self.trainer is None else self._world_size // self.trainer.num_nodes
+        return min(max(usable_cores() // processes, 1), 16)
 
     @property
     def num_skipped(self) -> int:
@@ -132,7 +146,7 @@ class ImageDataModule(L.LightningDataModule):
             self._cache = ImageCache(
                 self.train_dataset(),
                 self._device,
-                num_workers=settings.num_workers,
+                num_workers=self.num_workers,
                 report=self._report,
             )
         return LazyLoader(self._cache, batch_size=self.batch_size, sampler=sampler, drop_last=True)
@@ -275,12 +289,12 @@ class ImageDataModule(L.LightningDataModule):
             images,
             batch_size=self.batch_size,
             sampler=sampler,
-            num_workers=self.settings.num_workers,
+            num_workers=self.num_workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             drop_last=drop_last,
             worker_init_fn=outlive_signals,
-            persistent_workers=self.settings.num_workers > 0,
+            persistent_workers=self.num_workers > 0,
         )
 
     def _report(self, batch: RawBatch) -> None:
@@ -311,6 +325,16 @@ class ImageDataModule(L.LightningDataModule):
     @property
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: of its affinity (taskset, SLURM) and its cgroup's quota."""
+    affinity = getattr(os, "sched_getaffinity", None)  # of Linux
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no cgroup, or "max": no quota
+        quota, period = map(int, CPU_QUOTA.read_text().split())
+        cores = min(cores, max(quota // period, 1))
+    return cores
 
 
 def describe(images: ImageDataset) -> str:

@@ -15,6 +15,12 @@ Deviations = Annotated[tuple[Positive, Positive, Positive], Field(strict=False)]
 CropMode = Literal["center", "squash"]
 
 
+def _workers(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and value >= 0):
+        return value
+    raise ValueError("auto, or a number of processes from 0")
+
+
 class Preprocessing(Settings):
     """How an image becomes the input of a model; names and defaults are timm's.
 
@@ -63,17 +69,17 @@ class DataSettings(Settings):
     """What `ImageDataModule` does with the images of any dataset.
 
     image_size: S in pixels. batch_size: images per process and step. num_workers: loader
-    processes, 0 loads in the main process. seed: of order and augmentation. on_error: "raise" stops
-    at the first unreadable image; "skip" takes its neighbour in training and leaves it out of
-    evaluation. cache: "device" decodes the images once and keeps them on the training device.
-    train_split, val_split: names of the splits. mean, std: of the channels; None: ImageNet's. exif:
-    rotate photographs as their EXIF orientation says. label_maps: folder with dense labels of the
-    training images.
+    processes, 0 loads in the main process; "auto": see `ImageDataModule.num_workers`. seed: of
+    order and augmentation. on_error: "raise" stops at the first unreadable image; "skip" takes its
+    neighbour in training and leaves it out of evaluation. cache: "device" decodes the images once
+    and keeps them on the training device. train_split, val_split: names of the splits. mean, std:
+    of the channels; None: ImageNet's. exif: rotate photographs as their EXIF orientation says.
+    label_maps: folder with dense labels of the training images.
     """
 
     image_size: int = Field(ge=2)
     batch_size: int = Field(default=64, ge=1)
-    num_workers: int = Field(default=0, ge=0)
+    num_workers: Annotated[int | Literal["auto"], BeforeValidator(_workers)] = 0
     seed: int = Field(default=0, ge=0)
     augment: AugmentSettings = AugmentSettings()
     on_error: Literal["raise", "skip"] = "raise"
