@@ -21,7 +21,7 @@ REPRODUCE = $(RUN) reproduce.py scale=$(SCALE) $(if $(ARTIFACTS),"artifacts='$(A
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(STAMP)  ## build .venv with pinned versions (about 6.2 GB, a few minutes)
+install: $(STAMP)  ## build .venv with pinned versions (about 6.3 GB, a few minutes)
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
