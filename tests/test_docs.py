@@ -43,7 +43,7 @@ SMALL = {
         *("backbone=vit_micro", "image_size=112", "num_classes=8", "batch_sizes=[1,2]"),
         *("repeats=1", "warmup=0", "accelerator=cpu", "compile=false"),
     ),
-    "export.py": (),
+    "export.py": ("agreement=0",),
 }
 INSTEAD = {
     "pretrained=true": "pretrained=false",  # weights are not fetched

@@ -1,6 +1,11 @@
-"""Speed: the files and tables of benchmark.py, and images per second of runs from them."""
+"""Speed: the files and tables of benchmark.py, and images per second of runs from them.
 
+``python -m lfvit.results.speed`` writes the tables of docs/speed.md anew, from docs/benchmark/.
+"""
+
+import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +16,14 @@ import pandas as pd
 from lfvit.results.files import Benchmark
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.markdown import code, print_table, to_markdown
+from lfvit.utils.paths import CHECKOUT
 
 if TYPE_CHECKING:
     from lfvit.results.collect import Run
 
 Rows = Sequence[Mapping[str, Any]]
+PAGE = CHECKOUT / "docs" / "speed.md"
+BLOCK = re.compile(r"(<!-- (benchmark/\w+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 SETTING = ["batch_size", "precision", "compiled"]
 TITLES = {
     "model": "model",
@@ -32,6 +40,7 @@ TITLES = {
     "ideal_speedup": "ideal",
     "share_of_ideal": "of ideal",
 }
+WITHOUT_RANGES = {k: v for k, v in TITLES.items() if not k.startswith("images_per_second_")}
 FORMATS = {
     **{name: ".1f" for name in TITLES if name != "model"},
     "exit_fraction": ".0%",
@@ -57,31 +66,67 @@ def write_speed(folder: Path, about: Mapping[str, Any], rows: Rows) -> None:
     common = {key: environment[key] for key in ("machine", "threads", "commit")}
     common |= {**settings, **{key: packages[key] for key in ("torch", "timm")}}
     pd.DataFrame(rows).assign(**common).to_csv(folder / "benchmark.csv", index=False)
-    groups = _groups(rows)
     text = [
         "# Speed",
-        f"{code(environment['command'])}, commit {environment['commit']}, "
-        f"{environment['machine']}, {environment['threads']} threads, Python "
-        f"{environment['python']}, torch {packages['torch']}, timm {packages['timm']}. Backbone "
-        f"{settings['backbone']}, {settings['image_size']} x {settings['image_size']} pixels.",
+        _origin(about),
         "Medians of interleaved repetitions, with the slowest and the fastest; latency per batch. "
         "The speed-up is over the first row of the same batch size, its ideal the ratio of their "
         "multiply-accumulates.",
-        *(f"## {title}\n\n{to_markdown(g, FORMATS, _titles(g))}" for title, g in groups.items()),
+        *(f"## {title}\n\n{table}" for title, table in _tables(rows, TITLES).items()),
     ]
     (folder / "benchmark.md").write_text("\n\n".join(text) + "\n", "utf-8")
+
+
+def _origin(about: Mapping[str, Any]) -> str:
+    """Command, commit, machine and versions, in a sentence."""
+    settings, environment = about["settings"], about["environment"]
+    versions = environment["packages"]
+    shown = [f"{k} {versions[k]}" for k in ("torch", "timm", "onnxruntime") if k in versions]
+    return (
+        f"{code(environment['command'])}, commit {environment['commit']}, "
+        f"{environment['machine']}, {environment['threads']} threads, Python "
+        f"{environment['python']}, {', '.join(shown)}. Backbone "
+        f"{settings['backbone']}, {settings['image_size']} x {settings['image_size']} pixels."
+    )
+
+
+def updated_page(page: Path = PAGE) -> str:
+    """The page with the tables of every folder that it names, anew.
+
+    They are between ``<!-- benchmark/cpu -->`` and ``<!-- end -->``.
+    """
+
+    def block(match: re.Match[str]) -> str:
+        path = page.parent / match[2] / "benchmark.json"
+        if not path.is_file():
+            return f"{match[1]}\nNot measured yet.\n\n"
+        content = json.loads(path.read_text("utf-8"))
+        tables = _tables(content["rows"], WITHOUT_RANGES)
+        text = [
+            f"{_origin(content)} [All rows]({match[2]}/benchmark.md), and as `.csv` and `.json`.",
+            *(f"**{title}**\n\n{table}" for title, table in tables.items()),
+        ]
+        return match[1] + "\n\n".join(["", *text, ""]).lstrip("\n")
+
+    return BLOCK.sub(block, page.read_text("utf-8"))
 
 
 def print_speed(rows: Rows) -> None:
     """The same tables on the terminal, without ranges."""
     for title, group in _groups(rows).items():
-        shown = {k: v for k, v in _titles(group).items() if not k.startswith("images_per_second_")}
-        print_table(group, FORMATS, shown, title=title)
+        print_table(group, FORMATS, _known(group, WITHOUT_RANGES), title=title)
 
 
-def _titles(group: pd.DataFrame) -> dict[str, str]:
+def _tables(rows: Rows, titles: Mapping[str, str]) -> dict[str, str]:
+    """Title -> table in Markdown."""
+    groups = _groups(rows)
+    return {name: to_markdown(g, FORMATS, _known(g, titles)) for name, g in groups.items()}
+
+
+def _known(group: pd.DataFrame, titles: Mapping[str, str]) -> dict[str, str]:
     """Without accuracy, where no model is trained."""
-    return {k: v for k, v in TITLES.items() if k != "top1" or k in group.dropna(axis=1, how="all")}
+    known = group.dropna(axis=1, how="all").columns
+    return {name: title for name, title in titles.items() if name != "top1" or name in known}
 
 
 def _groups(rows: Rows) -> dict[str, pd.DataFrame]:
@@ -162,3 +207,7 @@ def images_per_second(
         new = new.set_index(shares.index).dropna(subset="images_per_second")
         speeds = speeds.astype({"throughput_from": object}).combine_first(new)
     return speeds
+
+
+if __name__ == "__main__":
+    PAGE.write_text(updated_page(), "utf-8")
