@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from conftest import NEEDLE_FAST
 from lfvit.commands import jobs
 from lfvit.commands.reproduce import reproduce
+from lfvit.commands.reproduce_runs import number_of_jobs
 from lfvit.commands.train import train
 from lfvit.errors import ConfigError, TrainingError
 from lfvit.runs.configs import compose_config
@@ -28,7 +29,9 @@ FAST = [
     "trainer.accelerator=cpu",
 ]
 SMALL = (
-    f"scale.overrides={json.dumps(['experiment=needle', *FAST])}",
+    "scale=smoke",
+    "jobs=1",
+    f"scale.overrides={json.dumps(FAST)}",
     "scale.speed_images=2",
     "scale.speed_repeats=1",
     "scale.probe_images=6",
@@ -127,6 +130,14 @@ def test_trainings_side_by_side_give_what_they_give_alone(tmp_path, everything):
     assert config.schedule.teacher == str(last_of(tmp_path / "runs" / "vit" / "seed0"))
 
 
+def test_as_many_runs_as_cores_go_side_by_side_unless_there_is_a_gpu(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert (number_of_jobs("auto"), number_of_jobs(3)) == (2, 3)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert number_of_jobs("auto") == 1
+
+
 def test_a_signal_stops_what_runs_and_starts_nothing_else(tmp_path):
     """Three runs, two at a time."""
     runs = {
@@ -215,6 +226,26 @@ def test_what_fails_does_not_lose_the_others(tmp_path, monkeypatch):
     assert {row["source"] for row in rows} == {"measured"}
     assert artifact_of(tmp_path, "frequency_figure1")["rows"] == []
     assert not (tmp_path / "artifacts" / "frequency_figure1" / "frequency_figure1.png").exists()
+
+
+def test_a_few_trainings_make_what_they_can_of_every_artifact(tmp_path):
+    names = ["lf_vit_table7", "lf_vit_table4", "cf_vit_table1", "lf_vit_figure7"]
+    few = ["scale.trainings=[lf_vit]", f"scale.artifacts={json.dumps(names)}"]
+    cfg = configured(tmp_path, *few)
+    contents = reproduce(cfg)
+    assert list(contents) == names
+    assert [path.name for path in (tmp_path / "runs").glob("*/seed0")] == ["seed0"]
+    table = contents["lf_vit_table7"]
+    assert [row["source"] for row in table["rows"]] == ["left out", "measured"]
+    assert any("Left out at this scale: lf_vit_ce_ce: not among" in note for note in table["notes"])
+    command = "scale=smoke artifacts=lf_vit_table7"
+    assert any(note.endswith(command) for note in table["notes"])
+    assert {row["source"] for row in contents["cf_vit_table1"]["rows"]} == {"left out"}
+    assert not any("Left out" in note for note in contents["lf_vit_figure7"]["notes"])
+    asked = reproduce(configured(tmp_path, *few, "artifacts=lf_vit_table7"))
+    assert {row["source"] for row in asked["lf_vit_table7"]["rows"]} == {"measured"}
+    again = reproduce(cfg)  # and what is made stays
+    assert again["lf_vit_table7"]["rows"] == asked["lf_vit_table7"]["rows"]
 
 
 def test_the_plan_runs_nothing(tmp_path, capsys):

@@ -31,7 +31,7 @@ print("imported", [name for name in heavy if name in sys.modules])
         ("benchmark", ["--help"], "batch_sizes: [1, 32]"),
         ("export", ["--help"], "tolerance: 1e-4"),
         ("search", ["--help"], "trials: 20"),
-        ("reproduce", ["--help"], "scale=smoke"),
+        ("reproduce", ["--help"], "artifacts=overview"),
         ("train", ["experiment=typo"], "Could not find 'experiment/typo'"),
         ("train", ["seeed=1"], "there is no setting 'seeed'; did you mean seed?"),
         ("train", ["trainer.max_epochs=0"], "error: trainer.max_epochs=0"),

@@ -55,6 +55,24 @@ def test_phase_one_sees_the_whole_image_and_phase_two_selects(tiny, at_epoch):
     assert used == ["none", "none", None, None]
 
 
+@pytest.mark.parametrize("method", ["vit", "lf_vit"])
+@pytest.mark.parametrize("half", [True, False])
+def test_attention_is_fused_unless_its_gradient_is_slow(tiny, at_epoch, method, half):
+    """In bfloat16 on a CPU; afterwards the model is as it was, also after an error."""
+    at_epoch(4)
+    module = classifier(tiny, method)
+    layers = [m for m in module.modules() if hasattr(m, "fused_attn")]
+    layers[0].fused_attn = False  # as someone asked for
+    seen = []
+    layers[1].q_norm.register_forward_pre_hook(lambda *_: seen.append(layers[1].fused_attn))
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        module.training_step(batch(), 0)
+        with pytest.raises(TypeError):
+            module.training_step(batch()._replace(targets=None), 0)
+    assert set(seen) == {not half}
+    assert [m.fused_attn for m in layers] == [False, *[True] * (len(layers) - 1)]
+
+
 def test_at_first_only_the_first_pass_trains(tiny, at_epoch):
     """Every weight has a gradient all the same: several processes wait for it."""
     model = lfvit.create_model("lf_vit", backbone=tiny, image_size=112, num_classes=4)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig
 from pydantic import PositiveInt
@@ -12,14 +12,17 @@ from lfvit.commands.reproduce_plan import print_plan
 from lfvit.commands.reproduce_runs import (
     Outcome,
     Planned,
+    folder_of,
+    is_made,
     key_of,
     make_runs,
+    number_of_jobs,
     plan_runs,
     prepare_folders,
 )
 from lfvit.errors import ConfigError, TrainingError
 from lfvit.results.artifacts.files import write_index
-from lfvit.results.artifacts.settings import Run, Scale, choose, read_artifacts
+from lfvit.results.artifacts.settings import NOT_TRAINED, Run, Scale, choose, read_artifacts
 from lfvit.results.artifacts.tables import Results, Table
 from lfvit.results.artifacts.write import make_artifact, write_artifact
 from lfvit.results.collect import collect
@@ -33,7 +36,7 @@ class ReproduceSettings(Settings):
 
     plan: bool
     fresh: bool
-    jobs: PositiveInt
+    jobs: PositiveInt | Literal["auto"]
 
 
 def reproduce(cfg: DictConfig) -> dict[str, Any]:
@@ -66,12 +69,17 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
     chosen = choose(artifacts, scale.artifacts if cfg.artifacts is None else cfg.artifacts)
     if cfg.artifacts is None and scale.artifacts is not None:
         chosen.sort(key=lambda artifact: (scale.artifacts or []).index(artifact.name))
-    planned = plan_runs(cfg, scale, runs, chosen)
+    if cfg.artifacts is not None:
+        scale = scale.model_copy(update={"trainings": None})
+    out = Path(cfg.output_dir)
+    made = [n for n in runs if all(is_made(folder_of(out, n, seed)) for seed in scale.seeds)]
+    left_out = scale.left_out(runs, made)
+    planned = plan_runs(cfg, scale, runs, chosen, left_out)
     if cfg.plan:
         return print_plan(planned, scale)
     prepare_folders(planned.values(), cfg.fresh)
-    results = collect_results(scale, planned, make_runs(planned, reuse, cfg.jobs), runs)
-    out = Path(cfg.output_dir)
+    outcomes = make_runs(planned, reuse, number_of_jobs(cfg.jobs))
+    results = collect_results(scale, planned, outcomes, runs, left_out)
     failed = {f"run {name}": error for name, error in results.failed.items()}
     contents = {}
     for artifact in chosen:
@@ -84,6 +92,10 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
             failed[f"artifact {artifact.name}"] = f"{type(error).__name__}: {error}"
             empty = Table([], [], [f"Not made: {error}"])
             contents[artifact.name] = write_artifact(artifact, empty, folder, scale)
+    if more := [a.name for a in chosen if NOT_TRAINED in map(left_out.get, a.runs)]:
+        log.info(
+            "more trainings complete %s: the same command with artifacts=NAME", ", ".join(more)
+        )
     write_index(out, list(artifacts))
     # of all runs and artifacts there are, those of earlier calls included
     root = (out / "runs").resolve()
@@ -114,9 +126,10 @@ def collect_results(
     planned: Mapping[str, Planned],
     outcomes: Mapping[str, Outcome],
     runs: Mapping[str, Run],
+    left_out: dict[str, str],
 ) -> Results:
     """The results by name of a run, which is there with all of its seeds or not at all."""
-    results = Results(scale, {}, {}, scale.left_out(runs), {})
+    results = Results(scale, {}, {}, left_out, {})
     folders = {
         key: job.evaluation.resolve().parent
         for key, job in outcomes.items()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from lfvit.commands.reproduce_runs import Planned
+from lfvit.commands.reproduce_runs import Planned, is_made
 from lfvit.commands.train import build_module
 from lfvit.data.batches import Batch
 from lfvit.models.tokens import downsample
@@ -17,7 +17,7 @@ from lfvit.runs.provenance import machine
 from lfvit.runs.trainers import find_device, trainer_settings
 from lfvit.utils.markdown import print_table
 
-CPU_BATCH = 2  # images in a timed step where there is no GPU; times are scaled to the real batch
+CPU_PIXELS = 2 * 224**2  # in a timed step where there is no GPU; times are scaled to the real batch
 COLUMNS = {"run": "run", "state": "state", "steps": "steps", "step": "s/step", "hours": "hours"}
 FORMATS = {"steps": ",", "step": ".4f", "hours": ".2f"}
 
@@ -32,7 +32,7 @@ def print_plan(runs: Mapping[str, Planned], scale: Scale) -> dict[str, Any]:
     known: dict[str, float] = {}  # seconds of a step, by what it trains
     rows = []
     for key, run in runs.items():
-        done = any((run.folder / name).exists() for name in ("evaluation", "job.json"))
+        done = is_made(run.folder)
         begun = (run.folder / "run.json").exists()
         state = "done" if done else "begun" if begun else "to do"
         row: dict[str, Any] = {**dict.fromkeys(COLUMNS), "run": key, "state": state}
@@ -47,7 +47,7 @@ def print_plan(runs: Mapping[str, Planned], scale: Scale) -> dict[str, Any]:
     hours = sum(row["hours"] or 0.0 for row in rows)
     caption = (
         f"{hours:.2f} device-hours of training steps alone, measured now on noise with the "
-        "configured batch (without a GPU, on 2 images and scaled); validation and reading of "
+        "configured batch (without a GPU, on a few images and scaled); validation and reading of "
         "images come on top"
     )
     print_table(rows, FORMATS, COLUMNS, title=f"What would run on {machine()}", caption=caption)
@@ -85,7 +85,7 @@ def _time_step(module: Any, cfg: DictConfig, device: torch.device) -> float:
     if module.teacher is not None:
         module.teacher.to(device)
     wanted, size = int(cfg.data.batch_size), int(cfg.image_size)
-    batch = wanted if device.type == "cuda" else min(wanted, CPU_BATCH)
+    batch = wanted if device.type == "cuda" else min(wanted, max(1, CPU_PIXELS // size**2))
     half = "bf16" in str(trainer_settings(cfg)["precision"])
     images = torch.randn(batch, 3, size, size, device=device)
     targets = torch.arange(batch, device=device) % module.num_classes

@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import product
@@ -69,8 +69,28 @@ def key_of(name: str, seed: int) -> str:
     return f"{name}/seed{seed}"
 
 
+def folder_of(output: str | Path, name: str, seed: int) -> Path:
+    return Path(output) / "runs" / name / f"seed{seed}"
+
+
+def is_made(folder: Path) -> bool:
+    """Whether a run is evaluated in its directory, or refers to where it was."""
+    return any((folder / name).exists() for name in ("evaluation", "job.json"))
+
+
+def number_of_jobs(jobs: int | str) -> int:
+    """Of auto: one on a GPU, else one for each core, at most four."""
+    if jobs == "auto":
+        return 1 if torch.cuda.is_available() else min(os.cpu_count() or 1, 4)
+    return int(jobs)
+
+
 def plan_runs(
-    cfg: DictConfig, scale: Scale, runs: Mapping[str, Run], artifacts: Iterable[Artifact]
+    cfg: DictConfig,
+    scale: Scale,
+    runs: Mapping[str, Run],
+    artifacts: Iterable[Artifact],
+    left_out: Container[str],
 ) -> dict[str, Planned]:
     """All runs of some artifacts, composed and checked while nothing has been trained.
 
@@ -101,7 +121,7 @@ def plan_runs(
                 check_choice(f"runs.{name}.{role}", other, trained)
                 before[role] = add(other, seed, (*above, name))
         start, teacher = before["start"], before["teacher"]
-        folder = Path(cfg.output_dir) / "runs" / name / f"seed{seed}"
+        folder = folder_of(cfg.output_dir, name, seed)
         overrides = _overrides(cfg, scale, name, run.train, seed) if run.train else []
         try:
             training = compose_config("train", overrides) if run.train else None
@@ -127,7 +147,6 @@ def plan_runs(
         planned[key] = Planned(start, teacher, folder, overrides, training, run.evaluate)
         return key
 
-    left_out = scale.left_out(runs)
     for artifact in artifacts:
         for seed, name in product(scale.seeds, artifact.runs):
             if name not in left_out:

@@ -89,13 +89,14 @@ def test_every_run_is_needed_and_every_way_of_drawing_exists(artifacts, cfg):
 
 @pytest.mark.parametrize("name", LISTS["SCALES"])
 def test_runs_of_every_scale_can_be_built(name, tmp_path):
-    settings = [f"scale={name}", "scale.seeds=[0]", f"output_dir={tmp_path}"]
+    settings = ["scale.trainings=null", "scale.seeds=[0]", f"output_dir={tmp_path}"]
+    settings.append(f"scale={name}")
     cfg = compose_config("reproduce", settings)
     scale, runs = Scale(**plain(cfg.scale)), runs_of(cfg)
     artifacts = read_artifacts(plain(cfg.artifact), runs)
     scale.check_names(runs, artifacts)
     words = ["lf_vit_table1", "lf_vit_table3", "cf_vit_table3", "frequency_table3"]
-    planned = plan_runs(cfg, scale, runs, choose(artifacts, words))
+    planned = plan_runs(cfg, scale, runs, choose(artifacts, words), scale.left_out(runs))
     keys = list(planned)
     for number, run in enumerate(planned.values()):
         assert run.start is None or keys.index(run.start) < number
@@ -109,7 +110,7 @@ def test_trainings_start_where_the_scale_says(tmp_path):
     names = ["lf_vit", "lf_vit_large", "vit_tiny", "cf_vit", "frequency", "tome"]
     rows = [{"run": name} for name in names]
     table = {"title": "t", "question": "q", "rows": rows}
-    planned = plan_runs(cfg, scale, runs, read_artifacts({"all": table}, runs).values())
+    planned = plan_runs(cfg, scale, runs, read_artifacts({"all": table}, runs).values(), ())
     assert {key: run.start for key, run in planned.items()} == {
         "vit_half/seed3": None,
         "lf_vit/seed3": "vit_half/seed3",
@@ -126,11 +127,23 @@ def test_trainings_start_where_the_scale_says(tmp_path):
 
 def test_patterns_leave_out_all_runs_that_they_match(cfg):
     patterns = {"*_tiny": "small", "lf_vit": "why", "*_m4": "so"}
-    left_out = Scale(**{**plain(cfg.scale), "leave_out": patterns}).left_out(cfg.runs)
+    left_out = Scale(**{**plain(cfg.scale), "leave_out": patterns}).left_out(runs_of(cfg))
     assert left_out["vit_tiny"] == left_out["tome_tiny"] == "small"
     assert left_out["lf_vit"] == "why"
     assert left_out["lf_vit_large_m4"] == "so"
-    assert "frequency_tiny_o1" not in left_out
+    assert "evit" not in left_out
+
+
+def test_runs_beyond_the_few_trainings_are_left_out_unless_they_are_made(cfg):
+    scale, runs = Scale(**{**plain(cfg.scale), "trainings": ["lf_vit", "vit"]}), runs_of(cfg)
+    left_out = scale.left_out(runs)
+    names = ("lf_vit", "vit", "lf_vit_tome", "tome", "evit_as_is")
+    assert not left_out.keys() & {*names}
+    more = ("evit", "evit_finetuned", "vit_tiny", "tome_tiny", "lf_vit_taught", "lf_vit_large")
+    assert left_out.keys() >= {*more}
+    made = scale.left_out(runs, ["vit_tiny", "lf_vit_taught", "tome_base"])
+    gone = {"vit_tiny", "lf_vit_taught", "tome_tiny", "frequency_tiny", "tome_base"}
+    assert gone - made.keys() == {"vit_tiny", "lf_vit_taught", "tome_tiny", "tome_base"}
 
 
 def test_the_list_of_artifacts_is_up_to_date():

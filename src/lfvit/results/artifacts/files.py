@@ -59,6 +59,11 @@ class ArtifactFile(BaseModel):
     written: str | None = None
 
     @property
+    def measured(self) -> bool:
+        """Whether it shows more than published figures."""
+        return any(row.get("source", "measured") == "measured" for row in self.rows)
+
+    @property
     def cells(self) -> Cells | None:
         """The table as text, the same in Markdown and on the report page."""
         if not (self.rows and self.columns):
@@ -83,9 +88,12 @@ def to_page(artifact: ArtifactFile) -> str:
 
 
 def write_index(output: Path, names: Sequence[str]) -> None:
-    """artifacts/index.json and README.md, of all artifacts there are, in the order of the names."""
+    """artifacts/index.json and README.md, of all artifacts there are, in the order of the names;
+    those that only show published figures come last.
+    """
     paths = [output / "artifacts" / name / "artifact.json" for name in names]
     made = [ArtifactFile(**json.loads(path.read_text("utf-8"))) for path in paths if path.exists()]
+    made.sort(key=lambda artifact: not artifact.measured)
     write_json(output / "artifacts" / "index.json", [artifact.name for artifact in made])
     lines = [
         f"- [{artifact.name}](artifacts/{artifact.name}/{artifact.name}.md): {artifact.title}"

@@ -35,6 +35,7 @@ Drawing = Literal["cost_curves", "sweep", "passes", "regions", "depth", "one_blo
 Measure = Literal[
     "top1", "gmacs", "gmacs_std", "first", "second", "exits", "threshold", "covered", "throughput"
 ]
+NOT_TRAINED = "not among the few trainings that are made where no artifact is asked for"
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -143,6 +144,7 @@ class Scale(Settings):
     generated: bool
     seeds: list[int] = Field(min_length=1)
     artifacts: list[str] | None
+    trainings: list[str] | None
     probe_images: Count
     speed_images: Count
     speed_repeats: Count
@@ -164,6 +166,8 @@ class Scale(Settings):
         """
         for name in self.artifacts or []:
             check_choice("scale.artifacts", name, artifacts)
+        for name in self.trainings or []:
+            check_choice("scale.trainings", name, runs)
         for part, run in self.starts.items():
             check_choice("scale.starts", part, self.parts)
             check_choice(f"scale.starts.{part}", run, runs)
@@ -171,9 +175,15 @@ class Scale(Settings):
             if not matching(runs, pattern):
                 check_choice("run in scale.leave_out or scale.remarks", pattern, runs)
 
-    def left_out(self, runs: Iterable[str]) -> dict[str, str]:
-        """Run -> why this scale leaves it out."""
-        return {run: why for p, why in self.leave_out.items() for run in matching(runs, p)}
+    def left_out(self, runs: Mapping[str, Run], made: Iterable[str] = ()) -> dict[str, str]:
+        """Run -> why this scale leaves it out, unless it is made already."""
+        out = {run: why for p, why in self.leave_out.items() for run in matching(runs, p)}
+        if self.trainings is not None:
+            there = {*self.trainings, *made}
+            for name, run in runs.items():
+                if not {name, *([run.start] if run.evaluate else [])} & there:
+                    out.setdefault(name, NOT_TRAINED)
+        return out
 
 
 def read_artifacts(cfg: Mapping[str, Any], runs: Iterable[str]) -> dict[str, Artifact]:

@@ -9,10 +9,11 @@ import pandas as pd
 
 from lfvit.results.artifacts import figures, probes
 from lfvit.results.artifacts.files import ArtifactFile, to_page
-from lfvit.results.artifacts.settings import Artifact, Scale
+from lfvit.results.artifacts.settings import NOT_TRAINED, Artifact, Scale
 from lfvit.results.artifacts.tables import Results, Table, make_table
 from lfvit.runs.provenance import environment
 from lfvit.utils.atomic_io import write_json
+from lfvit.utils.paths import program
 
 OF_ONE_RUN = {"passes": figures.passes, "depth": probes.depth, "one_block": probes.one_block}
 DRAWINGS = {
@@ -42,8 +43,12 @@ def _notes(artifact: Artifact, results: Results) -> list[str]:
     """What the scale and missing runs mean for an artifact."""
     scale, runs = results.scale, artifact.runs
     notes = [f"Run failed: {run}, {results.failed[run]}." for run in runs if run in results.failed]
-    out = results.left_out
-    notes += [f"Left out at this scale: {run}, {out[run]}." for run in runs if run in out]
+    for why in dict.fromkeys(results.left_out.values()):
+        if out := [run for run in runs if results.left_out.get(run) == why]:
+            notes.append(f"Left out at this scale: {', '.join(out)}: {why}.")
+            if why == NOT_TRAINED:
+                command = f"{program('reproduce')} scale={scale.name} artifacts={artifact.name}"
+                notes.append(f"To train these as well: {command}")
     notes += [f"{run}: {results.starts[run]}." for run in runs if run in results.starts]
     notes += [text for pattern, text in scale.remarks.items() if matching(runs, pattern)]
     if scale.note and artifact.paper:
@@ -72,7 +77,7 @@ def write_artifact(artifact: Artifact, table: Table, folder: Path, scale: Scale)
     origin = environment()
     artifact_file = ArtifactFile(
         **artifact.model_dump(include={"name", "title", "question", "paper"}),
-        kind="table" if artifact.draw is None else "figure",
+        kind="table" if table.plot is None else "figure",
         scale=scale.name,
         label=scale.label,
         columns=table.columns,
