@@ -108,7 +108,7 @@ class Frequency(Reducer):
         prefix, patches = tokens.tensor_split([state.num_prefix_tokens], dim=1)
         pos_embed = state.layout.pos_embed
         if self.settings.position_term and pos_embed is not None:
-            pos_embed = pos_embed.expand(len(tokens), -1, -1)
+            pos_embed = pos_embed.expand(tokens.shape[0], -1, -1)
             term = gather_tokens(pos_embed, high.gather(1, removed)).to(patches.dtype)
             patches = patches.scatter_add(1, removed[:, :, None].expand_as(term), term)
         row, column = (state.layout.centers * w).long().unbind(-1)
