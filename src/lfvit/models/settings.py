@@ -24,7 +24,6 @@ class ViTSettings(Settings):
     mlp_ratio: PositiveFloat = 4
     qkv_bias: bool = True
     norm_eps: PositiveFloat = 1e-6
-    weight_init: Literal["", "jax", "moco"] = ""  # timm's names; "": normal, of width 0.02
 
     @field_validator("num_heads")
     @classmethod
