@@ -5,7 +5,7 @@ Every function takes the files to write and a footnote. Legends stand beside wha
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from textwrap import fill
 from typing import Any, NamedTuple
@@ -75,18 +75,21 @@ def plot_costs(
     with new_figure(paths, 8.5, 4.8, footnote) as figure:
         axes = figure.subplots()
         curves = False
-        for (name, points), color in zip(models.items(), cycle(PALETTE), strict=False):
+        looks = product(zip("D^vP", ("-", "--", ":", "-."), strict=True), PALETTE)
+        for (name, points), ((marker, line), color) in zip(
+            models.items(), cycle(looks), strict=False
+        ):
             points = points.sort_values("gmacs")
             std = points.get("top1_std", pd.Series(index=points.index)).astype(float)
             if len(points) > 1 and "threshold" in points and points["threshold"].notna().any():
                 curves = True
-                axes.plot("gmacs", "top1", data=points, color=color, label=name)
+                axes.plot("gmacs", "top1", data=points, color=color, ls=line, label=name)
                 low, high = points["top1"] - std.fillna(0), points["top1"] + std.fillna(0)
                 axes.fill_between(points["gmacs"], low, high, color=color, alpha=0.2, lw=0)
                 axes.plot("gmacs", "top1", "o", data=points.head(1), color=color, label="")
                 axes.plot("gmacs", "top1", "s", data=points.tail(1), color=color, label="")
             else:
-                style: Any = {"color": color, "label": name, "fmt": "D", "capsize": 3}
+                style: Any = {"color": color, "label": name, "fmt": marker, "capsize": 3}
                 axes.errorbar(points["gmacs"], points["top1"], yerr=std, **style)
         for marker, text in (("o", "first pass alone"), ("s", "all passes")) if curves else ():
             axes.plot([], [], color=GREY, marker=marker, ls="none", label=text)
