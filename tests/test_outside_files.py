@@ -17,7 +17,7 @@ import torch
 
 from conftest import ROOT
 from lfvit.commands.evaluate import evaluate
-from lfvit.errors import CheckpointError, ConfigError, LFViTError
+from lfvit.errors import CheckpointError, LFViTError
 from lfvit.models.checkpoints import extract_weights, read_file
 from lfvit.results.artifacts.files import ArtifactFile, read_artifacts, to_page
 from lfvit.results.collect import collect
@@ -29,7 +29,6 @@ from lfvit.runs import sweeps
 from lfvit.runs.datasets import open_data
 from lfvit.runs.directory import inside
 from lfvit.runs.models import load_trained
-from lfvit.runtime import load
 from lfvit.utils.atomic_io import write_json
 from lfvit.utils.markdown import code, escape
 
@@ -318,11 +317,6 @@ def test_lists_of_files_name_what_lies_beside_them(tmp_path, name):
     write_json(folder / "index.json", [name])
     (found,) = read_artifacts(folder)
     assert "may only name folders beside it" in found["fault"]
-    exported = tmp_path / "exported"
-    exported.mkdir()
-    write_json(exported / "model.json", {"format": 2, "files": [name]})
-    with pytest.raises(ConfigError, match="not the name of a file beside it|no such file"):
-        load(exported)
 
 
 def test_csv_files_are_data(foreign, tmp_path):
