@@ -1,5 +1,6 @@
 """Exported models in onnxruntime: the same images, the same early exit, the same answers."""
 
+import shutil
 import subprocess
 import sys
 
@@ -289,6 +290,17 @@ def test_mistakes_are_one_message(two_pass, tmp_path, capsys):
         runtime.load(tmp_path)
     (tmp_path / "model.json").write_text('{"format": 3}')
     with pytest.raises(ConfigError, match=r"has no model\.onnx; pass the folder"):
+        runtime.load(tmp_path)
+    for text, fault in (("", "not JSON"), ("[]", "not a JSON object")):
+        (tmp_path / "model.json").write_text(text)
+        with pytest.raises(ConfigError, match=f"{fault}; export the model again"):
+            runtime.load(tmp_path)
+    (tmp_path / "model.json").write_text('{"format": 3}')
+    shutil.copy(two_pass[1] / "model.onnx", tmp_path)
+    with pytest.raises(ConfigError, match="incomplete .*; export the model again"):
+        runtime.load(tmp_path)
+    (tmp_path / "model.onnx").write_bytes((two_pass[1] / "model.onnx").read_bytes()[:1000])
+    with pytest.raises(ConfigError, match="cannot open it .*; export the model again"):
         runtime.load(tmp_path)
     with pytest.raises(ConfigError, match="threshold=-1"):
         runtime.load(two_pass[1]).infer(images(1).numpy(), -1)

@@ -129,7 +129,7 @@ def load(
         providers: of onnxruntime, the first that is there runs the model.
 
     Raises:
-        ConfigError: not such a folder, or onnxruntime is not installed.
+        ConfigError: not such a folder, one that is damaged, or onnxruntime is not installed.
     """
     folder = Path(folder).expanduser()
     try:
@@ -138,6 +138,10 @@ def load(
         raise ConfigError(
             f"{folder}: has no {CARD}; pass the folder that export.py wrote"
         ) from error
+    except ValueError as error:
+        raise ConfigError(f"{folder / CARD}: not JSON; export the model again") from error
+    if not isinstance(card, dict):
+        raise ConfigError(f"{folder / CARD}: not a JSON object; export the model again")
     if card.get("format") != FORMAT:
         raise ConfigError(
             f"{folder / CARD}: format={card.get('format')!r} is unknown; valid: {FORMAT}. Export "
@@ -145,7 +149,13 @@ def load(
         )
     if not (folder / GRAPH).is_file():
         raise ConfigError(f"{folder}: has no {GRAPH}; pass the folder that export.py wrote")
-    return Runtime(card, open_graph(folder / GRAPH, threads, providers))
+    graph = open_graph(folder / GRAPH, threads, providers)
+    try:
+        return Runtime(card, graph)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{folder / CARD}: incomplete ({error}); export the model again"
+        ) from error
 
 
 def open_graph(path: Path, threads: int, providers: Sequence[str]) -> Any:
@@ -157,7 +167,13 @@ def open_graph(path: Path, threads: int, providers: Sequence[str]) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(path, options, list(providers))
+    try:
+        return onnxruntime.InferenceSession(path, options, list(providers))
+    except Exception as error:  # onnxruntime's own kinds, one for each damage
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"{path}: onnxruntime cannot open it ({reason}); export the model again"
+        ) from error
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
