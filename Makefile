@@ -98,7 +98,7 @@ predict: $(STAMP)  ## classify photographs with the default model of the zoo (IM
 demo: $(STAMP)  ## a page to try two small models in the browser: passes, region, threshold, cost
 	$(RUN) -m lfvit demo $(ARGS)
 
-reproduce: $(STAMP)  ## the papers' tables and figures (SCALE=needle|smoke|finetune|imagenette_cpu|imagenette|imagenet ARTIFACTS= DATA=)
+reproduce: $(STAMP)  ## the papers' tables and figures (SCALE=needle|smoke|finetune|finetune_cpu|imagenette_cpu|imagenette|imagenet ARTIFACTS= DATA=)
 	$(REPRODUCE) $(ARGS)
 
 reproduce-plan: $(STAMP)  ## what reproduce would run, and how long it would take here

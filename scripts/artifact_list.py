@@ -7,7 +7,7 @@ from lfvit.utils.validation import plain, validate
 
 PAGE = CHECKOUT / "docs" / "reproduce.md"
 MARK = "*From here on written by `python scripts/artifact_list.py`.*"
-SCALES = ("smoke", "needle", "finetune", "imagenette_cpu", "imagenette", "imagenet")
+SCALES = ("smoke", "needle", "finetune", "finetune_cpu", "imagenette_cpu", "imagenette", "imagenet")
 
 
 def updated_page() -> str:

@@ -213,13 +213,13 @@ def test_unreadable_images_stop_the_run_by_path(tmp_path, workers):
 def test_workers_are_the_cores_that_there_are(
     photographs, tmp_path, monkeypatch, cores, quota, processes, nodes, expected
 ):
-    from lfvit.data import datamodule
+    from lfvit.utils import distributed
 
     file = tmp_path / "cpu.max"
     if quota is not None:
         file.write_text(quota)
-    monkeypatch.setattr(datamodule, "CPU_QUOTA", file)
-    monkeypatch.setattr(datamodule.os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    monkeypatch.setattr(distributed, "CPU_QUOTA", file)
+    monkeypatch.setattr(distributed.os, "sched_getaffinity", lambda _: range(cores), raising=False)
     data = folder(photographs, num_workers="auto")
     data.trainer = SimpleNamespace(world_size=processes, num_nodes=nodes)
     assert data.num_workers == expected

@@ -13,6 +13,7 @@ from lfvit.commands.train import build_module
 from lfvit.data.batches import Batch
 from lfvit.models.tokens import downsample
 from lfvit.results.artifacts.settings import Scale
+from lfvit.runs.models import build_model
 from lfvit.runs.provenance import machine
 from lfvit.runs.trainers import find_device, trainer_settings
 from lfvit.utils.markdown import print_table
@@ -37,11 +38,10 @@ def print_plan(runs: Mapping[str, Planned], scale: Scale) -> dict[str, Any]:
         state = "done" if done else "begun" if begun else "to do"
         row: dict[str, Any] = {**dict.fromkeys(COLUMNS), "run": key, "state": state}
         if run.cfg is not None and not done:
-            data, epochs = run.cfg.data, int(run.cfg.trainer.max_epochs)
-            size: Any = data if scale.generated else scale
-            images, classes = size.train_images, size.num_classes
-            row["steps"] = epochs * (images // int(data.batch_size))
-            row["step"] = seconds_per_step(run.cfg, classes, known)
+            size: Any = run.cfg.data if scale.generated else scale
+            teacher = None if run.teacher is None else runs[run.teacher].cfg
+            row["steps"] = int(run.cfg.trainer.max_epochs) * _steps(run.cfg, size.train_images)
+            row["step"] = seconds_per_step(run.cfg, size.num_classes, known, teacher)
             row["hours"] = row["steps"] * row["step"] / 3600
         rows.append(row)
     hours = sum(row["hours"] or 0.0 for row in rows)
@@ -54,14 +54,31 @@ def print_plan(runs: Mapping[str, Planned], scale: Scale) -> dict[str, Any]:
     return {"runs": rows, "hours": hours}
 
 
-def seconds_per_step(cfg: DictConfig, num_classes: int, known: dict[str, float]) -> float:
-    """Seconds of a training step, the mean over all epochs; `known` steps are not timed again."""
+def _steps(cfg: DictConfig, images: int) -> int:
+    """Batches of an epoch; trainer.limit_train_batches is their number or, as 0.1, their share."""
+    batches, limit = images // int(cfg.data.batch_size), cfg.trainer.get("limit_train_batches")
+    if limit is None:
+        return batches
+    return int(batches * limit) if isinstance(limit, float) else min(batches, int(limit))
+
+
+def seconds_per_step(
+    cfg: DictConfig, num_classes: int, known: dict[str, float], teacher: DictConfig | None = None
+) -> float:
+    """Seconds of a training step, the mean over all epochs; `known` steps are not timed again.
+
+    teacher: the config of the one whose checkpoint the config names, which need not be there.
+    """
     device, cfg = find_device("auto"), cfg.copy()
     cfg.init_from, cfg.pretrained, cfg.seed = None, False, 0
     cfg.ckpt_path = "auto"  # for a teacher, any weights do
     cfg.compile = cfg.compile and device.type == "cuda"  # a CPU would compile for minutes
     cfg.name = cfg.run_dir = ""
+    if teacher is not None:
+        cfg.schedule.teacher = None
     module: Any = build_module(cfg, [str(i) for i in range(num_classes)])
+    if teacher is not None:
+        module.teacher = build_model(teacher, num_classes).eval()
     epochs = int(cfg.trainer.max_epochs)
     first = min(module.selection_epoch, epochs) if module.num_passes > 1 else 0
     # in phase one, the step is the same whatever the second pass will select

@@ -1,7 +1,6 @@
 """The runs that artifacts need: composed, checked, and made once by `run_job`."""
 
 import logging
-import os
 import shutil
 from collections.abc import Container, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -24,6 +23,8 @@ from lfvit.runs.models import build_model
 from lfvit.runs.record import CheckpointRecord, make_record, model_overrides, override
 from lfvit.runs.resume import last_of
 from lfvit.utils.atomic_io import read_json
+from lfvit.utils.distributed import usable_cores
+from lfvit.utils.error_messages import filter_warnings
 from lfvit.utils.signals import StopSignals
 from lfvit.utils.validation import check_choice
 
@@ -81,7 +82,7 @@ def is_made(folder: Path) -> bool:
 def number_of_jobs(jobs: int | str) -> int:
     """Of auto: one on a GPU, else one for each core, at most four."""
     if jobs == "auto":
-        return 1 if torch.cuda.is_available() else min(os.cpu_count() or 1, 4)
+        return 1 if torch.cuda.is_available() else min(usable_cores(), 4)
     return int(jobs)
 
 
@@ -113,7 +114,7 @@ def plan_runs(
         if key in planned:
             return key
         before = {
-            "start": run.start or scale.starts.get((run.train or [""])[-1]),
+            "start": run.start or scale.starts.get(_parts(run)[-1]),
             "teacher": run.teacher,
         }
         for role, other in before.items():
@@ -152,6 +153,11 @@ def plan_runs(
             if name not in left_out:
                 add(name, seed)
     return planned
+
+
+def _parts(run: Run) -> list[str]:
+    """The words of a run that name parts of the scale, without its own overrides."""
+    return [word for word in run.train if "=" not in word] or [""]
 
 
 def _overrides(
@@ -211,8 +217,8 @@ def _make_side_by_side(
     """
     outcomes: dict[str, Outcome] = {}
     waiting, running = dict(runs), dict[Future[Outcome], str]()
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (threads,))
+    threads = max(1, usable_cores() // jobs)
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _start_process, (threads,))
     with StopSignals(), pool:
         try:
             while waiting or running:
@@ -231,6 +237,11 @@ def _make_side_by_side(
                 process.terminate()
             raise
     return outcomes
+
+
+def _start_process(threads: int) -> None:
+    torch.set_num_threads(threads)
+    filter_warnings()
 
 
 def make_run(run: Planned, before: Mapping[str, Outcome], reuse: Sequence[Path]) -> Outcome:

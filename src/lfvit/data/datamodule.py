@@ -2,10 +2,7 @@
 
 import inspect
 import logging
-import os
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -28,7 +25,7 @@ from lfvit.data.sampling import Draw, EvalSampler, LazyLoader, TrainSampler
 from lfvit.data.settings import check_data
 from lfvit.errors import ConfigError, DataError
 from lfvit.models.tokens import downsample
-from lfvit.utils.distributed import gather_list
+from lfvit.utils.distributed import gather_list, usable_cores
 from lfvit.utils.seeding import seeded
 from lfvit.utils.signals import outlive_signals
 
@@ -36,8 +33,6 @@ if TYPE_CHECKING:
     from lfvit.data.cache import ImageCache
 
 log = logging.getLogger(__name__)
-
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of processor time, per so many
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -325,16 +320,6 @@ class ImageDataModule(L.LightningDataModule):
     @property
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: of its affinity (taskset, SLURM) and its cgroup's quota."""
-    affinity = getattr(os, "sched_getaffinity", None)  # of Linux
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    with suppress(OSError, ValueError):  # no cgroup, or "max": no quota
-        quota, period = map(int, CPU_QUOTA.read_text().split())
-        cores = min(cores, max(quota // period, 1))
-    return cores
 
 
 def describe(images: ImageDataset) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lfvit.data.images import printable
+from lfvit.utils.distributed import usable_cores
 from lfvit.utils.paths import CHECKOUT, program, typed
 
 PACKAGES = (
@@ -59,13 +60,12 @@ def machine() -> str:
     """Processor, cores and GPU in words."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cpuinfo = Path("/proc/cpuinfo")
     model = re.search(
         r"model name\s*: (.*)", cpuinfo.read_text("utf-8") if cpuinfo.exists() else ""
     )
     processor = model[1] if model else platform.processor() or platform.machine()
-    words = f"{processor}, {cores} cores, {platform.system()}"
+    words = f"{processor}, {usable_cores()} cores, {platform.system()}"
     if torch.cuda.is_available():
         words = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, {words}"
     return words

@@ -10,9 +10,11 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import cache
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lfvit.errors import ConfigError
@@ -32,6 +34,7 @@ SIZES = (
     *("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "PMI_SIZE", "JSM_NAMESPACE_SIZE"),
 )
 """What launchers say to processes they start, and what is left over for those started by hand."""
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds of processor time, per so many
 PATIENCE = timedelta(days=30)  # the main process may wait for another training
 _calls = count()
 
@@ -93,6 +96,16 @@ def is_main_process() -> bool:
     """Whether this process writes the files: rank 0, or the only one."""
     env = os.environ
     return int(env.get("RANK") or env.get("LOCAL_RANK") or env.get("SLURM_PROCID") or 0) == 0
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: of its affinity (taskset, SLURM) and its cgroup's quota."""
+    affinity = getattr(os, "sched_getaffinity", None)  # of Linux
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no cgroup, or "max": no quota
+        quota, period = map(int, CPU_QUOTA.read_text().split())
+        cores = min(cores, max(quota // period, 1))
+    return cores
 
 
 def number_of_devices(devices: Any) -> int:

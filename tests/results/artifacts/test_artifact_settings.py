@@ -103,17 +103,18 @@ def test_runs_of_every_scale_can_be_built(name, tmp_path):
 
 
 def test_trainings_start_where_the_scale_says(tmp_path):
-    """By the last part; runs of other sizes begin at random weights."""
+    """By the last part, whatever a run overrides; runs of other sizes begin at random weights."""
     starts = ["+scale.starts.vit=vit_half", "+scale.starts.lf_vit=vit_half", "scale.seeds=[3]"]
     cfg = compose_config("reproduce", [*starts, f"output_dir={tmp_path}"])
     scale, runs = Scale(**plain(cfg.scale)), runs_of(cfg)
-    names = ["lf_vit", "lf_vit_large", "vit_tiny", "cf_vit", "frequency", "tome"]
+    names = ["lf_vit", "lf_vit_m4", "lf_vit_large", "vit_tiny", "cf_vit", "frequency", "tome"]
     rows = [{"run": name} for name in names]
     table = {"title": "t", "question": "q", "rows": rows}
     planned = plan_runs(cfg, scale, runs, read_artifacts({"all": table}, runs).values(), ())
     assert {key: run.start for key, run in planned.items()} == {
         "vit_half/seed3": None,
         "lf_vit/seed3": "vit_half/seed3",
+        "lf_vit_m4/seed3": "vit_half/seed3",
         "lf_vit_large/seed3": None,
         "vit_tiny/seed3": None,
         "cf_vit/seed3": None,
@@ -123,6 +124,19 @@ def test_trainings_start_where_the_scale_says(tmp_path):
     }
     start = planned["vit_half/seed3"].folder / "checkpoints" / "last.ckpt"
     assert planned["lf_vit/seed3"].cfg.init_from == str(start)
+
+
+@pytest.mark.parametrize("name", ["imagenette", "imagenette_cpu", "finetune_cpu"])
+def test_no_run_begins_at_random_weights_with_the_epochs_of_one_that_does_not(name, tmp_path):
+    cfg = compose_config("reproduce", [f"scale={name}", "data_root=x", f"output_dir={tmp_path}"])
+    scale, runs = Scale(**plain(cfg.scale)), runs_of(cfg)
+    artifacts = read_artifacts(plain(cfg.artifact), runs).values()
+    planned = plan_runs(cfg, scale, runs, artifacts, scale.left_out(runs))
+    trained = {key: run for key, run in planned.items() if run.cfg is not None}
+    begun = {key for key, run in trained.items() if run.start is None}
+    epochs = {key: run.cfg.trainer.max_epochs for key, run in trained.items()}
+    assert begun
+    assert min(epochs[key] for key in begun) > max(epochs[k] for k in {*trained} - begun)
 
 
 def test_patterns_leave_out_all_runs_that_they_match(cfg):
