@@ -94,7 +94,7 @@ def test_inference_and_training_in_several_settings(composed, tmp_path, monkeypa
     """Every model is compiled, for inference each pass by itself; the compiler is not tested."""
     compiled, stepped = [], []
     monkeypatch.setattr(torch, "compile", lambda f, **_: compiled.append(f) or f)
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode: compiled.append(self))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(self))
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: stepped.append(self))
     overrides = ["training=true", "precision=[fp32,bf16]", "compile=[false,true]"]
     overrides += ["exit_fractions=0", "batch_sizes=2", f"run_dir={tmp_path}"]

@@ -53,13 +53,17 @@ def _synchronize(device: torch.device) -> None:
 def compile_model(model: nn.Module, mode: str = "default", *, training: bool = False) -> None:
     """Compile a model in place: for training as a whole, as train.py does.
 
-    For inference each pass is compiled by itself, since what is between depends on the data.
+    For inference each pass is compiled by itself, since what is between depends on the data; on a
+    CPU with its weights frozen, which saves oneDNN from rearranging them in every call. They must
+    not change any more.
     """
+    frozen = not training and mode == "default" and next(model.parameters()).device.type == "cpu"
+    options: dict[str, Any] = {"options": {"freezing": True}} if frozen else {"mode": mode}
     if num_passes(model) > 1 and not training:
         two_pass: Any = model
-        two_pass.compile_passes(mode=mode)
+        two_pass.compile_passes(**options)
     else:
-        model.compile(mode=mode)
+        model.compile(**options)
 
 
 @torch.inference_mode()
