@@ -128,13 +128,14 @@ def test_the_reuse_term_can_be_left_out(model, tiny):
         lfvit.load_checkpoint(model, plain.state_dict())
 
 
-def test_timm_weights_fill_both_passes(timm_vit):
+@pytest.mark.parametrize("reuse", ["none", "mlp", "linear", "with_class_token", "everywhere"])
+def test_timm_weights_fill_both_passes(timm_vit, reuse):
     two_pass = small()
     lfvit.load_checkpoint(two_pass, timm_vit.state_dict())
     assert torch.equal(two_pass.second_pos_embed, timm_vit.pos_embed)
     assert two_pass.first_pos_embed.shape == (1, 50, 192)
-    # the second pass without selection, background and reuse is then timm's own forward
-    plain = small(selector="none", reuse="none")
+    # the second pass without selection is then timm's own forward: reuse adds nothing yet
+    plain = small(selector="none", reuse=reuse)
     lfvit.load_checkpoint(plain, timm_vit.state_dict())
     images = torch.randn(2, 3, 224, 224)
     torch.testing.assert_close(plain(images).second_logits, timm_vit(images), atol=1e-5, rtol=1e-4)

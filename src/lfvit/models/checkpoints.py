@@ -48,6 +48,9 @@ PLAIN_VALUES: list[Any] = [  # what training scripts store beside their weights
     (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # its name in files of NumPy 1
 ]
 
+LAST = re.compile(r"reuse\.mlp\.(fc2\.)?(weight|bias)")
+"""The last layer of feature reuse."""
+
 RELEASED_NAMES = {  # of the released two-pass files -> this project's
     r"^blocks\.reducer\.": "reducer.",
     r"^pos_embed_list\.0$": "first_pos_embed",
@@ -286,9 +289,10 @@ def _renamed(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str,
         for pattern, replacement in RELEASED_NAMES.items():
             weights = {re.sub(pattern, replacement, k): value for k, value in weights.items()}
     reuse = {key: value for key, value in expected.items() if key.startswith("reuse.")}
-    if "pos_embed" in weights:  # a one-pass file: both grids start from it, feature reuse is new
+    if "pos_embed" in weights:  # a one-pass file: both grids start from it
         weights["first_pos_embed"] = weights["second_pos_embed"] = weights.pop("pos_embed")
-        weights |= reuse
+        # what is reused adds nothing at first, so that the second pass starts as good as one pass
+        weights |= {k: torch.zeros_like(v) if LAST.match(k) else v for k, v in reuse.items()}
     if not reuse:
         weights = {key: value for key, value in weights.items() if not key.startswith("reuse.")}
     return weights
