@@ -5,7 +5,6 @@ Nothing here is shared with the package; it is what the fast path is compared wi
 
 import math
 from fractions import Fraction
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,48 +24,86 @@ def gelu(x: Tensor) -> Tensor:
     return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
 
 
+class Nothing:
+    """Reduces nothing; the reducers of `reference_reduction` override what they change."""
+
+    w: dict[str, Tensor]  # all weights
+    prefix: int  # tokens in front of the patch tokens
+    positions: Tensor  # of the patches, (n, D)
+    places: list[tuple[Fraction, Fraction]]  # row and column of their centres, from 0 to 1
+    values: Tensor  # of the block's tokens, (H, N, d)
+
+    def start(self, n: int) -> None:
+        """Called with the number of patches before block 1."""
+        self.patches = [[i] for i in range(n)]  # which patches each patch token stands for
+
+    def before(self, block: int, tokens: Tensor) -> Tensor:
+        return tokens
+
+    def weights(self, logits: Tensor) -> Tensor:
+        """The attention, (H, N, N), from its logits."""
+        return logits.softmax(-1)
+
+    def attention(self, block: int, logits: Tensor) -> Tensor:
+        """What mixes the values, (H, N, N), from the attention logits."""
+        return self.weights(logits)
+
+    def between(self, block: int, tokens: Tensor, logits: Tensor, keys: Tensor) -> Tensor:
+        """Between attention and MLP; `keys` are (H, N, d)."""
+        return tokens
+
+    def finish(self, tokens: Tensor) -> Tensor:
+        """After the last block."""
+        return tokens
+
+    def average(self, tokens: Tensor) -> Tensor:
+        """Average pooling over the patches, each as the token that stands for it."""
+        patches = torch.tensor([len(p) for p in self.patches], dtype=torch.float64)
+        return (patches[:, None] * tokens[self.prefix :]).sum(0) / patches.sum()
+
+
 def run_blocks(
-    tokens: Tensor, w: dict, depth: int, heads: int, reducer: Any = None
+    tokens: Tensor, w: dict, heads: int, reducer: Nothing, prefix: int = 1, eps: float = 1e-6
 ) -> tuple[Tensor, list[Tensor]]:
     """All blocks on (N, D); also the class attention (n,) of every block to the n first patches.
 
-    With a reducer of `reference_reduction`, a token's class attention is shared among its patches.
+    A token's class attention is shared among its patches, where tokens stand for some. Blocks are
+    counted from 1.
     """
-    n, D = len(tokens) - 1, tokens.shape[1]
+    n, D = len(tokens) - prefix, tokens.shape[1]
+    reducer.w, reducer.prefix = w, prefix
+    reducer.start(n)
     rows = []
-    if reducer is not None:
-        reducer.w, reducer.prefix = w, 1
-        reducer.start(n)
-    for block in range(depth):
-        if reducer is not None:
-            tokens = reducer.before(block + 1, tokens)
-        name, N = f"blocks.{block}", len(tokens)
-        qkv = linear(layer_norm(tokens, w, f"{name}.norm1"), w, f"{name}.attn.qkv")
-        q, k, v = qkv.reshape(N, 3, heads, D // heads).permute(1, 2, 0, 3)
+    for block in range(1, 1 + sum(key.endswith(".norm1.weight") for key in w)):
+        name = f"blocks.{block - 1}"
+        tokens = reducer.before(block, tokens)
+        qkv = linear(layer_norm(tokens, w, f"{name}.norm1", eps), w, f"{name}.attn.qkv")
+        q, k, v = qkv.reshape(len(tokens), 3, heads, D // heads).permute(1, 2, 0, 3)
+        if f"{name}.attn.q_norm.weight" in w:
+            q = layer_norm(q, w, f"{name}.attn.q_norm")
+            k = layer_norm(k, w, f"{name}.attn.k_norm")
         logits = torch.stack([q[h] @ k[h].T / math.sqrt(D // heads) for h in range(heads)])
-        if reducer is not None:
-            reducer.values = v
-        weights = logits.softmax(-1) if reducer is None else reducer.weights(logits)
-        mixing = weights if reducer is None else reducer.attention(block + 1, logits)
-        outputs = [mixing[head] @ v[head] for head in range(heads)]
-        row = torch.zeros(n, dtype=tokens.dtype)
-        patches = [[i] for i in range(n)] if reducer is None else reducer.patches
-        for token, members in enumerate(patches):
+        reducer.values, weights = v, reducer.weights(logits)
+        mixing = reducer.attention(block, logits)
+        out = torch.cat([mixing[h] @ v[h] for h in range(heads)], dim=1)
+        rows.append(torch.zeros(n, dtype=tokens.dtype))
+        stand = len(reducer.patches) == len(tokens) - prefix
+        for token, members in enumerate(reducer.patches if stand else ()):
             for patch in members:
-                row[patch] = weights[:, 0, 1 + token].mean() / len(members)
-        rows.append(row)
-        tokens = tokens + linear(torch.cat(outputs, dim=1), w, f"{name}.attn.proj")
-        if reducer is not None:
-            tokens = reducer.between(block + 1, tokens, logits, k)
-        hidden = gelu(linear(layer_norm(tokens, w, f"{name}.norm2"), w, f"{name}.mlp.fc1"))
-        tokens = tokens + linear(hidden, w, f"{name}.mlp.fc2")
-    return tokens if reducer is None else reducer.finish(tokens), rows
+                rows[-1][patch] = weights[:, 0, prefix + token].mean() / len(members)
+        scale = w.get(f"{name}.ls1.gamma", 1.0)
+        tokens = tokens + scale * linear(out, w, f"{name}.attn.proj")
+        tokens = reducer.between(block, tokens, logits, k)
+        hidden = layer_norm(tokens, w, f"{name}.norm2", eps)
+        hidden = gelu(linear(hidden, w, f"{name}.mlp.fc1"))
+        tokens = tokens + w.get(f"{name}.ls2.gamma", 1.0) * linear(hidden, w, f"{name}.mlp.fc2")
+    return reducer.finish(tokens), rows
 
 
-def centres(side: int) -> list[tuple[Fraction, Fraction]]:
-    """Row and column of the cells of a square grid, from 0 to 1."""
-    steps = [Fraction(2 * i + 1, 2 * side) for i in range(side)]
-    return [(row, column) for row in steps for column in steps]
+def centres(rows: int, columns: int) -> list[tuple[Fraction, Fraction]]:
+    """Row and column of the cells of a grid, row-major, from 0 to 1."""
+    steps = [[Fraction(2 * i + 1, 2 * side) for i in range(side)] for side in (rows, columns)]
+    return [(row, column) for row in steps[0] for column in steps[1]]
 
 
 def half(image: Tensor) -> Tensor:
@@ -80,11 +117,10 @@ def half(image: Tensor) -> Tensor:
 
 
 def embed(image: Tensor, w: dict, P: int) -> Tensor:
-    """Every patch by hand: (3, S, S) -> ((S/P)^2, D)."""
-    kernel, G = w["patch_embed.proj.weight"], image.shape[-1] // P
-    tokens = []
-    for r in range(G):
-        for c in range(G):
+    """Every patch by hand: (3, H, W) -> (H/P * W/P, D)."""
+    kernel, tokens = w["patch_embed.proj.weight"], []
+    for r in range(image.shape[1] // P):
+        for c in range(image.shape[2] // P):
             patch = image[:, r * P : (r + 1) * P, c * P : (c + 1) * P]
             tokens.append((kernel * patch).sum((1, 2, 3)) + w["patch_embed.proj.bias"])
     return torch.stack(tokens)
@@ -134,20 +170,18 @@ def two_pass(
     """
     w = {key: value.double() for key, value in weights.items()}
     image = image.double()
-    depth = sum(key.endswith(".norm1.weight") for key in w)
     first_positions, second_positions = w["pos_embed_list.0"][0], w["pos_embed_list.1"][0]
 
     coarse = embed(half(image), w, patch_size) + first_positions[1:]
     g = math.isqrt(len(coarse))
     class_token = w["cls_token"][0] + first_positions[:1]
-    in_first, in_second = reducers
-    if in_first is not None:
-        in_first.positions, in_first.places = first_positions[1:], centres(g)
-    tokens, rows = run_blocks(torch.cat([class_token, coarse]), w, depth, heads, in_first)
+    in_first, in_second = (Nothing() if r is None else r for r in reducers)
+    in_first.positions, in_first.places = first_positions[1:], centres(g, g)
+    tokens, rows = run_blocks(torch.cat([class_token, coarse]), w, heads, in_first)
     tokens = layer_norm(tokens, w, "norm")
-    if in_first is not None:  # every cell is what the token that stands for it has become
-        found = {p: 1 + t for t, members in enumerate(in_first.patches) for p in members}
-        tokens = tokens[[0] + [found[cell] for cell in range(g * g)]]
+    # every cell is what the token that stands for it has become
+    found = {p: 1 + t for t, members in enumerate(in_first.patches) for p in members}
+    tokens = tokens[[0] + [found[cell] for cell in range(g * g)]]
     average = torch.zeros(g * g, dtype=torch.float64)
     for row in rows[gca_start:]:
         average = beta * average + (1 - beta) * row
@@ -180,15 +214,13 @@ def two_pass(
     class_token = w["cls_token"][0, 0] + second_positions[0]
     if reuse in ("with_class_token", "everywhere"):
         class_token = class_token + reused[0]
-    if in_second is not None:
-        left = [cell for cell in range(g * g) if cell not in cells] if background else []
-        in_second.positions = torch.stack(
-            [second_positions[1 + p] for p in fine_indices]
-            + [first_positions[1 + cell] for cell in left]
-        )
-        in_second.places = [centres(2 * g)[p] for p in fine_indices]
-        in_second.places += [centres(g)[cell] for cell in left]
-    out, _ = run_blocks(torch.stack([class_token, *fine, *rest]), w, depth, heads, in_second)
+    left = [cell for cell in range(g * g) if cell not in cells] if background else []
+    in_second.positions = torch.stack(
+        [second_positions[1 + p] for p in fine_indices] + [first_positions[1 + c] for c in left]
+    )
+    fine_places, coarse_places = centres(2 * g, 2 * g), centres(g, g)
+    in_second.places = [fine_places[p] for p in fine_indices] + [coarse_places[c] for c in left]
+    out, _ = run_blocks(torch.stack([class_token, *fine, *rest]), w, heads, in_second)
     return {
         "first_logits": linear(tokens[0], w, "head"),
         "second_logits": linear(layer_norm(out[0], w, "norm"), w, "head"),

@@ -5,50 +5,11 @@ timm's names. Blocks are counted from 1, as in the papers.
 """
 
 import math
-from fractions import Fraction
 
 import torch
 from torch import Tensor
 
-from reference import gelu, layer_norm, linear
-
-
-class Nothing:
-    """Reduces nothing; the reducers below override what they change."""
-
-    w: dict[str, Tensor]  # all weights; whoever runs it sets these four
-    prefix: int  # tokens in front of the patch tokens
-    positions: Tensor  # of the patches, (n, D)
-    places: list[tuple[Fraction, Fraction]]  # row and column of their centres, from 0 to 1
-    values: Tensor  # of the block's tokens, (H, N, d)
-
-    def start(self, n: int) -> None:
-        """Called with the number of patches before block 1."""
-        self.patches = [[i] for i in range(n)]  # which patches each patch token stands for
-
-    def before(self, block: int, tokens: Tensor) -> Tensor:
-        return tokens
-
-    def weights(self, logits: Tensor) -> Tensor:
-        """The attention, (H, N, N), from its logits."""
-        return logits.softmax(-1)
-
-    def attention(self, block: int, logits: Tensor) -> Tensor:
-        """What mixes the values, (H, N, N), from the attention logits."""
-        return self.weights(logits)
-
-    def between(self, block: int, tokens: Tensor, logits: Tensor, keys: Tensor) -> Tensor:
-        """Between attention and MLP; `keys` are (H, N, d)."""
-        return tokens
-
-    def finish(self, tokens: Tensor) -> Tensor:
-        """After the last block."""
-        return tokens
-
-    def average(self, tokens: Tensor) -> Tensor:
-        """Average pooling over the patches, each as the token that stands for it."""
-        patches = torch.tensor([len(p) for p in self.patches], dtype=torch.float64)
-        return (patches[:, None] * tokens[self.prefix :]).sum(0) / patches.sum()
+from reference import Nothing, centres, embed, gelu, layer_norm, linear, run_blocks
 
 
 class EViT(Nothing):
@@ -518,15 +479,6 @@ class ToFu(ToMe):
         return mean / mean.norm() * max(tokens[i].norm() for i in group)
 
 
-def centres(rows: int, columns: int) -> list[tuple[Fraction, Fraction]]:
-    """Of the patches of a grid, row-major."""
-    return [
-        (Fraction(2 * r + 1, 2 * rows), Fraction(2 * c + 1, 2 * columns))
-        for r in range(rows)
-        for c in range(columns)
-    ]
-
-
 def forward(
     image: Tensor,
     weights: dict[str, Tensor],
@@ -539,45 +491,16 @@ def forward(
     """One image (3, H, W) through timm's ViT: the logits and the tokens after the final norm."""
     w = {name: value.double() for name, value in weights.items()}
     reducer = Nothing() if reducer is None else reducer
-    reducer.w = w
-    kernel, image = w["patch_embed.proj.weight"], image.double()
-    D, P = len(kernel), kernel.shape[-1]
-    rows, columns = image.shape[1] // P, image.shape[2] // P
-    patches = []
-    for r in range(rows):
-        for c in range(columns):
-            patch = image[:, r * P : (r + 1) * P, c * P : (c + 1) * P]
-            patches.append((kernel * patch).sum((1, 2, 3)) + w["patch_embed.proj.bias"])
+    P = w["patch_embed.proj.weight"].shape[-1]
+    patches = embed(image.double(), w, P)
     prefix = [w[name][0] for name in ("cls_token", "dist_token", "reg_token") if name in w]
-    reducer.prefix = p = sum(len(part) for part in prefix)
-    positions = w["pos_embed"][0]
-    reducer.positions, reducer.places = positions[-len(patches) :], centres(rows, columns)
-    tokens = torch.cat([*prefix, torch.stack(patches)])
-    if positions_of_prefix:
-        tokens = tokens + positions
-    else:
-        tokens = torch.cat([tokens[:p], tokens[p:] + positions])
-    reducer.start(len(patches))
-    depth = 0
-    while f"blocks.{depth}.norm1.weight" in w:
-        name = f"blocks.{depth}"
-        block = depth = depth + 1
-        tokens = reducer.before(block, tokens)
-        qkv = linear(layer_norm(tokens, w, f"{name}.norm1"), w, f"{name}.attn.qkv")
-        q, k, v = qkv.reshape(len(tokens), 3, heads, D // heads).permute(1, 2, 0, 3)
-        if f"{name}.attn.q_norm.weight" in w:
-            q = layer_norm(q, w, f"{name}.attn.q_norm")
-            k = layer_norm(k, w, f"{name}.attn.k_norm")
-        logits = q @ k.transpose(1, 2) / math.sqrt(D // heads)
-        reducer.values = v
-        mixed = reducer.attention(block, logits) @ v
-        out = linear(mixed.transpose(0, 1).reshape(len(tokens), D), w, f"{name}.attn.proj")
-        tokens = tokens + out * w.get(f"{name}.ls1.gamma", 1.0)
-        tokens = reducer.between(block, tokens, logits, k)
-        hidden = gelu(linear(layer_norm(tokens, w, f"{name}.norm2"), w, f"{name}.mlp.fc1"))
-        out = linear(hidden, w, f"{name}.mlp.fc2")
-        tokens = tokens + out * w.get(f"{name}.ls2.gamma", 1.0)
-    tokens = reducer.finish(tokens)
+    p, positions = sum(len(part) for part in prefix), w["pos_embed"][0]
+    reducer.positions = positions[-len(patches) :]
+    reducer.places = centres(image.shape[1] // P, image.shape[2] // P)
+    tokens = torch.cat([*prefix, patches])
+    if not positions_of_prefix:
+        positions = torch.cat([torch.zeros_like(tokens[:p]), positions])
+    tokens, _ = run_blocks(tokens + positions, w, heads, reducer, p)
     if "norm.weight" in w:
         tokens = layer_norm(tokens, w, "norm")
     pooled = tokens[0] if pool == "token" else reducer.average(tokens)

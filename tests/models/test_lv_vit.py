@@ -52,20 +52,12 @@ def slow_stem(image, w):
 
 
 def slow_heads(image, w, heads=2):
+    """With half residuals, and without a bias of queries, keys and values."""
     tokens = reference.embed(slow_stem(image, w), w, w["patch_embed.proj.weight"].shape[-1])
     tokens = torch.cat([w["cls_token"][0], tokens]) + w["pos_embed"][0]
-    depth = 1 + max(int(key.split(".")[1]) for key in w if key.startswith("blocks."))
-    for block in range(depth):
-        name, (N, D) = f"blocks.{block}", tokens.shape
-        qkv = (
-            reference.layer_norm(tokens, w, f"{name}.norm1", 1e-5) @ w[f"{name}.attn.qkv.weight"].T
-        )
-        q, k, v = qkv.reshape(N, 3, heads, D // heads).permute(1, 2, 0, 3)
-        parts = [(q[h] @ k[h].T / (D // heads) ** 0.5).softmax(-1) @ v[h] for h in range(heads)]
-        tokens = tokens + reference.linear(torch.cat(parts, 1), w, f"{name}.attn.proj") / 2
-        hidden = reference.layer_norm(tokens, w, f"{name}.norm2", 1e-5)
-        hidden = reference.gelu(reference.linear(hidden, w, f"{name}.mlp.fc1"))
-        tokens = tokens + reference.linear(hidden, w, f"{name}.mlp.fc2") / 2
+    for name in [key.removesuffix(".attn.qkv.weight") for key in w if "qkv.weight" in key]:
+        w |= {f"{name}.attn.qkv.bias": 0.0, f"{name}.ls1.gamma": 0.5, f"{name}.ls2.gamma": 0.5}
+    tokens, _ = reference.run_blocks(tokens, w, heads, reference.Nothing(), eps=1e-5)
     tokens = reference.layer_norm(tokens, w, "norm", 1e-5)
     return reference.linear(tokens[0], w, "head"), reference.linear(tokens[1:], w, "aux_head")
 
@@ -96,30 +88,6 @@ def test_the_published_small_model():
     assert model.blocks[0].attn.qkv.bias is None
     assert model.blocks[0].norm1.eps == model.norm.eps == 1e-5
     assert model.blocks[3].ls1.factor == model.blocks[3].ls2.factor == 0.5
-
-
-def test_the_cells_of_a_box_come_from_the_batch_read_backwards():
-    maps = torch.arange(3.0)[:, None, None, None].expand(3, 2, 8, 8)  # image b is full of b
-    mix = TokenMix(torch.zeros(4, 4, dtype=torch.bool))
-    mix.mask[1:3, 2:] = True
-    for scale in (1, 2):  # one cell is two, then one pixel wide
-        found = mix.maps(maps[..., :: 2 // scale, :: 2 // scale])
-        for b in range(3):
-            for i in range(4 * scale):
-                for j in range(4 * scale):
-                    inside = scale <= i < 3 * scale and j >= 2 * scale
-                    assert (found[b, :, i, j] == (2 - b if inside else b)).all()
-
-
-def test_targets_are_mixed_by_area():
-    mix = TokenMix((torch.arange(4) < 2)[:, None].expand(4, 4))
-    targets = torch.eye(4)[[0, 1, 2]]
-    torch.testing.assert_close(
-        mix.targets(targets),
-        torch.tensor([[0.5, 0, 0.5, 0], [0, 1.0, 0, 0], [0.5, 0, 0.5, 0]]),
-    )
-    quarter = TokenMix(mix.mask & mix.mask.T).targets(targets)
-    torch.testing.assert_close(quarter[0], torch.tensor([0.75, 0, 0.25, 0]))
 
 
 def test_boxes_are_those_of_the_released_code():
