@@ -1,12 +1,9 @@
 """lfvit demo: what the page says at a threshold, and the page itself in headless Chromium."""
 
-import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 
 import pytest
@@ -17,9 +14,7 @@ from lfvit.commands.predict import predict_file
 from lfvit.errors import ConfigError
 from lfvit.models import zoo
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+pytest_plugins = ("browser",)
 
 
 @pytest.fixture(scope="module")
@@ -110,72 +105,6 @@ def test_a_taken_port_names_a_free_one():
     check_port(int(str(error.value).rpartition("=")[2]))
 
 
-class Browser:
-    """Headless Chromium, driven through a pipe by the DevTools protocol."""
-
-    def __init__(self, profile) -> None:
-        (self.theirs, ours), (self.answers, answers) = os.pipe(), os.pipe()
-        self.commands, self.buffer, self.count, self.events = ours, b"", 0, []
-
-        def connect() -> None:  # Chromium reads from 3 and writes to 4
-            for source, number in ((os.dup(self.theirs), 3), (os.dup(answers), 4)):
-                os.dup2(source, number)
-
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
-        flags += [
-            "--disable-background-networking",
-            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-        ]
-        flags += [
-            "--remote-debugging-pipe",
-            f"--user-data-dir={profile}",
-            "--window-size=1200,1000",
-        ]
-        self.process = subprocess.Popen(
-            [CHROMIUM, *flags], close_fds=False, preexec_fn=connect, stderr=subprocess.DEVNULL
-        )
-        os.close(self.theirs)
-        os.close(answers)
-        self.session: dict[str, str] = {}
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
-        self.session = {"sessionId": attached["sessionId"]}
-        for domain in ("Page", "Runtime", "Network", "DOM"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method: str, **params):
-        self.count += 1
-        message = {"id": self.count, "method": method, "params": params, **self.session}
-        os.write(self.commands, json.dumps(message).encode() + b"\0")
-        while True:
-            while b"\0" not in self.buffer:
-                data = os.read(self.answers, 1 << 20)
-                assert data, "Chromium ended"
-                self.buffer += data
-            one, _, self.buffer = self.buffer.partition(b"\0")
-            answer = json.loads(one)
-            if answer.get("id") == self.count:
-                return answer["result"]
-            self.events.append(answer)
-
-    def run(self, script: str):
-        done = self.call("Runtime.evaluate", expression=script, returnByValue=True)
-        assert "exceptionDetails" not in done, done
-        return done["result"].get("value")
-
-    def wait(self, script: str, seconds: float = 60):
-        end = time.monotonic() + seconds
-        while not (value := self.run(script)):
-            assert time.monotonic() < end, script
-            time.sleep(0.2)
-        return value
-
-    def upload(self, selector: str, path: str) -> None:
-        root = self.call("DOM.getDocument")["root"]["nodeId"]
-        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
-        self.call("DOM.setFileInputFiles", nodeId=node, files=[path])
-
-
 @pytest.fixture
 def served(trained_run, trained_vit, tmp_path):
     """The command, serving on a free port; its address."""
@@ -196,40 +125,33 @@ def served(trained_run, trained_vit, tmp_path):
         yield f"http://127.0.0.1:{port}/"
         process.terminate()
         assert process.wait(30) == 143
-    assert list(tmp_path.iterdir()) == [tmp_path / "profile"]  # the command writes nothing
+    assert list(tmp_path.iterdir()) == []  # the command writes nothing
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 @pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed")
-def test_the_page_takes_a_photograph_and_a_threshold(served, shown, examples, tmp_path):
+def test_the_page_takes_a_photograph_and_a_threshold(browser, served, shown, examples):
     """Upload, slider, answer; nothing is asked of another machine."""
-    browser = Browser(tmp_path / "profile")
-    try:
-        browser.call("Page.navigate", url=served)
-        browser.wait("document.querySelectorAll('input[type=file]').length")
-        browser.upload("input[type=file]", examples[2])
-        browser.wait("document.body.innerText.includes('← answers')")
-        move = """
-            slider = document.querySelector('input[type=range]');
-            slider.value = %s;
-            for (const name of ['input', 'change', 'pointerup'])
-              slider.dispatchEvent(new Event(name, {bubbles: true}));
-        """
-        prediction = predict_file(shown.trained, examples[2])
-        for threshold in (0, 1.01, 0):
-            browser.run(move % threshold)
-            expected = prediction.at(threshold)
-            said = f"after pass {expected.exit_pass + 1} ← answers\\t{expected.label}"
-            browser.wait(f"document.querySelector('table').innerText.includes('{said}')")
-            answer = "document.querySelector('[data-testid=label-output-value]').innerText.trim()"
-            browser.wait(f"{answer} == '{expected.label}'")
-        browser.wait("document.querySelectorAll('img').length >= 8")  # examples among them
-        asked = [e for e in browser.events if e["method"] == "Network.requestWillBeSent"]
-        urls = {event["params"]["request"]["url"] for event in asked}
-        assert len(urls) > 5
-        assert {url for url in urls if not url.startswith((served, "data:", "blob:"))} == set()
-        thrown = [e for e in browser.events if e["method"] == "Runtime.exceptionThrown"]
-        assert thrown == []
-    finally:
-        browser.call("Browser.close")
-        browser.process.wait(30)
+    browser.open(served)
+    browser.wait("document.querySelectorAll('input[type=file]').length")
+    browser.upload("input[type=file]", examples[2])
+    browser.wait("document.body.innerText.includes('← answers')")
+    move = """
+        slider = document.querySelector('input[type=range]');
+        slider.value = %s;
+        for (const name of ['input', 'change', 'pointerup'])
+          slider.dispatchEvent(new Event(name, {bubbles: true}));
+    """
+    prediction = predict_file(shown.trained, examples[2])
+    for threshold in (0, 1.01, 0):
+        browser.run(move % threshold)
+        expected = prediction.at(threshold)
+        said = f"after pass {expected.exit_pass + 1} ← answers\\t{expected.label}"
+        browser.wait(f"document.querySelector('table').innerText.includes('{said}')")
+        answer = "document.querySelector('[data-testid=label-output-value]').innerText.trim()"
+        browser.wait(f"{answer} == '{expected.label}'")
+    browser.wait("document.querySelectorAll('img').length >= 8")  # examples among them
+    asked = [e for e in browser.events if e["method"] == "Network.requestWillBeSent"]
+    urls = {event["params"]["request"]["url"] for event in asked}
+    assert len(urls) > 5
+    assert {url for url in urls if not url.startswith((served, "data:", "blob:"))} == set()
+    assert not [e for e in browser.events if e["method"] == "Runtime.exceptionThrown"]

@@ -1,77 +1,40 @@
 """The report page in headless Chromium: chart, slider, switches, colours and narrow screens."""
 
-import html
-import json
-import re
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
 
+from browser import Browser
 from lfvit.measure.schemas import read_evaluation
 from lfvit.results.page import write_page
 
-pytest_plugins = ("report_runs",)
+pytest_plugins = ("report_runs", "browser")
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-quic",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--allow-file-access-from-files",
-    "--virtual-time-budget=10000",
-    "--enable-logging=stderr",
-    "--window-size=1200,900",
-)
+TOOLS = """
+const found = {}, find = (id) => document.getElementById(id);
+const wait = () => new Promise((resolve) => setTimeout(resolve, 300));
+const all = (selector) => [...document.querySelectorAll(selector)];
+"""
 
 
-def browse(page: Path, profile: Path) -> tuple[str, list[str]]:
-    """The document once its scripts have run, and what they wrote to the console."""
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+@pytest.fixture
+def run_script(browser: Browser):
+    """Run a script on a page; it fills ``found``, and ``wait()`` waits for the chart."""
+
+    def run(page, script):
+        browser.open(page.as_uri())
+        browser.wait("document.documentElement.className == 'ready'")
+        found = browser.run(f"(async () => {{{TOOLS} await wait(); {script}; return found}})()")
+        assert browser.complaints() == []
+        return found
+
+    return run
 
 
-def run_script(page: Path, folder: Path, script: str) -> dict:
-    """Run a script on the loaded page; it fills ``found``, and ``wait()`` waits for the chart."""
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
-    assert text != page.read_text()
-    report = "Object.assign(document.createElement('pre'), {id: 'found', textContent: text})"
-    actions = f"""<script type="module">
-        const found = {{}}, find = (id) => document.getElementById(id);
-        const wait = () => new Promise((resolve) => setTimeout(resolve, 300));
-        const all = (selector) => [...document.querySelectorAll(selector)];
-        await wait();
-        {script}
-        const text = JSON.stringify(found);
-        document.body.append({report});
-    </script></body>"""
-    copy = folder / "page.html"
-    head, _, tail = text.rpartition("</body>")  # the script of Vega has one, too
-    copy.write_text(head + actions + tail)
-    document, console = browse(copy, folder / "profile")
-    assert console == []
-    (found,) = re.findall(r'<pre id="found">(.*?)</pre>', document, flags=re.DOTALL)
-    return json.loads(html.unescape(found))
+def test_it_starts_without_complaint(page, run_script):
+    found = run_script(page, "found.chart = find('chart').className")
+    assert found["chart"].startswith("chart vega-embed")
 
 
-def test_it_starts_without_complaint(page, tmp_path):
-    document, console = browse(page, tmp_path)
-    assert console == []
-    assert '<html lang="en" class="ready">' in document
-    assert 'id="chart" class="chart vega-embed' in document
-
-
-def test_the_slider_moves_every_curve_and_shows_the_numbers_of_the_files(page, runs, tmp_path):
+def test_the_slider_moves_every_curve_and_shows_the_numbers_of_the_files(page, runs, run_script):
     script = """
         for (const eta of ["0", "0.34", "1.01"]) {
           find("eta").value = eta;
@@ -84,23 +47,19 @@ def test_the_slider_moves_every_curve_and_shows_the_numbers_of_the_files(page, r
           };
         }
     """
-    found = run_script(page, tmp_path, script)
+    found = run_script(page, script)
     curve = read_evaluation(runs / "cf_0" / "evaluation" / "evaluate.json").curve
     for eta, shown in found.items():
         point = next(p for p in curve if f"{p.threshold:.2f}" == f"{float(eta):.2f}")
         assert [row[0] for row in shown["rows"]] == ["CF-ViT", "LF-ViT"]
-        assert shown["rows"][0][1:] == [
-            f"{point.threshold:.2f}",
-            f"{point.top1:.2f}",
-            f"{point.exit_fraction:.1%}",
-            f"{point.gmacs:.4f}",
-        ]
+        cells = (f"{point.threshold:.2f}", f"{point.top1:.2f}", f"{point.exit_fraction:.1%}")
+        assert shown["rows"][0][1:] == [*cells, f"{point.gmacs:.4f}"]
         assert len(shown["rings"]) == 2
         ring = f"early exits: {point.exit_fraction:.1%}; GMACs: {point.gmacs:.4f}"
         assert any(ring in label for label in shown["rings"])
 
 
-def test_switches_change_the_chart(page, tmp_path):
+def test_switches_change_the_chart(page, run_script):
     script = """
         const count = () => [
           all("#chart path[aria-label*='rule: pass']").length,
@@ -134,7 +93,7 @@ def test_switches_change_the_chart(page, tmp_path):
         find("theme").click();
         found.dark = getComputedStyle(document.body).backgroundColor;
     """
-    found = run_script(page, tmp_path, script)
+    found = run_script(page, script)
     assert found["before"] == found["again"]
     marks, papers = found["before"]
     assert papers == 0
@@ -148,7 +107,7 @@ def test_switches_change_the_chart(page, tmp_path):
     assert found["dark"] == "rgb(20, 22, 27)"
 
 
-def test_more_models_are_off_until_they_are_switched_on(runs, tmp_path):
+def test_more_models_are_off_until_they_are_switched_on(runs, run_script, tmp_path):
     write_page([runs], tmp_path / "featured.html", examples=0, featured=["ViT"])
     script = """
         const count = () => all("#chart path[aria-label*='rule: pass']").length;
@@ -158,26 +117,23 @@ def test_more_models_are_off_until_they_are_switched_on(runs, tmp_path):
         await wait();
         found.one = count();
     """
-    found = run_script(tmp_path / "featured.html", tmp_path, script)
+    found = run_script(tmp_path / "featured.html", script)
     assert found == {"before": 1, "summary": "2 more models", "one": 3}
 
 
-def test_names_stay_words(page_with_examples, tmp_path):
+def test_names_stay_words(page_with_examples, run_script):
     script = "found.intruders = document.querySelectorAll('img[src=\"x\"]').length;"
-    assert run_script(page_with_examples, tmp_path, script) == {"intruders": 0}
+    assert run_script(page_with_examples, script) == {"intruders": 0}
 
 
-def test_it_fits_a_phone(page_with_examples, tmp_path):
-    frame = tmp_path / "frame.html"
-    frame.write_text(
-        f'<iframe src="{page_with_examples.as_uri()}" style="width:390px;height:800px;border:0">'
-        "</iframe><pre></pre><script>onload = () => setTimeout(() => {"
-        "const page = document.querySelector('iframe').contentDocument.documentElement;"
-        "document.querySelector('pre').textContent = page.clientWidth + ' ' + page.scrollWidth"
-        "}, 1000)</script>"
-    )
-    document, _ = browse(frame, tmp_path / "profile")
-    (sizes,) = re.findall(r"<pre>(\d+ \d+)</pre>", document)
-    visible, needed = map(int, sizes.split())
+def test_it_fits_a_phone(page_with_examples, browser, run_script):
+    screen = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    browser.call("Emulation.setDeviceMetricsOverride", **screen)
+    try:
+        page = "const page = document.documentElement;"
+        script = f"{page} found.sizes = [page.clientWidth, page.scrollWidth]"
+        visible, needed = run_script(page_with_examples, script)["sizes"]
+    finally:
+        browser.call("Emulation.clearDeviceMetricsOverride")
     assert 360 <= visible <= 390
     assert needed == visible
