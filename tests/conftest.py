@@ -1,12 +1,19 @@
 """What the tests share: small models, a folder of awkward photographs, composed configs."""
 
+import ctypes
+import gc
+import logging
 import os
+import runpy
+import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from io import BytesIO
 from itertools import product
 from pathlib import Path
+from unittest import mock
 
 # read when PyTorch is loaded: threads that wait for one another leave the core to other processes
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -14,6 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from hypothesis import settings
 from omegaconf import DictConfig
 from PIL import Image
@@ -46,6 +54,25 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         print(f"\n{report.nodeid}\n{report.longreprtext}", file=sys.__stderr__, flush=True)
 
 
+def pytest_collection_finish() -> None:
+    """What is imported stays: looking through it for garbage again and again takes seconds."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def free_memory() -> Iterator[None]:
+    """Models are parts of cycles, and glibc keeps what was freed: processes would grow to 3 GB."""
+    yield
+    gc.collect()
+    with suppress(OSError, AttributeError):  # no glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 @pytest.fixture(autouse=True)
 def forget_compiled() -> Iterator[None]:
     """Graphs compiled by one test would be tried first, one by one, in every later one."""
@@ -68,6 +95,38 @@ def composed() -> Callable[..., DictConfig]:
         return compose_config(name, overrides)
 
     return compose
+
+
+def run_python(
+    *arguments: str | Path, cwd: Path | None = None, status: int = 0, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own, which has to end with this status."""
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status, done.stdout[-2000:] + done.stderr[-2000:]
+    return done
+
+
+def run_script(name: str, *arguments: str) -> int:
+    """A script in this process, which has imported everything already; its exit status."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    GlobalHydra.instance().clear()
+    with mock.patch.object(sys, "argv", [str(ROOT / f"{name}.py"), *arguments]):
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as end:
+            return int(end.code or 0)
+        finally:
+            GlobalHydra.instance().clear()
+            root.handlers[:], root.level = handlers, level  # Hydra sets its own
+    return 0
 
 
 def photograph(size: tuple[int, int], hue: int, seed: int) -> Image.Image:

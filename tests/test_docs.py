@@ -10,9 +10,8 @@ import types
 
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 
-from conftest import NEEDLE_FAST, ROOT, write_shards
+from conftest import NEEDLE_FAST, ROOT, run_python, run_script, write_shards
 from lfvit.cli import main
 from lfvit.commands.evaluate import evaluate
 
@@ -128,12 +127,7 @@ def typed(command, example, monkeypatch):
         monkeypatch.setattr(sys, "argv", [program, script, *arguments])
         main()
         return
-    monkeypatch.setattr(sys, "argv", [str(ROOT / script), *arguments, *small])
-    GlobalHydra.instance().clear()
-    try:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-    finally:
-        GlobalHydra.instance().clear()
+    assert run_script(script.removesuffix(".py"), *arguments, *small) == 0
 
 
 @pytest.mark.parametrize(("page", "command"), ALL, ids=[f"{p}: {c}" for p, c in ALL])
@@ -159,9 +153,7 @@ def test_a_command_of_the_documentation(page, command, example, trained_run, mon
 
 def test_the_site_builds_without_warnings(tmp_path):
     """mkdocs.yml is strict: a broken link or a missing docstring target fails."""
-    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path / "site")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_python("-m", "mkdocs", "build", "--site-dir", tmp_path / "site", cwd=ROOT)
     configuration = (tmp_path / "site" / "configuration.html").read_text()
     for path in (ROOT / "conf").rglob("*.yaml"):
         group = path.parent.relative_to(ROOT / "conf").as_posix()

@@ -4,12 +4,10 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, run_python
 
 GUIDE = (ROOT / "docs" / "extending.md").read_text()
 MINE = """
@@ -78,20 +76,8 @@ def extended(tmp_path_factory):
 
 
 def run(extended, *arguments):
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=extended,
-        capture_output=True,
-        text=True,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(extended / "src"), str(extended)]),
-            "OMP_NUM_THREADS": "1",
-        },
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return done.stdout
+    path = os.pathsep.join([str(extended / "src"), str(extended)])
+    return run_python(*arguments, cwd=extended, PYTHONPATH=path).stdout
 
 
 def test_every_kind_of_addition_trains(extended, tmp_path):

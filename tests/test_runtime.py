@@ -1,8 +1,6 @@
 """Exported models in onnxruntime: the same images, the same early exit, the same answers."""
 
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import onnx
@@ -12,7 +10,7 @@ import torch
 from PIL import Image
 
 import lfvit
-from conftest import TINY, photograph
+from conftest import TINY, photograph, run_python
 from lfvit import runtime
 from lfvit.commands.export import agreement, check_parity, describe
 from lfvit.data.augment import eval_transform, normalize
@@ -273,10 +271,8 @@ def test_the_runtime_needs_no_pytorch(two_pass, photographs):
         f"load({str(two_pass[1])!r}).predict({str(image)!r}); "
         "sys.exit(sorted({'torch', 'timm', 'lightning', 'hydra'} & set(sys.modules)) or 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    command = [sys.executable, "-m", "lfvit.runtime", str(two_pass[1]), str(image)]
-    out = subprocess.run(command, capture_output=True, text=True, check=True)
+    run_python("-c", code)
+    out = run_python("-m", "lfvit.runtime", two_pass[1], image)
     assert out.stderr == ""
     assert out.stdout.count(" %  class ") == 5
     assert "of 2, 0." in out.stdout

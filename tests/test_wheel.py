@@ -1,15 +1,13 @@
 """The wheel by itself, from another folder: the commands, and what they import."""
 
 import json
-import os
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from conftest import NEEDLE_FAST, ROOT, photograph
+from conftest import NEEDLE_FAST, ROOT, photograph, run_python
 
 MINE = "# @package _global_\nname: mine\ntrainer: {max_epochs: 1}\n"
 IMPORTS = """
@@ -39,13 +37,9 @@ def installed(wheel, tmp_path_factory):
     """Run Python in a folder where only the wheel's content is lfvit."""
     site, cwd = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("elsewhere")
     zipfile.ZipFile(wheel).extractall(site)
-    env = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
     def run(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-W", "ignore", *arguments]
-        done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
-        assert done.returncode == status, done.stderr[-2000:]
-        return done
+        return run_python("-W", "ignore", *arguments, cwd=cwd, status=status, PYTHONPATH=str(site))
 
     run.cwd = cwd  # type: ignore[attr-defined]
     return run
@@ -87,14 +81,6 @@ def test_commands_from_any_folder(installed):
     )
     listed = installed("-m", "lfvit").stdout
     assert all(f"  {path.stem} " in listed for path in (ROOT / "conf").glob("*.yaml"))
-
-
-def test_own_configs_reach_the_processes_that_a_sweep_starts(installed):
-    (installed.cwd / "two" / "experiment").mkdir(parents=True)
-    (installed.cwd / "two" / "experiment" / "two.yaml").write_text(MINE.replace("mine", "two"))
-    own = ["--config-dir=two", "-m", "experiment=two", *NEEDLE_FAST, "trainer.max_epochs=1"]
-    done = installed("-m", "lfvit", "train", *own, "trainer.devices=2", "evaluate=false")
-    assert "1 job: 1 trained" in done.stdout
 
 
 def test_models_need_pytorch_timm_and_pydantic_alone(installed):

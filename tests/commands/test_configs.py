@@ -6,7 +6,7 @@ from hydra.errors import MissingConfigException
 
 from conftest import NEEDLE_FAST, ROOT
 from lfvit.commands.evaluate import evaluate
-from lfvit.commands.train import check, train
+from lfvit.commands.train import build_callbacks, check, train
 from lfvit.errors import ConfigError
 from lfvit.runs.configs import CONF
 from lfvit.runs.models import build_model
@@ -40,48 +40,46 @@ def test_every_file_opens_with_what_it_is(path):
         assert "xpected time" in text or "Measured" in text
 
 
-@pytest.mark.parametrize("experiment", options("experiment"))
-def test_every_experiment_builds(composed, tmp_path, experiment):
-    cfg = composed("train", f"experiment={experiment}", "pretrained=false", "trainer.devices=1")
-    give_a_start(cfg, tmp_path, num_classes=2)
-    check(cfg)
-
-
-@pytest.mark.parametrize(
-    "experiment",
-    ["needle", "lf_vit_deit_small", "cf_vit_lv_vit_small", "frequency_deit_small", "finetune"],
-)
-def test_experiments_train(composed, photographs, tmp_path, experiment):
-    """One of each kind: generated images, two passes, token labels, a reducer with its teacher."""
-    small = ("data.batch_size=2", "trainer=cpu", f"run_dir={tmp_path}")
-    data = () if experiment == "needle" else (f"data.root={photographs}",)
-    cfg = composed("train", f"experiment={experiment}", *FAST, *small, *data)
-    give_a_start(cfg, tmp_path, num_classes=3)
-    metrics = train(cfg)
-    assert metrics["steps"] == 1
-    assert 0 <= metrics["val/top1"] <= 100
-
-
 @pytest.mark.parametrize(
     ("group", "option"),
     [
         (group, option)
-        for group in ("backbone", "augment", "schedule", "callbacks", "logger", "trainer")
+        for group in ("experiment", "backbone", "augment", "schedule", "callbacks")
         for option in options(group)
-        if option not in ("ddp", "none", "default")  # no GPU is needed for the tests
     ],
 )
-def test_options_of_every_group(composed, tmp_path, group, option):
-    own = ("backbone", "callbacks", "lr_scheduler", "trainer")
-    kept = [o for o in NEEDLE_FAST if not o.startswith(own)]
-    more = ["logger.wandb.offline=true"] if option == "wandb" else []
-    if group == "backbone":
-        more = ["image_size=96"]
-    elif "lv_vit" in option:
+def test_every_option_builds(composed, tmp_path, group, option):
+    """Model, losses, optimizer, schedule and callbacks; what sets them apart trains elsewhere."""
+    more = {"experiment": ["pretrained=false"], "backbone": ["image_size=96"]}.get(group, [])
+    if "lv_vit" in option and group in ("augment", "schedule"):
         more = ["backbone=lv_vit_micro"]
-    cfg = composed("train", f"{group}={option}", *kept, *FAST, *more, f"run_dir={tmp_path}")
-    give_a_start(cfg, tmp_path, num_classes=6)
-    assert train(cfg)["steps"] == 1
+    cfg = composed("train", f"{group}={option}", *more, f"run_dir={tmp_path}")
+    torch.save({}, tmp_path / "start.pth")
+    cfg.init_from = str(tmp_path / "start.pth")
+    with torch.device("meta"):
+        check(cfg)
+    build_callbacks(cfg)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "backbone"),
+    [
+        ("needle", "vit_micro"),
+        ("lf_vit_deit_small", "vit_micro"),
+        ("cf_vit_lv_vit_small", "lv_vit_micro"),
+        ("frequency_deit_small", "vit_micro backbone.depth=12"),
+        ("finetune", "vit_micro"),
+    ],
+)
+def test_experiments_train(composed, photographs, tmp_path, experiment, backbone):
+    """One of each kind: generated images, two passes, token labels, a reducer with its teacher."""
+    small = (*f"backbone={backbone}".split(), "image_size=112", "data.batch_size=2", "trainer=cpu")
+    data = () if experiment == "needle" else (f"data.root={photographs}",)
+    cfg = composed("train", f"experiment={experiment}", *small, *data, *FAST, f"run_dir={tmp_path}")
+    give_a_start(cfg, tmp_path, num_classes=3)
+    metrics = train(cfg)
+    assert metrics["steps"] == 1
+    assert 0 <= metrics["val/top1"] <= 100
 
 
 @pytest.mark.parametrize(
@@ -112,11 +110,8 @@ def test_overrides_as_typed(composed, tmp_path, overrides):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["method.region_size=9"], "region_size=9 does not fit the 7 x 7 grid"),
-        (["seed=-1"], "seed=-1 is not valid"),
         (["seed=4294967296"], "seed=4294967296 is not valid"),
         (["trainer.limit_train_batches=0"], "trainer.limit_train_batches=0 leaves nothing"),
-        (["trainer.max_steps=0"], "trainer.max_steps=0 leaves nothing"),
         (["trainer.limit_val_batches=0"], "limit_val_batches=0 .* callbacks.checkpoint=null"),
         (["callbacks.checkpoint.monitor=val/acc"], "checkpoint.monitor='val/acc' is unknown; "),
         (
@@ -131,9 +126,6 @@ def test_overrides_as_typed(composed, tmp_path, overrides):
         (["lr_scheduler.decay=0.9"], "lr_scheduler has no setting 'decay'; did you mean"),
         (["callbacks.last.every=2"], "callbacks.last has no setting 'every'; "),
         (["augment=lv_vit"], r"augment.mix_token=1.0 needs a backbone with an auxiliary head"),
-        (["+method.alhpa=1"], "method.alhpa|'alhpa'"),
-        (["reducer=evit", "reducer.blocks=[6]"], r"reducer.blocks=\[6\]"),
-        (["reducer=evit", "+reducer.r=3"], "valid: blocks|valid: keep_rate"),
         (["schedule=finetune"], "pass pretrained=true or init_from=FILE"),
     ],
 )

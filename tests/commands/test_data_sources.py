@@ -2,14 +2,12 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import datasets
 import pytest
 from PIL import ExifTags, Image
 
-from conftest import ROOT, photograph, write_photographs, write_shards
+from conftest import ROOT, photograph, run_python, write_photographs, write_shards
 from lfvit.commands.evaluate import evaluate
 from lfvit.commands.export import describe
 from lfvit.commands.predict import predict
@@ -161,15 +159,7 @@ def test_two_processes_skip_and_count_together(base, tmp_path):
     for name, data in (("apple", b""), ("pear", b"<html>"), ("plum", b"\xff\xd8\xff")):
         (folder / "train" / name / "00.jpg").write_bytes(data)
     settings = ("data=imagefolder", f"data.root={folder}", "data.on_error=skip")
-    done = subprocess.run(
-        [
-            *(sys.executable, str(ROOT / "train.py"), *FAST, *settings, "trainer.devices=2"),
-            f"hydra.run.dir={tmp_path / 'run'}",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    command = (ROOT / "train.py", *FAST, *settings, "trainer.devices=2")
+    done = run_python(*command, f"hydra.run.dir={tmp_path / 'run'}")
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["skipped_images"] == 3
     assert "3 unreadable images were skipped" in done.stdout + done.stderr

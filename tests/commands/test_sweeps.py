@@ -1,21 +1,20 @@
 """Sweeps as a user types them: what is done, skipped, continued and listed."""
 
 import json
-import logging
 import os
 import re
-import runpy
 import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from conftest import NEEDLE_FAST, ROOT
+from conftest import NEEDLE_FAST, ROOT, run_script
 from interruptions import signal_at
 from lfvit.commands import jobs
 from lfvit.results.collect import collect
@@ -37,23 +36,11 @@ COMMANDS = [
 
 
 @pytest.fixture
-def train(tmp_path, monkeypatch, capfd):
-    """`python train.py ...` in a folder of its own, in this process; the exit status."""
+def train(tmp_path, monkeypatch):
+    """`python train.py ...` in a folder of its own; the exit status."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("lfvit.results.plots.plot_evaluation", lambda *_: None)  # half the time
-
-    def run(*arguments: str, script: str = "train") -> int:
-        monkeypatch.setattr(sys, "argv", [str(ROOT / f"{script}.py"), *arguments])
-        try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        except SystemExit as end:
-            return int(end.code or 0)
-        return 0
-
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield run
-    root.handlers[:], root.level = handlers, level  # Hydra sets its own
+    return partial(run_script, "train")
 
 
 def documented(text: str) -> list[str]:
@@ -228,7 +215,7 @@ def test_no_job_writes_into_the_directory_of_another(train, capfd):
 def test_other_commands_can_be_swept_too(train, trained_run):
     weights = trained_run / "checkpoints" / "last.ckpt"
     paths = f"ckpt_path={weights},nowhere.ckpt"
-    assert train("-m", paths, "data.num_workers=0", script="evaluate") == 1
+    assert run_script("evaluate", "-m", paths, "data.num_workers=0") == 1
     found = newest_sweep("evaluate")
     assert [job["status"] for job in found] == ["done", "failed"]
     assert found[0]["top1"] is not None
@@ -236,21 +223,19 @@ def test_other_commands_can_be_swept_too(train, trained_run):
 
 
 def test_a_job_on_several_devices_is_a_command_of_its_own(train, monkeypatch):
-    """Whose processes start that command again, not the sweep."""
-    commands = []
-
-    def call(command):
-        commands.append(command)
-        arguments = [a for a in command if "trainer.devices" not in a]
-        return subprocess.run(arguments, check=False).returncode
-
-    monkeypatch.setattr(jobs, "call", call)
-    assert train("-m", "trainer.devices=1,2", "seed=0", *FAST) == 0
-    assert [job["status"] for job in newest_sweep()] == ["trained", "trained"]
+    """Whose processes start that command again, not the sweep; configs of one's own reach it."""
+    commands, call = [], jobs.call
+    monkeypatch.setattr(jobs, "call", lambda command: commands.append(command) or call(command))
+    Path("my/experiment").mkdir(parents=True)
+    Path("my/experiment/mine.yaml").write_text("# @package _global_\nname: mine\n")
+    own = ("--config-dir=my", "-m", "experiment=mine")
+    assert train(*own, *FAST, "trainer.devices=2", "seed=0") == 0
+    (job,) = newest_sweep("mine")
+    assert job["status"] == "trained"
     ((_, *start, overrides),) = [(*command[:4], command[4:]) for command in commands]
     assert start == ["-m", "lfvit", "train"]
     assert {"++trainer.devices=2", "seed=0", "repeat=true", "evaluate=false"} < set(overrides)
-    assert Path(newest_sweep()[1]["evaluation"]).exists()
+    assert Path(job["evaluation"]).exists()
 
 
 def test_sweeps_in_several_processes_are_refused(train, monkeypatch, capfd):

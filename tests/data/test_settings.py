@@ -1,9 +1,7 @@
-"""A wrong setting is answered with its name, its value and what would be valid; without PyTorch."""
-
-import subprocess
-import sys
+"""A wrong setting is answered with its name, its value and what would be valid."""
 
 import pytest
+from omegaconf import OmegaConf
 
 from lfvit.data.settings import check_data
 from lfvit.errors import ConfigError
@@ -53,21 +51,12 @@ def test_settings_of_the_data_module(settings, message):
     ],
 )
 def test_settings_of_the_datasets(composed, overrides, message):
-    from omegaconf import OmegaConf
-
     group = OmegaConf.to_container(composed("train", *overrides).data, resolve=True)
     with pytest.raises(ConfigError, match=message):
         check_data(group)
 
 
 def test_every_option_is_valid_as_it_is(composed):
-    from omegaconf import OmegaConf
-
     for option in ("needle", "imagenet", "shards data.root=x"):
         group = composed("train", *f"data={option}".split()).data
         check_data(OmegaConf.to_container(group, resolve=True))
-
-
-def test_no_pytorch_is_needed():
-    code = "import sys, lfvit.data.settings; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

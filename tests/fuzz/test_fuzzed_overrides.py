@@ -1,8 +1,7 @@
 """Whatever stands on a command line: checked settings, or one clear error."""
 
+import functools
 import re
-import runpy
-import sys
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from conftest import ROOT, photograph
+from conftest import photograph, run_script
 from lfvit.commands import train as training
 from lfvit.runs import resume
 from lfvit.runs.configs import CONF, compose_config, valid_options
@@ -35,6 +34,7 @@ class Checked(BaseException):
     """Every check has passed: the work would begin now."""
 
 
+@functools.cache
 def keys_of(script: str) -> list[str]:
     """The full names of a command's settings."""
     needed = [o for o in SCRIPTS[script] if o.startswith(("ckpt_path", "image="))]
@@ -42,7 +42,6 @@ def keys_of(script: str) -> list[str]:
     return [key for key in flatten(settings) if not key.startswith(("runs.", "artifact."))]
 
 
-KEYS = {script: keys_of(script) for script in SCRIPTS}
 VALUES = st.one_of(
     st.sampled_from(["-1", "0", "1", "2", "3", "16", "10000000", "0.5", "-0.5", "1e-3", "1e400"]),
     st.sampled_from(["true", "null", "nan", "inf", "auto", "none", "mlp", "ngca", "evit"]),
@@ -55,7 +54,7 @@ VALUES = st.one_of(
 
 def argument(script: str) -> st.SearchStrategy[str]:
     """An override of a real setting or group, an invented one, or what is no override."""
-    keys = st.sampled_from(KEYS[script])
+    keys = st.sampled_from(keys_of(script))
     groups = st.sampled_from(GROUPS).flatmap(
         lambda group: st.sampled_from([*valid_options(group), "other", "null"]).map(
             lambda option: f"{group}={option}"
@@ -100,29 +99,25 @@ def place(tmp_path, monkeypatch):
     photograph((40, 30), 0, 0).save("picture.png")
 
 
-def run(script: str, given: list[str], monkeypatch) -> int | None:
+def run(script: str, given: list[str]) -> int | None:
     """The exit status of a command, None where all its checks have passed."""
-    monkeypatch.setattr(sys, "argv", [str(ROOT / f"{script}.py"), *SCRIPTS[script], *given])
     try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        return run_script(script, *SCRIPTS[script], *given)
     except Checked:
         return None
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
 
 
 @pytest.mark.skipif(not SECONDS, reason="takes minutes: make fuzz")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("script", SCRIPTS)
 @fuzz(4, data=st.data())
-def test_a_command_line_is_checked_settings_or_one_error(script, place, monkeypatch, capsys, data):
+def test_a_command_line_is_checked_settings_or_one_error(script, place, capsys, data):
     given = data.draw(st.lists(argument(script), min_size=1, max_size=3))
     # no other place for what is written, and no code to run
     other_places = r"\.\.|^\W*hydra|_target_|_(args|partial)_|=/(?!proc)"
     assume(not any(re.search(other_places, each) for each in given))
     capsys.readouterr()
-    status = run(script, given, monkeypatch)
+    status = run(script, given)
     printed = capsys.readouterr().err
     assert status in (None, 0, 1, 2)
     assert "Traceback" not in printed
@@ -137,5 +132,5 @@ def test_found_command_lines(script, given, place, capsys, monkeypatch):
     """A number for a group was a traceback; OmegaConf's causes made a loop without an end."""
     monkeypatch.setenv("OC_CAUSE", "1")
     with limits():
-        assert run(script, [given], monkeypatch) == 2
+        assert run(script, [given]) == 2
     assert "error: " in capsys.readouterr().err

@@ -1,12 +1,15 @@
 """zoo:NAME: what is added there is what commands use, and its card is what evaluate.py measures."""
 
 import json
+from contextlib import redirect_stderr
+from io import StringIO
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import NEEDLE_FAST
+from conftest import NEEDLE_FAST, run_script
 from lfvit.commands.evaluate import evaluate
 from lfvit.commands.predict import predict
 from lfvit.commands.train import train
@@ -15,6 +18,7 @@ from lfvit.measure.costs import count_macs
 from lfvit.measure.schemas import parse_evaluation
 from lfvit.models import zoo
 from lfvit.models.checkpoints import read_file
+from lfvit.results import zoo as results_zoo
 from lfvit.results.zoo import add, format_card, main, read_card
 from lfvit.runs.models import load_trained
 
@@ -23,6 +27,14 @@ SMALL = (
     *(o for o in NEEDLE_FAST if not o.startswith(("data.train", "data.val"))),
     *("image_size=64", "backbone.depth=3", "backbone.patch_size=8", "method.gca_start=1"),
 )
+
+
+def evaluate_here(command, **_):
+    """In place of a process that imports everything again."""
+    messages = StringIO()
+    with redirect_stderr(messages):
+        status = run_script("evaluate", *command[4:])  # python -m lfvit evaluate
+    return SimpleNamespace(returncode=status, stderr=messages.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +46,7 @@ def filled(tmp_path_factory, composed, trained_run, photographs):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(zoo, "FOLDER", folder / "zoo")
         main([str(trained_run), "--name", "needles"])
+        patch.setattr(results_zoo, "subprocess", SimpleNamespace(run=evaluate_here))
         add(folder / "run", "fruit", threshold=0.25)
     return folder
 
@@ -104,9 +117,10 @@ def test_names_that_cannot_be_added(two, trained_run, name):
         add(trained_run, name)
 
 
-def test_what_cannot_be_added(two, filled, tmp_path):
+def test_what_cannot_be_added(two, filled, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="no such file"):
         add(tmp_path, "nothing")
+    monkeypatch.setattr(results_zoo, "subprocess", SimpleNamespace(run=evaluate_here))
     with pytest.raises(CheckpointError, match=r"evaluate\.py failed:\n.*gone"):
         add(filled / "run", "moved", data_root=str(tmp_path / "gone"))
     assert zoo.names() == ["fruit", "needles"]

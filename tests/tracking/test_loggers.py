@@ -2,8 +2,6 @@
 
 import csv
 import logging
-import runpy
-import sys
 from collections import defaultdict
 
 import pytest
@@ -12,7 +10,7 @@ import wandb
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from conftest import NEEDLE_FAST, ROOT
+from conftest import NEEDLE_FAST, run_script
 from lfvit.commands.evaluate import evaluate
 from lfvit.commands.train import train
 from lfvit.errors import ConfigError
@@ -163,9 +161,8 @@ def test_a_sweep_is_one_group(tmp_path, monkeypatch):
     """Through train.py itself: only Hydra's main knows that it sweeps."""
     fast = [o for o in NEEDLE_FAST if o.startswith(("data", "backbone", "callbacks", "trainer"))]
     arguments = ["-m", "method.region_size=3,4", "trainer.fast_dev_run=true", *fast, *OFFLINE]
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments, "hydra.sweep.dir=sweeps/one"])
     monkeypatch.chdir(tmp_path)
-    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    assert run_script("train", *arguments, "hydra.sweep.dir=sweeps/one") == 0
     runs = [read_offline_run(tmp_path / "sweeps" / "one" / job) for job in "01"]
     assert [run.run.run_group for run in runs] == ["one", "one"]
     assert [run.run.display_name for run in runs] == ["train/0", "train/1"]
