@@ -1,13 +1,14 @@
 """Reducers in training, and the weights that it averages."""
 
+import shutil
+
 import pytest
 import torch
 
 import lfvit
-from conftest import NEEDLE_FAST, TINY
-from lfvit.commands.train import train
+from conftest import TINY
 from lfvit.data import Batch
-from lfvit.errors import CheckpointError
+from lfvit.errors import CheckpointError, ConfigError
 from lfvit.models.reduction import forward_tokens
 from lfvit.models.tokens import downsample
 from lfvit.runs.models import load_trained
@@ -30,7 +31,7 @@ def test_the_loss_of_dynamic_vit_is_the_released_one(monkeypatch):
     images = torch.randn(3, 3, 112, 112, dtype=torch.float64)
     labels = torch.rand(3, 4, dtype=torch.float64).softmax(1)
     torch.manual_seed(1)
-    found = module.training_step(Batch(images, downsample(images), labels), 0).item()
+    loss = module.training_step(Batch(images, downsample(images), labels), 0)
     torch.manual_seed(1)  # the same tokens are dropped
     logits, tokens, state = forward_tokens(student, images)
     taught, their_tokens, _ = forward_tokens(teacher, images)
@@ -39,13 +40,17 @@ def test_the_loss_of_dynamic_vit_is_the_released_one(monkeypatch):
     expected = dynamic_vit_training_loss(
         logits, labels, taught, 0.5, kept, 0.7, tokens, their_tokens, 2.0, 0.5
     )
-    assert found == pytest.approx(expected, rel=1e-5)  # masks are float32
+    assert loss.item() == pytest.approx(expected, rel=1e-5)  # masks are float32
+    loss.backward()
+    for name, parameter in student.blocks.reducer.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+    with pytest.raises(ConfigError, match="compile=false"):
+        Classifier(student, schedule, num_classes=4, compile_passes=True)
 
 
-def test_raw_weights_beside_averaged_ones(composed, tmp_path):
-    train(composed("train", *NEEDLE_FAST, "callbacks.ema.decay=0.5", f"run_dir={tmp_path}"))
-    path = tmp_path / "checkpoints" / "last.ckpt"
-    content = torch.load(path, weights_only=False)
+def test_raw_weights_beside_averaged_ones(trained_run, tmp_path):
+    path = shutil.copy(trained_run / "checkpoints" / "last.ckpt", tmp_path)
+    content = torch.load(path, weights_only=True)
     for averaged, key in ((True, "state_dict"), (False, "current_model_state")):
         for name, weight in load_trained(path, averaged=averaged).model.state_dict().items():
             assert torch.equal(weight, content[key][f"model.{name}"])

@@ -12,7 +12,7 @@ from lfvit.models.passes import forward_passes
 from lfvit.models.tokens import downsample
 from lfvit.training.module import Classifier
 from lfvit.training.settings import Schedule
-from lfvit.training.token_labels import TokenTargets, has_aux_head
+from lfvit.training.token_labels import TokenTargets
 from reference import lv_vit_loss, mix_box, smoothed
 
 SPEC = {"family": "lv_vit", "embed_dim": 24, "depth": 4, "num_heads": 2, "stem_dim": 8}
@@ -146,13 +146,6 @@ def test_class_indices_are_labels_as_well():
     assert found.images.argmax(1).tolist() == [4, 0, 2]
     assert found.patches.shape == (3, 36, C)
     assert found.patches.argmax(2).tolist() == [[4] * 36, [0] * 36, [2] * 36]
-
-
-@pytest.mark.parametrize("method", ["vit", "cf_vit"])
-def test_only_lv_vit_has_an_auxiliary_head(tiny, method):
-    plain = lfvit.create_model(method, backbone=tiny, image_size=112)
-    assert not has_aux_head(plain)
-    assert has_aux_head(lfvit.create_model(method, backbone=SPEC, image_size=96))
 
 
 def test_every_weight_learns_from_one_step(monkeypatch):

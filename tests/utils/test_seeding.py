@@ -14,6 +14,7 @@ from lfvit.models.two_pass import TwoPassViT
 RECIPE = (
     *(setting for setting in NEEDLE_FAST if not setting.startswith("data.num_workers")),
     *("augment=deit", "schedule.drop_path_rate=0.2", "trainer.gradient_clip_val=1"),
+    "data.train_images=16",
 )
 
 
