@@ -32,10 +32,7 @@ HALF = [0.5, 0.5, 0.5]
 KINDS = [
     "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
     "vit_base_patch16_clip_224.openai",
-    "vit_base_patch16_siglip_224.webli",
     "vit_so400m_patch14_siglip_378.webli",  # both sides squashed
-    "deit_tiny_patch16_224.fb_in1k",
-    "vit_small_patch14_dinov2.lvd142m",
 ]
 VIT = ("method=vit", "backbone.timm=vit_tiny_patch16_224", "image_size=64")
 

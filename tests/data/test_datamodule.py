@@ -13,7 +13,7 @@ from torchvision.transforms.functional import normalize as torchvision_normalize
 from conftest import write_photographs
 from lfvit.data import ImageDataModule, ImageFolder
 from lfvit.data.augment import draw_token_mix
-from lfvit.data.sampling import Draw, EvalSampler, TrainSampler
+from lfvit.data.sampling import EvalSampler, TrainSampler
 from lfvit.errors import ConfigError, DataError
 from lfvit.models.tokens import downsample
 from lfvit.utils.seeding import seeded
@@ -123,14 +123,6 @@ def test_training_repeats_and_follows_seed_and_epoch_not_workers(photographs, wo
     assert not torch.equal(first[0].images, first[3].images)
     other = fit(folder(photographs, augment=DEIT, seed=1))
     assert not torch.equal(first[0].images, other[0].images)
-
-
-def test_loading_an_image_leaves_the_global_generators_alone(photographs):
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    folder(photographs, augment=DEIT).train_dataset()[Draw(0, 1)]
-    assert torch.equal(torch.rand(3), expected)
 
 
 def test_training_targets_are_mixed_and_validation_targets_are_not(photographs):

@@ -50,11 +50,6 @@ def test_a_patch_reads_the_map_where_it_lies_in_the_image(crop, flipped):
             torch.testing.assert_close(values[0, i, j], torch.tensor([x, y, 0]), atol=1e-5, rtol=0)
 
 
-def test_the_whole_map_is_itself():
-    map_ = torch.stack([torch.randn(1, 5, 5), torch.zeros(1, 5, 5)])
-    torch.testing.assert_close(scores(one(map_), 5)[0, :, :, 0], map_[0, 0], atol=1e-5, rtol=1e-5)
-
-
 def test_probabilities_are_a_softmax_over_all_classes():
     top = torch.tensor([[[[3.0]], [[1.0]]], [[[4.0]], [[2.0]]]])  # 3 for class 4, 1 for class 2
     expected = torch.tensor([0.0, 0, 1, 0, 3, 0]).softmax(0)

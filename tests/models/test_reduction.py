@@ -13,7 +13,6 @@ from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsB
 import lfvit
 from conftest import TINY
 from lfvit.errors import ConfigError
-from lfvit.models.blocks import trainable_attention
 from lfvit.models.reducers import REDUCERS
 from lfvit.models.reducers.clusters import SoftReducer
 from lfvit.models.reduction import forward_tokens, unreduced
@@ -293,15 +292,3 @@ def test_reducers_weights_go_where_the_model_is(method):
     assert {(p.device.type, p.dtype) for p in vit.parameters()} == {("meta", torch.bfloat16)}
     assert all(module.training for module in vit.modules())
     assert all(module.training for module in lfvit.restore(vit).modules())
-
-
-@pytest.mark.parametrize(("dtype", "fused"), [(torch.float32, True), (torch.bfloat16, False)])
-def test_attention_with_a_gradient_is_unfused_in_bfloat16_on_a_cpu_alone(
-    dtype: torch.dtype, fused: bool
-) -> None:
-    vit = small_vit().to(dtype)
-    images = images_for(vit).to(dtype)
-    attentions = [block.attn for block in vit.blocks]
-    with trainable_attention(vit, images):
-        assert all(attn.fused_attn is fused for attn in attentions)
-    assert all(attn.fused_attn is True for attn in attentions)

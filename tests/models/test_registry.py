@@ -35,13 +35,16 @@ def composes(reducer, method, backbone):
 
 
 CASES = [
-    pytest.param(method, backbone, reducer, id=f"{method}-{backbone}-{reducer}")
+    (method, backbone, reducer)
     for method in METHODS
     for backbone in BACKBONES
     for reducer in ("none", *REDUCERS)
     if composes(reducer, method, backbone)
 ]
-every_case = pytest.mark.parametrize(("method", "backbone", "reducer"), CASES)
+NAMES = ("method", "backbone", "reducer")
+every_case = pytest.mark.parametrize(NAMES, CASES)
+# CF-ViT chooses other cells, LV-ViT embeds otherwise: neither changes what a reducer compiles to
+EVERY_GRAPH = [c for c in CASES if c[2] == "none" or c[:2] in (("vit", "vit"), ("lf_vit", "vit"))]
 
 
 def build(method, backbone, reducer, **options):
@@ -93,7 +96,7 @@ def test_bfloat16_and_autocast_stay_close(method, backbone, reducer):
         assert (found.float() - exact).abs().max() < 0.15 * exact.abs().max() + 0.05
 
 
-@every_case
+@pytest.mark.parametrize(NAMES, EVERY_GRAPH)
 def test_a_compiled_model_says_the_same(method, backbone, reducer):
     model, images = build(method, backbone, reducer)
     with torch.no_grad():

@@ -136,7 +136,7 @@ def test_the_selector_can_be_replaced_for_a_call(tiny):
         ("deit_tiny_patch16_224", 96),
         ("vit_small_patch16_224.dino", 64),
         ("deit3_small_patch16_224", 64),  # layer scale, no position for the class token
-        ("vit_base_patch16_clip_224", 64),  # a norm before the blocks
+        ("vit_xsmall_patch16_clip_224", 64),  # a norm before the blocks
         ("vit_small_patch14_reg4_dinov2", 56),  # registers
     ],
 )
@@ -163,11 +163,9 @@ def test_both_passes_of_timms_vits_are_timms_own_forward(name, side):
     torch.testing.assert_close(found.second_logits, expected[1], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["deit3_small_patch16_224", "vit_small_patch14_reg4_dinov2"])
-def test_reducers_work_behind_layer_scale_and_registers(name):
-    side = 4 * (14 if "14" in name else 16)
-    images = torch.randn(2, 3, side, side)
-    options = {"backbone": name, "image_size": side, "num_classes": 3}
+def test_reducers_work_behind_layer_scale_and_registers():
+    images = torch.randn(2, 3, 56, 56)
+    options = {"backbone": "vit_small_patch14_reg4_dinov2", "image_size": 56, "num_classes": 3}
     torch.manual_seed(0)
     plain = lfvit.create_model("cf_vit", **options).eval()
     with torch.no_grad():  # layer scale starts so small that blocks would hardly matter
