@@ -2,7 +2,6 @@
 
 import pytest
 
-from browser import Browser
 from lfvit.measure.schemas import read_evaluation
 from lfvit.results.page import write_page
 
@@ -16,7 +15,7 @@ const all = (selector) => [...document.querySelectorAll(selector)];
 
 
 @pytest.fixture
-def run_script(browser: Browser):
+def run_script(browser):
     """Run a script on a page; it fills ``found``, and ``wait()`` waits for the chart."""
 
     def run(page, script):
