@@ -71,7 +71,7 @@ class Browser:
         assert "exceptionDetails" not in done, done
         return done.get("result", {}).get("value")
 
-    def wait(self, script: str, seconds: float = 60) -> Any:
+    def wait(self, script: str, seconds: float = 180) -> Any:
         end = time.monotonic() + seconds
         while not (value := self.run(script)):
             assert time.monotonic() < end, script
