@@ -19,14 +19,19 @@ def checkout(tmp_path, monkeypatch):
     git("add", "-A")
     git("commit", "-m", "first")
     monkeypatch.setattr(provenance, "CHECKOUT", tmp_path)
-    return tmp_path
+    provenance.commit.cache_clear()
+    yield tmp_path
+    provenance.commit.cache_clear()
 
 
 def test_a_clean_checkout_has_no_changes(checkout):
     (checkout / "outputs").mkdir()
     (checkout / "outputs" / "x").write_text("ignored")
     assert provenance.uncommitted_changes() == b""
-    assert not provenance.commit().endswith("+")
+    clean = provenance.commit()
+    assert not clean.endswith("+")
+    (checkout / "model.py").write_text("one = 2\n")  # during a run
+    assert provenance.commit() == clean
 
 
 def test_the_recorded_changes_restore_the_code(checkout):

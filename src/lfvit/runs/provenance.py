@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+@cache
 def commit() -> str | None:
-    """The checked-out commit, with "+" where files differ from it; None outside a checkout."""
+    """The checked-out commit, with "+" where files differ from it; None outside a checkout.
+
+    Read once: what is checked out during a long run is not what runs.
+    """
     head = _git("rev-parse", "--short=12", "HEAD").decode().strip()
     return f"{head}{'+' if _git('status', '--porcelain') else ''}" if head else None
 
