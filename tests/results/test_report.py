@@ -12,7 +12,7 @@ from lfvit.errors import DataError
 from lfvit.measure.thresholds import NO_EXIT, correct_at
 from lfvit.results.collect import Run, collect
 from lfvit.results.paired import BUDGET, WAYS, compare_models, point_at
-from lfvit.results.report import write_report
+from lfvit.results.report import compare_all, write_report
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,17 @@ def model(first, last=None, confidence=None, tmp="x"):
     run = Run(tmp, "x", evaluation)
     run.__dict__["predictions"] = predictions  # instead of the file's
     return run
+
+
+@pytest.mark.parametrize("larger", [0, 1])
+def test_of_several_one_pass_models_the_one_of_highest_cost_is_compared_with(larger):
+    plain = [model("1" * 10) for _ in range(2)]
+    for number, run in enumerate(plain):
+        vars(run)["model"] = f"vit {number}"  # Run and its evaluation are frozen
+        vars(run.evaluation.passes[0])["gmacs"] = 9.0 if number == larger else 4.0
+    beside, rows, _ = compare_all(plain)
+    assert beside == f"vit {larger}"
+    assert [row["model"] for row in rows] == [f"vit {1 - larger}"]
 
 
 def test_thresholds_for_equal_accuracy_and_for_a_budget():

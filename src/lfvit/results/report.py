@@ -88,7 +88,8 @@ def write_report(
 
 
 def compare_all(runs: Sequence[Run]) -> tuple[str | None, list[dict[str, Any]], list[str]]:
-    """Every model beside the last one-pass model without a reducer, seeds that both have.
+    """Every model beside the one-pass model without a reducer, seeds that both have; of several
+    the one of highest cost, as of the larger image.
 
     Returns:
         The name of that model; rows of `compare_models`, with model, seeds, and p and interval as
@@ -102,7 +103,9 @@ def compare_all(runs: Sequence[Run]) -> tuple[str | None, list[dict[str, Any]], 
             models.setdefault(run.model, []).append(run)
         except DataError as error:
             faults.append(f"{run.path}: {error}")
-    beside = next((name for name in reversed(models) if models[name][0].is_plain), None)
+    plain = [name for name in reversed(models) if models[name][0].is_plain]
+    cost = {name: models[name][0].evaluation.passes[0].gmacs for name in plain}
+    beside = max(plain, key=cost.__getitem__, default=None)
     rows: list[dict[str, Any]] = []
     if beside is None:
         return None, rows, faults
