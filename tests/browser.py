@@ -79,7 +79,9 @@ class Browser:
         return value
 
     def open(self, url: str) -> None:
-        self.events.clear()
+        self.call("Page.navigate", url="about:blank")
+        self.wait("document.readyState == 'complete'")
+        self.events.clear()  # of the page before, down to what it said as it was left
         self.call("Page.navigate", url=url)
         self.wait("document.readyState == 'complete'")
 
