@@ -218,7 +218,8 @@ def _make_side_by_side(
     outcomes: dict[str, Outcome] = {}
     waiting, running = dict(runs), dict[Future[Outcome], str]()
     threads = max(1, usable_cores() // jobs)
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _start_process, (threads,))
+    # before a process imports PyTorch, which warns then
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), filter_warnings)
     with StopSignals(), pool:
         try:
             while waiting or running:
@@ -226,7 +227,7 @@ def _make_side_by_side(
                 for key in ready[: jobs - len(running)]:
                     run = waiting.pop(key)
                     before = {need: outcomes[need] for need in run.needs}
-                    running[pool.submit(make_run, run, before, reuse)] = key
+                    running[pool.submit(_make_apart, threads, run, before, reuse)] = key
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     outcomes[key := running.pop(future)] = future.result()
                     log.info("%d of %d: %s", len(outcomes), len(runs), key)
@@ -239,9 +240,9 @@ def _make_side_by_side(
     return outcomes
 
 
-def _start_process(threads: int) -> None:
+def _make_apart(threads: int, *args: Any) -> Outcome:
     torch.set_num_threads(threads)
-    filter_warnings()
+    return make_run(*args)
 
 
 def make_run(run: Planned, before: Mapping[str, Outcome], reuse: Sequence[Path]) -> Outcome:
