@@ -228,6 +228,13 @@ def test_what_fails_does_not_lose_the_others(tmp_path, monkeypatch):
     assert not (tmp_path / "artifacts" / "frequency_figure1" / "frequency_figure1.png").exists()
 
 
+def test_where_every_run_fails_each_says_why(tmp_path):
+    cfg = configured(tmp_path, "artifacts=[lf_vit_table7]", f"overrides={json.dumps(BROKEN)}")
+    with pytest.raises(TrainingError, match="failed, the rest is made") as raised:
+        reproduce(cfg)
+    assert "run lf_vit: " in str(raised.value)
+
+
 def test_a_few_trainings_make_what_they_can_of_every_artifact(tmp_path):
     names = ["lf_vit_table7", "lf_vit_table4", "cf_vit_table1", "lf_vit_figure7"]
     few = ["scale.trainings=[lf_vit]", f"scale.artifacts={json.dumps(names)}"]

@@ -194,6 +194,21 @@ def test_a_vit_of_another_size_says_which(model, timm_vit):
         lfvit.load_checkpoint(model, timm_vit.state_dict())
 
 
+def test_fine_tuning_takes_the_first_blocks_of_a_deeper_vit(caplog):
+    sizes = {"embed_dim": 24, "num_heads": 2, "patch_size": 8, "init_values": 1e-5}
+    deep = lfvit.create_model("vit", backbone={**sizes, "depth": 5}, image_size=64, num_classes=9)
+    shallow = lfvit.create_model(
+        "lf_vit", backbone={**sizes, "depth": 4}, image_size=64, num_classes=3
+    )
+    with pytest.raises(CheckpointError, match=r"unknown: backbone\.blocks\.4"):
+        lfvit.load_checkpoint(shallow, deep.state_dict())
+    with caplog.at_level("INFO"):
+        lfvit.load_checkpoint(shallow, deep.state_dict(), new_head=True)
+    assert "the first 4 of its 5 blocks" in caplog.text
+    assert torch.equal(shallow.backbone.blocks[3].ls1.gamma, deep.blocks[3].ls1.gamma)
+    assert torch.equal(shallow.backbone.norm.weight, deep.norm.weight)
+
+
 def test_a_misfit_changes_nothing(model):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     weights = {key: value + 1 for key, value in before.items()}

@@ -135,7 +135,8 @@ def collect_results(
         for key, job in outcomes.items()
         if not isinstance(job, str) and job.evaluation
     }
-    by_folder = {run.folder: run for run in collect(list(folders.values())).runs}
+    made = collect(list(folders.values())).runs if folders else []
+    by_folder = {run.folder: run for run in made}
     for name in runs:
         keys = [key for seed in scale.seeds if (key := key_of(name, seed)) in planned]
         errors = [error for key in keys if isinstance(error := outcomes[key], str)]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lfvit.data.batches import Batch as Batch
     from lfvit.data.batches import ImageDataset as ImageDataset
+    from lfvit.data.clutter import ClutteredFolder as ClutteredFolder
     from lfvit.data.datamodule import ImageDataModule as ImageDataModule
     from lfvit.data.folders import ImageFolder as ImageFolder
     from lfvit.data.huggingface import HuggingFaceDataset as HuggingFaceDataset
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "Batch": "batches",
+    "ClutteredFolder": "clutter",
     "HuggingFaceDataset": "huggingface",
     "ImageDataModule": "datamodule",
     "ImageDataset": "batches",

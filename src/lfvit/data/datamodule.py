@@ -168,7 +168,7 @@ class ImageDataModule(L.LightningDataModule):
             from lfvit.data.folders import ImageFolder
             from lfvit.data.label_maps import LabelMapFolder
 
-            if not isinstance(images, ImageFolder):
+            if type(images) is not ImageFolder:
                 raise ConfigError("data.label_maps belongs to photographs in folders")
             maps = LabelMapFolder(settings.label_maps, images, len(self._classes))
         return LoadedImages(

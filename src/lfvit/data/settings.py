@@ -168,6 +168,12 @@ class FolderSettings(HeldOutSettings):
     root: Annotated[str, _required("pass data.root=DIR, the folder of photographs")]
 
 
+class ClutterSettings(FolderSettings):
+    """Of `ClutteredFolder`."""
+
+    image_size: int = Field(ge=48)
+
+
 class HuggingFaceSettings(HeldOutSettings):
     """Of `HuggingFaceDataset`."""
 
@@ -191,6 +197,7 @@ class NeedleSettings(Settings):
 
 DATASETS: dict[str, type[Settings]] = {
     "lfvit.data.ImageFolder": FolderSettings,
+    "lfvit.data.ClutteredFolder": ClutterSettings,
     "lfvit.data.HuggingFaceDataset": HuggingFaceSettings,
     "lfvit.data.NeedleSet": NeedleSettings,
 }

@@ -37,6 +37,7 @@ BODY = re.compile(  # what decides the features: unlike decoders and heads, it i
     r"(cls|reg|dist)_token|(first_|second_)?pos_embed)\b"
 )
 POS_EMBEDS = ("first_pos_embed", "second_pos_embed", "pos_embed")
+BLOCK = re.compile(r"(?:backbone\.|backbones\.\d+\.)?blocks\.(\d+)\.")
 REDUCER = re.compile(r"^(blocks\.)?reducer\.")
 
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]
@@ -226,7 +227,8 @@ def load_checkpoint(
         model: changed in place.
         source: path or state dict.
         new_head: for fine-tuning: keep the model's heads where the file has none or another number
-            of classes, and leave out decoders and projection heads; both are logged.
+            of classes, and leave out decoders, projection heads and the last blocks of a deeper
+            ViT; all of it is logged.
 
     Raises:
         CheckpointError: the file is missing, truncated, holds more than weights, or values that
@@ -306,7 +308,11 @@ def _with_new_heads(
     others = expected.keys() - {key for keys in heads.values() for key in keys}
     if not others <= weights.keys():  # another model, which will be refused
         return weights
+    depth, deeper = _depth(expected), _depth(weights)
+    if depth < deeper:
+        log.info("%s: the first %d of its %d blocks", name, depth, deeper)
     unused = [key for key in weights if key not in expected and not BODY.match(key)]
+    weights = {k: v for k, v in weights.items() if not (m := BLOCK.match(k)) or int(m[1]) < depth}
     weights = {key: value for key, value in weights.items() if key not in unused}
     for head, keys in heads.items():
         if all(key in weights and weights[key].shape == expected[key].shape for key in keys):
@@ -324,6 +330,11 @@ def _with_new_heads(
     return weights
 
 
+def _depth(weights: Mapping[str, Any]) -> int:
+    """Number of blocks, which state dicts count from 0."""
+    return max((int(match[1]) + 1 for key in weights if (match := BLOCK.match(key))), default=0)
+
+
 def _description(found: dict[str, Tensor]) -> str:
     """For the message about a file that does not fit: what it is, and what would fit."""
     sizes = {key.removeprefix("backbone."): value for key, value in found.items() if value.ndim}
@@ -333,7 +344,7 @@ def _description(found: dict[str, Tensor]) -> str:
         )
     passes = "two" if "first_pos_embed" in found or "pos_embed_list.0" in found else "one"
     family = "lv_vit" if "patch_embed.conv1.weight" in sizes else "vit"
-    depth = len({key.split(".")[1] for key in sizes if re.match(r"blocks\.\d+\.", key)})
+    depth = _depth(sizes)
     head = f"num_classes={len(sizes['head.weight'])}" if "head.weight" in sizes else "no head"
     return (
         f"The file is a {passes}-pass model with family={family}, embed_dim="

@@ -138,7 +138,7 @@ def _build_vit(backbone: str | dict[str, Any], pretrained: bool, **common: Any) 
                 "deit_small_patch16_224; for other weights pass their file to load_checkpoint "
                 "(init_from=)"
             )
-        sizes = settings.model_dump(exclude={"family", "norm_eps"})
+        sizes = settings.model_dump(exclude={"family", "norm_eps"}, exclude_none=True)
         norm_layer: Any = partial(nn.LayerNorm, eps=settings.norm_eps)
         return FAMILIES[settings.family](**common, **sizes, norm_layer=norm_layer)
     name = settings

@@ -14,7 +14,10 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class ViTSettings(Settings):
-    """A ViT given by its sizes: ``backbone.family=vit``."""
+    """A ViT given by its sizes: ``backbone.family=vit``.
+
+    init_values: of LayerScale, as in timm; None: a ViT without.
+    """
 
     family: Literal["vit", "lv_vit"] = "vit"
     embed_dim: PositiveInt
@@ -24,6 +27,7 @@ class ViTSettings(Settings):
     mlp_ratio: PositiveFloat = 4
     qkv_bias: bool = True
     norm_eps: PositiveFloat = 1e-6
+    init_values: PositiveFloat | None = None
 
     @field_validator("num_heads")
     @classmethod
@@ -42,6 +46,7 @@ class LVViTSettings(ViTSettings):
     mlp_ratio: PositiveFloat = 3
     qkv_bias: bool = False
     norm_eps: PositiveFloat = 1e-5
+    init_values: None = None
     skip_lam: PositiveFloat = 2
     stem_dim: PositiveInt = 64
 
