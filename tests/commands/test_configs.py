@@ -50,7 +50,7 @@ def test_every_file_opens_with_what_it_is(path):
 )
 def test_every_option_builds(composed, tmp_path, group, option):
     """Model, losses, optimizer, schedule and callbacks; what sets them apart trains elsewhere."""
-    more = {"experiment": ["pretrained=false"], "backbone": ["image_size=96"]}.get(group, [])
+    more = {"experiment": ["pretrained=false"], "backbone": ["image_size=224"]}.get(group, [])
     if "lv_vit" in option and group in ("augment", "schedule"):
         more = ["backbone=lv_vit_micro"]
     cfg = composed("train", f"{group}={option}", *more, f"run_dir={tmp_path}")
