@@ -26,6 +26,7 @@ from lfvit.results.artifacts.settings import NOT_TRAINED, Run, Scale, choose, re
 from lfvit.results.artifacts.tables import Results, Table
 from lfvit.results.artifacts.write import make_artifact, write_artifact
 from lfvit.results.collect import collect
+from lfvit.utils.error_messages import only_warnings
 from lfvit.utils.validation import Settings, plain, validate
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,8 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
         log.info("artifact %s: %s", artifact.name, artifact.title)
         folder = out / "artifacts" / artifact.name
         try:
-            contents[artifact.name] = make_artifact(artifact, results, folder)
+            with only_warnings("lfvit.data", "lfvit.models"):  # each model and its images anew
+                contents[artifact.name] = make_artifact(artifact, results, folder)
         except Exception as error:  # one artifact must not lose the others
             log.error("artifact %s", artifact.name, exc_info=error)
             failed[f"artifact {artifact.name}"] = f"{type(error).__name__}: {error}"
@@ -111,7 +113,8 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
         first = [artifacts[name] for name in ("overview", "methods") if name in artifacts]
         options["featured"] = [run for artifact in first for run in artifact.runs]
         options["title"] = "Tables and figures of the papers"
-        write_page(collection, out / "report.html", **options)
+        with only_warnings("lfvit.data", "lfvit.models"):
+            write_page(collection, out / "report.html", **options)
     log.info("written to %s: README.md and report.html show everything", out)
     if failed:
         raise TrainingError(

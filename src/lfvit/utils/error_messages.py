@@ -5,6 +5,8 @@ import re
 import shlex
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -39,6 +41,19 @@ def filter_warnings() -> None:
     for message in REMARKS:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+
+
+@contextmanager
+def only_warnings(*names: str) -> Iterator[None]:
+    """Hide what these loggers say for information."""
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}
+    for logger in levels:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def error_message(error: BaseException) -> str | None:
