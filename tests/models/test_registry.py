@@ -16,14 +16,9 @@ from lfvit.measure.costs import is_adaptive, macs_by_image
 from lfvit.models.reducers import REDUCERS
 from lfvit.models.settings import METHODS
 
-BACKBONES = {
-    "vit": ({"embed_dim": 24, "depth": 5, "num_heads": 2, "patch_size": 8}, 112),
-    "lv_vit": (
-        {"family": "lv_vit", "embed_dim": 24, "depth": 5, "num_heads": 2, "patch_size": 8}
-        | {"stem_dim": 8},
-        112,
-    ),
-}
+SIZES = {"embed_dim": 16, "depth": 4, "num_heads": 2, "patch_size": 8}
+BACKBONES = {"vit": SIZES, "lv_vit": {**SIZES, "family": "lv_vit", "stem_dim": 8}}
+SIDE = 64
 
 
 def composes(reducer, method, backbone):
@@ -40,16 +35,17 @@ CASES = [
     for backbone in BACKBONES
     for reducer in ("none", *REDUCERS)
     if composes(reducer, method, backbone)
+    and (reducer == "none" or (method, backbone) != ("lf_vit", "lv_vit"))  # as in CF-ViT
 ]
 NAMES = ("method", "backbone", "reducer")
 every_case = pytest.mark.parametrize(NAMES, CASES)
-# CF-ViT chooses other cells, LV-ViT embeds otherwise: neither changes what a reducer compiles to
-EVERY_GRAPH = [c for c in CASES if c[2] == "none" or c[:2] in (("vit", "vit"), ("lf_vit", "vit"))]
+# a reducer compiles to the same in both passes, and whatever the backbone and the selector
+EVERY_GRAPH = [case for case in CASES if case[2] == "none" or case[:2] == ("vit", "vit")]
+EVERY_GRAPH += [("lf_vit", "vit", "tome")]
 
 
 def build(method, backbone, reducer, **options):
     torch.manual_seed(0)
-    spec, side = BACKBONES[backbone]
     settings = reducer if isinstance(reducer, dict) else {"name": reducer}
     if settings["name"] in ("tome", "tofu"):
         settings["r"] = 0.1
@@ -58,9 +54,14 @@ def build(method, backbone, reducer, **options):
     if method != "vit" and settings is not reducer and reducer != "none":
         settings["passes"] = "second" if REDUCERS[reducer].drops else "both"
     model = lfvit.create_model(
-        method, backbone=dict(spec), image_size=side, num_classes=7, reducer=settings, **options
+        method,
+        backbone=BACKBONES[backbone],
+        image_size=SIDE,
+        num_classes=7,
+        reducer=settings,
+        **options,
     )
-    return model.eval(), torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(1))
+    return model.eval(), torch.randn(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
 
 
 def logits(model, images):
@@ -101,7 +102,7 @@ def test_a_compiled_model_says_the_same(method, backbone, reducer):
     model, images = build(method, backbone, reducer)
     with torch.no_grad():
         expected = logits(model, images)
-        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
         torch.testing.assert_close(logits(compiled, images), expected, atol=1e-5, rtol=1e-4)
 
 
@@ -122,8 +123,10 @@ def test_macs_are_those_of_the_operations(method, backbone, reducer):
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(images[:1])
     expected = counter.get_total_flops() / 2 + sum(norms)  # before counting calls the hooks again
-    assert macs_by_image(model, images[:1]).sum().item() == expected
-    assert is_adaptive(model) or lfvit.count_macs(model) == expected
+    if is_adaptive(model):
+        assert macs_by_image(model, images[:1]).sum().item() == expected
+    else:
+        assert lfvit.count_macs(model) == expected
 
 
 @every_case

@@ -24,6 +24,7 @@ from lfvit.models.lv_vit import DenseLogits, TokenMix
 from lfvit.models.passes import ModelOutput, MultiPassViT, compiled
 from lfvit.models.reducers import Reducer
 from lfvit.models.selectors import (
+    SELECTORS,
     Scores,
     Selection,
     coarse_cell,
@@ -142,6 +143,7 @@ class TwoPassViT(MultiPassViT):
         self.beta = settings.beta
         self.gca_start = settings.gca_start
         self.selector = settings.selector
+        SELECTORS[self.selector]  # imports its file, which a compiled forward could not
         self.background = settings.background
         self.reducer = reducer
         self.reduced_passes = frozenset(reduced_passes)
