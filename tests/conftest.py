@@ -5,6 +5,7 @@ import gc
 import logging
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -42,9 +43,12 @@ COSTLY = {"everything", "distances", "one", "two", "two_pass", "runs", "extended
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a module that share a costly fixture go to one process, which makes it once."""
+    """Tests that share a costly fixture go to one process, which makes it once."""
     for item in items:
-        if COSTLY & set(getattr(item, "fixturenames", ())):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if "exported" in fixtures:
+            item.add_marker(pytest.mark.xdist_group("exported"))
+        elif COSTLY & fixtures:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
@@ -79,6 +83,12 @@ def forget_compiled() -> Iterator[None]:
     yield
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
+
+
+@pytest.fixture
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations draw nothing, which takes half of their time."""
+    monkeypatch.setattr("lfvit.results.plots.plot_evaluation", lambda *_: None)
 
 
 @pytest.fixture
@@ -223,3 +233,39 @@ def trained_vit(
     settings = ("method=vit", "trainer.max_epochs=1", f"run_dir={run_dir}")
     train(composed("train", *NEEDLE_FAST, *settings))
     return run_dir / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, trained_run: Path) -> Path:
+    """What export.py writes of `trained_run`, and beside it the passes it is made of."""
+    from lfvit.models.export import write_passes
+
+    folder = tmp_path_factory.mktemp("passes")
+
+    def write(model: torch.nn.Module, image_size: int, temporary: Path) -> list[Path]:
+        written = write_passes(model, image_size, temporary)
+        for path in written:
+            shutil.copy(path, folder)
+        return written
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lfvit.commands.export.write_passes", write)
+        settings = ("threshold=0.4", f"hydra.run.dir={folder / 'export'}")
+        assert run_script("export", str(trained_run), *settings) == 0
+    return folder / "export"
+
+
+@pytest.fixture
+def quick_export(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models of two passes are all that of `trained_run`: its passes are written once."""
+    from lfvit.models.export import write_passes
+    from lfvit.models.two_pass import TwoPassViT
+
+    def write(model: torch.nn.Module, image_size: int, folder: Path) -> list[Path]:
+        if not isinstance(model, TwoPassViT):
+            return write_passes(model, image_size, folder)
+        paths = sorted(exported.parent.glob("*_pass_fp32.onnx"))
+        return [Path(shutil.copy(path, folder)) for path in paths]
+
+    for command in ("export", "benchmark"):
+        monkeypatch.setattr(f"lfvit.commands.{command}.write_passes", write)

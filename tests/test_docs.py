@@ -34,6 +34,7 @@ SMALL_FOLDER = (
     ),
     *("trainer=cpu", "trainer.accelerator=cpu", "logger=csv"),
 )
+SHORT = ("trainer.max_epochs=1", "data.train_images=16", "data.val_images=8")
 SMALL = {
     "evaluate.py": ("data.num_workers=0",),
     "predict.py": ("accelerator=cpu",),
@@ -48,6 +49,8 @@ INSTEAD = {
     "pretrained=true": "pretrained=false",  # weights are not fetched
     " backbone.timm=vit_small_patch14_dinov2": "",
     "method.region_size=4,5,6 method.alpha=0.5,0.88 seed=0,1,2": "method.alpha=0.5,0.88",
+    "reducer.keep_rate=0.5,0.7,0.9": "reducer.keep_rate=0.5",
+    "lfvit export ckpt_path=zoo:default": "lfvit export ckpt_path=FILE",
 }
 MAKE = re.compile(r"make( [\w-]+| [A-Z]+=(\"[^\"]*\"|\S+))*")
 
@@ -120,7 +123,7 @@ def typed(command, example, monkeypatch):
     small = SMALL.get(script, ())
     if script == "train.py":
         folder = any(argument.startswith("data.root=") for argument in arguments)
-        small = SMALL_FOLDER if folder else (*NEEDLE_FAST, "trainer.max_epochs=1")
+        small = SMALL_FOLDER if folder else (*NEEDLE_FAST, *SHORT)
         if "init_from=zoo:" in command:  # whose model has a size
             small = [each for each in small if not each.startswith(("backbone", "image_size"))]
     if program == "lfvit":
@@ -131,7 +134,9 @@ def typed(command, example, monkeypatch):
 
 
 @pytest.mark.parametrize(("page", "command"), ALL, ids=[f"{p}: {c}" for p, c in ALL])
-def test_a_command_of_the_documentation(page, command, example, trained_run, monkeypatch, tmp_path):
+def test_a_command_of_the_documentation(
+    page, command, example, exported, quick_export, without_plots, monkeypatch
+):
     for word, other in INSTEAD.items():
         command = command.replace(word, other)
     if command.startswith("make"):
@@ -144,9 +149,6 @@ def test_a_command_of_the_documentation(page, command, example, trained_run, mon
     for word in sorted(example.keys() - {"cwd"}, key=len, reverse=True):
         command = re.sub(rf"(?<![\w/]){re.escape(word)}(?![\w/])", example[word], command)
     if "lfvit.runtime" in command:
-        if not any(example["cwd"].glob("outputs/export/*")):
-            typed(f"python export.py ckpt_path={example['FILE']}", example, monkeypatch)
-        exported = next(example["cwd"].glob("outputs/export/*"))
         command = re.sub(r"outputs/export\S*", str(exported), command)
     typed(command, example, monkeypatch)
 

@@ -61,7 +61,7 @@ def test_a_trained_model_exits_as_it_does_on_its_images(composed, trained_run, t
     assert "| top-1 |" in (tmp_path / "speed" / "benchmark.md").read_text()
 
 
-def test_models_as_exported(composed, trained_run, tmp_path):
+def test_models_as_exported(composed, trained_run, tmp_path, quick_export):
     """The same rows in onnxruntime, of the same images; each runtime in its own precisions."""
     checkpoint = trained_run / "checkpoints" / "last.ckpt"
     settings = ["batch_sizes=[6]", "warmup=0", "repeats=1", "accelerator=cpu", "top1_images=16"]

@@ -5,23 +5,25 @@ import shutil
 
 import pytest
 
-from conftest import ROOT, run_python
+from conftest import run_script
 from lfvit import runtime
 from lfvit.commands.export import export
 from lfvit.commands.predict import predict
 from lfvit.errors import LFViTError
 
 
-def test_the_command_as_a_user_types_it(composed, trained_run, photographs, tmp_path):
+def test_the_command_as_a_user_types_it(
+    composed, trained_run, photographs, tmp_path, quick_export, monkeypatch, capfd
+):
     """A run directory, whose name need not be UTF-8, stands for its last checkpoint."""
     run = shutil.copytree(trained_run, tmp_path / "caf\udce9")
-    done = run_python(ROOT / "export.py", str(run), "threshold=0.4", cwd=tmp_path)
-    assert done.stderr == ""
-    # older versions of onnxscript talk
-    lines = [line for line in done.stdout.splitlines() if not line.startswith("Applied ")]
+    monkeypatch.chdir(tmp_path)
+    assert run_script("export", str(run), "threshold=0.4") == 0
+    out, err = capfd.readouterr()
+    assert err == ""
     names = ["model.onnx", "first_pass", "second_pass"]
-    assert [line.partition(":")[0] for line in lines[:3]] == names
-    assert len(lines) == 5
+    assert [line.partition(":")[0] for line in out.splitlines()[:3]] == names
+    assert len(out.splitlines()) == 5
     (folder,) = tmp_path.glob("outputs/export/*")
     assert {path.name for path in folder.glob("*.onnx*")} == {"model.onnx"}
     card = json.loads((folder / "model.json").read_text())
@@ -38,7 +40,9 @@ def test_the_command_as_a_user_types_it(composed, trained_run, photographs, tmp_
     assert output.macs[0] / 1e9 == pytest.approx(entry["gmacs"], abs=1e-3)
 
 
-def test_int8_says_how_often_it_agrees(composed, trained_run, photographs, tmp_path, capsys):
+def test_int8_says_how_often_it_agrees(
+    composed, trained_run, photographs, tmp_path, capsys, quick_export
+):
     checkpoint = trained_run / "checkpoints" / "last.ckpt"
     int8 = [f"ckpt_path={checkpoint}", f"run_dir={tmp_path}", "precision=int8"]
     int8.append(f"calibrate={photographs}")

@@ -17,10 +17,9 @@ FAST += ["lr_scheduler.warmup_epochs=0", "logger=none"]
 
 
 @pytest.fixture
-def search(composed, tmp_path, monkeypatch):
+def search(composed, tmp_path, monkeypatch, without_plots):
     """`python search.py ...` in a folder of its own; the trials."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lfvit.results.plots.plot_evaluation", lambda *_: None)
 
     def run(*arguments: str) -> list[dict]:
         fast = f"overrides={json.dumps(FAST)}"

@@ -36,10 +36,9 @@ COMMANDS = [
 
 
 @pytest.fixture
-def train(tmp_path, monkeypatch):
+def train(tmp_path, monkeypatch, without_plots):
     """`python train.py ...` in a folder of its own; the exit status."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lfvit.results.plots.plot_evaluation", lambda *_: None)  # half the time
     return partial(run_script, "train")
 
 
