@@ -1,5 +1,6 @@
 """Batches: what is in them, in which order, and what happens to images that cannot be read."""
 
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ from lfvit.data.augment import draw_token_mix
 from lfvit.data.sampling import EvalSampler, TrainSampler
 from lfvit.errors import ConfigError, DataError
 from lfvit.models.tokens import downsample
+from lfvit.utils import distributed
 from lfvit.utils.seeding import seeded
 
 DEIT = {
@@ -109,13 +111,12 @@ def test_awkward_photographs_become_batches(photographs):
 # --- order and randomness -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_training_repeats_and_follows_seed_and_epoch_not_workers(photographs, workers):
+def test_training_repeats_and_follows_seed_and_epoch_not_workers(photographs):
     """Order, augmentation, erasing and mixing."""
     torch.manual_seed(1)
     first = fit(folder(photographs, augment=DEIT), epochs=2)
     torch.manual_seed(2)
-    second = fit(folder(photographs, augment=DEIT, num_workers=workers), epochs=2)
+    second = fit(folder(photographs, augment=DEIT, num_workers=2), epochs=2)
     assert len(first) == len(second) == 6
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a.images, b.images)
@@ -173,12 +174,12 @@ def test_ranks_share_an_epoch_without_overlap():
     assert list(resumed) == parts[1][3:]
 
 
-@pytest.mark.parametrize("size", [10, 2, 1])
-def test_ranks_evaluate_every_image_once_in_equally_many_batches(size):
-    parts = [list(EvalSampler(size, rank=r, world_size=3)) for r in range(3)]
-    assert {len(part) for part in parts} == {-(-size // 3)}
-    indices = [draw.image_index for part in parts for draw in part]
-    assert [index for index in indices if index >= 0] == list(range(size))
+def test_ranks_evaluate_every_image_once_in_equally_many_batches():
+    for size in (10, 2, 1):
+        parts = [list(EvalSampler(size, rank=r, world_size=3)) for r in range(3)]
+        assert {len(part) for part in parts} == {-(-size // 3)}
+        indices = [draw.image_index for part in parts for draw in part]
+        assert [index for index in indices if index >= 0] == list(range(size))
 
 
 # --- unreadable images --------------------------------------------------------------------------
@@ -191,30 +192,26 @@ def test_unreadable_images_stop_the_run_by_path(tmp_path, workers):
         fit(folder(root, num_workers=workers, batch_size=16))
 
 
-@pytest.mark.parametrize(
-    ("cores", "quota", "processes", "nodes", "expected"),
-    [
-        (2, "max 100000", 1, 1, 2),
-        (64, "350000 100000", 1, 1, 3),
-        (64, "50000 100000", 1, 1, 1),
-        (64, None, 16, 2, 8),
-        (2, None, 8, 1, 1),
-        (128, "max 100000", 1, 1, 16),
-    ],
-)
-def test_workers_are_the_cores_that_there_are(
-    photographs, tmp_path, monkeypatch, cores, quota, processes, nodes, expected
-):
-    from lfvit.utils import distributed
+CORES = [  # there are, of a container's quota, processes, nodes -> worker processes
+    (2, "max 100000", 1, 1, 2),
+    (64, "350000 100000", 1, 1, 3),
+    (64, "50000 100000", 1, 1, 1),
+    (64, None, 16, 2, 8),
+    (2, None, 8, 1, 1),
+    (128, "max 100000", 1, 1, 16),
+]
 
-    file = tmp_path / "cpu.max"
-    if quota is not None:
-        file.write_text(quota)
-    monkeypatch.setattr(distributed, "CPU_QUOTA", file)
-    monkeypatch.setattr(distributed.os, "sched_getaffinity", lambda _: range(cores), raising=False)
+
+def test_workers_are_the_cores_that_there_are(photographs, tmp_path, monkeypatch):
     data = folder(photographs, num_workers="auto")
-    data.trainer = SimpleNamespace(world_size=processes, num_nodes=nodes)
-    assert data.num_workers == expected
+    for cores, quota, processes, nodes, expected in CORES:
+        file = tmp_path / f"{cores} {quota}"
+        if quota is not None:
+            file.write_text(quota)
+        monkeypatch.setattr(distributed, "CPU_QUOTA", file)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cores: range(n), raising=False)
+        data.trainer = SimpleNamespace(world_size=processes, num_nodes=nodes)
+        assert data.num_workers == expected
     assert folder(photographs, num_workers=0).num_workers == 0
 
 

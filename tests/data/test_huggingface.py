@@ -139,6 +139,9 @@ def test_class_lists_that_differ_are_refused(tmp_path):
     fewer = save(tmp_path / "c", rows(["x", "y"], texts), rows(["x"], texts))
     with pytest.raises(DataError, match="class 1 is 'y' in train but None in val"):
         module(fewer)
+    hidden = save(tmp_path / "set", rows([0, 1]), rows([-1, -1]))
+    with pytest.raises(DataError, match=r"\[validation\]: row 0 has no label"):
+        module(hidden)
 
 
 @pytest.mark.parametrize(
@@ -159,12 +162,6 @@ def test_what_does_not_exist_is_named(tmp_path, settings, message):
     settings = {"path": path, **settings}
     with pytest.raises(DataError, match=message):
         module(settings.pop("path").replace("DIR", str(tmp_path)), **settings)
-
-
-def test_hidden_labels_are_refused(tmp_path):
-    path = save(tmp_path / "set", rows([0, 1]), rows([-1, -1]))
-    with pytest.raises(DataError, match=r"\[validation\]: row 0 has no label"):
-        module(path)
 
 
 def test_without_the_library(monkeypatch):

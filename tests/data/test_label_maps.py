@@ -79,7 +79,7 @@ def test_pixels_are_those_of_timms_transform(augment):
         **options,
     )
     flips = set()
-    for seed in range(12):
+    for seed in range(8):
         with seeded(seed):
             expected = torch.as_tensor(reference(image))
         with seeded(seed):
@@ -124,7 +124,7 @@ def test_the_map_follows_rand_augment():
         op for op in transform.rest.transforms[0].ops if op.name in GEOMETRIC
     ]
     right = moved = total = 0
-    for seed in range(60):
+    for seed in range(30):
         image, top, colors = corners(seed)
         with seeded(seed):
             pixels, crop, warp = transform.whole_first(image)
@@ -142,7 +142,7 @@ def test_the_map_follows_rand_augment():
         total += len(target)
         right += (labels[0] == target).sum().item()
         moved += (labels[1] != target).sum().item()
-    assert total > 1000
+    assert total > 500
     assert right / total > 0.995
     assert moved / total > 0.1  # what would be wrong without following
 
@@ -198,14 +198,11 @@ def test_batches_carry_the_maps_of_their_images(photographs, maps):
     assert next(iter(module.val_dataloader())).label_maps is None
 
 
-def test_evaluation_needs_no_maps(photographs):
+def test_a_missing_map_is_named_before_training(photographs, maps):
     module = data(photographs, "/no/such/folder")
-    next(iter(module.val_dataloader()))
+    next(iter(module.val_dataloader()))  # evaluation needs no maps
     with pytest.raises(DataError, match="data.label_maps=/no/such/folder: no such folder"):
         module.train_dataloader()
-
-
-def test_a_missing_map_is_named_before_training(photographs, maps):
     module = data(photographs, maps)
     path = maps / module.train_images.paths[5].relative_to(photographs).with_suffix(".pt")
     path.unlink()

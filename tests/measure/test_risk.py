@@ -71,7 +71,7 @@ def test_how_many_images_it_takes():
 CONFIDENCE = torch.tensor([0.95, 0.85, 0.5])  # of three kinds of images,
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2])  # their shares,
 DIFFER = torch.tensor([0.0, 0.1675, 1.0])  # and how often the second pass corrects the first
-TRIALS, N, EPS, DELTA = 400, 209, 0.05, 0.1
+TRIALS, N, EPS, DELTA = 200, 209, 0.05, 0.1
 
 
 def risk(eta):

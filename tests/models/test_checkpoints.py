@@ -140,17 +140,12 @@ def test_timm_weights_fill_both_passes(timm_vit, reuse):
     torch.testing.assert_close(plain(images).second_logits, timm_vit(images), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("image_size", [288, 160])
-def test_positions_are_resampled_to_other_image_sizes(timm_vit, image_size):
-    two_pass = small(image_size=image_size)
-    lfvit.load_checkpoint(two_pass, timm_vit.state_dict())
-    one_pass = lfvit.create_model(
-        "vit",
-        backbone={"embed_dim": 192, "depth": 4, "num_heads": 3},
-        image_size=image_size,
-        num_classes=5,
-    )
-    lfvit.load_checkpoint(one_pass, timm_vit.state_dict())
+def test_positions_are_resampled_to_other_image_sizes(timm_vit):
+    two_pass = small(image_size=160)
+    backbone = {"embed_dim": 192, "depth": 4, "num_heads": 3}
+    one_pass = lfvit.create_model("vit", backbone=backbone, image_size=160, num_classes=5)
+    for model in (two_pass, one_pass):
+        lfvit.load_checkpoint(model, timm_vit.state_dict())
     assert torch.equal(one_pass.pos_embed, two_pass.second_pos_embed)
 
 
@@ -179,17 +174,12 @@ def test_a_new_head_is_new_for_every_token_that_has_one():
     assert torch.equal(model.dist_token, trained.dist_token)
 
 
-def test_a_foreign_file_names_itself_its_keys_and_what_would_fit(model, tmp_path):
+def test_a_file_that_does_not_fit_names_itself_and_what_would(model, timm_vit, tmp_path):
     path = tmp_path / "resnet.pth"
     torch.save({"conv1.weight": torch.zeros(3), "fc.weight": torch.zeros(3)}, path)
-    with pytest.raises(CheckpointError) as error:
+    message = f"{path}.*unknown: conv1.weight, fc.weight.*Files that fit: this project's"
+    with pytest.raises(CheckpointError, match=f"(?s){message}"):
         lfvit.load_checkpoint(model, path)
-    assert str(path) in str(error.value)
-    assert "unknown: conv1.weight, fc.weight" in str(error.value)
-    assert "Files that fit: this project's" in str(error.value)
-
-
-def test_a_vit_of_another_size_says_which(model, timm_vit):
     with pytest.raises(CheckpointError, match="embed_dim=192, depth=4, num_classes=5"):
         lfvit.load_checkpoint(model, timm_vit.state_dict())
 
@@ -219,14 +209,14 @@ def test_a_misfit_changes_nothing(model):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("keep", [0, 10, 500, 0.9])
-def test_truncated_files(model, tmp_path, suffix, keep):
+def test_truncated_files(model, tmp_path, suffix):
     path = tmp_path / f"cut{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(model.state_dict(), path)
     content = path.read_bytes()
-    path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
-    with pytest.raises(CheckpointError, match="truncated"):
-        lfvit.load_checkpoint(model, path)
+    for keep in (0, 10, 500, len(content) * 9 // 10):
+        path.write_bytes(content[:keep])
+        with pytest.raises(CheckpointError, match="truncated"):
+            lfvit.load_checkpoint(model, path)
 
 
 def test_another_reducers_weights_are_named(tiny):

@@ -8,42 +8,35 @@ from hypothesis import strategies as st
 import golden_vectors
 import lfvit
 import reference
-import reference_reduction
+import reference_reduction as slow
 from lfvit.models.selectors import coarse_cell
 
 KEPT = {"keep_rate": 0.6, "blocks": [2, 4]}
+FREQUENCY = {"removed": [0.4, 0.3], "blocks": [2, 4], "windows": [2, 1]}
 REDUCERS = {
-    "topk": (KEPT, lambda: reference_reduction.TopK(**KEPT)),
-    "ats": (KEPT, lambda: reference_reduction.ATS(**KEPT)),
-    "evo_vit": (KEPT, lambda: reference_reduction.EvoViT(**KEPT)),
+    "topk": (KEPT, lambda: slow.TopK(**KEPT)),
+    "ats": (KEPT, lambda: slow.ATS(**KEPT)),
+    "evo_vit": (KEPT, lambda: slow.EvoViT(**KEPT)),
     "dpc_knn": (
         {**KEPT, "weighted": False},
-        lambda: reference_reduction.DPCKNN(**KEPT, neighbors=5, weighted=False),
+        lambda: slow.DPCKNN(**KEPT, neighbors=5, weighted=False),
     ),
-    "k_medoids": (KEPT, lambda: reference_reduction.KMedoids(**KEPT, iterations=3)),
-    "tofu": ({"r": 5}, lambda: reference_reduction.ToFu([5] * 5, prune_blocks=2)),
-    "evit": (
-        {"keep_rate": 0.6, "blocks": [2, 4]},
-        lambda: reference_reduction.EViT(0.6, [2, 4]),
-    ),
-    "tome": ({"r": 5}, lambda: reference_reduction.ToMe([5] * 5)),
-    "frequency": (
-        {"removed": [0.4, 0.3], "blocks": [2, 4], "windows": [2, 1]},
-        lambda: reference_reduction.Frequency([0.4, 0.3], [2, 4], [2, 1]),
-    ),
+    "k_medoids": (KEPT, lambda: slow.KMedoids(**KEPT, iterations=3)),
+    "tofu": ({"r": 5}, lambda: slow.ToFu([5] * 5, prune_blocks=2)),
+    "evit": (KEPT, lambda: slow.EViT(**KEPT)),
+    "tome": ({"r": 5}, lambda: slow.ToMe([5] * 5)),
+    "frequency": (FREQUENCY, lambda: slow.Frequency(**FREQUENCY)),
 }
-
-
 CASES = [
     (name, passes)
     for name in sorted(REDUCERS)
-    for passes in ("first", "second", "both")
+    for passes in ("second", "both")
     if passes == "second" or name not in ("topk", "ats")
-]
+] + [("evit", "first")]
 
 
 @pytest.mark.parametrize(("name", "passes"), CASES)
-@settings(deadline=None, max_examples=4)
+@settings(deadline=None, max_examples=2)
 @example(seed=409, selector="ngca", alpha=0.4, background=False)  # a tie
 @given(
     seed=st.integers(0, 10_000),
@@ -53,7 +46,7 @@ CASES = [
 )
 def test_matches_a_slow_reference(name, passes, seed, selector, alpha, background):
     side, depth, heads = 128, 5, 2
-    options, slow = REDUCERS[name]
+    options, new = REDUCERS[name]
     shapes = golden_vectors.released_shapes(D=32, depth=depth, classes=6, grid=side // 32)
     weights = golden_vectors.weights(shapes, seed)
     if name == "frequency":
@@ -81,8 +74,8 @@ def test_matches_a_slow_reference(name, passes, seed, selector, alpha, backgroun
         heads=heads,
         background=background,
         reducers=(
-            slow() if passes in ("first", "both") else None,
-            slow() if passes in ("second", "both") else None,
+            new() if passes in ("first", "both") else None,
+            new() if passes in ("second", "both") else None,
         ),
         **shared,
     )

@@ -67,17 +67,14 @@ def test_one_pass_matches_a_slow_reference():
     w = {key: value.double() for key, value in model.state_dict().items()}
     with torch.no_grad():
         found, dense = model(images), model(images, dense=True)
+        halves = model.forward_head(model.forward_features(images))  # timm's
+    torch.testing.assert_close(halves, found)
     for i, image in enumerate(images.double()):
         class_logits, token_logits = slow_heads(image, w)
         expected = class_logits + 0.5 * token_logits.max(dim=0).values
         torch.testing.assert_close(found[i].double(), expected, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(dense.class_logits[i].double(), class_logits, atol=1e-4, rtol=0)
         torch.testing.assert_close(dense.token_logits[i].double(), token_logits, atol=1e-4, rtol=0)
-
-
-def test_timms_two_halves_give_the_same_answer():
-    model, images = lv_vit(), torch.randn(2, 3, 96, 96)
-    torch.testing.assert_close(model.forward_head(model.forward_features(images)), model(images))
 
 
 def test_the_published_small_model():
@@ -146,11 +143,6 @@ def test_compiles_without_graph_breaks():
         torch.testing.assert_close(found.second_logits, model(images, mix=other).second_logits)
 
 
-def test_images_of_another_size_are_refused():
-    with pytest.raises(ValueError, match="images of 64 x 64 pixels, .* image_size=96"):
-        lv_vit()(torch.randn(1, 3, 64, 64))
-
-
 @pytest.mark.parametrize("image_size", [96, 128])
 def test_one_pass_files_fill_both_passes(image_size):
     one = lv_vit()
@@ -164,10 +156,12 @@ def test_one_pass_files_fill_both_passes(image_size):
     assert torch.equal(again.pos_embed, two.second_pos_embed)
 
 
-def test_files_of_the_other_family_say_so(tiny):
+def test_files_of_the_other_family_and_other_sizes_are_refused(tiny):
     plain = lfvit.create_model("cf_vit", backbone=tiny, image_size=112, num_classes=7)
     with pytest.raises(CheckpointError, match="two-pass model with family=lv_vit, embed_dim=24"):
         lfvit.load_checkpoint(plain, lv_vit("cf_vit").state_dict())
+    with pytest.raises(ValueError, match="images of 64 x 64 pixels, .* image_size=96"):
+        lv_vit()(torch.randn(1, 3, 64, 64))
     with pytest.raises(CheckpointError, match="one-pass model with family=vit, embed_dim=24"):
         lfvit.load_checkpoint(
             lv_vit("cf_vit"), lfvit.create_model("vit", backbone=tiny, image_size=112).state_dict()

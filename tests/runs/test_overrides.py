@@ -23,24 +23,13 @@ from lfvit.runs.configs import (
 from lfvit.utils.error_messages import error_message
 
 
-@pytest.mark.parametrize(
-    "override",
-    [
-        "trainer.max_steps=5",
-        "callbacks.checkpoint.save_top_k=2",
-        "logger.csv.prefix=a",
-        "optimizer.amsgrad=true",
-        "lr_scheduler.cycle_limit=2",
-    ],
-)
-def test_arguments_of_classes_need_no_plus(override):
-    cfg = compose_config("train", [override])
-    key, _, value = override.partition("=")
-    group, *rest = key.split(".")
-    node = cfg[group]
-    for name in rest:
-        node = node[name]
-    assert str(node).lower() == value
+def test_arguments_of_classes_need_no_plus():
+    given = ["trainer.max_steps=5", "callbacks.checkpoint.save_top_k=2", "logger.csv.prefix=a"]
+    given += ["optimizer.amsgrad=true", "lr_scheduler.cycle_limit=2"]
+    cfg = compose_config("train", given)
+    for override in given:
+        key, _, value = override.partition("=")
+        assert str(OmegaConf.select(cfg, key)).lower() == value
 
 
 @pytest.mark.parametrize("group", ["method", "backbone", "reducer", "data"])
@@ -73,36 +62,35 @@ NAMES = ["C#", "it's", 'in"ch', "x;y", "p&q", "n\u00e9e", "ex!", "lt<gt>", "\u65
 NAMES += ["caret^", "e=mc2", "q(1)", "[1]", "{b}", "back\\", "\\'", "$HOME", "1", "null", "true"]
 NAMES += ["1e3", "caf\udce9", "'quoted'", "100%", "a@b", "~x", "*?", "a, b", " space ", "tab\t"]
 NAMES += ["line\nbreak"]
-KEYS = [("train", "data.root"), ("train", "run_dir"), ("evaluate", "ckpt_path")]
-KEYS += [("predict", "image")]
 
 
-@pytest.mark.parametrize(
-    ("name", "command", "key"),
-    [
-        *((name, *KEYS[0]) for name in NAMES),
-        *(("/".join(NAMES), *key) for key in KEYS),
-    ],
-)
-def test_a_path_may_hold_any_character(tmp_path, monkeypatch, name, command, key):
+def parsed(override):
+    """The value of an override as it stands on the command line."""
+    (opened,) = open_groups([quote_path(override)])
+    value = OverridesParser.create().parse_override(opened).value()
+    return value.text if isinstance(value, QuotedString) else value
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_path_may_hold_any_character(tmp_path, monkeypatch, name):
     """As it stands on the command line; another shell's worth of quotes is understood as well."""
     monkeypatch.chdir(tmp_path)
     Path(name).mkdir(parents=True)
-    data = ["data=imagefolder"] if key == "data.root" else []
     quoted = QuotedString(name, Quote.single).with_quotes()
     for value in (name, f"{tmp_path}/{name}", quoted):
-        cfg = compose_config(command, [*data, f"{key}={value}"])
-        assert OmegaConf.select(cfg, key) == (name if value == quoted else value)
+        assert parsed(f"data.root={value}") == (name if value == quoted else value)
+    if name not in ("a, b", "null", "1", "true"):
+        assert parsed(f"hydra.run.dir=new/{name}/run") == f"new/{name}/run"
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in NAMES if name not in ("a, b", "null", "1", "true")]
-)
-def test_a_path_need_not_exist(name):
-    value = f"new/{name}/run"
-    (override,) = open_groups([quote_path(f"hydra.run.dir={value}")])
-    parsed = OverridesParser.create().parse_override(override).value()
-    assert parsed == value
+@pytest.mark.parametrize("key", ["data.root", "run_dir", "ckpt_path", "image"])
+def test_a_config_holds_the_path(tmp_path, key):
+    path = tmp_path / "/".join(NAMES)
+    path.mkdir(parents=True)
+    data = ["data=imagefolder"] if key == "data.root" else []
+    command = {"ckpt_path": "evaluate", "image": "predict"}.get(key, "train")
+    cfg = compose_config(command, [*data, f"{key}={path}"])
+    assert OmegaConf.select(cfg, key) == str(path)
 
 
 def test_a_tilde_is_the_home_directory(monkeypatch, tmp_path):

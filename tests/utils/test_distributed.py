@@ -29,14 +29,8 @@ def started(monkeypatch):
         "SLURM_JOB_ID=7 SLURM_JOB_NAME=x SLURM_NTASKS=4",  # salloc
         "SLURM_JOB_ID=7 SLURM_JOB_NAME=jupyter SLURM_NTASKS=4 SLURM_NTASKS_PER_NODE=4",
         "SLURM_JOB_NAME=x SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2 SLURM_PROCID=0 SLURM_LOCALID=0",
-        *(
-            "RANK=1",
-            "LOCAL_RANK=3",
-            "SLURM_PROCID=2",
-            "WORLD_SIZE=2",
-            "RANK=x",
-            "RANK=0 WORLD_SIZE=8",
-        ),
+        *("RANK=1", "LOCAL_RANK=3", "SLURM_PROCID=2", "WORLD_SIZE=2", "RANK=x"),
+        "RANK=0 WORLD_SIZE=8",
         "RANK=1 LOCAL_RANK=1 WORLD_SIZE=2 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500",
         "NODE_RANK=1 LOCAL_RANK=1 MASTER_PORT=29500 WORLD_SIZE=4",
         "OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_LOCAL_RANK=1",
@@ -65,33 +59,21 @@ def test_nothing_is_said_of_one_process(started, capsys, left):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(
-    ("variables", "arguments", "expected", "main"),
-    [
-        (
-            "TORCHELASTIC_RUN_ID=x RANK=1 WORLD_SIZE=2 LOCAL_WORLD_SIZE=2",
-            [],
-            distributed.Launched(1, 2, 1),
-            False,
-        ),
-        (
-            "SLURM_STEP_ID=0 SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2 SLURM_PROCID=1",
-            [],
-            distributed.Launched(1, 2, 1),
-            False,
-        ),
-        # the shell of salloc, itself a step of one task
-        (
-            "SLURM_STEP_ID=4294967290 SLURM_STEP_NUM_TASKS=1 SLURM_NTASKS=4 SLURM_PROCID=0",
-            [],
-            distributed.Launched(0, 1, 1),
-            True,
-        ),
-        ("LOCAL_RANK=1 WORLD_SIZE=2", ["hydra.job.name=train_ddp_process_1"], None, False),
-    ],
-)
-def test_what_a_launcher_has_started_is_kept(started, capsys, variables, arguments, expected, main):
+STARTED = [
+    ("TORCHELASTIC_RUN_ID=x RANK=1 WORLD_SIZE=2 LOCAL_WORLD_SIZE=2", [], (1, 2, 1)),
+    ("SLURM_STEP_ID=0 SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2 SLURM_PROCID=1", [], (1, 2, 1)),
+    (  # the shell of salloc, itself a step of one task
+        "SLURM_STEP_ID=4294967290 SLURM_STEP_NUM_TASKS=1 SLURM_NTASKS=4 SLURM_PROCID=0",
+        [],
+        (0, 1, 1),
+    ),
+    ("LOCAL_RANK=1 WORLD_SIZE=2", ["hydra.job.name=train_ddp_process_1"], None),
+]
+
+
+@pytest.mark.parametrize(("variables", "arguments", "expected"), STARTED)
+def test_what_a_launcher_has_started_is_kept(started, capsys, variables, arguments, expected):
     started(variables, *arguments)
     assert distributed.launched() == expected
-    assert distributed.is_main_process() is main
+    assert distributed.is_main_process() is (expected == (0, 1, 1))
     assert capsys.readouterr().err == ""
