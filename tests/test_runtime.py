@@ -1,5 +1,6 @@
 """Exported models in onnxruntime: the same images, the same early exit, the same answers."""
 
+import json
 import shutil
 
 import numpy as np
@@ -272,9 +273,9 @@ def test_the_runtime_needs_no_pytorch(two_pass, photographs):
         "sys.exit(sorted({'torch', 'timm', 'lightning', 'hydra'} & set(sys.modules)) or 0)"
     )
     run_python("-c", code)
-    out = run_python("-m", "lfvit.runtime", two_pass[1], image)
+    out = run_python("-m", "lfvit.runtime", two_pass[1], image.parent)
     assert out.stderr == ""
-    assert out.stdout.count(" %  class ") == 5
+    assert out.stdout.count(" %  class ") == 5 * len(images_of(image.parent))
     assert "of 2, 0." in out.stdout
 
 
@@ -291,10 +292,15 @@ def test_mistakes_are_one_message(two_pass, tmp_path, capsys):
         (tmp_path / "model.json").write_text(text)
         with pytest.raises(ConfigError, match=f"{fault}; export the model again"):
             runtime.load(tmp_path)
-    (tmp_path / "model.json").write_text('{"format": 3}')
+    card = json.loads((two_pass[1] / "model.json").read_text())
     shutil.copy(two_pass[1] / "model.onnx", tmp_path)
-    with pytest.raises(ConfigError, match="incomplete .*; export the model again"):
-        runtime.load(tmp_path)
+    for wrong in (
+        *({"macs": card["macs"][:1]}, {"classes": ["a", "b"]}, {"image_size": 96}),  # of another
+        *({"macs": "x"}, {"threshold": None}, {"interpolation": "cubic"}, {"mean": {}}),
+    ):
+        write_json(tmp_path / "model.json", card | wrong)
+        with pytest.raises(ConfigError, match="incomplete, or of .*; export the model again"):
+            runtime.load(tmp_path)
     (tmp_path / "model.onnx").write_bytes((two_pass[1] / "model.onnx").read_bytes()[:1000])
     with pytest.raises(ConfigError, match="cannot open it .*; export the model again"):
         runtime.load(tmp_path)
@@ -303,3 +309,11 @@ def test_mistakes_are_one_message(two_pass, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         runtime.main([str(two_pass[1]), str(tmp_path / "none.jpg")])
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'none.jpg'}: not readable")
+    for typed, fault in (
+        ([two_pass[1] / "model.onnx", "a.jpg"], "pass the folder that export.py wrote"),
+        ([two_pass[1], two_pass[1]], "holds no images"),
+        ([two_pass[1], "a.jpg", "--top", "0"], "--top has to be 1 or more"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            runtime.main([str(word) for word in typed])
+        assert fault in capsys.readouterr().err

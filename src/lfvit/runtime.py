@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from lfvit.data.images import center_crop, read_image, to_rgb
+from lfvit.data.images import FILTERS, center_crop, is_image, read_image, to_rgb
 from lfvit.errors import ConfigError, LFViTError
 from lfvit.utils.signals import outlive_output
 
@@ -134,7 +134,7 @@ def load(
     folder = Path(folder).expanduser()
     try:
         card = json.loads((folder / CARD).read_text("utf-8"))
-    except FileNotFoundError as error:
+    except OSError as error:
         raise ConfigError(
             f"{folder}: has no {CARD}; pass the folder that export.py wrote"
         ) from error
@@ -151,11 +151,22 @@ def load(
         raise ConfigError(f"{folder}: has no {GRAPH}; pass the folder that export.py wrote")
     graph = open_graph(folder / GRAPH, threads, providers)
     try:
+        _check(card, graph)
         return Runtime(card, graph)
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"{folder / CARD}: incomplete ({error}); export the model again"
+            f"{folder / CARD}: incomplete, or of another model ({error}); export the model again"
         ) from error
+
+
+def _check(card: dict[str, Any], session: Any) -> None:
+    """Raise KeyError, TypeError or ValueError for an incomplete card, or one of another model."""
+    float(card["threshold"]), float(card["crop_pct"]), FILTERS[card["interpolation"]]
+    images, *others = session.get_inputs()
+    logits = next(node for node in session.get_outputs() if node.name == "logits")
+    graph = images.shape[2:], len(others) + 1, logits.shape[1]
+    if graph != ([card["image_size"]] * 2, sum(m > 0 for m in card["macs"]), len(card["classes"])):
+        raise ValueError(f"{GRAPH} has other inputs and outputs")
 
 
 def open_graph(path: Path, threads: int, providers: Sequence[str]) -> Any:
@@ -183,17 +194,19 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Classify files: the best classes, the number of passes and the cost of each file."""
+    """Classify images: the best classes, the number of passes and the cost of each one."""
     outlive_output()
     parser = argparse.ArgumentParser(prog="python -m lfvit.runtime", description=main.__doc__)
     parser.add_argument("folder", help="what export.py wrote")
-    parser.add_argument("image", nargs="+")
+    parser.add_argument("image", nargs="+", type=Path, help="a file, or a folder of them")
     parser.add_argument("--threshold", type=float, help="eta; the exported one if left out")
     parser.add_argument("--top", type=int, default=5, help="how many classes to print")
     options = parser.parse_args(arguments)
+    if options.top < 1:
+        parser.error("--top has to be 1 or more")
     try:
         model = load(options.folder)
-        for path in options.image:
+        for path in (file for path in options.image for file in _images(path)):
             output = model.predict(path, options.threshold)
             print(f"\n{path}")
             probabilities = softmax(output.logits)[0]
@@ -204,6 +217,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except LFViTError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _images(path: Path) -> list[Path]:
+    """All images below a folder, sorted; a file as it is."""
+    if not path.is_dir():
+        return [path]
+    images = sorted(file for file in path.rglob("*") if file.is_file() and is_image(file))
+    if not images:
+        raise ConfigError(f"{path}: holds no images")
+    return images
 
 
 if __name__ == "__main__":
