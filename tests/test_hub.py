@@ -27,7 +27,7 @@ def test_saved_and_read_again(saved):
     assert {path.name for path in folder.iterdir()} == {
         *("config.json", "model.safetensors", "README.md"),
     }
-    again = lfvit.Pretrained.from_pretrained(folder)
+    again = lfvit.Pretrained.from_pretrained(f"hf:{folder}")
     assert again.record == model.record
     assert again.record.threshold == 0.6
     images = torch.randn(3, 3, 112, 112)
@@ -49,7 +49,7 @@ def test_commands_read_the_folder(saved, prefix):
 
 
 def test_the_zoo_is_the_same(tmp_path):
-    model = lfvit.Pretrained.from_pretrained(zoo.FOLDER / "lf_vit_imagenette")
+    model = lfvit.Pretrained.from_pretrained("zoo:lf_vit_imagenette")
     card = read_card("zoo:lf_vit_imagenette")
     assert model.card == {key: value for key, value in card.items() if key != "record"}
     model.save_pretrained(tmp_path)
@@ -67,12 +67,15 @@ def test_without_a_network_one_message_says_what_to_do(monkeypatch):
     for name in ("nobody/nothing", "not a name"):
         with pytest.raises(CheckpointError, match=r"cannot be had from the Hub \(.+\); check the"):
             load_trained(f"hf:{name}")
+        with pytest.raises(CheckpointError, match="cannot be had from the Hub"):
+            lfvit.Pretrained.from_pretrained(name)
 
 
 def test_a_repository_of_something_else(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
-    with pytest.raises(CheckpointError, match="hf:a/b: has no model.safetensors"):
-        load_trained("hf:a/b")
+    for name in ("a/b", str(tmp_path), ""):
+        with pytest.raises(CheckpointError, match=f"hf:{name}: has no model.safetensors"):
+            load_trained(f"hf:{name}")
 
 
 def test_a_model_is_sent_as_it_is(monkeypatch, capsys):

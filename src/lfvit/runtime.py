@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--top has to be 1 or more")
     try:
         model = load(options.folder)
-        for path in (file for path in options.image for file in _images(path)):
+        for path in (file for given in options.image for file in _images(given)):
             output = model.predict(path, options.threshold)
             print(f"\n{path}")
             probabilities = softmax(output.logits)[0]

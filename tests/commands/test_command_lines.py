@@ -82,6 +82,11 @@ def test_a_folder_of_photographs_from_training_to_prediction(tmp_path, here):
     [
         ("train", ["trainer.accelerator=quantum"], "trainer: You selected an invalid"),
         ("train", ["method.alhpa=1"], "method has no setting 'alhpa'; did you mean alpha? valid:"),
+        (
+            "train",
+            ["data=imagefolder", "data.train_images=8", "data.val_images=8"],
+            "data has no setting 'train_images'",
+        ),
         ("evaluate", [], "ckpt_path is not set; pass ckpt_path="),
         ("diagnose", ["ckpt_path=x", "remove=0.5"], "no setting 'remove'; did you mean removed?"),
     ],

@@ -93,6 +93,8 @@ def test_what_cannot_be_shown_is_refused_with_the_fix(cfg, trained_run, trained_
         Shown(cfg, str(trained_vit), None)
     with pytest.raises(ConfigError, match="several passes; pass it as ckpt_path="):
         Shown(cfg, str(trained_run), str(trained_run))
+    with pytest.raises(ConfigError, match="knows other classes than .* trained on the same data"):
+        Shown(cfg, str(trained_run), "zoo:vit_imagenette")
 
 
 def test_a_taken_port_names_a_free_one():

@@ -4,7 +4,10 @@ import csv
 import json
 
 import pytest
+import torch
 
+import lfvit
+from conftest import TINY
 from lfvit.commands.diagnose import diagnose
 from lfvit.errors import ConfigError
 
@@ -38,7 +41,13 @@ def test_a_two_pass_model(run, tmp_path, capsys):
         assert a == pytest.approx(b, abs=1e-3)
 
 
-def test_a_one_pass_model_and_mistakes(run, trained_vit):
+def test_a_one_pass_model_and_mistakes(run, trained_vit, tmp_path):
+    cascade = lfvit.create_model("dvt", backbone=TINY, image_size=64, num_classes=3)
+    torch.save(cascade.state_dict(), tmp_path / "dvt.pth")
+    described = ["method=dvt", "backbone=vit_micro", "image_size=64", "data=needle"]
+    described += [f"backbone.{key}={value}" for key, value in TINY.items()]
+    with pytest.raises(ConfigError, match="method=dvt has more than two passes"):
+        run(*described, checkpoint=tmp_path / "dvt.pth")
     found = run(checkpoint=trained_vit)
     assert {row["pass"] for row in found["rows"]} == {1}
     assert found["images"] == 16

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import lfvit
 from lfvit.errors import ConfigError
 from lfvit.models.passes import early_exit, forward_passes
+from lfvit.models.tokens import resample_pos_embed
 
 SIZES = {"embed_dim": 24, "depth": 3, "num_heads": 2, "patch_size": 8}
 
@@ -88,6 +89,15 @@ def test_costs_of_the_passes():
     assert lfvit.count_macs(cascade()) > lfvit.count_macs(model)
 
 
+def test_weights_for_another_image_size():
+    model = lfvit.create_model("dvt", backbone=SIZES, image_size=56, num_classes=5)
+    weights = cascade().state_dict()
+    lfvit.load_checkpoint(model, weights)
+    for i, side in enumerate(model.grids):
+        expected = resample_pos_embed(weights[f"pos_embeds.{i}"], 1 + side**2)
+        torch.testing.assert_close(model.pos_embeds[i].data, expected)
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ConfigError, match="cascade of plain ViTs; reducers and LV-ViT"):
         cascade(reducer="evit")
@@ -95,6 +105,11 @@ def test_what_does_not_fit_is_refused():
         cascade(backbone={"family": "lv_vit"})
     with pytest.raises(ConfigError, match="ascending numbers, such as"):
         cascade(grids=[14, 7])
+    with pytest.raises(ConfigError, match="has 14 x 14 patches; valid: ascending numbers up to 14"):
+        cascade(grids=[7, 15])
+    for wrong in ([0.5], [0.5] * 3, -1, float("nan")):
+        with pytest.raises(ConfigError, match="is not valid: one number from 0 on, or a list of 2"):
+            cascade().infer(torch.zeros(1, 3, 112, 112), wrong)
     with pytest.raises(ValueError, match="this model has image_size=112"):
         cascade()(torch.zeros(1, 3, 56, 56))
     with pytest.raises(ConfigError, match="has one pass"):

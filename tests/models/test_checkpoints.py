@@ -109,12 +109,16 @@ def test_what_decides_the_features_is_never_left_out(timm_vit, name):
         ("\n<!DOCTYPE html>\n<html>", "is a web page, not weights; download the file itself"),
         ("<html><head>", "is a web page"),
         ("<?xml version='1.0'?><Error>", "is a web page"),
+        ("# a text", "no file of weights"),
         (None, "is a folder; pass the path of"),
     ],
 )
 def test_what_is_no_file_of_weights_is_named(model, tmp_path, suffix, content, message):
     path = tmp_path / f"weights{suffix}"
     path.mkdir() if content is None else path.write_text(content)
+    if content is None and suffix == ".ckpt":  # as export.py writes it
+        (path / "model.onnx").touch()
+        message = "is an exported model, which python -m lfvit.runtime runs; pass the checkpoint"
     with pytest.raises(CheckpointError, match=message):
         lfvit.load_checkpoint(model, path)
 

@@ -27,6 +27,7 @@ REFUSED = [
     ({"image_size": 120}, r"image_size=120 .*half resolution.* 112 or 128"),
     ({"backbone": "deit_small_patch16_224", "image_size": 225}, r"image_size=225 does not divide"),
     ({"num_classes": 0}, r"num_classes=0"),
+    ({"method": "dvt", "grids": 7}, r"method.grids=7 .* a list, such as method.grids=\[7\]"),
     ({"backbone": 3}, r"backbone=3 must be a name, or a mapping with embed_dim"),
     ({"backbone": {"embed_dim": 24, "depth": 2}}, r"backbone\.num_heads is missing"),
     ({"backbone": {**TINY, "embed_dim": 25}}, r"num_heads=2 .* it must divide embed_dim=25"),
@@ -54,6 +55,8 @@ TOO_DEEP = [
     ("evit", {"blocks": [1, 6]}, r"reducer\.blocks=\[1, 6\]: the backbone has 5 blocks"),
     ("tome", {"r": [1, 2]}, r"reducer\.r=.* needs one value per reducing block: 5"),
     ("frequency", {"removed": [0.1, 0.2]}, r"reducer\.removed=.* one value per reducing block: 3"),
+    ("tofu", {"prune_blocks": 6}, r"prune_blocks=6: the backbone has 5 blocks; valid: 0 to 5"),
+    ("a_vit", {"target_depth": 6}, r"target_depth=6: the backbone has 5 blocks; valid: 1 to 5"),
     ("frequency", {"blocks": [1]}, r"reducer\.windows=.* needs one value per reducing block: 1"),
 ]
 

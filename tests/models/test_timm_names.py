@@ -59,6 +59,15 @@ def test_names_and_their_configurations():
         timm.create_model("lf_vit_small_patch16_224", in_chans=1)
 
 
+def test_what_timm_s_scripts_pass():
+    """drop_rate is 0 where it is not given; what would have no effect is refused."""
+    passed = {"drop_rate": 0.0, "features_only": False, "global_pool": "token"}
+    assert timm.create_model("lf_vit_tiny_patch16_224", **passed, **TINY).num_classes == 5
+    for name, value in {"drop_rate": 0.1, "features_only": True, "threshold": -1}.items():
+        with pytest.raises(ConfigError, match=f"{name}={value} is .*; valid: "):
+            timm.create_model("lf_vit_tiny_patch16_224", **{name: value}, **TINY)
+
+
 def test_evaluation_stops_early(model):
     images, _ = next(batches())
     model.eval()

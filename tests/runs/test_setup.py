@@ -54,7 +54,7 @@ def trained_on(folder, **settings):
     data = {"dataset": {"_target_": "lfvit.data.ImageFolder", "_partial_": True}}
     data |= {"root": str(folder), "train_split": "train", "val_split": "val", **settings}
     classes = ["apple", "pear", "plum"]
-    values = {**DESCRIBED, "image_size": 32, "data": data, "classes": classes}
+    values = {**DESCRIBED, "image_size": 64, "data": data, "classes": classes}
     return CheckpointRecord(**values, layout={"train_images": 18, "batch_size": 4})
 
 
@@ -71,6 +71,7 @@ SPLIT = {"val_fraction": 0.25, "split_seed": 3}
     [
         (SPLIT, [], 6, True),
         (SPLIT, ["data=imagefolder", "data.root=HERE"], 6, True),
+        (SPLIT, ["data=clutter", "data.root=HERE"], 6, True),
         (SPLIT, ["data=imagefolder", "data.root=THERE"], 24, False),
         (SPLIT, ["data.root=THERE"], 24, False),
         (SPLIT, ["data.root=THERE", "data.val_fraction=0.5"], 12, False),
@@ -93,6 +94,13 @@ def test_which_images_of_a_folder_are_evaluated(
     if unseen:
         held_out = ImageFolder("val", root=str(photographs), val_fraction=0.25, split_seed=3)
         assert data.val_images.paths == held_out.paths
+
+
+@pytest.mark.parametrize("setting", ["val_fraction=1", "split_seed=4"])
+def test_no_other_images_of_the_folder_are_chosen(photographs, composed, setting):
+    chosen = composed("evaluate", "ckpt_path=x", f"++data.{setting}").data
+    with pytest.raises(ConfigError, match=f"data.{setting}: .* held out; leave it out"):
+        open_data(chosen, trained_on(photographs, **SPLIT))
 
 
 def test_a_folder_that_has_changed_since_training(elsewhere, caplog):

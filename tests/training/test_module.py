@@ -222,7 +222,8 @@ def test_a_teacher_from_a_file_teaches_both_passes(tiny, at_epoch):
     ("settings", "message"),
     [
         (["image_size=96", "schedule.distill_weight=1"], "trained with image_size=112, and the"),
-        (["schedule.distill_weight=1"], "knows other classes than those of the data"),
+        (["schedule.distill_weight=1"], "knows other classes .* they differ in their order"),
+        (["schedule.distill_weight=1", "data.std=[1,1,1]"], "pass data.std as there"),
         ([], "teaches with schedule.distill_weight, which is 0"),
         (
             ["schedule.distill_weight=1", "reducer=dynamic_vit", "method=vit"],

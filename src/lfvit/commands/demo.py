@@ -84,6 +84,11 @@ class Shown:
         self.one_pass = _one_pass_like(self.record) if baseline is None else load_trained(baseline)
         if num_passes(self.one_pass.model) > 1:
             raise ConfigError(f"baseline={baseline} has several passes; pass it as ckpt_path=")
+        if self.one_pass.record.classes != self.record.classes:
+            raise ConfigError(
+                f"baseline={baseline} knows other classes than ckpt_path={ckpt_path}; pass one "
+                "that was trained on the same data"
+            )
         self.name, self.has_baseline = ckpt_path, baseline is not None
         self.device = find_device(cfg.accelerator)
         self.context = inference_context(cfg.precision, self.device)

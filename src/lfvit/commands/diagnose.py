@@ -8,9 +8,11 @@ import torch
 from omegaconf import DictConfig
 
 from lfvit.data.augment import normalize
+from lfvit.errors import ConfigError
 from lfvit.measure.diagnosis import diagnose_batch, summarize
 from lfvit.measure.settings import DiagnosisSettings
 from lfvit.models import zoo
+from lfvit.models.passes import num_passes
 from lfvit.results.plots import plot_diagnosis
 from lfvit.runs.datasets import open_data
 from lfvit.runs.directory import start_run
@@ -50,6 +52,11 @@ def diagnose(cfg: DictConfig) -> dict[str, Any]:
     settings = validate(DiagnosisSettings, {k: cfg[k] for k in DiagnosisSettings.model_fields})
     device = find_device(cfg.accelerator)
     model, record = load_trained(cfg.ckpt_path, model_overrides(cfg))
+    if num_passes(model) > 2:
+        raise ConfigError(
+            f"method={record.method['name']} has more than two passes; the diagnosis is of models "
+            "of one or two"
+        )
     record = with_seed(cfg, record)
     data = open_data(cfg.get("data"), record)
     run_dir = start_run(cfg)

@@ -273,17 +273,21 @@ def load_teacher(cfg: DictConfig, path: str, classes: list[str], known: bool) ->
     if record.image_size != cfg.image_size:
         raise ConfigError(
             f"schedule.teacher={path} was trained with image_size={record.image_size}, and the "
-            f"images here have {cfg.image_size}"
+            f"images here have {cfg.image_size}; the two have to be the same"
         )
     expected = make_record(cfg, classes)["preprocessing"]
     for key in ("mean", "std"):
         if known and (theirs := getattr(record.preprocessing, key)) != expected[key]:
             raise ConfigError(
                 f"schedule.teacher={path} was trained with data.{key}={list(theirs)}, and the "
-                f"images here are normalised with {list(expected[key])}"
+                f"images here are normalised with {list(expected[key])}; pass data.{key} as there"
             )
     if known and record.classes != classes:
-        raise ConfigError(f"schedule.teacher={path} knows other classes than those of the data")
+        differ = sorted(set(record.classes) ^ set(classes))[:3] or ["their order"]
+        raise ConfigError(
+            f"schedule.teacher={path} knows other classes than those of the data; they differ in "
+            f"{', '.join(differ)}"
+        )
     return teacher
 
 

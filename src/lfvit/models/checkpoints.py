@@ -36,7 +36,7 @@ BODY = re.compile(  # what decides the features: unlike decoders and heads, it i
     r"(backbone\.|backbones\.\d+\.)?(pos_embeds|blocks|patch_embed|norm|norm_pre|fc_norm|attn_pool|reuse|"
     r"(cls|reg|dist)_token|(first_|second_)?pos_embed)\b"
 )
-POS_EMBEDS = ("first_pos_embed", "second_pos_embed", "pos_embed")
+POS_EMBED = re.compile(r"(first_|second_)?pos_embed|pos_embeds\.\d+")
 BLOCK = re.compile(r"(?:backbone\.|backbones\.\d+\.)?blocks\.(\d+)\.")
 REDUCER = re.compile(r"^(blocks\.)?reducer\.")
 
@@ -48,6 +48,8 @@ PLAIN_VALUES: list[Any] = [  # what training scripts store beside their weights
     _NUMPY_SCALAR,
     (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # its name in files of NumPy 1
 ]
+
+HINT = "; new_head=True keeps the model's own head"
 
 LAST = re.compile(r"reuse\.mlp\.(fc2\.)?(weight|bias)")
 """The last layer of feature reuse."""
@@ -73,6 +75,11 @@ def read_file(path: str | Path) -> dict[str, Any]:
         CheckpointError: missing, truncated, or not made of plain weights.
     """
     path = locate(path)
+    if path.suffix == ".onnx" or (path / "model.onnx").is_file():
+        raise CheckpointError(
+            f"{path}: is an exported model, which python -m lfvit.runtime runs; pass the "
+            "checkpoint it was made from"
+        )
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"
         raise CheckpointError(f"{path}: {what}; pass the path of a .ckpt, .pth or .safetensors")
@@ -85,7 +92,9 @@ def read_file(path: str | Path) -> dict[str, Any]:
     except CheckpointError:
         raise
     except Exception as error:  # torch.load raises many kinds for damaged files
-        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
+        with path.open("rb") as file:
+            pickled = file.read(1) in (b"\x80", b"P")  # or a zip of such
+        if pickled and ("weights_only" in str(error).lower() or "Unsupported" in str(error)):
             code = re.search(r"GLOBAL ([\w.]+)", str(error))
             raise CheckpointError(
                 f"{path}: holds more than weights ({code[1] if code else 'pickled code'}), and "
@@ -252,8 +261,8 @@ def load_checkpoint(
                 f"{name}: {key} holds {value.dtype} values that are no dense, finite weights; use "
                 "an earlier checkpoint, or save the model's state_dict again"
             )
-    for key in POS_EMBEDS:
-        if key in weights and key in expected and weights[key].shape != expected[key].shape:
+    for key in filter(POS_EMBED.fullmatch, expected):
+        if key in weights and weights[key].shape != expected[key].shape:
             # no grid, or one that does not fit into memory: refused below
             with suppress(ValueError, RuntimeError, IndexError):
                 weights[key] = resample_pos_embed(weights[key], expected[key].shape[1])
@@ -272,7 +281,7 @@ def load_checkpoint(
         first = [f"{label}: {', '.join(keys[:3])}" for label, keys in misfits.items() if keys]
         raise CheckpointError(
             f"{name}: does not fit this {type(model).__name__}. {'; '.join(first)}. "
-            f"{_description(found)}"
+            f"{_description(found)}{'' if new_head else HINT}"
         )
     fresh = {
         re.sub(r"^(backbone|blocks)\.", "", k).split(".")[0]
@@ -348,6 +357,5 @@ def _description(found: dict[str, Tensor]) -> str:
     head = f"num_classes={len(sizes['head.weight'])}" if "head.weight" in sizes else "no head"
     return (
         f"The file is a {passes}-pass model with family={family}, embed_dim="
-        f"{len(sizes['norm.weight'])}, depth={depth}, {head}; new_head=True keeps the model's own "
-        "head"
+        f"{len(sizes['norm.weight'])}, depth={depth}, {head}"
     )

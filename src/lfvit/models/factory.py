@@ -97,6 +97,11 @@ def create_model(
     if isinstance(settings, DVTSettings):
         patch, grid = vit.patch_embed.patch_size[0], vit.patch_embed.grid_size[0]
         grids = settings.grids or sorted({max(grid // 2, 1), max(grid * 5 // 7, 1), grid})
+        if grids[-1] > grid:  # would see an enlarged image
+            raise ConfigError(
+                f"method.grids={grids}: image_size={image_size} has {grid} x {grid} patches; "
+                f"valid: ascending numbers up to {grid}"
+            )
         sized = {"num_classes": num_classes, "drop_path_rate": drop_path_rate}
         vits = [_build_vit(backbone, pretrained, img_size=g * patch, **sized) for g in grids]
         return CascadeViT(vits, image_size, reuse=settings.reuse)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from lfvit.errors import ConfigError
 from lfvit.models.lv_vit import AUX_SHARE, DenseLogits, LVViT
 from lfvit.models.selectors import Selection
 
@@ -97,9 +98,17 @@ class MultiPassViT(nn.Module):
             coarse_images: (B, 3, S/2, S/2) if already computed, see `downsample`.
             bucket: later passes run on a multiple of so many images, the last one repeated, so that
                 compiled passes meet few sizes.
+
+        Raises:
+            ConfigError: another number of thresholds, or one that is below 0 or no number.
         """
         single = isinstance(threshold, int | float)
         etas: Any = [threshold] * (self.num_passes - 1) if single else threshold
+        if len(etas) != self.num_passes - 1 or not all(eta >= 0 for eta in etas):
+            raise ConfigError(
+                f"threshold={threshold} is not valid: one number from 0 on, or a list of "
+                f"{self.num_passes - 1}"
+            )
         logits, handed_on = self.run_pass(0, images, coarse_images)
         selection = getattr(handed_on, "selection", None)
         answers, first = logits, confidence_of(logits)  # (B, C), (B,)

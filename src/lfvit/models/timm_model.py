@@ -11,8 +11,11 @@ from lfvit.models.factory import create_model
 from lfvit.models.two_pass import TwoPassViT
 from lfvit.utils.validation import check_choice
 
-OF_TIMM = {"pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only"}
+OF_TIMM = {"pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 """Arguments of `timm.create_model` for weights, which those of the backbone need not."""
+
+AS_THEY_ARE = {"features_only": False, "drop_rate": 0.0, "global_pool": "token"}
+"""What timm's scripts may pass, and the only value that there is."""
 
 
 class TimmTwoPassViT(TwoPassViT):
@@ -85,6 +88,10 @@ def build(
     sides = {img_size} if isinstance(img_size, int) else set(img_size or [side])
     if in_chans != 3 or len(sides) != 1:
         raise ConfigError(f"in_chans={in_chans}, img_size={img_size}: images are square, of RGB")
+    if not threshold >= 0:
+        raise ConfigError(f"threshold={threshold} is out of range; valid: 0 or more")
+    for name, value in AS_THEY_ARE.items():
+        check_choice(name, options.pop(name, value), [value])
     config = options.pop("pretrained_cfg", None)
     options = {key: value for key, value in options.items() if key not in OF_TIMM}
     model: Any = create_model(method, backbone=backbone, image_size=sides.pop(), **options)

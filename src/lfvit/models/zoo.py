@@ -33,7 +33,7 @@ def locate(source: str | Path) -> Path:
     """
     text = str(source)
     if text.startswith(HUB):
-        return fetch(text.removeprefix(HUB)) / WEIGHTS
+        return fetch(text) / WEIGHTS
     if not text.startswith(PREFIX):
         folder = Path(text)
         files = (folder / "checkpoints" / LAST, folder / LAST, folder / WEIGHTS)
@@ -48,29 +48,33 @@ def locate(source: str | Path) -> Path:
 
 
 def fetch(repo: str, **options: Any) -> Path:
-    """The folder of a repository of the Hub, downloaded if it is not cached; a folder as it is.
+    """The folder of ``zoo:NAME`` or of a repository of the Hub, downloaded if it is not cached; a
+    folder as it is.
 
     Args:
-        repo: USER/REPO, or the path of a folder.
+        repo: USER/REPO or hf:USER/REPO, zoo:NAME, or the path of a folder.
         **options: of `huggingface_hub.snapshot_download`, such as ``revision``.
 
     Raises:
         CheckpointError: it cannot be had.
     """
-    if Path(repo).is_dir():
-        return Path(repo)
-    from huggingface_hub import snapshot_download
-
+    if repo.startswith(PREFIX):
+        return locate(repo).parent
+    repo = repo.removeprefix(HUB)
     options = {key: value for key, value in options.items() if value is not None}
-    try:
-        files = ["*.json", WEIGHTS, "README.md"]
-        folder = Path(snapshot_download(repo, allow_patterns=files, **options))
-    except Exception as error:  # of the library that downloads, of names, of the network
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise CheckpointError(
-            f"{HUB}{repo}: cannot be had from the Hub ({reason}); check the name, or download it "
-            "elsewhere (hf download) and pass its folder as ckpt_path"
-        ) from error
+    folder = Path(repo)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            files = ["*.json", WEIGHTS, "README.md"]
+            folder = Path(snapshot_download(repo, allow_patterns=files, **options))
+        except Exception as error:  # of the library that downloads, of names, of the network
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise CheckpointError(
+                f"{HUB}{repo}: cannot be had from the Hub ({reason}); check the name, or download "
+                "it elsewhere (hf download) and pass its folder as ckpt_path"
+            ) from error
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError(f"{HUB}{repo}: has no {WEIGHTS}, so it is no model of lfvit")
     return folder

@@ -21,6 +21,8 @@ from lfvit.runs.models import build_model, load_trained
 from lfvit.runs.record import CheckpointRecord
 from lfvit.utils.validation import validate
 
+DOWNLOAD = {"revision", "cache_dir", "force_download", "local_files_only", "token"}
+
 
 class Pretrained(
     nn.Module,
@@ -75,10 +77,28 @@ class Pretrained(
             (save_directory / zoo.CARD).write_text(json.dumps(self.card, indent=1) + "\n", "utf-8")
 
     @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | Path, **options: Any
+    ) -> "Pretrained":
+        """The model of ``USER/REPO`` on the Hub, of ``zoo:NAME``, or of a folder.
+
+        Args:
+            pretrained_model_name_or_path: which one.
+            **options: of the download, as for any model of the Hub.
+
+        Raises:
+            CheckpointError: it cannot be had, or is no model of this project.
+        """
+        folder = zoo.fetch(
+            str(pretrained_model_name_or_path),
+            **{key: options.pop(key) for key in DOWNLOAD & options.keys()},
+        )
+        return super().from_pretrained(folder, **options)
+
+    @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> "Pretrained":
-        download = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-        folder = zoo.fetch(model_id, **{key: options.pop(key, None) for key in download})
-        for name in ("proxies", "resume_download", "map_location", "strict"):
+        folder = Path(model_id)
+        for name in (*DOWNLOAD, "proxies", "resume_download", "map_location", "strict"):
             options.pop(name, None)
         model = cls(**options)
         load_checkpoint(model.model, folder / zoo.WEIGHTS)

@@ -10,7 +10,7 @@ from hydra.utils import get_method
 from timm.data import ImageNetInfo
 
 from lfvit.data.folders import HELD_OUT
-from lfvit.data.settings import DATASETS
+from lfvit.data.settings import DATASETS, FolderSettings
 from lfvit.errors import ConfigError, DataError
 from lfvit.models.checkpoints import RECORD, read_file
 from lfvit.runs.record import LOCATIONS, CheckpointRecord, make_absolute
@@ -60,13 +60,20 @@ def open_data(chosen: Any, record: CheckpointRecord) -> "ImageDataModule":
     make_absolute(settings)
     keys = ("dataset", *LOCATIONS, "name", "data_files", "train_split", "val_split")
     moved = "root" in own and own["root"] is None  # as in the zoo, which does not say where it was
+    ours, theirs = ({**one, "dataset": _split_like(one)} for one in (settings, own))
     same = bool(own) and all(
-        settings.get(key) == own.get(key) for key in keys if not (moved and key == "root")
+        ours.get(key) == theirs.get(key) for key in keys if not (moved and key == "root")
     )
     if "val_fraction" in settings:
         if same:
             held_out = (own.get("val_fraction"), own.get("split_seed", own.get("seed")))
-            settings["val_fraction"], settings["split_seed"] = held_out
+            for key, value in zip(("val_fraction", "split_seed"), held_out, strict=True):
+                if chosen.get(key) not in (None, value):
+                    raise ConfigError(
+                        f"data.{key}={chosen[key]}: a model is evaluated on the images that its "
+                        "training held out; leave it out"
+                    )
+                settings[key] = value
         elif chosen.get("val_fraction") is None:
             settings["val_fraction"] = 1
     settings |= {"seed": own.get("seed", 0), "image_size": record.image_size}
@@ -93,6 +100,14 @@ def open_data(chosen: Any, record: CheckpointRecord) -> "ImageDataModule":
             )
     _check_classes(data, record)
     return data
+
+
+def _split_like(settings: Mapping[str, Any]) -> Any:
+    """The dataset of the group data; of all that divide a folder alike, the same."""
+    dataset = settings.get("dataset") or {}
+    schema: Any = DATASETS.get(dataset.get("_target_", ""), object)
+    kind = "folder" if issubclass(schema, FolderSettings) else dataset.get("_target_")
+    return {"kind": kind, **{key: value for key, value in dataset.items() if key[0] != "_"}}
 
 
 def _check_classes(data: "ImageDataModule", record: CheckpointRecord) -> None:

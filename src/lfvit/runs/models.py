@@ -100,7 +100,11 @@ def load_trained(
             raise CheckpointError(f"{path}: its record describes no model: {error}") from error
         raise
     except CheckpointError as error:
-        raise CheckpointError(str(error).replace("the state dict", str(path), 1)) from error
+        message = str(error).replace("the state dict", str(path), 1)
+        sizes = ("method", "backbone", "image_size")
+        if own and (other := [k for k in sizes if getattr(own, k) != getattr(record, k)]):
+            message += f". It was trained with another {', '.join(other)}: leave that out"
+        raise CheckpointError(message) from error
     return Trained(model.eval(), record)
 
 

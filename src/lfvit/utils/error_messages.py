@@ -148,7 +148,8 @@ def _keys_beside(key: str) -> list[str]:
     """The keys beside an unknown one, from the config composed without it."""
     (command, arguments), parent = typed(), key.rpartition(".")[0]
     names = [(a, a.partition("=")[0].lstrip("+")) for a in arguments if "=" in a]
-    others = [a for a, name in names if not f"{name}.".startswith(f"{key}.")]
+    beside = f"{parent}." if parent else f"{key}."  # where others may be unknown as well
+    others = [a for a, name in names if not f"{name}.".startswith((f"{key}.", beside))]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -1,6 +1,7 @@
 """Tables as Markdown and on the terminal, and text from outside inside a page of Markdown."""
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -61,7 +62,8 @@ def print_table(
         screen.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in cells.rows:
         screen.add_row(*row)
-    Console(markup=False).print(screen)
+    # into a file, as wide as it is
+    Console(markup=False, width=None if sys.stdout.isatty() else 1000).print(screen)
 
 
 def format_cells(

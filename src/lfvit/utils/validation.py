@@ -63,6 +63,8 @@ def _first_fault(error: ValidationError, schema: type[BaseModel], where: str) ->
         return f"{path} is missing"
     if kind == "literal_error":
         return f"{path}={value!r} is unknown; valid: {fault['ctx']['expected']}"
+    if kind == "list_type":
+        return f"{path}={value!r} is not valid: it must be a list, such as {path}=[{value}]"
     reason = fault["msg"].removeprefix("Value error, ")
     reason = reason[:1].lower() + reason[1:]
     if not fault["loc"]:  # a rule about several settings, which names them itself
@@ -120,9 +122,9 @@ def instantiate(where: str, settings: Mapping[str, Any], *args: Any, **kwargs: A
 def suggest(name: str, valid: Iterable[str]) -> str:
     """The end of a message about an unknown name: the closest valid one, and all of them."""
     valid = list(valid)
-    closest = difflib.get_close_matches(name, valid, n=1)
+    closest = difflib.get_close_matches(name, map(str, valid), n=1)
     hint = f"did you mean {closest[0]}? " if closest else ""
-    return f"{hint}valid: {', '.join(valid) or 'none'}"
+    return f"{hint}valid: {', '.join(map(str, valid)) or 'none'}"
 
 
 def check_choice(name: str, value: Any, valid: Iterable[str]) -> None:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lfvit.errors import ConfigError
 from lfvit.models.blocks import padding_bias
 from lfvit.models.reducer_settings import AViTSettings
 from lfvit.models.reducers import Reduced, Reducer, TokenState, reducer
@@ -53,6 +54,11 @@ class AViT(Reducer):
         super().__init__(settings, vit)
         depth = len(vit.blocks)
         target_depth = settings.target_depth or max(depth * 2 // 3, 1)
+        if target_depth > depth:
+            raise ConfigError(
+                f"reducer.target_depth={target_depth}: the backbone has {depth} blocks; valid: 1 "
+                f"to {depth}"
+            )
         distances = torch.arange(depth) - target_depth
         prior = (-distances.square() / 2).exp()
         self.prior = (0.98 * prior / prior[:target_depth].sum()).tolist()  # as released

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lfvit.errors import ConfigError
 from lfvit.models.reducer_settings import ToFuSettings
 from lfvit.models.reducers import TokenState, reducer
 from lfvit.models.reducers.tome import PairReducer
@@ -27,6 +28,11 @@ class ToFu(PairReducer):
         super().__init__(settings, vit)
         given, depth = settings.prune_blocks, len(vit.blocks)
         self.prune_blocks = depth // 2 if given is None else given
+        if self.prune_blocks > depth:
+            raise ConfigError(
+                f"reducer.prune_blocks={given}: the backbone has {depth} blocks; valid: 0 to "
+                f"{depth}"
+            )
 
     def merge(
         self, index: int, patches: Tensor, to: Tensor, num_tokens: int, state: TokenState
