@@ -3,10 +3,10 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from omegaconf import DictConfig
-from pydantic import PositiveInt
+from omegaconf import DictConfig, OmegaConf
+from pydantic import PositiveInt, field_validator
 
 from lfvit.commands.reproduce_plan import print_plan
 from lfvit.commands.reproduce_runs import (
@@ -27,7 +27,7 @@ from lfvit.results.artifacts.tables import Results, Table
 from lfvit.results.artifacts.write import make_artifact, write_artifact
 from lfvit.results.collect import collect
 from lfvit.utils.error_messages import only_warnings
-from lfvit.utils.validation import Settings, plain, validate
+from lfvit.utils.validation import OneOrList, Settings, plain, validate
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,17 @@ class ReproduceSettings(Settings):
     plan: bool
     fresh: bool
     jobs: PositiveInt | Literal["auto"]
+    reuse: Annotated[list[str], OneOrList]
+    overrides: Annotated[list[str], OneOrList]
+
+    @field_validator("overrides")
+    @classmethod
+    def _of_every_training(cls, overrides: list[str]) -> list[str]:
+        for key in (override.lstrip("+").partition("=")[0] for override in overrides):
+            if key in ("seed", "name", "run_dir") or key.startswith("hydra."):
+                instead = "; pass scale.seeds=[0,1]" if key == "seed" else ""
+                raise ValueError(f"every run has its own {key}{instead}")
+        return overrides
 
 
 def reproduce(cfg: DictConfig) -> dict[str, Any]:
@@ -55,7 +66,8 @@ def reproduce(cfg: DictConfig) -> dict[str, Any]:
         TrainingError: at the end, if something failed.
     """
     scale = validate(Scale, plain(cfg.scale), "scale")
-    validate(ReproduceSettings, {key: cfg[key] for key in ReproduceSettings.model_fields})
+    settings = {key: plain(cfg[key]) for key in ReproduceSettings.model_fields}
+    cfg = OmegaConf.merge(cfg, validate(ReproduceSettings, settings).model_dump())  # type: ignore[assignment]
     if cfg.data_root is not None and scale.generated:
         raise ConfigError(
             f"data_root={cfg.data_root}: scale={scale.name} generates its images; leave DATA out, "

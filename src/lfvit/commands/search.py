@@ -23,7 +23,7 @@ from lfvit.utils.atomic_io import read_json, write_atomic, write_json
 from lfvit.utils.error_messages import error_message
 from lfvit.utils.markdown import code, print_table, to_markdown
 from lfvit.utils.seeding import derive
-from lfvit.utils.validation import Settings, plain, validate
+from lfvit.utils.validation import OneOrList, Settings, plain, validate
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class SearchSettings(Settings):
     """What search.yaml explains. space: full name of a setting -> its values or their range."""
 
     experiment: str
-    overrides: list[str]
+    overrides: Annotated[list[str], OneOrList]
     trials: Annotated[int, Field(ge=1)]
     max_gmacs: Annotated[float, Field(gt=0)] | None
     seed: Annotated[int, Field(ge=0)]

@@ -1,10 +1,10 @@
 """Settings of the commands on checkpoints, checked without PyTorch."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from lfvit.utils.validation import Settings
+from lfvit.utils.validation import OneOrList, Settings
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -14,17 +14,13 @@ RUNTIMES = {"torch": ("fp32", "bf16"), "onnx": ("fp32", "int8")}
 """What benchmark.py can time, by what runs the models."""
 
 
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
-
-
 class RiskSettings(Settings):
     """Risks to control: every loss at every eps, each with probability 1 - delta."""
 
-    losses: Annotated[list[Literal["consistency", "gap"]], BeforeValidator(_listed)] = Field(
+    losses: Annotated[list[Literal["consistency", "gap"]], OneOrList] = Field(
         default=["consistency", "gap"]
     )
-    eps: Annotated[list[Share], BeforeValidator(_listed)] = Field(default=[0.01, 0.02, 0.05])
+    eps: Annotated[list[Share], OneOrList] = Field(default=[0.01, 0.02, 0.05])
     delta: Share = 0.1
 
 
@@ -110,12 +106,12 @@ class BenchmarkSettings(Settings):
     warmup, repeats: untimed and timed rounds. top1_images: of a trained model's accuracy.
     """
 
-    batch_sizes: Annotated[list[Positive], BeforeValidator(_listed), Field(min_length=1)]
-    exit_fractions: Annotated[list[Fraction], BeforeValidator(_listed), Field(min_length=1)]
+    batch_sizes: Annotated[list[Positive], OneOrList, Field(min_length=1)]
+    exit_fractions: Annotated[list[Fraction], OneOrList, Field(min_length=1)]
     training: bool
-    runtime: Annotated[list[Literal["torch", "onnx"]], BeforeValidator(_listed)]
-    precision: Annotated[list[Literal["auto", "fp32", "bf16", "int8"]], BeforeValidator(_listed)]
-    compile: Annotated[list[bool], BeforeValidator(_listed)]
+    runtime: Annotated[list[Literal["torch", "onnx"]], OneOrList]
+    precision: Annotated[list[Literal["auto", "fp32", "bf16", "int8"]], OneOrList]
+    compile: Annotated[list[bool], OneOrList]
     compile_mode: Literal["default", "reduce-overhead", "max-autotune"]
     threads: Positive | None
     warmup: Annotated[int, Field(ge=0)]

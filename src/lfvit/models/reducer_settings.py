@@ -3,12 +3,11 @@
 from itertools import pairwise
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
-from lfvit.utils.validation import Settings
+from lfvit.utils.validation import OneOrList, Settings
 
 Share = Annotated[float, Field(gt=0, le=1)]
-OneOrList = BeforeValidator(lambda value: value if isinstance(value, list) else [value])
 
 
 class BlockSettings(Settings):

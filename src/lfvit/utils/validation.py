@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from lfvit.errors import ConfigError
 
@@ -31,6 +31,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+
+OneOrList = BeforeValidator(lambda value: value if isinstance(value, list) else [value])
+"""Of a list that may be given as the one value in it."""
 
 S = TypeVar("S", bound=BaseModel)
 

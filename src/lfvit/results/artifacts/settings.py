@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from fnmatch import filter as matching
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from lfvit.errors import ConfigError
 from lfvit.results.papers import published_rows
@@ -157,6 +157,13 @@ class Scale(Settings):
     starts: dict[str, str]
     leave_out: dict[str, str]
     remarks: dict[str, str]
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed is named twice")
+        return seeds
 
     def check_names(self, runs: Iterable[str], artifacts: Iterable[str]) -> None:
         """Refuse names of runs, artifacts and parts that there are not.
