@@ -7,9 +7,13 @@ from itertools import product
 import pytest
 import torch
 
-from lfvit.commands.benchmark import benchmark
+import lfvit
+from conftest import TINY
+from lfvit.commands.benchmark import benchmark, early_exit_case
 from lfvit.commands.evaluate import evaluate
 from lfvit.errors import ConfigError
+from lfvit.models.passes import confidence_of
+from lfvit.tracking.loggers import training_summary
 
 FEW = tuple(f"~models.{name}" for name in ("cf_vit", "evit", "tome", "frequency"))
 SMALL = (
@@ -82,6 +86,24 @@ def test_models_as_exported(composed, trained_run, tmp_path, quick_export):
     text = (tmp_path / "benchmark.md").read_text()
     assert "## Inference, fp32, onnxruntime" in text
     assert "## Inference, int8, onnxruntime" in text
+
+
+def test_the_cost_of_a_cascade_counts_every_exit(monkeypatch):
+    torch.manual_seed(0)
+    model = lfvit.create_model("dvt", backbone=TINY, image_size=64, num_classes=5).eval()
+    images, seen, run_pass = torch.randn(8, 3, 64, 64), [], model.run_pass
+    eta = confidence_of(model(images).logits[1]).median().item()
+
+    def counted(index, images, before=None):
+        seen.append((index, len(images)))
+        return run_pass(index, images, before)
+
+    monkeypatch.setattr(model, "run_pass", counted)
+    _, row = early_exit_case(model, images, eta, [1e9, 2e9, 4e9], {})
+    spent = seen[:-3]  # the last three are of all passes on every image
+    assert 0 < spent[-1][1] < 8
+    assert row["gmacs"] == pytest.approx(sum(2**index * count for index, count in spent) / 8)
+    assert training_summary({"val/exit_fraction": 0.5}, model)["gmacs"] is None
 
 
 def test_a_runtime_without_its_precisions_is_refused(composed, tmp_path):

@@ -29,7 +29,13 @@ from lfvit.measure.throughput import (
 )
 from lfvit.models.blocks import trainable_attention
 from lfvit.models.export import join, quantise, write_passes
-from lfvit.models.passes import EarlyExitOutput, early_exit, forward_passes, num_passes
+from lfvit.models.passes import (
+    EarlyExitOutput,
+    confidence_of,
+    early_exit,
+    forward_passes,
+    num_passes,
+)
 from lfvit.results.speed import print_speed, write_speed
 from lfvit.runs.datasets import open_data
 from lfvit.runs.directory import start_run
@@ -350,7 +356,12 @@ def early_exit_case(
     run = partial(early_exit, model, images, threshold)
     with torch.inference_mode():
         exits = run().exited.double().mean().item()
-    gmacs = (macs[0] + (1 - exits) * sum(macs[1:])) / 1e9
+        shares = [1.0, 1 - exits]  # of the images, in each pass
+        if len(macs) > 2:
+            logits = forward_passes(model, images).logits[:-1]
+            going_on = torch.stack([confidence_of(one) < threshold for one in logits])  # (P - 1, B)
+            shares[1:] = going_on.double().cumprod(0).mean(1).tolist()
+    gmacs = float(np.dot(macs, shares)) / 1e9
     return run, columns | {"exit_fraction": exits, "gmacs": gmacs}
 
 

@@ -38,7 +38,7 @@ class EarlyExitOutput(NamedTuple):
     """Early exit: each image's logits come from the pass at which it stopped.
 
     logits: (B, C).
-    exited: (B,) bool, whether the image stopped after the first pass.
+    exited: (B,) bool, whether the image stopped before the last pass.
     confidence: (B,) float32, largest softmax probability of the first pass.
     selection: cells the second pass sees, or would have seen; None for one pass.
     """

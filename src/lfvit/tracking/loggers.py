@@ -233,14 +233,15 @@ def training_summary(metrics: Mapping[str, Any], model: nn.Module) -> dict[str, 
     """Results of a training for `summarise`: metrics.json, and names that evaluations share.
 
     top1 (percent), gmacs (1e9 multiply-accumulates per image, on average) and exit_fraction (images
-    answered before the last pass) are those at the model's threshold.
+    answered before the last pass) are those at the model's threshold; of a cascade, whose exits are
+    not counted one by one, no gmacs.
     """
     macs, exits = pass_macs(model), metrics.get("val/exit_fraction", 0.0)
     return {
         **metrics,
         "top1": metrics.get("val/early_exit_top1", metrics.get("val/top1")),
         "exit_fraction": exits,
-        "gmacs": (sum(macs) - exits * sum(macs[1:])) / 1e9,
+        "gmacs": (sum(macs) - exits * sum(macs[1:])) / 1e9 if len(macs) <= 2 else None,
     }
 
 
