@@ -107,6 +107,8 @@ def test_the_cost_of_a_cascade_counts_every_exit(monkeypatch):
 
 
 def test_a_runtime_without_its_precisions_is_refused(composed, tmp_path):
+    with pytest.raises(ConfigError, match="models names none; leave it out"):
+        benchmark(composed("benchmark", "models=null", f"run_dir={tmp_path}"))
     wrong = composed("benchmark", *FAST, "runtime=onnx", "precision=bf16", f"run_dir={tmp_path}")
     with pytest.raises(ConfigError, match=r"runtime=onnx has none of precision.*fp32 or int8"):
         benchmark(wrong)

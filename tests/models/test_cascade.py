@@ -89,6 +89,16 @@ def test_costs_of_the_passes():
     assert lfvit.count_macs(cascade()) > lfvit.count_macs(model)
 
 
+def test_a_vit_without_a_position_of_its_class_token():
+    name, pixels = "vit_small_patch14_reg4_dinov2", torch.zeros(1, 3, 28, 28)
+    model = lfvit.create_model("dvt", backbone=name, image_size=28, num_classes=2, reuse=False)
+    vit = timm.create_model(name, img_size=28, num_classes=2)
+    prefix = "backbones.1."
+    weights = {k.removeprefix(prefix): v for k, v in model.state_dict().items() if prefix in k}
+    vit.load_state_dict({**weights, "pos_embed": model.pos_embeds[1][:, 1:]})
+    torch.testing.assert_close(model.eval()(pixels).logits[1], vit.eval()(pixels))
+
+
 def test_weights_for_another_image_size():
     model = lfvit.create_model("dvt", backbone=SIZES, image_size=56, num_classes=5)
     weights = cascade().state_dict()

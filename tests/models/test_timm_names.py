@@ -64,7 +64,7 @@ def test_what_timm_s_scripts_pass():
     passed = {"drop_rate": 0.0, "features_only": False, "global_pool": "token"}
     assert timm.create_model("lf_vit_tiny_patch16_224", **passed, **TINY).num_classes == 5
     for name, value in {"drop_rate": 0.1, "features_only": True, "threshold": -1}.items():
-        with pytest.raises(ConfigError, match=f"{name}={value} is .*; valid: "):
+        with pytest.raises(ConfigError, match=f"{name}={value} is .*valid: "):
             timm.create_model("lf_vit_tiny_patch16_224", **{name: value}, **TINY)
 
 

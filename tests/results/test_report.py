@@ -8,6 +8,7 @@ import pytest
 from synthetic import edit, make_evaluation, make_runs
 
 from lfvit.cli import main
+from lfvit.commands import report
 from lfvit.errors import DataError
 from lfvit.measure.thresholds import NO_EXIT, correct_at
 from lfvit.results.collect import Run, collect
@@ -141,6 +142,9 @@ def test_the_command_line(runs, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         main()
     assert "unknown suffix '.pdf'; valid: .html, .md, .csv" in capsys.readouterr().err
+    for wrong in (["--artifacts", "nowhere"], ["--examples", "-1"]):
+        with pytest.raises(DataError, match=" ".join(wrong)):
+            report.main([str(tmp_path), *wrong])
     monkeypatch.setattr(sys, "argv", ["lfvit", "report", str(tmp_path)])
     with pytest.raises(SystemExit, match="2"):
         main()

@@ -6,7 +6,7 @@ from lfvit.tracking import dashboard
 
 
 def test_the_report_is_written_offline(tmp_path, capsys):
-    path = tmp_path / "report.json"
+    path = tmp_path / "new" / "report.json"
     arguments = ["--project", "lfvit", "--group", "size", "--offline", str(path)]
     dashboard.main(arguments)
     assert "nothing was sent" in capsys.readouterr().out

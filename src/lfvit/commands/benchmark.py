@@ -135,6 +135,8 @@ def benchmark(cfg: DictConfig) -> list[Row]:
     """
     values = {name: plain(cfg[name]) for name in BenchmarkSettings.model_fields}
     settings = validate(BenchmarkSettings, values)
+    if not (cfg.models or cfg.ckpt_path):
+        raise ConfigError("models names none; leave it out, or pass ckpt_path=FILE")
     device = find_device(cfg.accelerator)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -232,7 +234,7 @@ def build_models(cfg: DictConfig, trained: Trained | None) -> dict[str, nn.Modul
     """
     torch.manual_seed(cfg.seed)
     models = {}
-    for name in cfg.models:
+    for name in cfg.models or ():
         method = dict(plain(cfg.models[name]))
         described: dict[str, Any] = {"method": method, "image_size": cfg.image_size}
         described["backbone"] = plain(cfg.backbone)
@@ -286,7 +288,7 @@ def time_models(
     cases: list[Case] = []
     for name, model in models.items():
         own = photographs if name == "trained" else None
-        images, described = random_images, plain(cfg.models.get(name))
+        images, described = random_images, plain((cfg.models or {}).get(name))
         if own is not None:
             count = min(len(images), len(own.pixels))
             images = own.batch(torch.linspace(0, len(own.pixels) - 1, count).long()).to(images)

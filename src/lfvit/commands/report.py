@@ -39,6 +39,10 @@ def main(arguments: Sequence[str]) -> None:
         if output.suffix not in SUFFIXES:
             valid = ", ".join(SUFFIXES)
             raise DataError(f"--output {output}: unknown suffix {output.suffix!r}; valid: {valid}")
+    if options.artifacts is not None and not options.artifacts.is_dir():
+        raise DataError(f"--artifacts {options.artifacts}: no such folder; reproduce.py writes one")
+    if options.examples < 0:
+        raise DataError(f"--examples {options.examples} has to be 0 or more")
     collection = collect(options.folders)
     text = {"title": options.title, "intro": options.intro}
     for output in outputs:

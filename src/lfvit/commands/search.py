@@ -42,7 +42,7 @@ class Range(Settings):
 
     low: int | float
     high: int | float
-    step: int | float | None = None
+    step: Annotated[int | float, Field(gt=0)] | None = None
     log: bool = False
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lfvit.models.backbone import Backbone
 from lfvit.models.passes import ModelOutput, MultiPassViT, compiled
-from lfvit.models.tokens import check_image_size
+from lfvit.models.tokens import check_image_size, resample_pos_embed
 from lfvit.models.two_pass import FeatureReuse
 
 
@@ -36,8 +36,14 @@ class CascadeViT(MultiPassViT):
         self.image_size = image_size
         self.grids = [vit.patch_embed.grid_size[0] for vit in vits]
         self.sides = [vit.patch_embed.img_size[0] for vit in vits]
-        self.pos_embeds = nn.ParameterList(vit.pos_embed for vit in vits)  # (1, 1 + g*g, D) each
-        self.backbones = nn.ModuleList(Backbone(vit) for vit in vits)
+        backbones = nn.ModuleList(Backbone(vit) for vit in vits)  # refuses other kinds of ViTs
+        self.pos_embeds = nn.ParameterList(  # (1, 1 + g*g, D) each
+            vit.pos_embed
+            if vit.pos_embed.shape[1] == 1 + g**2  # else one without the class token's
+            else resample_pos_embed(vit.pos_embed.data, 1 + g**2)
+            for vit, g in zip(vits, self.grids, strict=True)
+        )
+        self.backbones = backbones
         self.reuse = nn.ModuleList()
         for vit in vits[1:] if reuse else ():
             block = vit.blocks[0]

@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from lfvit.errors import ConfigError
+from lfvit.utils.error_messages import error_message
 from lfvit.utils.paths import CONF, program
 from lfvit.utils.validation import Settings, plain, suggest, validate
 
@@ -174,12 +175,19 @@ def _quoted(text: str) -> str:
 
 
 def compose_config(command: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """The config of a command, as the command line would compose it from these overrides."""
+    """The config of a command, as the command line would compose it from these overrides.
+
+    Raises:
+        ConfigError: one that cannot be read, or names no setting.
+    """
     prepared = open_groups([quote_path(override) for override in overrides], command)
-    if GlobalHydra.instance().is_initialized():
-        return compose(command, prepared)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(command, prepared)
+    try:
+        if GlobalHydra.instance().is_initialized():
+            return compose(command, prepared)
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose(command, prepared)
+    except HydraException as error:
+        raise ConfigError(error_message(error, (command, prepared)) or str(error)) from error
 
 
 def check_settings(cfg: DictConfig, command: str = "train") -> None:

@@ -91,7 +91,7 @@ def open_data(chosen: Any, record: CheckpointRecord) -> "ImageDataModule":
         if trained != left and moved:  # another folder
             data = make_data(settings | {"val_fraction": 1})
             data.setup("validate")
-        elif trained != left:
+        elif trained not in (None, left):
             log.warning(
                 "training took %s images, but of those in the folder it would now take %d: it may "
                 "have seen some of those evaluated",

@@ -96,5 +96,6 @@ def main(arguments: Sequence[str]) -> None:
         report = build_report(options.project, options.entity or "", options.group)
         # the library has no public way to see a report without an account
         text = report._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=2)
+        options.offline.parent.mkdir(parents=True, exist_ok=True)
         options.offline.write_text(text)
         print(f"written to {options.offline}; nothing was sent")

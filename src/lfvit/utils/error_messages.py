@@ -5,7 +5,7 @@ import re
 import shlex
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from hydra import compose, initialize_config_dir
@@ -56,8 +56,13 @@ def only_warnings(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def error_message(error: BaseException) -> str | None:
-    """The message for an error the user can mend; None for any other, which needs its traceback."""
+def error_message(
+    error: BaseException, line: tuple[str, Sequence[str]] | None = None
+) -> str | None:
+    """The message for an error the user can mend; None for any other, which needs its traceback.
+
+    line: the command that was composed and its overrides; None are those that were typed.
+    """
     parsing = isinstance(error, (HydraException, OmegaConfBaseException))
     # a RuntimeError is how PyTorch reports dead loader processes
     mendable = parsing or isinstance(error, (LFViTError, RuntimeError, ImportError))
@@ -71,7 +76,7 @@ def error_message(error: BaseException) -> str | None:
         parsing = bool(frames) and frames[-1].f_globals.get("__name__", "").startswith(PARSERS)
     if isinstance(error, OSError) and error.filename and _made_by_hydra(error):
         return f"{error.filename} cannot be made: {error.strerror}; pass another hydra.run.dir"
-    return _config_message(error) if parsing else None
+    return _config_message(error, line or typed()) if parsing else None
 
 
 def _made_by_hydra(error: OSError) -> bool:
@@ -92,7 +97,7 @@ def _causes(error: BaseException) -> list[BaseException]:
     return causes
 
 
-def _config_message(error: BaseException) -> str:
+def _config_message(error: BaseException, line: tuple[str, Sequence[str]]) -> str:
     """Hydra's message, with the valid keys where an override names an unknown one."""
     text = str(error)
     if isinstance(error, MissingMandatoryValue):
@@ -116,7 +121,7 @@ def _config_message(error: BaseException) -> str:
     if not match:
         return text
     unknown = match[1]
-    while unknown and not (valid := _keys_beside(unknown)):
+    while unknown and not (valid := _keys_beside(unknown, *line)):
         unknown = unknown.rpartition(".")[0]
     if not unknown:
         return text
@@ -144,9 +149,9 @@ def _shell(text: str) -> str:
     return shlex.quote(text) if set('"$`\\!') & set(text) else f'"{text}"'
 
 
-def _keys_beside(key: str) -> list[str]:
+def _keys_beside(key: str, command: str, arguments: Sequence[str]) -> list[str]:
     """The keys beside an unknown one, from the config composed without it."""
-    (command, arguments), parent = typed(), key.rpartition(".")[0]
+    parent = key.rpartition(".")[0]
     names = [(a, a.partition("=")[0].lstrip("+")) for a in arguments if "=" in a]
     beside = f"{parent}." if parent else f"{key}."  # where others may be unknown as well
     others = [a for a, name in names if not f"{name}.".startswith((f"{key}.", beside))]
