@@ -19,6 +19,7 @@ from small_vits import randomise
 
 FREQUENCY = {"name": "frequency", "removed": 0.3, "windows": 1, "blocks": [2, 4]}
 DYNAMIC = {"name": "dynamic_vit", "blocks": [2, 4], "token_weight": 50.0}
+SIZE = 64  # pixels
 MODELS: dict[str, tuple[str, dict, dict]] = {
     "vit": ("vit", TINY, {}),
     "vit, frequency, distilled": ("vit", TINY, {"reducer": FREQUENCY}),
@@ -35,14 +36,13 @@ CASES = [(name, phase) for name in MODELS for phase in (1, 2) if phase == 2 or "
 def classifier(name: str) -> Any:
     method, backbone, options = MODELS[name]
     torch.manual_seed(1)
-    size = 112
-    model = lfvit.create_model(method, backbone=backbone, image_size=size, num_classes=4, **options)
+    model = lfvit.create_model(method, backbone=backbone, image_size=SIZE, num_classes=4, **options)
     randomise(model, seed=3)  # so that images differ in what is kept of them
     distilled = "distilled" in name
     schedule = Schedule(distill_weight=float(distilled))
     teacher = unreduced(model) if distilled else None
     module = Classifier(model, schedule, num_classes=4, selection_epoch=1, teacher=teacher)
-    module.trainer = SimpleNamespace(datamodule=SimpleNamespace(image_size=size))
+    module.trainer = SimpleNamespace(datamodule=SimpleNamespace(image_size=SIZE))
     return module.train()
 
 
@@ -73,7 +73,7 @@ def every_gradient() -> dict[str, float]:
     Classifier.log = lambda *_, **__: None
     Classifier.device = torch.device("cpu")
     torch.distributed.init_process_group("gloo")
-    rank, batch, found = torch.distributed.get_rank(), full_batch(112), {}
+    rank, batch, found = torch.distributed.get_rank(), full_batch(), {}
     mine = Batch(*(part[2 * rank : 2 * rank + 2] for part in batch[:3]), None)
     for name, phase in CASES:
         Classifier.current_epoch = phase - 1
@@ -91,8 +91,8 @@ def above_average(logits: torch.Tensor, hard: bool) -> torch.Tensor:
     return torch.cat([keep, ~keep], dim=-1).float() + soft - soft.detach()
 
 
-def full_batch(size: int) -> Batch:
-    images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(2))
+def full_batch() -> Batch:
+    images = torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
     images *= torch.tensor([0.5, 1.0, 1.5, 2.0])[:, None, None, None]  # of unequal weight
     return Batch(images, downsample(images), torch.tensor([0, 1, 2, 3]), None)
 

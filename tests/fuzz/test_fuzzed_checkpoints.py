@@ -106,7 +106,7 @@ def check_error(error, path) -> None:
     assert len(message) < 2000
 
 
-@fuzz(25, kind=st.sampled_from(sorted(SUFFIXES)), other=st.booleans(), changes=edits())
+@fuzz(12, kind=st.sampled_from(sorted(SUFFIXES)), other=st.booleans(), changes=edits())
 def test_damaged_bytes(resumed, tmp_path, kind, other, changes):
     path = tmp_path / f"file{'.pth' if other else SUFFIXES[kind]}"
     path.write_bytes(edited(file_of(content_of(resumed), kind), changes))
@@ -159,7 +159,7 @@ def changed(content: dict[str, Any], changes: list[tuple[str, int, Any]]) -> dic
 
 
 @fuzz(
-    40,
+    20,
     kind=st.sampled_from(["lightning", "bare", "old"]),
     changes=st.lists(CHANGE, min_size=1, max_size=3),
 )

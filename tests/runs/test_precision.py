@@ -44,21 +44,16 @@ def test_predictions_and_diagnoses_take_the_same(has):
         inference_context("fp16", CPU)
 
 
-@pytest.fixture(scope="module")
-def needles(composed):
-    """500 generated images of 160 pixels."""
-    settings = ["image_size=160", "data.val_images=500", "data.num_workers=0"]
-    data = make_data(plain(composed("train", *settings).data))
-    return torch.stack([sample.pixels for sample in data.some_validation_samples(500)])
-
-
 @torch.inference_mode()
-def test_the_zoo_answers_alike_in_bfloat16(needles):
+def test_the_zoo_answers_alike_in_bfloat16(composed):
     """At most 0.2 % of the answers of all passes are others than in float32."""
+    settings = ["image_size=160", "data.val_images=200", "data.num_workers=0"]
+    data = make_data(plain(composed("train", *settings).data))
+    needles = torch.stack([sample.pixels for sample in data.some_validation_samples(200)])
     others = []
     for name in ("lf_vit_imagenette", "cf_vit_imagenette", "vit_imagenette"):
         model, record = load_trained(f"zoo:{name}")
-        for pixels in needles.split(100):
+        for pixels in needles.split(50):
             images = normalize(pixels, record.preprocessing)
             expected = forward_passes(model, images).logits
             with inference_context("bf16", CPU):
@@ -67,5 +62,5 @@ def test_the_zoo_answers_alike_in_bfloat16(needles):
                 others.append((half.argmax(1) != full.argmax(1)).float())
                 gap = (half.float().softmax(1) - full.softmax(1)).abs().mean().item()
                 assert gap < 0.001
-    assert len(torch.cat(others)) == 2500
+    assert len(torch.cat(others)) == 1000
     assert torch.cat(others).mean() <= 0.002

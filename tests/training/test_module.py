@@ -54,8 +54,7 @@ def test_phase_one_sees_the_whole_image_and_phase_two_selects(tiny, at_epoch):
     assert used == ["none", "none", None, None]
 
 
-@pytest.mark.parametrize("method", ["vit", "lf_vit"])
-@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize(("method", "half"), [("vit", True), ("lf_vit", True), ("lf_vit", False)])
 def test_attention_is_fused_unless_its_gradient_is_slow(tiny, at_epoch, method, half):
     """In bfloat16 on a CPU; afterwards the model is as it was, also after an error."""
     at_epoch(4)
@@ -116,12 +115,11 @@ def test_checkpoints_hold_averaged_weights_of_the_model_once(trained_run):
 
 
 def test_seed_zero_is_a_seed(composed, tmp_path):
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        settings = [*NEEDLE_FAST, "data.train_images=16", "trainer.max_epochs=1", f"seed={seed}"]
+    settings = [*NEEDLE_FAST, "data.train_images=16", "trainer.max_epochs=1", "seed=0"]
+    for name in "ab":
         train(composed("train", *settings, f"run_dir={tmp_path / name}"))
-    first, second, other = (weights(tmp_path / name) for name in "abc")
+    first, second = (weights(tmp_path / name) for name in "ab")
     assert all(torch.equal(first[key], second[key]) for key in first)
-    assert not all(torch.equal(first[key], other[key]) for key in first)
 
 
 @pytest.mark.parametrize(
@@ -240,13 +238,15 @@ def test_teachers_that_cannot_teach(composed, trained_vit, settings, message):
 
 def test_a_model_is_distilled_from_another(composed, trained_vit, tmp_path):
     settings = [*NEEDLE_FAST, f"schedule.teacher={trained_vit}", "schedule.distill_weight=1"]
-    settings += ["trainer.max_epochs=1", f"run_dir={tmp_path}"]
+    settings += ["trainer.max_epochs=1", "threshold=0.25", f"run_dir={tmp_path}"]
     metrics = train(composed("train", *settings))
     assert metrics["train/distill_loss"] > 0
+    record = load_trained(tmp_path / "checkpoints" / "last.ckpt").record
+    assert (record.threshold, record.calibrated_on) == (0.25, None)
 
 
 def test_the_threshold_is_calibrated_and_kept(composed, tmp_path, trained_run, monkeypatch):
-    """On images of the training's own validation, unless it was set."""
+    """On images of the training's own validation."""
     checkpoint = trained_run / "checkpoints" / "last.ckpt"
     record = load_trained(checkpoint).record
     metrics = read_json(trained_run / "metrics.json")
@@ -256,15 +256,10 @@ def test_the_threshold_is_calibrated_and_kept(composed, tmp_path, trained_run, m
     assert f"threshold {record.threshold:g}, calibrated on 16" in record.about_threshold
     record = load_trained(checkpoint, {"threshold": 0.6}).record
     assert (record.threshold, record.calibrated_on) == (0.6, None)
-    with monkeypatch.context() as patch:  # Lightning's trial of two batches chooses none
-        seen = []
-        patch.setattr(Classifier, "on_train_start", lambda self: seen.append(self.calibrated_on))
-        fast = (*NEEDLE_FAST, "trainer.max_epochs=1")
-        train(composed("train", *fast, "threshold=0.25", f"run_dir={tmp_path / 'set'}"))
-        train(composed("train", *fast, f"run_dir={tmp_path / 'calibrated'}"))
-    assert seen == [None, None]
-    record = load_trained(tmp_path / "set" / "checkpoints" / "last.ckpt").record
-    assert (record.threshold, record.calibrated_on) == (0.25, None)
+    seen = []  # Lightning's trial of two batches chooses none
+    monkeypatch.setattr(Classifier, "on_train_start", lambda self: seen.append(self.calibrated_on))
+    train(composed("train", *NEEDLE_FAST, "trainer.max_epochs=1", f"run_dir={tmp_path}"))
+    assert seen == [None]
 
 
 def test_averaging_warms_up():

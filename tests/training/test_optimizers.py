@@ -55,14 +55,10 @@ def test_warm_up_and_cosine(
     assert rates == pytest.approx(expected, rel=1e-9)
 
 
-def test_a_training_shorter_than_its_warm_up(composed):
-    cfg = composed("train", "schedule=lf_vit")
-    assert learning_rates(cfg, 1, 4, 512) == pytest.approx(
-        [1e-6 + i * 2.5e-5 for i in range(4)], rel=0.1
-    )
-
-
-def test_constant_and_step(composed):
+def test_short_constant_and_step(composed):
+    cfg = composed("train", "schedule=lf_vit")  # shorter than its warm-up
+    expected = [1e-6 + i * 2.5e-5 for i in range(4)]
+    assert learning_rates(cfg, 1, 4, 512) == pytest.approx(expected, rel=0.1)
     cfg = composed("train", "schedule=lf_vit", "lr_scheduler.sched=constant")
     assert learning_rates(cfg, 20, 20, 512)[5:] == [5e-4] * 15
     step = ("sched=step", "warmup_prefix=false", "decay_epochs=8", "decay_rate=0.1")
@@ -80,56 +76,53 @@ def test_the_backbone_learns_less_than_what_is_new_or_not_at_all(composed, tmp_p
         weights.append({name: p.detach().clone() for name, p in self.model.named_parameters()})
 
     overrides = ["method=vit", "reducer=dynamic_vit", "schedule.backbone_lr=0.01"]
+    overrides += ["data.train_images=16"]
     overrides += ["schedule.backbone_start=1", "schedule.frozen=[cls_token,pos_embed]"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lfvit.training.module.Classifier.on_before_optimizer_step", look)
         patch.setattr("lfvit.training.module.Classifier.on_fit_end", look)
         train(composed("train", *NEEDLE_FAST, *overrides, f"run_dir={tmp_path}"))
     steps = len(rates) - 1
-    assert steps == 8
-    assert [one[True] for one in rates[:4]] == [0.0] * 4
-    for one in rates[4:steps]:
+    assert steps == 4
+    assert [one[True] for one in rates[:2]] == [0.0] * 2
+    for one in rates[2:steps]:
         assert one[True] == pytest.approx(0.01 * one[False])
-    start, middle, end = weights[0], weights[4], weights[-2]
+    start, middle, end = weights[0], weights[2], weights[-2]
     for name in start:
         frozen = name in ("cls_token", "pos_embed")
         assert torch.equal(start[name], middle[name]) == ("reducer" not in name), name
         assert torch.equal(middle[name], end[name]) == frozen, name
 
 
-SGD = ["optimizer._target_=torch.optim.SGD", "lr_scheduler.sched=step"]
-SGD += ["lr_scheduler.decay_epochs=30"]
 PLATEAU = "lr_scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau"
 
 
 @pytest.mark.parametrize(
     ("overrides", "optimizer", "scheduler"),
     [
-        (["optimizer=lion"], "Lion", "CosineLRScheduler"),
-        (SGD, "SGD", "StepLRScheduler"),
-        (["lr_scheduler=torch"], "AdamW", "OneCycleLR"),
-        (["lr_scheduler=torch", PLATEAU], "AdamW", "ReduceLROnPlateau"),
+        (["optimizer=lion", "lr_scheduler=torch"], "Lion", "OneCycleLR"),
+        (["optimizer._target_=torch.optim.SGD", "lr_scheduler=torch", PLATEAU], "SGD", "ReduceLR"),
     ],
 )
 def test_any_optimizer_and_scheduler(composed, tmp_path, overrides, optimizer, scheduler):
     """Others are trained by tests/test_extending.py."""
     built = []
     fast = [override for override in NEEDLE_FAST if "warmup" not in override]
+    fast += ["trainer.max_epochs=1", "data.train_images=16"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "lfvit.training.module.Classifier.on_fit_end",
             lambda self: built.extend([self.optimizers(), self.lr_schedulers()]),
         )
         metrics = train(composed("train", *fast, *overrides, f"run_dir={tmp_path}"))
-    assert metrics["steps"] == 8
-    assert [type(built[0].optimizer).__name__, type(built[1]).__name__] == [optimizer, scheduler]
+    assert metrics["steps"] == 2
+    assert type(built[0].optimizer).__name__ == optimizer
+    assert type(built[1]).__name__.startswith(scheduler)
 
 
-@pytest.mark.parametrize(
-    ("start", "epoch"), [(0, 0), (3, 3), (0.5, 5), (0.66, 7), (10, 10), (1, 1), (1.0, 1)]
-)
-def test_phase_two_starts_at_an_epoch_or_a_fraction(start, epoch):
-    assert Schedule(selection_start=start).selection_epoch(10) == epoch
+def test_phase_two_starts_at_an_epoch_or_a_fraction():
+    for start, epoch in ((0, 0), (3, 3), (0.5, 5), (0.66, 7), (10, 10), (1, 1), (1.0, 1)):
+        assert Schedule(selection_start=start).selection_epoch(10) == epoch
 
 
 @pytest.mark.parametrize(
@@ -147,8 +140,7 @@ def test_wrong_schedules(setting, message):
         validate(Schedule, setting, "schedule")
 
 
-@pytest.mark.parametrize("scheduler", ["cosine", "torch"])
-@pytest.mark.parametrize("method", ["vit", "lf_vit"])
+@pytest.mark.parametrize(("method", "scheduler"), [("vit", "torch"), ("lf_vit", "cosine")])
 def test_layers_learn_the_slower_the_earlier_they_are(composed, tiny, method, scheduler):
     """The first block with 0.5^5 of the full rate, which the head and all that is new have."""
     model = lfvit.create_model(method, backbone=tiny, image_size=112, num_classes=4)
