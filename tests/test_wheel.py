@@ -22,6 +22,23 @@ with torch.inference_mode():
 names = {name.partition(".")[0] for name in set(sys.modules) - before}
 print(*sorted(names - set(sys.stdlib_module_names)))
 """
+SEVERAL = """
+import io, json, sys
+from contextlib import redirect_stdout
+from hydra.core.global_hydra import GlobalHydra
+from lfvit.cli import main
+said = []
+for words in json.loads(sys.argv[1]):
+    if words[0] == "HINT":  # as printed by the training before
+        (hint,) = (line for line in said[-1].splitlines() if line.startswith("to evaluate: "))
+        words = [*hint.removeprefix("to evaluate: lfvit ").split(), *words[1:]]
+    sys.argv = ["lfvit", *words]
+    GlobalHydra.instance().clear()
+    with redirect_stdout(io.StringIO()) as printed:
+        main()
+    said.append(printed.getvalue())
+print("SAID", json.dumps(said))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -64,18 +81,21 @@ def test_commands_from_any_folder(installed):
     (installed.cwd / "my" / "experiment" / "mine.yaml").write_text(MINE)
     photograph((90, 70), 0, 0).save(installed.cwd / "photo.jpg")
     own = ["--config-dir", "my", "experiment=mine"]
-    trained = installed("-m", "lfvit", "train", *own, *NEEDLE_FAST, "trainer.max_epochs=1")
-    (hint,) = (line for line in trained.stdout.splitlines() if line.startswith("to evaluate: "))
-    program, *words = hint.removeprefix("to evaluate: ").split()
-    assert (program, words[0]) == ("lfvit", "evaluate")
-    installed("-m", "lfvit", *words, "data.num_workers=0", "hydra.run.dir=outputs/evaluated")
+    commands = [
+        ["train", *own, *NEEDLE_FAST, "trainer.max_epochs=1"],
+        ["HINT", "data.num_workers=0", "hydra.run.dir=outputs/evaluated"],
+        ["predict", "photo.jpg", "accelerator=cpu"],
+        ["report", "outputs"],
+    ]
+    done = installed("-c", SEVERAL, json.dumps(commands))
+    said = json.loads(done.stdout.rpartition("SAID")[2])
+    assert (installed.cwd / "outputs" / "evaluated" / "evaluate.json").exists()
     (run,) = installed.cwd.glob("outputs/mine/*")
     recorded = json.loads((run / "environment.json").read_text())["command"]
     assert recorded.startswith("lfvit train --config-dir my experiment=mine data.train_images=32")
     assert (run / "train.log").exists()
-    installed("-m", "lfvit", "predict", "photo.jpg", "accelerator=cpu")
     assert list(installed.cwd.glob("outputs/predict/*/0000_photo.png"))
-    assert "evaluations of" in installed("-m", "lfvit", "report", "outputs").stdout
+    assert "evaluations of" in said[-1]
     assert "no command 'trian'; did you mean train?" in (
         installed("-m", "lfvit", "trian", status=2).stderr
     )
