@@ -57,7 +57,7 @@ def trained(base, composed):
 
 
 @pytest.fixture
-def run(composed, trained, tmp_path):
+def run(composed, trained, tmp_path, without_plots):
     def run_evaluate(*overrides):
         cfg = composed(
             "evaluate",

@@ -157,3 +157,4 @@ def test_the_page_takes_a_photograph_and_a_threshold(browser, served, shown, exa
     assert len(urls) > 5
     assert {url for url in urls if not url.startswith((served, "data:", "blob:"))} == set()
     assert not [e for e in browser.events if e["method"] == "Runtime.exceptionThrown"]
+    browser.call("Page.navigate", url="about:blank")  # which would go on asking the command

@@ -22,7 +22,7 @@ FAST = ("data.num_workers=0", "trainer.accelerator=cpu")
 
 
 @pytest.fixture
-def run(composed, trained_run, tmp_path):
+def run(composed, trained_run, tmp_path, without_plots):
     def run_evaluate(*overrides, checkpoint=None):
         checkpoint = checkpoint or trained_run / "checkpoints" / "last.ckpt"
         settings = (

@@ -55,7 +55,7 @@ def foreign(request, monkeypatch, tmp_path):
 
 
 def test_every_command_prepares_images_as_timm_does(
-    foreign, photographs, composed, tmp_path, monkeypatch
+    foreign, photographs, composed, tmp_path, monkeypatch, without_plots
 ):
     model, weights, transform, config = foreign
     paths = images_of(photographs)

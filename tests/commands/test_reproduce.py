@@ -60,24 +60,43 @@ def artifact_of(out, name):
     return json.loads((out / "artifacts" / name / "artifact.json").read_text())
 
 
+def stand_in(name, run):
+    """The run that is made instead: one of each kind."""
+    if "evaluate" in run:
+        return "lf_vit_tome" if name.startswith("lf_vit") else "tome"
+    if name.startswith("lf_vit_"):  # has to differ from lf_vit, beside which it is shown
+        return "lf_vit_m4"
+    kinds = ("lf_vit", "cf_vit_lv_vit", "cf_vit", "dvt", "lv_vit")
+    return next((kind for kind in kinds if name.startswith(kind)), "vit")
+
+
+def with_few_runs(cfg):
+    """A config whose artifacts are all there, of `stand_in` runs."""
+    for artifact in cfg.artifact.values():
+        for row in [*artifact.rows, *artifact.get("yardsticks", [])]:
+            row.run = stand_in(row.run, cfg.runs[row.run])
+    return cfg
+
+
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory):
-    """The folder of all artifacts, and what was returned. Every run of a kind is the same one."""
+    """The folder of all artifacts, and what was returned."""
     out = tmp_path_factory.mktemp("all")
-    cfg = configured(out)
-    for name, run in cfg.runs.items():
-        if "train" in run:
-            plain_vit = not name.startswith(("lf_vit", "cf_vit", "dvt", "vit", "lv_vit"))
-            lv_vit = ["lv_vit"] if "lv_vit" in run.train else []
-            cfg.runs[name] = {"train": ["vit"] if plain_vit else [run.train[0], *lv_vit]}
-        else:
-            run.start = "lf_vit" if name.startswith("lf_vit") else "vit"
-    return out, reproduce(cfg)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lfvit.results.plots.plot_evaluation", lambda *_: None)
+        return out, reproduce(with_few_runs(configured(out)))
+
+
+@pytest.fixture(autouse=True)
+def without_page(monkeypatch, without_plots):
+    """The page is written with all artifacts alone."""
+    monkeypatch.setattr("lfvit.results.page.write_page", lambda *_, **__: None)
 
 
 def test_every_artifact_is_made(everything):
     out, contents = everything
     assert list(contents) == list(compose_config("reproduce").artifact)
+    assert (out / "report.html").exists()
     for name, content in contents.items():
         folder = out / "artifacts" / name
         assert artifact_of(out, name) == content
@@ -272,6 +291,16 @@ def test_the_plan_runs_nothing(tmp_path, capsys):
         assert row["hours"] == pytest.approx(row["steps"] * row["step"] / 3600)
         assert row["step"] > 0
     assert "device-hours" in capsys.readouterr().out
+
+
+def test_every_run_of_trained_weights_as_they_are_can_be_planned(tmp_path, monkeypatch):
+    monkeypatch.setattr("lfvit.commands.reproduce.print_plan", lambda planned, scale: planned)
+    every = configured(tmp_path).runs
+    runs = {name: run for name, run in every.items() if "evaluate" in run}
+    cfg = one_table(tmp_path, runs, "plan=true")
+    cfg.runs = every
+    planned = reproduce(cfg)
+    assert {f"{name}/seed0" for name in runs} <= planned.keys()
 
 
 def test_nothing_is_removed_that_it_did_not_write(tmp_path):
