@@ -86,7 +86,7 @@ DAMAGE = st.tuples(
 
 @pytest.mark.filterwarnings("ignore")  # of matplotlib, about letters that its font lacks
 @fuzz(
-    6,
+    4,
     damages=st.lists(DAMAGE, min_size=1, max_size=3),
     writer=st.sampled_from(["page", "results", "tables"]),
 )

@@ -24,6 +24,7 @@ from wandb_file import read_offline_run
 
 OFFLINE = ("logger=wandb", "logger.wandb.offline=true")
 EVERYWHERE = ("logger=[csv,tensorboard,wandb]", "logger.wandb.offline=true")
+FEWER = ("data.train_images=16", "data.val_images=8")
 ETA = 0.5
 NUMBERS = ("top1", "exit_fraction", "gmacs")
 EPOCH_METRICS = ("val/first_top1", "val/top1", "val/early_exit_top1", "val/exit_fraction")
@@ -131,7 +132,7 @@ def test_a_failed_run_has_exit_code_1_and_is_continued(composed, tmp_path, monke
         original(self, batch, batch_idx)
 
     original = Classifier.on_train_batch_start
-    settings = (*NEEDLE_FAST, *OFFLINE, "method=vit")
+    settings = (*NEEDLE_FAST, *FEWER, *OFFLINE, "method=vit")
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "on_train_batch_start", stop_in_the_second_epoch)
         with pytest.raises(InterruptedError):
@@ -183,7 +184,7 @@ def test_wandb_failing_does_not_stop_training(composed, tmp_path, monkeypatch, c
 
     original = WandbLogger.open
     monkeypatch.setattr(WandbLogger, "open", open_and_break)
-    settings = (*NEEDLE_FAST, *EVERYWHERE, "trainer.max_epochs=1")
+    settings = (*NEEDLE_FAST, *FEWER, *EVERYWHERE, "trainer.max_epochs=1")
     with caplog.at_level(logging.WARNING):
         metrics = train(composed("train", *settings, f"run_dir={tmp_path}"))
     monkeypatch.undo()
