@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from hydra.errors import MissingConfigException
 
 from conftest import NEEDLE_FAST, ROOT
 from lfvit.commands.evaluate import evaluate
@@ -153,7 +152,7 @@ def test_what_only_the_data_or_the_machine_can_tell(composed, tmp_path, override
 @pytest.mark.parametrize("group", sorted(p.name for p in CONF.iterdir() if p.is_dir()))
 def test_no_group_takes_an_option_that_does_not_exist(composed, group):
     command = "reproduce" if group in ("scale", "artifact") else "train"
-    with pytest.raises(MissingConfigException, match=f"{group}/nosuch"):
+    with pytest.raises(ConfigError, match=f"{group}/nosuch"):
         composed(command, f"{group}=nosuch")
 
 

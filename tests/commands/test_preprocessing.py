@@ -6,7 +6,6 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from hydra.errors import ConfigCompositionException
 from timm.data import IMAGENET_DEFAULT_STD, create_transform, resolve_data_config
 
 import lfvit
@@ -204,7 +203,7 @@ def test_other_settings_of_images_are_refused(composed):
         cfg = composed("predict", "image=x", override)
         with pytest.raises(ConfigError, match=override.partition("=")[0]):
             model_overrides(cfg)
-    with pytest.raises(ConfigCompositionException):
+    with pytest.raises(ConfigError, match="data has no setting 'root'"):
         composed("predict", "image=x", "data.root=elsewhere")
     for name in ("+seed=3", "trainer.devices=2"):
         with pytest.raises(ConfigError, match=r"is no setting of predict"):

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.errors import ConfigCompositionException, OverrideParseException
 from omegaconf import OmegaConf
 
 from lfvit.errors import ConfigError
@@ -20,7 +19,6 @@ from lfvit.runs.configs import (
     quote_path,
     valid_options,
 )
-from lfvit.utils.error_messages import error_message
 
 
 def test_arguments_of_classes_need_no_plus():
@@ -103,9 +101,9 @@ def test_a_tilde_is_the_home_directory(monkeypatch, tmp_path):
     "override", ["name={a", "name=[a#", "name=(it's", 'name=["$x`!', "name='it's", "name=a, b"]
 )
 def test_the_printed_hint_parses_as_it_stands_in_a_shell(override):
-    with pytest.raises((OverrideParseException, ConfigCompositionException)) as caught:
+    with pytest.raises(ConfigError) as caught:
         compose_config("train", [override])
-    message = error_message(caught.value)
+    message = str(caught.value)
     (hint,) = re.findall(r"quote the value: (.*)|for a list, or (.*) for one value", message)
     hint = "".join(hint)
     (argument,) = shlex.split(hint)
