@@ -14,7 +14,7 @@ from lfvit.utils.validation import check_choice
 OF_TIMM = {"pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 """Arguments of `timm.create_model` for weights, which those of the backbone need not."""
 
-AS_THEY_ARE = {"features_only": False, "drop_rate": 0.0, "global_pool": "token"}
+AS_THEY_ARE: dict[str, Any] = {"features_only": False, "drop_rate": 0.0, "global_pool": "token"}
 """What timm's scripts may pass, and the only value that there is."""
 
 

@@ -77,7 +77,7 @@ class Pretrained(
             (save_directory / zoo.CARD).write_text(json.dumps(self.card, indent=1) + "\n", "utf-8")
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, **options: Any
     ) -> "Pretrained":
         """The model of ``USER/REPO`` on the Hub, of ``zoo:NAME``, or of a folder.
