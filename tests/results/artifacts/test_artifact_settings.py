@@ -127,8 +127,13 @@ def test_trainings_start_where_the_scale_says(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["imagenette", "imagenette_cpu", "finetune_cpu"])
-def test_no_run_begins_at_random_weights_with_the_epochs_of_one_that_does_not(name, tmp_path):
-    cfg = compose_config("reproduce", [f"scale={name}", "data_root=x", f"output_dir={tmp_path}"])
+def test_no_run_begins_at_random_weights_with_the_epochs_of_one_that_does_not(
+    name, tmp_path, monkeypatch
+):
+    for builds in ("check", "build_model"):  # other tests build these models
+        monkeypatch.setattr(f"lfvit.commands.reproduce_runs.{builds}", lambda *_, **__: None)
+    overrides = [f"scale={name}", "scale.seeds=[0]", "data_root=x", f"output_dir={tmp_path}"]
+    cfg = compose_config("reproduce", overrides)
     scale, runs = Scale(**plain(cfg.scale)), runs_of(cfg)
     artifacts = read_artifacts(plain(cfg.artifact), runs).values()
     planned = plan_runs(cfg, scale, runs, artifacts, scale.left_out(runs))
