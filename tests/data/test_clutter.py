@@ -8,6 +8,8 @@ from PIL import Image
 from conftest import run_script
 from lfvit.data import ClutteredFolder
 from lfvit.data.images import UnreadableImageError
+from lfvit.data.settings import check_data
+from lfvit.errors import ConfigError
 from lfvit.utils.atomic_io import read_json
 
 SIZE = 56
@@ -68,6 +70,13 @@ def test_an_lf_vit_trains_on_it_and_says_how_often_it_looks_there(photographs, t
     assert 0 <= evaluation["localisation"]["region"]["covered"] <= 1
     names = pd.read_parquet(found / "predictions.parquet")["image"]
     assert names.str.startswith("clutter 112 ").all()
+
+
+@pytest.mark.parametrize(("setting", "value"), [("exif", True), ("label_maps", "maps")])
+def test_settings_without_effect_are_refused(folder, setting, value):
+    group = {"dataset": {"_target_": "lfvit.data.ClutteredFolder"}, "root": str(folder)}
+    with pytest.raises(ConfigError, match=rf"data\.{setting}={value!r}"):
+        check_data({**group, "image_size": SIZE, setting: value})
 
 
 def test_a_photograph_that_cannot_be_read_is_named(tmp_path):

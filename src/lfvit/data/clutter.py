@@ -17,8 +17,8 @@ SOURCES = 4  # photographs that an image's clutter is cut from
 class ClutteredFolder(ImageFolder):
     """A folder of photographs, each shrunk and pasted into clutter, at a place that is known.
 
-    The clutter is cut from other photographs of the same split, in pieces too small to show what
-    was on them. What is pasted, where and at which size depends on the split and the index alone.
+    The clutter is cut from photographs of the same split, in pieces too small to show what was on
+    them. What is pasted, where and at which size depends on the split and the index alone.
 
     Args:
         split, root, val_fraction, split_seed: see `ImageFolder`.

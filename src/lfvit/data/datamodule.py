@@ -168,7 +168,7 @@ class ImageDataModule(L.LightningDataModule):
             from lfvit.data.folders import ImageFolder
             from lfvit.data.label_maps import LabelMapFolder
 
-            if type(images) is not ImageFolder:
+            if not isinstance(images, ImageFolder):
                 raise ConfigError("data.label_maps belongs to photographs in folders")
             maps = LabelMapFolder(settings.label_maps, images, len(self._classes))
         return LoadedImages(

@@ -169,9 +169,11 @@ class FolderSettings(HeldOutSettings):
 
 
 class ClutterSettings(FolderSettings):
-    """Of `ClutteredFolder`."""
+    """Of `ClutteredFolder`, which reads its photographs as they are."""
 
     image_size: int = Field(ge=48)
+    exif: Literal[False] = False
+    label_maps: None = None
 
 
 class HuggingFaceSettings(HeldOutSettings):
