@@ -30,6 +30,7 @@ from PIL import Image
 from lfvit.runs.configs import compose_config
 
 os.environ.setdefault("WANDB_MODE", "offline")
+gc.disable()  # while tests are imported, see pytest_collection_finish
 torch.set_num_threads(1)  # the suite runs in several processes
 settings.register_profile("suite", derandomize=True, deadline=None)  # the same in every run
 settings.load_profile("suite")
@@ -60,8 +61,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_collection_finish() -> None:
     """What is imported stays: looking through it for garbage again and again takes seconds."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_sessionfinish() -> None:

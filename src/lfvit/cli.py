@@ -3,12 +3,15 @@
 A command ends with a result, or with one message that names the fix.
 """
 
+import atexit
+import gc
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import hydra
@@ -85,15 +88,28 @@ def run_command(command: str, cfg: DictConfig) -> float | None:
     if command in CHECKED:
         check_settings(cfg, command)
     if command == "train":
-        from lfvit.commands.jobs import run
-
-        return run(cfg).metrics.get("val/top1")  # what a sweeper that searches maximizes
-    getattr(import_module(f"lfvit.commands.{command}"), command)(cfg)
+        job = _load("commands.jobs").run(cfg)
+        return job.metrics.get("val/top1")  # what a sweeper that searches maximizes
+    getattr(_load(f"commands.{command}"), command)(cfg)
     return None
 
 
+def _load(name: str) -> ModuleType:
+    """Import one of our modules, and with it PyTorch; no garbage is looked for among all that."""
+    if (module := sys.modules.get(f"lfvit.{name}")) is not None:
+        return module
+    gc.disable()
+    try:
+        return import_module(f"lfvit.{name}")
+    finally:
+        gc.freeze()
+        gc.enable()
+        atexit.register(gc.unfreeze)  # bindings report what Python then does not take down
+        atexit.register(gc.disable)  # which it does anyway
+
+
 def _import_and_run(module: str, arguments: Sequence[str]) -> None:
-    import_module(f"lfvit.{module}").main(arguments)
+    _load(module).main(arguments)
 
 
 def _compose_and_run(command: str, arguments: Sequence[str]) -> None:
