@@ -1,6 +1,7 @@
 """Phases, teachers, averaged weights, and what a training may start from."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -273,6 +274,27 @@ def test_averaging_warms_up():
         keep = min(0.5, (1 + t) / (10 + t))
         expected = t if expected is None else keep * expected + (1 - keep) * t
         assert averaged.module.weight.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("steps", [5, 500])
+def test_averaged_weights_keep_a_share_of_the_start(steps):
+    """Whatever the number of steps: here the weight is 0 at first, and 1 from the second step on."""
+    callback, model = EMA(keep_start=0.25, warmup=True), torch.nn.Linear(1, 1, bias=False)
+    callback._average_model = AveragedModel(model, **callback._kwargs)
+    for step in range(steps):
+        torch.nn.init.constant_(model.weight, min(step, 1))
+        trainer = SimpleNamespace(
+            estimated_stepping_batches=steps, global_step=step + 1, callbacks=[]
+        )
+        callback.on_train_batch_end(trainer, model, None, None, step)
+    kept = 1 - callback._average_model.module.weight.item()
+    assert kept == pytest.approx(0.25 ** ((steps - 1) / steps), rel=1e-3)
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.1])
+def test_a_share_that_is_none(share):
+    with pytest.raises(ConfigError, match=f"keep_start={share} .*above 0 and below 1"):
+        EMA(keep_start=share)
 
 
 def test_the_teacher_has_the_type_of_the_model(composed, tmp_path):

@@ -12,7 +12,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from lfvit.errors import TrainingError
+from lfvit.errors import ConfigError, TrainingError
 from lfvit.utils.validation import check_choice
 
 log = logging.getLogger(__name__)
@@ -121,19 +121,41 @@ class EMA(EMAWeightAveraging):
         decay: share of the average that each optimizer step keeps.
         warmup: a smaller share at first, (1 + t) / (10 + t) in step t, so that a short training
             does not average the weights it started from.
+        keep_start: instead of both, the share that the weights training started from have in the
+            average at its end; the decay follows from the number of steps. What pretrained weights
+            know is kept, much as by WiSE-FT (Wortsman et al. 2022).
+
+    Raises:
+        ConfigError: keep_start is not between 0 and 1.
     """
 
-    def __init__(self, decay: float = 0.999, warmup: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        decay: float = 0.999,
+        warmup: bool = False,
+        keep_start: float | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(decay=decay, **options)
-        if warmup:
+        if keep_start is not None and not 0 < keep_start < 1:
+            raise ConfigError(
+                f"callbacks.ema.keep_start={keep_start} is the share of the first weights in the "
+                "average; valid: above 0 and below 1, or null"
+            )
+        self.keep_start, self.decay = keep_start, decay
 
-            def average(old: Any, new: Any, steps: Tensor) -> None:
+        def average(old: Any, new: Any, steps: Tensor) -> None:
+            decay = self.decay
+            if warmup and keep_start is None:
                 t = int(steps)  # a buffer, which checkpoints keep
-                get_ema_multi_avg_fn(min(decay, (1 + t) / (10 + t)))(old, new, steps)
+                decay = min(decay, (1 + t) / (10 + t))
+            get_ema_multi_avg_fn(decay)(old, new, steps)
 
-            self._kwargs |= {"avg_fn": None, "multi_avg_fn": average}
+        self._kwargs |= {"avg_fn": None, "multi_avg_fn": average}
 
     def on_train_batch_end(self, trainer: Any, *arguments: Any) -> None:
+        if self.keep_start is not None:
+            self.decay = self.keep_start ** (1 / trainer.estimated_stepping_batches)
         skipped = [c.last_skipped for c in trainer.callbacks if isinstance(c, NonFiniteGuard)]
         if trainer.global_step - 1 not in skipped:
             super().on_train_batch_end(trainer, *arguments)
