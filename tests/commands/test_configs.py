@@ -1,7 +1,10 @@
 """Every shipped option composes, builds and opens with what it is; each distinct path trains."""
 
+from functools import reduce
+
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from conftest import NEEDLE_FAST, ROOT
 from lfvit.commands.evaluate import evaluate
@@ -37,6 +40,30 @@ def test_every_file_opens_with_what_it_is(path):
         text = "\n".join(lines)
         assert f"# python train.py experiment={path.stem}" in text
         assert "xpected time" in text or "Measured" in text
+
+
+def leaves(value, path=()):
+    """(path, value) of everything that a file of conf/ states itself."""
+    if not isinstance(value, dict):
+        yield path, value
+    else:
+        for key in value.keys() - {"defaults"}:
+            yield from leaves(value[key], (*path, key))
+
+
+OF_TRAINING = {p.name for p in (ROOT / "conf").glob("*/")} - {"hydra", "scale", "artifact"}
+
+
+@pytest.mark.parametrize("group", sorted(OF_TRAINING))
+def test_what_a_chosen_option_says_is_so(composed, group):
+    """No default of another group takes its place, as one of trainer did with a schedule's."""
+    for option in options(group):
+        file = ROOT / "conf" / group / f"{option}.yaml"
+        everywhere = "# @package _global_" in file.read_text()
+        cfg = OmegaConf.to_container(composed("train", f"{group}={option}"))
+        for path, value in leaves(OmegaConf.to_container(OmegaConf.load(file))):
+            found = reduce(dict.__getitem__, path, cfg if everywhere else cfg[group])
+            assert found == value, f"{group}={option} says {'.'.join(path)}={value}, not {found}"
 
 
 @pytest.mark.parametrize(

@@ -278,7 +278,7 @@ def test_averaging_warms_up():
 
 @pytest.mark.parametrize("steps", [5, 500])
 def test_averaged_weights_keep_a_share_of_the_start(steps):
-    """Whatever the number of steps: here the weight is 0 at first, and 1 from the second step on."""
+    """Whatever the number of steps: here it is 0 at first, and 1 from the second step on."""
     callback, model = EMA(keep_start=0.25, warmup=True), torch.nn.Linear(1, 1, bias=False)
     callback._average_model = AveragedModel(model, **callback._kwargs)
     for step in range(steps):
