@@ -126,12 +126,13 @@ def plan_runs(
         overrides = _overrides(cfg, scale, name, run.train, seed) if run.train else []
         try:
             training = compose_config("train", overrides) if run.train else None
-            if training is None:
+            first = seed == scale.seeds[0]  # the others have the same settings
+            if training is None and first:
                 begun: Any = planned[str(start)].cfg
                 evaluation = compose_config("evaluate", [*run.evaluate, "ckpt_path=start"])
                 record = override(make_record(begun, []), model_overrides(evaluation))
                 build_model(CheckpointRecord(**record), num_classes=2)
-            else:
+            elif training is not None:
                 training.run_dir = str(folder)
                 if start is not None:
                     training.init_from, training.pretrained = (
@@ -142,7 +143,8 @@ def plan_runs(
                 if teacher is not None:  # whose weights are not there yet
                     training.schedule.teacher = str(last_of(planned[teacher].folder))
                     checked.schedule.distill_weight = 0.0
-                check(checked, weights_exist=start is None)
+                if first:
+                    check(checked, weights_exist=start is None)
         except LFViTError as error:
             raise type(error)(f"run {name}: {error}") from error
         planned[key] = Planned(start, teacher, folder, overrides, training, run.evaluate)
