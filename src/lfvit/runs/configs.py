@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -71,7 +72,7 @@ def _plain_setting(override: str, command: str) -> str:
     """
     key, _, value = override.partition("=")
     options = valid_options(key)
-    config: Any = OmegaConf.load(CONF / f"{command}.yaml") if options else {}
+    config: Any = _primary(command) if options else {}
     if key in config:
         settings = config[key] or {}
         if "name" in settings:
@@ -81,6 +82,11 @@ def _plain_setting(override: str, command: str) -> str:
     if value != "null" or not options:
         return override
     return f"{key}=none" if "none" in options else f"~{key}"
+
+
+@cache
+def _primary(command: str) -> Any:
+    return OmegaConf.load(CONF / f"{command}.yaml")
 
 
 def valid_options(group: str) -> list[str]:

@@ -59,7 +59,7 @@ class AViT(Reducer):
                 f"reducer.target_depth={target_depth}: the backbone has {depth} blocks; valid: 1 "
                 f"to {depth}"
             )
-        distances = torch.arange(depth) - target_depth
+        distances = torch.arange(depth, device="cpu") - target_depth  # also of a model on "meta"
         prior = (-distances.square() / 2).exp()
         self.prior = (0.98 * prior / prior[:target_depth].sum()).tolist()  # as released
 
