@@ -20,6 +20,7 @@ from lfvit.commands.train import train
 from lfvit.errors import ConfigError, TrainingError
 from lfvit.runs.configs import compose_config
 from lfvit.runs.resume import last_of
+from lfvit.utils.atomic_io import read_json
 from lfvit.utils.signals import Stopped
 
 FAST = [
@@ -130,19 +131,45 @@ def test_published_figures_stand_beside_ours_without_differences(everything):
     assert any("Not comparable" in note for note in contents["lf_vit_table3"]["notes"])
 
 
-def test_trainings_side_by_side_give_what_they_give_alone(tmp_path, everything):
+def count_trainings(monkeypatch):
+    """Checkpoints that trainings continue, None for one from the beginning."""
+    trained = []
+    monkeypatch.setattr(jobs, "train", lambda cfg: (trained.append(cfg.ckpt_path), train(cfg))[1])
+    return trained
+
+
+def test_runs_side_by_side_give_what_they_give_alone_and_a_signal_stops_them(
+    tmp_path, everything, monkeypatch
+):
+    """Two at a time: four that end, and of three long ones the last is not begun."""
+    epochs = "trainer.max_epochs=1000"
+    long = {n: {"train": ["vit", epochs, f"optimizer.lr=0.00{n}"]} for n in "123"}
     runs = {
         "lf_vit": {"train": ["lf_vit", *BROKEN]},
         "vit": {"train": ["vit"]},
         "lf_vit_tome": {"start": "lf_vit", "evaluate": ["reducer=tome"]},
         "taught": {"teacher": "vit", "train": ["lf_vit", "schedule.distill_weight=1"]},
     }
+
+    def send():
+        while not all(last_of(tmp_path / "runs" / n / "seed0").exists() for n in "12"):
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=send, daemon=True).start()
+    with pytest.raises(Stopped, match="SIGTERM"):
+        reproduce(one_table(tmp_path, {**runs, **long}, "jobs=2"))
+    found = {path.parents[1].name: read_json(path) for path in tmp_path.glob("runs/*/*/run.json")}
+    statuses = {name: record["status"] for name, record in found.items()}
+    ended = {"vit": "done", "taught": "done", "1": "stopped", "2": "stopped"}
+    assert statuses == {"lf_vit": "failed", **ended}
+    trained = count_trainings(monkeypatch)
     with pytest.raises(TrainingError, match=r"run lf_vit: ") as raised:
-        reproduce(one_table(tmp_path, runs, "jobs=2"))
+        reproduce(one_table(tmp_path, runs))
+    assert len(trained) == 1  # what failed
     assert "lf_vit_tome: TrainingError: needs lf_vit/seed0, which failed" in str(raised.value)
     alone = {row["model"]: row["top1"] for row in everything[1]["methods"]["rows"]}
-    rows = artifact_of(tmp_path, "one")["rows"]
-    *before, taught = [row["top1"] for row in rows]
+    *before, taught = [row["top1"] for row in artifact_of(tmp_path, "one")["rows"]]
     assert before == [None, alone["ViT"], None]
     assert taught is not None
     config = OmegaConf.load(tmp_path / "runs" / "taught" / "seed0" / "config.yaml")
@@ -155,36 +182,6 @@ def test_as_many_runs_as_cores_go_side_by_side_unless_there_is_a_gpu(monkeypatch
     assert (number_of_jobs("auto"), number_of_jobs(3)) == (2, 3)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert number_of_jobs("auto") == 1
-
-
-def test_a_signal_stops_what_runs_and_starts_nothing_else(tmp_path):
-    """Three runs, two at a time."""
-    runs = {
-        n: {"train": ["vit", "trainer.max_epochs=1000", f"optimizer.lr=0.00{n}"]}
-        for n in ("1", "2", "3")
-    }
-
-    def records():
-        found = sorted((tmp_path / "runs").glob("*/seed0/run.json"))
-        return [json.loads(path.read_text())["status"] for path in found]
-
-    def send():
-        while len(list((tmp_path / "runs").glob("*/seed0/checkpoints/last.ckpt"))) < 2:
-            time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=send, daemon=True).start()
-    with pytest.raises(Stopped, match="SIGTERM"):
-        reproduce(one_table(tmp_path, runs, "jobs=2"))
-    assert records() == ["stopped"] * 2
-    assert not (tmp_path / "runs" / "3").exists()
-
-
-def count_trainings(monkeypatch):
-    """Checkpoints that trainings continue, None for one from the beginning."""
-    trained = []
-    monkeypatch.setattr(jobs, "train", lambda cfg: (trained.append(cfg.ckpt_path), train(cfg))[1])
-    return trained
 
 
 def test_finished_trainings_are_found_elsewhere(tmp_path, monkeypatch):
