@@ -16,7 +16,7 @@ from lfvit.measure.costs import is_adaptive, macs_by_image
 from lfvit.models.reducers import REDUCERS
 from lfvit.models.settings import METHODS
 
-SIZES = {"embed_dim": 16, "depth": 4, "num_heads": 2, "patch_size": 8}
+SIZES = {"embed_dim": 16, "depth": 3, "num_heads": 2, "patch_size": 8}
 BACKBONES = {"vit": SIZES, "lv_vit": {**SIZES, "family": "lv_vit", "stem_dim": 8}}
 SIDE = 64
 
@@ -47,6 +47,8 @@ EVERY_GRAPH += [("lf_vit", "vit", "tome")]
 def build(method, backbone, reducer, **options):
     torch.manual_seed(0)
     settings = reducer if isinstance(reducer, dict) else {"name": reducer}
+    if method in ("lf_vit", "cf_vit"):
+        options = {"gca_start": 1, **options}
     if settings["name"] in ("tome", "tofu"):
         settings["r"] = 0.1
     if settings["name"] == "a_vit":  # some tokens of random weights halt
