@@ -206,6 +206,7 @@ NEEDLE_FAST = (
     "lr_scheduler.warmup_epochs=0.5",
     "callbacks.progress=null",
     "backbone.embed_dim=24",
+    "backbone.depth=4",
     "backbone.num_heads=2",
     "trainer.accelerator=cpu",
 )

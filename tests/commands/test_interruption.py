@@ -22,6 +22,7 @@ from lfvit.utils.signals import Stopped
 
 RECIPE = (  # four batches in each of three epochs, the phase changes after the first
     *NEEDLE_FAST,
+    *("data.train_images=16", "data.val_images=8", "data.batch_size=4"),
     *("trainer.max_epochs=3", "schedule.selection_start=1"),
     *("augment=deit", "schedule.drop_path_rate=0.2", "callbacks.ema.decay=0.9"),
     *("trainer.log_every_n_steps=1", "callbacks.last.every_n_steps=1"),
@@ -154,7 +155,7 @@ def test_auto_does_not_mix_two_trainings(runs, composed, tmp_path):
     folder = shutil.copytree(runs.whole(), tmp_path / "copy")
     start = (*RECIPE, *signal_at(15, 0, runs.folder / "whole.once"))
     cfg = composed("train", *start, "data.batch_size=6", f"run_dir={folder}", "ckpt_path=auto")
-    with pytest.raises(ConfigError, match=r"other settings \(data.batch_size=8 there, 6 here\)"):
+    with pytest.raises(ConfigError, match=r"other settings \(data.batch_size=4 there, 6 here\)"):
         run_job(cfg, tmp_path)
 
 
@@ -184,9 +185,9 @@ def test_a_damaged_checkpoint_is_never_passed_over(runs, stopped, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.batch_size=4", "in the middle of an epoch, with data.batch_size=8 in 1 process"),
-        ("trainer.accumulate_grad_batches=2", "accumulate_grad_batches=1, not data.batch_size=8"),
-        ("data.train_images=40", "was trained on 32 images, now there are 40"),
+        ("data.batch_size=2", "in the middle of an epoch, with data.batch_size=4 in 1 process"),
+        ("trainer.accumulate_grad_batches=2", "accumulate_grad_batches=1, not data.batch_size=4"),
+        ("data.train_images=20", "was trained on 16 images, now there are 20"),
     ],
 )
 def test_an_epoch_is_divided_as_it_was(composed, stopped, tmp_path, override, message):
@@ -198,7 +199,7 @@ def test_an_epoch_is_divided_as_it_was(composed, stopped, tmp_path, override, me
 
 def test_between_epochs_the_images_of_a_step_may_be_divided_anew(composed, runs, tmp_path):
     last = runs.whole() / "checkpoints" / "last.ckpt"
-    start = (*RECIPE, f"ckpt_path={last}", f"run_dir={tmp_path}", "data.batch_size=4")
+    start = (*RECIPE, f"ckpt_path={last}", f"run_dir={tmp_path}", "data.batch_size=2")
     assert train(composed("train", *start, "trainer.accumulate_grad_batches=2"))["epochs"] == 3
     with pytest.raises(CheckpointError, match="same number of images per optimizer step"):
         train(composed("train", *start))
