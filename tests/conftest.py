@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[1]
 TINY = {"embed_dim": 24, "depth": 5, "num_heads": 2, "patch_size": 8}
 
 
-COSTLY = {"everything", "distances", "one", "two", "two_pass", "runs", "extended"}
+COSTLY = {"everything", "distances", "one", "two", "two_pass", "runs"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks

@@ -48,13 +48,16 @@ ADDED = {
 }
 TRAIN_ALL = """
 import json, runpy, sys
-for arguments in json.loads(sys.argv[1]):
+lines, tests = map(json.loads, sys.argv[1:])
+for arguments in lines:
     sys.argv = ["train.py", *arguments]
     runpy.run_path("train.py", run_name="__main__")
+import pytest
+sys.exit(pytest.main(tests))
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def extended(tmp_path_factory):
     """A copy of the project with the files of the guide in their places."""
     copy = tmp_path_factory.mktemp("project")
@@ -80,7 +83,17 @@ def run(extended, *arguments):
     return run_python(*arguments, cwd=extended, PYTHONPATH=path).stdout
 
 
-def test_every_kind_of_addition_trains(extended, tmp_path):
+def check_cases(out):
+    """Tests over the registry took what was added."""
+    passed = re.findall(r"::(test_\w+)\[(\S*(?:pairs|center)\S*)\] PASSED", out)
+    cases = {case for _, case in passed}
+    assert len({name for name, _ in passed}) > 3
+    assert {"vit-vit-pairs", "lf_vit-vit-pairs", "cf_vit-vit-pairs"} <= cases
+
+
+def test_every_kind_of_addition_trains_and_the_tests_over_the_registry_pick_it_up(
+    extended, tmp_path
+):
     """One after the other in one process, which imports everything once."""
     assert re.findall(r"^\| (an? [\w -]+?) \| \d", GUIDE, re.MULTILINE) == list(ADDED)
     fast = [
@@ -94,21 +107,15 @@ def test_every_kind_of_addition_trains(extended, tmp_path):
         [*fast, *added, f"run_dir={tmp_path / str(i)}"]
         for i, (added, _) in enumerate(ADDED.values())
     ]
-    out = run(extended, "-c", TRAIN_ALL, json.dumps(lines))
+    quick = "(pairs or center) and not test_a_compiled_model_says_the_same"  # half of the time
+    tests = ["tests/models/test_registry.py", "-vv", "-k", quick]
+    out = run(extended, "-c", TRAIN_ALL, json.dumps(lines), json.dumps(tests))
     assert out.count("MyCallback ran") == 1
     for i, (name, (_, wanted)) in enumerate(ADDED.items()):
         assert wanted in (tmp_path / str(i) / "config.yaml").read_text(), name
+    check_cases(out)
 
 
-COMPILED = "test_a_compiled_model_says_the_same"  # half of the time
-QUICK = ("tests/models/test_registry.py", f"(pairs or center) and not {COMPILED}")
-EVERYWHERE = pytest.param("tests/models", "pairs or center", marks=pytest.mark.chaos)
-
-
-@pytest.mark.parametrize(("where", "which"), [QUICK, EVERYWHERE])
-def test_the_tests_over_the_registry_pick_them_up(extended, where, which):
-    out = run(extended, "-m", "pytest", where, "-vv", "-k", which)
-    passed = re.findall(r"::(test_\w+)\[(\S*(?:pairs|center)\S*)\] PASSED", out)
-    cases = {case for _, case in passed}
-    assert len({name for name, _ in passed}) > 3
-    assert {"vit-vit-pairs", "lf_vit-vit-pairs", "cf_vit-vit-pairs"} <= cases
+@pytest.mark.chaos
+def test_all_tests_of_models_pick_them_up(extended):
+    check_cases(run(extended, "-m", "pytest", "tests/models", "-vv", "-k", "pairs or center"))

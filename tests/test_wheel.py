@@ -38,6 +38,9 @@ for words in json.loads(sys.argv[1]):
         main()
     said.append(printed.getvalue())
 print("SAID", json.dumps(said))
+sys.modules["gradio"], sys.argv = None, ["lfvit", "demo"]
+GlobalHydra.instance().clear()
+main()
 """
 
 
@@ -76,7 +79,10 @@ def test_everything_that_is_not_python_travels_in_it(wheel):
 
 
 def test_commands_from_any_folder(installed):
-    """A config of one's own, a training, its evaluation by the hint it prints, and the report."""
+    """A config of one's own, a training, its evaluation by the hint it prints, and the report.
+
+    And an extra that is missing is named.
+    """
     (installed.cwd / "my" / "experiment").mkdir(parents=True)
     (installed.cwd / "my" / "experiment" / "mine.yaml").write_text(MINE)
     photograph((90, 70), 0, 0).save(installed.cwd / "photo.jpg")
@@ -87,7 +93,8 @@ def test_commands_from_any_folder(installed):
         ["predict", "photo.jpg", "accelerator=cpu"],
         ["report", "outputs"],
     ]
-    done = installed("-c", SEVERAL, json.dumps(commands))
+    done = installed("-c", SEVERAL, json.dumps(commands), status=2)
+    assert done.stderr.endswith("error: gradio is not installed; pip install 'lfvit[demo]'\n")
     said = json.loads(done.stdout.rpartition("SAID")[2])
     assert (installed.cwd / "outputs" / "evaluated" / "evaluate.json").exists()
     (run,) = installed.cwd.glob("outputs/mine/*")
@@ -108,9 +115,3 @@ def test_models_need_pytorch_timm_and_pydantic_alone(installed):
     assert set(imported) <= {
         *("lfvit", "pydantic", "pydantic_core", "annotated_types", "typing_inspection"),
     }
-
-
-def test_an_extra_that_is_missing_is_named(installed):
-    blocked = "import sys; sys.modules['gradio'] = None; sys.argv = ['lfvit', 'demo']\n"
-    done = installed("-c", blocked + "from lfvit.cli import main; main()", status=2)
-    assert done.stderr.strip() == "error: gradio is not installed; pip install 'lfvit[demo]'"

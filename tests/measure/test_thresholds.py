@@ -26,6 +26,7 @@ def logits(seed, n=37, classes=5, passes=2):
     return found, torch.randint(classes, (n,), generator=generator)
 
 
+@settings(max_examples=40)
 @given(seed=st.integers(0, 99), passes=st.integers(2, 3), max_loss=st.sampled_from([0.0, 0.5, 9.0]))
 def test_no_threshold_below_the_calibrated_one_keeps_the_accuracy(seed, passes, max_loss):
     found, targets = logits(seed, passes=passes)

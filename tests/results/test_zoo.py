@@ -1,6 +1,7 @@
 """zoo:NAME: what is added there is what commands use, and its card is what evaluate.py measures."""
 
 import json
+import sys
 from contextlib import redirect_stderr
 from io import StringIO
 from types import SimpleNamespace
@@ -31,9 +32,10 @@ SMALL = (
 
 def evaluate_here(command, **_):
     """In place of a process that imports everything again."""
+    assert command[:4] == [sys.executable, "-m", "lfvit", "evaluate"]
     messages = StringIO()
     with redirect_stderr(messages):
-        status = run_script("evaluate", *command[4:])  # python -m lfvit evaluate
+        status = run_script("evaluate", *command[4:])
     return SimpleNamespace(returncode=status, stderr=messages.getvalue())
 
 
@@ -45,8 +47,8 @@ def filled(tmp_path_factory, composed, trained_run, photographs):
     train(composed("train", *SMALL, *settings, f"run_dir={folder / 'run'}"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(zoo, "FOLDER", folder / "zoo")
-        main([str(trained_run), "--name", "needles"])
         patch.setattr(results_zoo, "subprocess", SimpleNamespace(run=evaluate_here))
+        main([str(trained_run), "--name", "needles"])
         add(folder / "run", "fruit", threshold=0.25)
     return folder
 
