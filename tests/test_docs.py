@@ -29,6 +29,7 @@ SMALL_FOLDER = (
     *(
         "backbone=vit_mini",
         "backbone.embed_dim=24",
+        "backbone.depth=4",
         "backbone.num_heads=2",
         "backbone.patch_size=8",
     ),

@@ -149,7 +149,8 @@ class EMA(EMAWeightAveraging):
             if warmup and keep_start is None:
                 t = int(steps)  # a buffer, which checkpoints keep
                 decay = min(decay, (1 + t) / (10 + t))
-            get_ema_multi_avg_fn(decay)(old, new, steps)
+            like_old = [value.to(average.dtype) for average, value in zip(old, new, strict=True)]
+            get_ema_multi_avg_fn(decay)(old, like_old, steps)
 
         self._kwargs |= {"avg_fn": None, "multi_avg_fn": average}
 
