@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from synthetic import edit, make_run, make_runs, write
 from lfvit.errors import DataError
 from lfvit.measure.schemas import read_evaluation
 from lfvit.results.collect import collect
-from lfvit.results.provenance import describe_start, start_folder, without_paths
+from lfvit.results.provenance import describe_start, run_folder, without_paths
 from lfvit.results.table import mean_points, pareto, write_table
 
 
@@ -67,6 +68,28 @@ def test_runs_that_differ_in_their_seed_are_one_model(runs):
     assert row["top1"] == pytest.approx(np.mean(tops))
     assert row["top1_std"] == pytest.approx(np.std(tops, ddof=1))
     assert np.isnan(means.loc[("ViT", "pass 1")]["top1_std"])
+
+
+def test_seeds_have_their_own_starts_teachers_and_calibrated_thresholds(runs):
+    """Also where all runs were moved together, and where the weights of one are evaluated anew."""
+    make_run(runs / "vit_1", "vit", 1)
+    for seed in (0, 1):
+        weights, lf = f"/gone/runs/vit_{seed}/checkpoints/last.ckpt", runs / f"lf_{seed}"
+        set_config(lf, init_from=weights, schedule={"teacher": weights})
+        file = lf / "evaluation" / "evaluate.json"
+        settings = json.loads(file.read_text())["settings"] | {"threshold": 0.6 + seed / 10}
+        edit(file, settings=settings)
+        shutil.copytree(lf / "evaluation", runs / f"tome_{seed}" / "evaluation")
+        edit(
+            runs / f"tome_{seed}" / "evaluation" / "evaluate.json",
+            checkpoint=f"/gone/runs/lf_{seed}/checkpoints/last.ckpt",
+            reducer={"name": "tome"},
+        )
+    collection = collect([runs])
+    expected = {"LF-ViT": 2, "LF-ViT + ToMe": 2, "CF-ViT": 1, "ViT": 2}
+    assert dict(Counter(run.model for run in collection.runs)) == expected
+    set_config(runs / "vit_1", optimizer={"lr": 0.002})  # a start of other settings is another
+    assert len({run.group for run in collect([runs]).runs}) == 7
 
 
 def test_names_state_the_settings_that_differ(runs):
@@ -299,10 +322,11 @@ def test_initial_weights_in_words(config, before, words):
     assert describe_start(config, before, {"epochs": 40, "train_seconds": 1210.0}) == words
 
 
-def test_a_relative_start_is_searched_for_above_the_training(runs):
-    relative = {"init_from": "vit_0/checkpoints/last.ckpt"}
-    assert start_folder(relative, runs / "lf_0") == runs / "vit_0"
-    assert start_folder({"init_from": "zoo:lf_vit"}, runs / "lf_0") is None
+def test_the_run_of_weights_is_searched_for_above_the_one_that_used_them(runs):
+    found = [run_folder(path, runs / "lf_0") for path in ("vit_0/checkpoints/last.ckpt", "zoo:vit")]
+    assert found == [runs / "vit_0", None]
+    moved = f"/gone/{runs.parent.name}/{runs.name}/vit_0/checkpoints/last.ckpt"
+    assert run_folder(moved, runs / "lf_0") == runs / "vit_0"
 
 
 def test_commands_without_paths_of_a_machine():

@@ -22,7 +22,7 @@ from lfvit.measure.predictions import FILE, read_predictions
 from lfvit.measure.schemas import Evaluation, parse_evaluation
 from lfvit.results.files import SCHEMAS, read_file
 from lfvit.results.names import with_names
-from lfvit.results.provenance import describe_start, start_folder
+from lfvit.results.provenance import describe_start, run_folder
 from lfvit.results.speed import read_benchmarks
 from lfvit.results.table import make_table
 from lfvit.runs.directory import inside
@@ -231,22 +231,28 @@ class _Reader:
         config, metrics, environment, record = (
             self.load(training / name if training else None) for name in files
         )
-        start = start_folder(config, training) if training and config.get("init_from") else None
+        weights = config.get("init_from")
+        start = run_folder(weights, training) if training and weights else None
         before, trained = (self.load(start / name if start else None) for name in files[:2])
+        evaluation_config, rules = (
+            self.load(folder / "config.yaml"),
+            evaluation.settings.model_dump(),
+        )
+        if evaluation_config:  # a threshold that the training chose is a result, no setting
+            rules["threshold"] = evaluation_config.get("threshold")
         model = evaluation.model_dump(include={"method", "backbone", "reducer", "image_size"})
         settings_key = {  # in the order in which differences are named
             "label": label,
             "model": model,
-            "training": _without(config, NO_SETTING | ({"init_from"} if before else set())),
+            "training": self.settings(training, config) if training else {},
             "weights": None if config else evaluation.checkpoint,
-            "evaluation": {"data": evaluation.data, **evaluation.settings.model_dump()},
-            "init_from": _without(before, NO_SETTING),
+            "evaluation": {"data": evaluation.data, **rules},
         }
         return Run(
             folder=folder,
             path=self.path(folder),
             evaluation=evaluation,
-            evaluation_config=self.load(folder / "config.yaml"),
+            evaluation_config=evaluation_config,
             config=config,
             metrics=metrics,
             environment=environment,
@@ -255,6 +261,20 @@ class _Reader:
             label=label,
             settings_key=settings_key,
         )
+
+    def settings(self, folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+        """Of a training, without its seed; in place of weights of other runs, these runs' own."""
+        named = {
+            "init_from": config.get("init_from"),
+            "teacher": (config.get("schedule") or {}).get("teacher"),
+        }
+        found = {key: run_folder(path, folder) for key, path in named.items() if path}
+        others = {
+            key: self.settings(run, self.load(run / "config.yaml"))
+            for key, run in found.items()
+            if run is not None and run.resolve() != folder.resolve()
+        }
+        return _without(config, NO_SETTING | others.keys()) | others
 
     def reason(self, folder: Path, evaluated: bool) -> str | None:
         """Why a folder has no result: its run failed, goes on, or was not evaluated."""
@@ -292,4 +312,5 @@ def training_folder(folder: Path, evaluation: Evaluation) -> Path | None:
     for candidate in (*copies, original, *above):
         if os.path.exists(candidate / "metrics.json"):
             return candidate.resolve()
-    return None
+    moved = run_folder(evaluation.checkpoint, folder)
+    return None if moved is None else moved.resolve()

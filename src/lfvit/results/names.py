@@ -86,7 +86,7 @@ def _differences(runs: list["Run"]) -> list[str]:
     text = text.loc[:, text.nunique() > 1]
     # a setting and what is derived from it are one difference
     text = text.loc[:, ~text.T.duplicated().to_numpy()]
-    own = text.loc[:, ~text.columns.str.startswith("init_from.")]
+    own = text.loc[:, ~text.columns.str.contains(r"\.(?:init_from|teacher)\.")]
     text = own if len(own.columns) else text
     telling = list[str]()  # first those without which two runs would be one
     for key in text:

@@ -33,16 +33,22 @@ def provenance(runs: Sequence["Run"]) -> str:
     )
 
 
-def start_folder(config: Mapping[str, Any], folder: Path) -> Path | None:
-    """The run folder whose weights a training started from; None if no run wrote them.
+def run_folder(weights: str | Path, near: Path) -> Path | None:
+    """The run folder that wrote some weights; None if no run did, or it is gone.
 
     Args:
-        config: of the training.
-        folder: of the training. A relative init_from is searched for from every folder above it.
+        weights: path of a checkpoint, as a run recorded it.
+        near: folder of that run. A relative path is searched for from every folder above it. So are
+            the last four parts of any other, such as vit/seed0/checkpoints/last.ckpt: of runs that
+            were moved together.
     """
-    weights = Path(str(config.get("init_from")))
-    starts = [(above / weights).parent.parent for above in (Path(), *folder.absolute().parents)]
-    return next((start for start in starts if os.path.exists(start / "metrics.json")), None)
+    weights = Path(weights)
+    for path in (weights, Path(*weights.parts[-4:])):
+        for above in (Path(), *near.absolute().parents):
+            folder = (above / path).parent.parent
+            if os.path.exists(folder / "metrics.json"):
+                return folder
+    return None
 
 
 def describe_start(
