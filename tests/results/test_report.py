@@ -10,7 +10,7 @@ from synthetic import edit, make_evaluation, make_runs
 from lfvit.cli import main
 from lfvit.commands import report
 from lfvit.errors import DataError
-from lfvit.measure.thresholds import NO_EXIT, correct_at
+from lfvit.measure.thresholds import NO_EXIT, correct_at, stratified_split
 from lfvit.results.collect import Run, collect
 from lfvit.results.paired import BUDGET, WAYS, compare_models, point_at
 from lfvit.results.report import compare_all, write_report
@@ -36,7 +36,7 @@ def test_every_way_to_run_a_model(collected, way):
     assert row["cost"] == pytest.approx(100 * ours.gmacs / 4)
     assert row["way"] == WAYS[way]
     chosen = way in ("calibrated", "equal", "budget")
-    assert row["images"] == (30 if chosen else 60)
+    assert row["images"] == (30 if way == "calibrated" else 60)
     assert (row["exits"] is not None) == chosen
     if chosen:
         assert ours.gmacs == pytest.approx(3 - 2 * ours.exit_fraction)
@@ -88,6 +88,17 @@ def test_thresholds_for_equal_accuracy_and_for_a_budget():
     assert (equal["verdict"], budget["verdict"]) == ("no difference shown", "less accurate")
     better = compare_models([model("1" * 100)], [model("0" * 100)])
     assert [better[key] for key in ("verdict", "way", "cost")] == ["more accurate", "pass 1", 100]
+
+
+def test_no_image_is_run_with_a_threshold_that_it_helped_to_choose():
+    """The first pass is right about one half, from which all images of the other leave early."""
+    rules = model("1" * 40, "1" * 40).evaluation.settings
+    half, _ = stratified_split(pd.Series([0] * 40), rules.calibration, rules.calibration_seed)
+    bits = "".join("1" if i in half else "0" for i in range(40))
+    point = point_at(model(bits, "1" * 40), "equal", point_at(model("1" * 40), "both"))
+    right = point.correct.sort_index(key=lambda names: names.str.split().str[1].astype(int))
+    assert "".join(str(int(bit)) for bit in right) == bits
+    assert point.exit_fraction == 0.5
 
 
 def test_every_figure_on_the_page_comes_from_the_files(runs, collected, tmp_path):

@@ -25,8 +25,10 @@ WAYS = {
     "equal": "early exit, for equal accuracy",
     "budget": f"early exit, within {100 * BUDGET:.0f} % of the cost",
 }
-"""Ways to run a model of several passes. The last three choose a threshold on the calibration
-images and are compared on the others; the last two choose it for the model compared with."""
+"""Ways to run a model of several passes. The last three choose a threshold, and are compared on
+images that it was not chosen on. That of max_loss is the evaluation's, chosen on its calibration
+images; the last two are chosen for the model compared with, twice: these images are run with the
+threshold of the others, and the others with theirs (cross-fitting), so that all of them count."""
 
 
 class Point(NamedTuple):
@@ -100,13 +102,16 @@ def point_at(run: "Run", way: str, other: Point | None = None) -> Point:
         point = calibrated(evaluation)
         if point is None or point.threshold is None:
             raise DataError("no threshold was chosen; evaluate with max_loss=0.5")
-        threshold = point.threshold
+        parts = [(rest, point.threshold)]
     else:
         assert other is not None
-        threshold = _choose(calibration, macs, way, other)
-    measured = sweep(rest, macs, [threshold]).iloc[0]
-    exits = float(measured["exit_fraction"])
-    return Point(correct_at(rest, threshold), float(measured["gmacs"]), exits)
+        halves = ((rest, calibration), (calibration, rest))
+        parts = [(part, _choose(chosen_on, macs, way, other)) for part, chosen_on in halves]
+    measured = pd.concat([sweep(part, macs, [threshold]) for part, threshold in parts])
+    means = measured[["gmacs", "exit_fraction"]].T @ [len(part) for part, _ in parts]
+    means /= sum(len(part) for part, _ in parts)
+    correct = pd.concat([correct_at(part, threshold) for part, threshold in parts])
+    return Point(correct, float(means["gmacs"]), float(means["exit_fraction"]))
 
 
 def _choose(calibration: pd.DataFrame, macs: Sequence[float], way: str, other: Point) -> float:

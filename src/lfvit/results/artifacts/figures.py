@@ -168,8 +168,9 @@ def paired(artifact: Artifact, results: Results) -> Table:
         rows.append(values)
     notes = [
         "Differences are taken image by image. 95 %: over images, for these models (bootstrap); ±: "
-        "over seeds, on these images. Thresholds are chosen on one half of the images and reported "
-        "on the other; where a row has fewer images than another, it is on that half."
+        "over seeds, on these images. Thresholds are never chosen on the images they are reported "
+        "on: each half of the images is run with the threshold chosen on the other, but where a "
+        "row has fewer images than another, it is on one half alone."
     ]
     plot = partial(plot_differences, drawn) if drawn else None
     return Table([Column("model", "model"), *PAIRED_COLUMNS], rows, notes, plot)
