@@ -1,6 +1,7 @@
 """How a model came about: the weights its training started from, commands, commits, versions."""
 
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -73,12 +74,9 @@ def describe_start(
 
 
 def without_paths(command: str) -> str:
-    """The command with absolute paths replaced by DIR."""
+    """The command with absolute paths replaced by DIR, in lists of overrides as well."""
     try:
-        words = [word.partition("=") for word in shlex.split(command)]
+        words = shlex.split(command)
     except ValueError:  # not a command that was recorded by this project
         return command
-    return shlex.join(
-        "DIR" if os.path.isabs(key) else f"{key}{equals}{'DIR' if os.path.isabs(value) else value}"
-        for key, equals, value in words
-    )
+    return shlex.join(re.sub(r"(^|[=,\[])/[^,\]]*", r"\1DIR", word) for word in words)
