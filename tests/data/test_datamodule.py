@@ -1,5 +1,6 @@
 """Batches: what is in them, in which order, and what happens to images that cannot be read."""
 
+import multiprocessing
 import os
 from types import SimpleNamespace
 
@@ -86,6 +87,23 @@ def broken(tmp_path, count=2):
     for file in files:
         file.write_bytes(file.read_bytes()[:30])
     return root, files
+
+
+@pytest.fixture
+def spawned():
+    """As in a process that was spawned."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+def test_loader_processes_start_in_the_platforms_way(photographs, spawned):
+    data = folder(photographs, num_workers=1)
+    data.setup()
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        method = loader.multiprocessing_context.get_start_method()
+        assert method == multiprocessing.get_all_start_methods()[0]
 
 
 def test_awkward_photographs_become_batches(photographs):

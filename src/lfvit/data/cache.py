@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from PIL import Image
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from lfvit.data.augment import WHOLE, TrainTransform, to_tensor
 from lfvit.data.batches import LoadedImages, RawBatch, collate
 from lfvit.data.images import FILTERS
-from lfvit.data.sampling import Draw
+from lfvit.data.sampling import Draw, LazyLoader
 from lfvit.utils.seeding import seeded
 
 
@@ -56,7 +56,7 @@ class ImageCache(Dataset[tuple[int, Tensor, bool]]):
             )
         side = images.image_size
         self.pixels = torch.empty(len(images), 3, side, side, dtype=torch.uint8, device=device)
-        loader = DataLoader(images, batch_size=64, num_workers=num_workers, collate_fn=collate)
+        loader = LazyLoader(images, batch_size=64, num_workers=num_workers, collate_fn=collate)
         parts: list[RawBatch] = []
         for batch in track(loader, f"decoding {len(images)} training images"):
             report(batch)

@@ -5,6 +5,7 @@ it does not depend on the worker that happens to load it.
 """
 
 from collections.abc import Callable, Iterator
+from multiprocessing import get_all_start_methods
 from typing import Any, NamedTuple
 
 import torch
@@ -101,7 +102,15 @@ class LazyLoader(DataLoader[Any]):
 
     Lightning begins to iterate before it restores a checkpoint, and loader processes would start on
     the order of another epoch. When it asks for the first batch, epoch and step are known.
+
+    Loader processes start in the platform's own way. In a process that was spawned, as those that
+    run trainings side by side are, they would be spawned as well, and import everything anew.
     """
+
+    def __init__(self, *args: Any, num_workers: int = 0, **options: Any) -> None:
+        if num_workers > 0:
+            options["multiprocessing_context"] = get_all_start_methods()[0]
+        super().__init__(*args, num_workers=num_workers, **options)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         yield from super().__iter__()
