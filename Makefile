@@ -55,7 +55,7 @@ audit:  ## look the versions of constraints.txt up among known vulnerabilities (
 		echo "    the package index itself has to be reachable, not a mirror of it"; exit 1; }
 
 test: $(STAMP)  ## run the test suite (a few minutes on 2 cores; ARGS="-k selection" for a part)
-	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadgroup $(ARGS)
+	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 chaos: $(STAMP)  ## the long tests: processes killed, disks full, long fuzzing (see docs/reliability.md)
 	$(RUN) -m pytest -m chaos $(ARGS)
@@ -67,7 +67,7 @@ gpu: $(STAMP)  ## on a GPU: its tests, speed, a fine-tuning and a profile, in MI
 	$(RUN) scripts/gpu.py --minutes $(MINUTES) $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 coverage: $(STAMP)  ## the test suite with the lines it runs: printed, and in htmlcov/
-	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadgroup --cov --cov-report=html --cov-report=term $(ARGS)
+	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile --cov --cov-report=html --cov-report=term $(ARGS)
 
 test-oldest:  ## the suite with the lower bounds of pyproject.toml, in .venv-oldest
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt

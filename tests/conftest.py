@@ -22,6 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hydra.core.global_hydra import GlobalHydra
 from hypothesis import settings
 from omegaconf import DictConfig
@@ -37,20 +38,6 @@ settings.load_profile("suite")
 
 ROOT = Path(__file__).parents[1]
 TINY = {"embed_dim": 24, "depth": 5, "num_heads": 2, "patch_size": 8}
-
-
-COSTLY = {"everything", "distances", "one", "two", "two_pass", "runs"}
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a costly fixture go to one process, which makes it once."""
-    for item in items:
-        fixtures = set(getattr(item, "fixturenames", ()))
-        if "exported" in fixtures:
-            item.add_marker(pytest.mark.xdist_group("exported"))
-        elif COSTLY & fixtures:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -239,10 +226,14 @@ def trained_vit(
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, trained_run: Path) -> Path:
-    """What export.py writes of `trained_run`, and beside it the passes it is made of."""
+    """What export.py writes of `trained_run`, and beside it the passes it is made of.
+
+    Made by the first of the suite's processes that needs it: the others train the same run.
+    """
     from lfvit.models.export import write_passes
 
-    folder = tmp_path_factory.mktemp("passes")
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "passes"
 
     def write(model: torch.nn.Module, image_size: int, temporary: Path) -> list[Path]:
         written = write_passes(model, image_size, temporary)
@@ -250,10 +241,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory, trained_run: Path) -> Pat
             shutil.copy(path, folder)
         return written
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lfvit.commands.export.write_passes", write)
-        settings = ("threshold=0.4", f"hydra.run.dir={folder / 'export'}")
-        assert run_script("export", str(trained_run), *settings) == 0
+    with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as patch:
+        if not folder.exists():
+            folder.mkdir()
+            patch.setattr("lfvit.commands.export.write_passes", write)
+            settings = ("threshold=0.4", f"hydra.run.dir={folder / 'export'}")
+            assert run_script("export", str(trained_run), *settings) == 0
     return folder / "export"
 
 
