@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from lfvit.data.images import FILTERS, center_crop, is_image, read_image, to_rgb
+from lfvit.data.images import FILTERS, center_crop, images_of, read_image, to_rgb
 from lfvit.errors import ConfigError, LFViTError
 from lfvit.utils.signals import outlive_output
 
@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--top has to be 1 or more")
     try:
         model = load(options.folder)
-        for path in (file for given in options.image for file in _images(given)):
+        for path in (file for given in options.image for file in images_of(given, "IMAGE")):
             output = model.predict(path, options.threshold)
             print(f"\n{path}")
             probabilities = softmax(output.logits)[0]
@@ -217,16 +217,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except LFViTError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-def _images(path: Path) -> list[Path]:
-    """All images below a folder, sorted; a file as it is."""
-    if not path.is_dir():
-        return [path]
-    images = sorted(file for file in path.rglob("*") if file.is_file() and is_image(file))
-    if not images:
-        raise ConfigError(f"{path}: holds no images")
-    return images
 
 
 if __name__ == "__main__":

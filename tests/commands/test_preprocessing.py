@@ -15,8 +15,7 @@ from lfvit.commands.evaluate import evaluate
 from lfvit.commands.export import describe
 from lfvit.commands.predict import predict
 from lfvit.commands.train import train
-from lfvit.data.folders import images_of
-from lfvit.data.images import read_image
+from lfvit.data.images import images_of, read_image
 from lfvit.data.settings import Preprocessing
 from lfvit.errors import CheckpointError, ConfigError
 from lfvit.models.checkpoints import RECORD

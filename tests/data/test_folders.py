@@ -8,7 +8,7 @@ from PIL import Image
 
 from lfvit.data import ImageFolder
 from lfvit.data.classes import readable_names
-from lfvit.data.folders import images_of
+from lfvit.data.images import images_of
 from lfvit.errors import DataError
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from lfvit.commands.predict import predict_file
 from lfvit.data.augment import normalize
-from lfvit.data.folders import images_of
+from lfvit.data.images import images_of
 from lfvit.data.needle import NeedleSet
 from lfvit.errors import ConfigError
 from lfvit.measure.costs import pass_macs

@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from lfvit.data.folders import images_of
+from lfvit.data.images import images_of
 from lfvit.errors import ConfigError, ExportError
 from lfvit.measure.costs import pass_macs
 from lfvit.measure.settings import ExportSettings

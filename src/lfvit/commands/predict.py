@@ -8,8 +8,7 @@ import torch
 from omegaconf import DictConfig, ListConfig
 
 from lfvit.data.augment import eval_transform
-from lfvit.data.folders import images_of
-from lfvit.data.images import UnreadableImageError, printable, read_image
+from lfvit.data.images import UnreadableImageError, images_of, printable, read_image
 from lfvit.measure.costs import pass_macs
 from lfvit.measure.settings import PredictionSettings
 from lfvit.runs.directory import start_run

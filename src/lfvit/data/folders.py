@@ -1,7 +1,6 @@
 """Folders of photographs: one folder per class, with or without a train/val split."""
 
 import logging
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lfvit.data.classes import sort_names
-from lfvit.data.images import is_image, printable
+from lfvit.data.images import images_below, in_words, printable
 from lfvit.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -172,67 +171,19 @@ def scan(folder: Path) -> tuple[list[str], list[Path], list[int], str]:
     targets: list[int] = []
     others: Counter[str] = Counter()
     for target, name in enumerate(names):
-        images, other_files = _images_below(folder / name)
+        images, other_files = images_below(folder / name)
         if not images:
             raise DataError(
-                f"{printable(folder / name)}: holds no images{_in_words(other_files)}; remove the "
+                f"{printable(folder / name)}: holds no images{in_words(other_files)}; remove the "
                 "folder or fill it"
             )
         paths += images
         targets += [target] * len(images)
         others += other_files
-    passed_over = f"{folder}: passed over {others.total()} other files{_in_words(others)}"
+    passed_over = f"{folder}: passed over {others.total()} other files{in_words(others)}"
     return [printable(name) for name in names], paths, targets, passed_over if others else ""
-
-
-def images_of(path: str | Path, setting: str = "image") -> list[Path]:
-    """One image file, or all images below a folder, sorted; `setting` is where it was named.
-
-    Raises:
-        DataError: neither, or a folder without images.
-    """
-    path = Path(path).expanduser()
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise DataError(f"{setting}={printable(path)}: no such file or folder")
-    images, others = _images_below(path)
-    if not images:
-        raise DataError(f"{setting}={printable(path)}: holds no images{_in_words(others)}")
-    if others:
-        log.warning("passed over %d other files%s", others.total(), _in_words(others))
-    return images
 
 
 def _subfolders(folder: Path) -> list[str]:
     """Names of the folders in a folder, sorted, without hidden ones."""
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _images_below(folder: Path) -> tuple[list[Path], Counter[str]]:
-    """Image files in a folder and its subfolders, sorted, and how many other files there are of
-    every suffix; every folder once, though links make loops. Hidden files are left out.
-    """
-    images: list[Path] = []
-    others: Counter[str] = Counter()
-    seen = {os.path.realpath(folder)}
-    for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
-        for path in (Path(parent, name) for name in names if not name.startswith(".")):
-            if is_image(path):
-                images.append(path)
-            else:
-                others[path.suffix.lower() or "without suffix"] += 1
-        subfolders = {os.path.realpath(Path(parent) / name): name for name in sorted(folders)}
-        folders[:] = [name for path, name in subfolders.items() if path not in seen]
-        seen |= subfolders.keys()
-    return sorted(images), others
-
-
-def _in_words(others: Counter[str]) -> str:
-    """Suffixes and numbers of files that are no images."""
-    counts = ", ".join(f"{number} {printable(suffix)}" for suffix, number in others.most_common(4))
-    return f" ({counts})" if counts else ""
-
-
-def _refuse(error: OSError) -> None:
-    raise DataError(f"{error.filename}: cannot be listed ({error.strerror})") from error

@@ -1,7 +1,9 @@
-"""Decode image files of any kind to 8-bit RGB, and crop them for evaluation. Needs no PyTorch."""
+"""Find image files, decode any kind to 8-bit RGB, and crop for evaluation. Needs no PyTorch."""
 
+import logging
 import math
 import os
+from collections import Counter
 from io import BytesIO
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import numpy as np
 from PIL import Image, ImageOps, features
 
 from lfvit.errors import DataError
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".jp2", ".j2k", ".jpx"),
@@ -155,3 +159,51 @@ def center_crop(
     x, y = (a / b for a, b in zip(image.size, resized, strict=True))
     box = left * x, top * y, (left + size) * x, (top + size) * y
     return image.resize((size, size), FILTERS[interpolation], box=box)
+
+
+def images_of(path: str | Path, setting: str = "image") -> list[Path]:
+    """One image file, or all images below a folder, sorted; `setting` is where it was named.
+
+    Raises:
+        DataError: neither, or a folder without images.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"{setting}={printable(path)}: no such file or folder")
+    images, others = images_below(path)
+    if not images:
+        raise DataError(f"{setting}={printable(path)}: holds no images{in_words(others)}")
+    if others:
+        log.warning("passed over %d other files%s", others.total(), in_words(others))
+    return images
+
+
+def images_below(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """Image files in a folder and its subfolders, sorted, and how many other files there are of
+    every suffix; every folder once, though links make loops. Hidden files are left out.
+    """
+    images: list[Path] = []
+    others: Counter[str] = Counter()
+    seen = {os.path.realpath(folder)}
+    for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        for path in (Path(parent, name) for name in names if not name.startswith(".")):
+            if is_image(path):
+                images.append(path)
+            else:
+                others[path.suffix.lower() or "without suffix"] += 1
+        subfolders = {os.path.realpath(Path(parent) / name): name for name in sorted(folders)}
+        folders[:] = [name for path, name in subfolders.items() if path not in seen]
+        seen |= subfolders.keys()
+    return sorted(images), others
+
+
+def in_words(others: Counter[str]) -> str:
+    """Suffixes and numbers of files that are no images."""
+    counts = ", ".join(f"{number} {printable(suffix)}" for suffix, number in others.most_common(4))
+    return f" ({counts})" if counts else ""
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{error.filename}: cannot be listed ({error.strerror})") from error

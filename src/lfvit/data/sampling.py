@@ -9,7 +9,7 @@ from multiprocessing import get_all_start_methods
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lfvit.utils.seeding import derive
 
@@ -107,10 +107,10 @@ class LazyLoader(DataLoader[Any]):
     run trainings side by side are, they would be spawned as well, and import everything anew.
     """
 
-    def __init__(self, *args: Any, num_workers: int = 0, **options: Any) -> None:
+    def __init__(self, dataset: Dataset[Any], *, num_workers: int = 0, **options: Any) -> None:
         if num_workers > 0:
             options["multiprocessing_context"] = get_all_start_methods()[0]
-        super().__init__(*args, num_workers=num_workers, **options)
+        super().__init__(dataset, num_workers=num_workers, **options)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         yield from super().__iter__()
