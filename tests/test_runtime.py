@@ -19,6 +19,7 @@ from lfvit.data.images import FILTERS, images_of, read_image
 from lfvit.data.settings import Preprocessing
 from lfvit.errors import ConfigError, ExportError
 from lfvit.models.export import (
+    WEIGHTS,
     PassModule,
     capture,
     join,
@@ -59,8 +60,8 @@ def written(model, method, folder, **augment):
         data={"dataset": {"_target_": "lfvit.data.NeedleSet"}, "augment": augment},
     )
     passes = write_passes(model, SIZE, folder)
-    join(passes, folder / runtime.GRAPH)
-    write_json(folder / runtime.CARD, describe(Trained(model, record)))
+    weights = join(passes, folder / runtime.GRAPH)
+    write_json(folder / runtime.CARD, describe(Trained(model, record)) | {WEIGHTS: weights})
     return passes
 
 
@@ -96,8 +97,9 @@ def test_every_weight_is_stored_once(two_pass):
 def test_int8_answers_as_float32_whatever_else_is_in_the_batch(two_pass, tmp_path):
     model, folder = two_pass
     passes = [folder / f"{name}_pass_fp32.onnx" for name in ("first", "second")]
-    join(quantise(passes, images(32, seed=1).numpy()), tmp_path / runtime.GRAPH)
-    (tmp_path / runtime.CARD).write_text((folder / runtime.CARD).read_text())
+    weights = join(quantise(passes, images(32, seed=1).numpy()), tmp_path / runtime.GRAPH)
+    card = json.loads((folder / runtime.CARD).read_text())
+    write_json(tmp_path / runtime.CARD, card | {WEIGHTS: weights})
     exact, rounded = runtime.load(folder), runtime.load(tmp_path)
     batch = images(40).numpy()
     shares = agreement(exact, rounded, batch, 0.8)
@@ -284,10 +286,10 @@ def test_the_runtime_needs_no_pytorch(two_pass, photographs):
 def test_mistakes_are_one_message(two_pass, tmp_path, capsys):
     with pytest.raises(ConfigError, match=r"has no model\.json"):
         runtime.load(tmp_path)
-    (tmp_path / "model.json").write_text('{"format": 2}')
-    with pytest.raises(ConfigError, match="format=2 is unknown; valid: 3. Export the model again"):
-        runtime.load(tmp_path)
     (tmp_path / "model.json").write_text('{"format": 3}')
+    with pytest.raises(ConfigError, match="format=3 is unknown; valid: 4. Export the model again"):
+        runtime.load(tmp_path)
+    (tmp_path / "model.json").write_text('{"format": 4}')
     with pytest.raises(ConfigError, match=r"has no model\.onnx; pass the folder"):
         runtime.load(tmp_path)
     for text, fault in (("", "not JSON"), ("[]", "not a JSON object")):
@@ -298,6 +300,7 @@ def test_mistakes_are_one_message(two_pass, tmp_path, capsys):
     shutil.copy(two_pass[1] / "model.onnx", tmp_path)
     for wrong in (
         *({"macs": card["macs"][:1]}, {"classes": ["a", "b"]}, {"image_size": 96}),  # of another
+        {"weights": "0" * 64},
         *({"macs": "x"}, {"threshold": None}, {"interpolation": "cubic"}, {"mean": {}}),
     ):
         write_json(tmp_path / "model.json", card | wrong)

@@ -24,7 +24,7 @@ Picture = str | Path | Image.Image | np.ndarray
 
 CARD = "model.json"
 GRAPH = "model.onnx"
-FORMAT = 3
+FORMAT = 4
 
 
 class Output(NamedTuple):
@@ -167,6 +167,8 @@ def _check(card: dict[str, Any], session: Any) -> None:
     graph = images.shape[2:], len(others) + 1, logits.shape[1]
     if graph != ([card["image_size"]] * 2, sum(m > 0 for m in card["macs"]), len(card["classes"])):
         raise ValueError(f"{GRAPH} has other inputs and outputs")
+    if session.get_modelmeta().custom_metadata_map.get("weights") != card["weights"]:
+        raise ValueError(f"{GRAPH} has other weights")
 
 
 def open_graph(path: Path, threads: int, providers: Sequence[str]) -> Any:

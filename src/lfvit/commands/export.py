@@ -16,7 +16,7 @@ from lfvit.errors import ConfigError, ExportError
 from lfvit.measure.costs import pass_macs
 from lfvit.measure.settings import ExportSettings
 from lfvit.measure.thresholds import NO_EXIT
-from lfvit.models.export import join, quantise, write_passes
+from lfvit.models.export import WEIGHTS, join, quantise, write_passes
 from lfvit.models.passes import early_exit, num_passes
 from lfvit.runs.directory import start_run
 from lfvit.runs.models import Trained, load_trained
@@ -59,15 +59,16 @@ def export(cfg: DictConfig) -> dict[str, Any]:
     with TemporaryDirectory(dir=run_dir) as name:
         folder = Path(name)
         passes = write_passes(trained.model, card["image_size"], folder)
-        join(passes, folder / GRAPH)
+        card[WEIGHTS] = join(passes, folder / GRAPH)
         write_json(folder / CARD, card)
         card["largest_difference"] = check_parity(trained.model, folder, settings.tolerance)
         if settings.precision == "int8":
             exact = load(folder)
             chosen = photographs[:: -(-len(photographs) // CALIBRATION)]
             images = np.stack([exact.prepare(photograph) for photograph in chosen])
-            join(quantise(passes, images[::2]), folder / GRAPH)
+            card[WEIGHTS] = join(quantise(passes, images[::2]), folder / GRAPH)
             card |= {"precision": "int8", "checked_on": len(images[1::2])}
+            write_json(folder / CARD, card)
             card["agreement"] = agreement(exact, load(folder), images[1::2], settings.agreement)
         write_json(folder / CARD, card)
         for path in folder.glob("model.*"):

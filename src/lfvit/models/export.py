@@ -23,6 +23,7 @@ from lfvit.models.selectors import Selection
 from lfvit.models.two_pass import FirstPass, TwoPassViT
 
 OPSET = 18
+WEIGHTS = "weights"  # of the file's metadata and of model.json: their digest
 ONE_FILE = 1_500_000_000  # bytes of weights; above, ONNX keeps them in a file of their own
 
 
@@ -258,20 +259,28 @@ early_exit (float[N, 3, S, S] images, float threshold)
 """What follows the first pass, in ONNX's text syntax; the second pass goes into its branch."""
 
 
-def join(passes: Sequence[Path], target: Path) -> None:
+def join(passes: Sequence[Path], target: Path) -> str:
     """Write the file of one pass as it is, or those of two as one graph with early exit.
 
     It has the inputs ``images`` (B, 3, S, S) and ``threshold``, a float32, and the outputs
     ``logits`` (B, C) of the pass at which each image stopped, ``exited`` (B,) bool, ``confidence``
     (B,) float32, and of the first pass ``fine_indices`` and ``region``.
+
+    Returns:
+        A digest of the weights, which the file holds as well.
     """
     import onnx
 
     model, *others = [onnx.load(path) for path in passes]
     for second in others:
         model.graph.CopyFrom(_early_exit(model.graph, second.graph))
+    digest = hashlib.sha256()
+    for tensor in model.graph.initializer:
+        digest.update(tensor.SerializeToString())
+    model.metadata_props.add(key=WEIGHTS, value=digest.hexdigest())
     outside = sum(tensor.ByteSize() for tensor in model.graph.initializer) > ONE_FILE
     onnx.save(model, target, save_as_external_data=outside, location=f"{target.name}.data")
+    return digest.hexdigest()
 
 
 def _early_exit(first: Any, second: Any) -> Any:
