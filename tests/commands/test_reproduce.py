@@ -327,6 +327,8 @@ TWO = "artifacts=[overview]"
         (['overrides=["method.alpha=2"]', TWO], "run lf_vit: .*alpha=2"),
         (['overrides="method.alpha=2"', TWO], "run lf_vit: .*alpha=2"),
         (['overrides=["seed=3"]'], "every run has its own seed; pass scale.seeds="),
+        (['overrides=["method=vit"]'], "every run has its own method"),
+        (['overrides=["reducer.name=tome"]'], r"every run has its own reducer\.name"),
         (["reuse=/nowhere"], "reuse=/nowhere: no such folder"),
         (["scale.seeds=[0,0]"], "a seed is named twice"),
         (["+artifact.overview.colour=red"], "artifact.overview.colour is no setting"),

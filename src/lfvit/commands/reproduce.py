@@ -45,7 +45,8 @@ class ReproduceSettings(Settings):
     @classmethod
     def _of_every_training(cls, overrides: list[str]) -> list[str]:
         for key in (override.lstrip("+").partition("=")[0] for override in overrides):
-            if key in ("seed", "name", "run_dir") or key.startswith("hydra."):
+            own = ("seed", "name", "run_dir", "method", "reducer", "method.name", "reducer.name")
+            if key in own or key.startswith("hydra."):
                 instead = "; pass scale.seeds=[0,1]" if key == "seed" else ""
                 raise ValueError(f"every run has its own {key}{instead}")
         return overrides
