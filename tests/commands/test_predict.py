@@ -32,7 +32,10 @@ def test_a_folder_of_photographs(run, trained_vit, photographs, tmp_path, capsys
     assert [set(line) for line in late[0]["top"]] == [{"class", "probability"}] * 5
     with Image.open(tmp_path / "out" / late[0]["picture"]) as picture:
         assert picture.width > 500
-    assert ": pass 2, " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert ": pass 2, " in printed
+    unsure = sum(entry["top"][0]["probability"] < 0.5 for entry in late)
+    assert printed.count("  unsure: this model knows 6 classes: ") == unsure > 0
     files = [entry["path"] for entry in late[:2]]
     early = run(files, "threshold=0", "pictures=false", "top=2")
     assert [(entry["path"], len(entry["top"])) for entry in early] == [(path, 2) for path in files]

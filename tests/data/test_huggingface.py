@@ -153,7 +153,10 @@ def test_class_lists_that_differ_are_refused(tmp_path):
             {"val_split": "test"},
             r"Unknown split .test.\. Should be one of \['train', 'validation'\]",
         ),
-        ({"path": "DIR/nowhere"}, r"nowhere: split 'train' cannot be loaded .* data.train_split=NAME"),
+        (
+            {"path": "DIR/nowhere"},
+            r"nowhere: split 'train' cannot be loaded .* data.train_split=NAME",
+        ),
         ({"path": "somebody/pets"}, r"somebody/pets: split 'train' cannot be loaded"),
     ],
 )

@@ -10,7 +10,7 @@ from lfvit.data.augment import normalize
 from lfvit.data.batches import Sample
 from lfvit.data.settings import Preprocessing
 from lfvit.tracking.loggers import log_table, summarise, tracked
-from lfvit.tracking.pictures import log_predictions, predict_images
+from lfvit.tracking.pictures import draw_predictions, log_predictions, predict_images
 from small_vits import randomise
 from wandb_file import read_offline_run
 
@@ -62,6 +62,26 @@ def test_predictions_are_those_of_early_exit(tiny, method, tmp_path):
     (event,) = EventAccumulator(str(tmp_path)).Reload().Images("regions")
     assert event.step == 7
     assert event.height / event.width > 3 / (1 if method == "vit" else 3)  # a row for every image
+
+
+def test_a_picture_shows_both_answers_and_what_its_frames_mean(tiny, monkeypatch):
+    figures = []
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig", lambda self, *_, **__: figures.append(self)
+    )
+    model = lfvit.create_model("lf_vit", backbone=tiny, image_size=112, num_classes=3)
+    randomise(model, seed=1)
+    pixels = torch.stack([s.pixels for s in FourImages().some_validation_samples(1)])
+    for threshold in (0.0, 2.0):
+        (one,) = predict_images(model, pixels, HALF, CLASSES, threshold)
+        draw_predictions([one], "unused")
+        first, _, second = (axis.get_title() for axis in figures[-1].axes)
+        answers = [CLASSES[index] for index in one.logits.argmax(1)]
+        assert first.startswith(f"first pass: {answers[0]}, ")
+        assert second.startswith("second pass: " + ("not run" if one.exited else f"{answers[1]}, "))
+        texts = [text.get_text() for text in figures[-1].legends[0].get_texts()]
+        frame = "the window of a second pass that was not needed"
+        assert texts[0] == (frame if one.exited else "the second pass's window")
 
 
 def test_rows_become_a_table_and_numbers(composed, tmp_path):

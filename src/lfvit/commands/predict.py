@@ -22,6 +22,8 @@ from lfvit.utils.validation import validate
 
 log = logging.getLogger(__name__)
 
+UNSURE = 0.5  # of the answer's probability: below it, the image may show something else
+
 
 def predict(cfg: DictConfig) -> list[dict[str, Any]]:
     """Classify one file, several, or a folder; writes predictions.json and a picture for each.
@@ -72,6 +74,12 @@ def predict(cfg: DictConfig) -> list[dict[str, Any]]:
                 print(f"\n{printable(path)}: pass {entry['exit_pass']}, {entry['gmacs']:.3f} GMACs")
                 for line in entry["top"]:
                     print(f"  {line['probability']:6.1%}  {line['class']}")
+                if prediction.confidence < UNSURE:
+                    known = ", ".join(record.classes[:10])
+                    more = ", ..." if len(record.classes) > 10 else ""
+                    print(
+                        f"  unsure: this model knows {len(record.classes)} classes: {known}{more}"
+                    )
     finally:
         write_json(run_dir / "predictions.json", {"images": entries, "num_skipped": num_skipped})
         print(f"{len(entries)} images, {num_skipped} skipped; written to {run_dir}")

@@ -139,8 +139,8 @@ def _load(
     except Exception as error:  # of many kinds, from parquet's to the network's
         reason = "".join(str(error).strip().splitlines()[:1])
         raise DataError(
-            f"data.path={path}: split {split!r} cannot be loaded ({type(error).__name__}: {reason}); "
-            "other names of the splits: data.train_split=NAME data.val_split=NAME"
+            f"data.path={path}: split {split!r} cannot be loaded ({type(error).__name__}: {reason})"
+            "; other names of the splits: data.train_split=NAME data.val_split=NAME"
         ) from error
 
 

@@ -81,6 +81,11 @@ class Prediction(NamedTuple):
         return f"{self.label}, {self.confidence:.0%}{truth}"
 
     @property
+    def first(self) -> "Prediction":
+        """As if the first pass answered."""
+        return self._replace(exit_pass=0)
+
+    @property
     def coarse_image(self) -> np.ndarray:
         """(S/2, S/2, 3) uint8: what the first of two passes sees."""
         pixels = torch.from_numpy(self.image).permute(2, 0, 1).float()
@@ -135,9 +140,8 @@ def predict_images(
 
 
 def draw_predictions(predictions: Sequence[Prediction], path: Path | IO[bytes]) -> None:
-    """One row per image: half resolution, class attention over the image, the second pass's input.
-
-    Of a one-pass model, the image alone.
+    """One row per image: half resolution with the first answer, class attention over the image, the
+    second pass's input with its answer; below, what colours mean. Of a one-pass model, the image.
     """
     import matplotlib as mpl  # of an extra
     from matplotlib.figure import Figure
@@ -150,15 +154,17 @@ def draw_predictions(predictions: Sequence[Prediction], path: Path | IO[bytes]) 
             images, titles = [one.image], [one.caption]
             if one.gca is not None:
                 images = [one.coarse_image, attention_image(one), second_pass_image(one)]
-                titles = ["first pass", "class attention", "second pass"]
-                titles[0 if one.exited else 2] += f": {one.caption}"
-                titles[2] += ": not run" if one.exited else ""
+                titles = [f"first pass: {one.first.caption}", "class attention", "second pass: "]
+                titles[2] += "not run" if one.exited else one.caption
                 draw_frames(axes[2], one)
             side = one.image.shape[0]
             for axis, image, title in zip(axes, images, titles, strict=True):
                 axis.imshow(image, extent=(0, side, side, 0))
                 axis.set_axis_off()
                 axis.set_title(title, **TITLE)
+        if panels > 1:
+            where = {"loc": "outside lower center", "ncols": 2, "frameon": False, "fontsize": 8}
+            figure.legend(handles=_legend(predictions), **where)
         figure.savefig(path, dpi=120)
 
 
@@ -187,6 +193,26 @@ def attention_image(prediction: Prediction) -> np.ndarray:
     colours = colormaps["inferno"](np.kron(scaled, np.ones((cell, cell))))[..., :3]
     grey = prediction.image.mean(axis=2, keepdims=True)
     return (0.4 * grey + 0.6 * 255 * colours).round().astype(np.uint8)
+
+
+def _legend(predictions: Sequence[Prediction]) -> list[Any]:
+    """Of the colours and frames that occur."""
+    from matplotlib.patches import Patch
+
+    window = {one.exited for one in predictions if one.region is not None}
+    frames = {
+        "the second pass's window": (ORANGE, "-", False in window),
+        "the window of a second pass that was not needed": (BLUE, "--", True in window),
+        "the object": ("0.6", "-", any(one.box is not None for one in predictions)),
+    }
+    return [
+        *(
+            Patch(fill=False, ec=c, ls=ls, label=text)
+            for text, (c, ls, there) in frames.items()
+            if there
+        ),
+        Patch(fc="0.9", label="pale: stays at half resolution"),
+    ]
 
 
 def draw_frames(axes: "Axes", prediction: Prediction) -> None:
