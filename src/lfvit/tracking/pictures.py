@@ -163,8 +163,13 @@ def draw_predictions(predictions: Sequence[Prediction], path: Path | IO[bytes]) 
                 axis.set_axis_off()
                 axis.set_title(title, **TITLE)
         if panels > 1:
-            where = {"loc": "outside lower center", "ncols": 2, "frameon": False, "fontsize": 8}
-            figure.legend(handles=_legend(predictions), **where)
+            figure.legend(
+                handles=_legend(predictions),
+                loc="outside lower center",
+                ncols=2,
+                frameon=False,
+                fontsize=8,
+            )
         figure.savefig(path, dpi=120)
 
 
