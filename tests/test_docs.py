@@ -14,6 +14,7 @@ import torch
 from conftest import NEEDLE_FAST, ROOT, run_python, run_script, write_shards
 from lfvit.cli import main
 from lfvit.commands.evaluate import evaluate
+from lfvit.models.registry import REDUCERS, SELECTORS
 
 # test_sweeps.py, test_search.py, test_wandb_page.py and test_distributed_page.py
 ELSEWHERE = ("sweeps.md", "wandb.md", "distributed.md")
@@ -174,8 +175,20 @@ def python_examples(page):
 WHOLE = [page for page in PAGES if page.name != "CONTRIBUTING.md" and python_examples(page)]
 
 
+@pytest.fixture
+def registered():
+    """Names that an example registers are forgotten after it."""
+    before = [(registry, set(registry)) for registry in (SELECTORS, REDUCERS)]
+    yield
+    for registry, names in before:
+        for name in set(registry) - names:
+            del registry._items[name]
+
+
 @pytest.mark.parametrize("page", WHOLE, ids=lambda page: page.name)
-def test_the_python_examples_of_a_page_run_one_after_the_other(page, trained_run, monkeypatch):
+def test_the_python_examples_of_a_page_run_one_after_the_other(
+    page, trained_run, registered, monkeypatch
+):
     """Names they take for granted: images, a checkpoint, and weights that would be fetched."""
     import timm
 

@@ -144,7 +144,7 @@ def test_a_reducer_can_be_put_into_a_trained_model(run, evaluated, trained_vit):
     assert plain.reducer == {"name": "none"}
     assert merged.reducer["r"] == 8
     assert merged.passes[0] == plain.passes[0]
-    assert merged.passes[1].gmacs < 0.9 * plain.passes[1].gmacs
+    assert merged.passes[1].gmacs < 0.95 * plain.passes[1].gmacs
     own, less = run("reducer=evit", checkpoint=trained_vit), run(checkpoint=trained_vit)
     assert own.passes[0].gmacs < less.passes[0].gmacs
     assert len(less.passes) == len(less.operating_points) == 1  # one pass: no thresholds

@@ -61,6 +61,7 @@ def _process(rank: int, count: int, port: int, folder: str, function: Any, argum
         "TORCHELASTIC_RUN_ID": "test",
     }
     os.environ.update({name: str(value) for name, value in started_by_torchrun.items()})
+    os.environ.pop("WANDB_SERVICE", None)  # of the process that runs the tests
     said = os.open(os.devnull, os.O_WRONLY)
     os.dup2(said, 1)  # progress bars and remarks
     os.dup2(said, 2)
