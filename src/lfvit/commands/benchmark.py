@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from omegaconf import DictConfig
+from timm.layers import LayerScale
 from torch import Tensor, nn
 
 from lfvit.data.augment import normalize
@@ -245,6 +246,9 @@ def build_models(cfg: DictConfig, trained: Trained | None) -> dict[str, nn.Modul
             described |= {key: getattr(trained.record, key) for key in ("backbone", "image_size")}
             classes = len(trained.record.classes)
         models[str(name)] = build_model(described, classes)
+        for module in models[str(name)].modules():
+            if isinstance(module, LayerScale):  # begins so small that all images look alike
+                nn.init.ones_(module.gamma)
     if trained is not None:
         models["trained"] = deepcopy(trained.model)
     return models

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lfvit.errors import ConfigError
 from lfvit.measure.thresholds import NO_EXIT
 from lfvit.models.passes import early_exit, num_passes
 
@@ -74,6 +75,9 @@ def threshold_for(model: nn.Module, images: Tensor, exit_fraction: float) -> flo
 
     Args:
         images: (B, 3, S, S).
+
+    Raises:
+        ConfigError: no threshold lets so many exit, since confidences are equal.
     """
     exits = round(exit_fraction * len(images))
     if exits == 0:
@@ -81,7 +85,13 @@ def threshold_for(model: nn.Module, images: Tensor, exit_fraction: float) -> flo
     if exits == len(images):
         return 0.0
     confidence = early_exit(model, images, 0.0).confidence.sort(descending=True).values
-    return (confidence[exits - 1] + confidence[exits]).item() / 2
+    threshold = (confidence[exits - 1] + confidence[exits]).item() / 2
+    if int((confidence >= threshold).sum()) != exits:
+        raise ConfigError(
+            f"exit_fractions: the model is equally confident about many of {len(images)} images, "
+            f"so no threshold lets {exits} of them exit; pass exit_fractions=[0,1]"
+        )
+    return threshold
 
 
 def peak_memory(
