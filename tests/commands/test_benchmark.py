@@ -24,7 +24,7 @@ FAST = (*FEW, *SMALL)
 
 
 def test_rows(composed, tmp_path):
-    more = "+models.both={name:lf_vit,reducer:{name:tome,r:5,passes:second}}"
+    more = "models.both={name:lf_vit,reducer:{name:tome,r:5,passes:second}}"
     rows = benchmark(composed("benchmark", *SMALL, more, f"run_dir={tmp_path}"))
     with (tmp_path / "benchmark.csv").open() as file:
         lines = list(csv.DictReader(file))
@@ -106,7 +106,10 @@ def test_the_cost_of_a_cascade_counts_every_exit(monkeypatch):
     assert training_summary({"val/exit_fraction": 0.5}, model)["gmacs"] is None
 
 
-def test_a_runtime_without_its_precisions_is_refused(composed, tmp_path):
+def test_what_cannot_be_timed_is_refused(composed, tmp_path):
+    for model in ("5", "{reducer:tome}"):
+        with pytest.raises(ConfigError, match="models.mine=.* names no method; pass for example"):
+            benchmark(composed("benchmark", *SMALL, f"models.mine={model}", f"run_dir={tmp_path}"))
     with pytest.raises(ConfigError, match="models names none; leave it out"):
         benchmark(composed("benchmark", "models=null", f"run_dir={tmp_path}"))
     wrong = composed("benchmark", *FAST, "runtime=onnx", "precision=bf16", f"run_dir={tmp_path}")

@@ -236,7 +236,13 @@ def build_models(cfg: DictConfig, trained: Trained | None) -> dict[str, nn.Modul
     torch.manual_seed(cfg.seed)
     models = {}
     for name in cfg.models or ():
-        method = dict(plain(cfg.models[name]))
+        method = plain(cfg.models[name])
+        if not isinstance(method, dict) or "name" not in method:
+            raise ConfigError(
+                f"models.{name}={method} names no method; pass for example "
+                f"'models.{name}={{name:lf_vit,region_size:4}}'"
+            )
+        method = dict(method)
         described: dict[str, Any] = {"method": method, "image_size": cfg.image_size}
         described["backbone"] = plain(cfg.backbone)
         if "reducer" in method:

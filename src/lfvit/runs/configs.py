@@ -22,6 +22,9 @@ ON_CHECKPOINTS = ("evaluate", "predict", "diagnose", "benchmark", "export", "dem
 """Commands whose groups replace what a checkpoint says, and hold nothing by themselves."""
 
 PARSER = OverridesParser.create()
+OF_NAMES = {"search": "space", "benchmark": "models"}
+"""Settings of commands in which any name is new."""
+
 PATH = re.compile(r"(^|[.+_])(dir|root|path|files|image|init_from|teacher|reuse|label_maps)$")
 """Names of settings that hold paths."""
 
@@ -30,9 +33,10 @@ def open_groups(overrides: Sequence[str], command: str = "train") -> list[str]:
     """Overrides in which arguments of the classes that conf names need no ``+``.
 
     ``trainer.max_steps=5`` becomes ``++trainer.max_steps=5``; likewise arguments of a callback or
-    logger by its name, of the optimizer, of lr_scheduler and of data.dataset, and backbone.timm. In
-    commands on checkpoints also what replaces a setting of the method, backbone, reducer or data.
-    The class itself refuses unknown names, see `lfvit.utils.validation.instantiate`.
+    logger by its name, of the optimizer, of lr_scheduler and of data.dataset, and backbone.timm;
+    search's space and benchmark's models. In commands on checkpoints also what replaces a setting
+    of the method, backbone, reducer or data. The class itself refuses unknown names, see
+    `lfvit.utils.validation.instantiate`.
 
     ``logger=null``, which Hydra's grammar for groups does not know, leaves the group out. A plain
     setting named like a group of conf, such as search's experiment, is set as any other.
@@ -49,8 +53,8 @@ def open_groups(overrides: Sequence[str], command: str = "train") -> list[str]:
         r"backbone\.timm",
     ]
     groups.append(r"(callbacks|logger)\.\w+\.")
-    if command == "search":
-        groups.append(r"space\.")
+    if command in OF_NAMES:
+        groups.append(rf"{OF_NAMES[command]}\.")
     if command in ON_CHECKPOINTS:
         groups += [r"method\.", r"backbone\.", r"reducer\."]
     if command in ("evaluate", "diagnose", "benchmark"):
