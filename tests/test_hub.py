@@ -89,11 +89,11 @@ def test_a_model_is_sent_as_it_is(monkeypatch, capsys):
             sent.append((repo_id, sorted(path.name for path in folder_path.iterdir())))
 
     monkeypatch.setattr(results_zoo, "HfApi", Api)
-    results_zoo.main(["--name", "vit_imagenette", "--push", "me/vit"])
+    results_zoo.main(["--name", "vit_needle", "--push", "me/vit"])
     files = ["README.md", "card.json", "config.json", "model.safetensors"]
     assert sent == [("me/vit", True), ("me/vit", files)]
     assert "ckpt_path=hf:me/vit" in capsys.readouterr().out
     monkeypatch.setattr(Api, "create_repo", lambda *_, **__: 1 / 0)
     with pytest.raises(CheckpointError, match="hf auth login"):
-        results_zoo.push("vit_imagenette", "me/vit")
-    assert json.loads((zoo.FOLDER / "vit_imagenette" / "config.json").read_text())["classes"]
+        results_zoo.push("vit_needle", "me/vit")
+    assert json.loads((zoo.FOLDER / "vit_needle" / "config.json").read_text())["classes"]

@@ -47,12 +47,13 @@ def test_predictions_and_diagnoses_take_the_same(has):
 @torch.inference_mode()
 def test_the_zoo_answers_alike_in_bfloat16(composed):
     """At most 0.2 % of the answers of all passes are others than in float32."""
-    settings = ["image_size=160", "data.val_images=100", "data.num_workers=0"]
-    data = make_data(plain(composed("train", *settings).data))
-    needles = torch.stack([sample.pixels for sample in data.some_validation_samples(100)])
     others = []
-    for name in ("lf_vit_imagenette", "cf_vit_imagenette", "vit_imagenette"):
+    for name in ("lf_vit_imagenette", "lf_vit_small_imagenette"):
         model, record = load_trained(f"zoo:{name}")
+        size = f"image_size={record.image_size}"
+        cfg = composed("train", size, "data.val_images=100", "data.num_workers=0")
+        samples = make_data(plain(cfg.data)).some_validation_samples(100)
+        needles = torch.stack([sample.pixels for sample in samples])
         for pixels in needles.split(50):
             images = normalize(pixels, record.preprocessing)
             expected = forward_passes(model, images).logits
@@ -62,5 +63,5 @@ def test_the_zoo_answers_alike_in_bfloat16(composed):
                 others.append((half.argmax(1) != full.argmax(1)).float())
                 gap = (half.float().softmax(1) - full.softmax(1)).abs().mean().item()
                 assert gap < 0.001
-    assert len(torch.cat(others)) == 500
+    assert len(torch.cat(others)) == 400
     assert torch.cat(others).mean() <= 0.002

@@ -30,11 +30,8 @@ from lfvit.tracking.pictures import Prediction, picture_of
 from lfvit.utils.markdown import to_markdown
 from lfvit.utils.signals import StopSignals
 
-SHIPPED = {
-    "zoo:lf_vit_needle": "zoo:vit_needle",
-    "zoo:lf_vit_imagenette": "zoo:vit_imagenette",
-}
-"""Models on the page where none is named -> the one-pass models beside them."""
+SHIPPED = {"zoo:lf_vit_needle": "zoo:vit_needle", "zoo:lf_vit_small_imagenette": None}
+"""Models on the page where none is named -> the one-pass models beside them, if there are any."""
 
 NUM_EXAMPLES = 8
 NUM_CLASSES = 20  # named beside the photograph
