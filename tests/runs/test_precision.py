@@ -62,6 +62,6 @@ def test_the_zoo_answers_alike_in_bfloat16(composed):
             for half, full in zip(found, expected, strict=True):
                 others.append((half.argmax(1) != full.argmax(1)).float())
                 gap = (half.float().softmax(1) - full.softmax(1)).abs().mean().item()
-                assert gap < 0.001
+                assert gap < 0.002
     assert len(torch.cat(others)) == 400
     assert torch.cat(others).mean() <= 0.002
