@@ -234,10 +234,8 @@ class _Reader:
         weights = config.get("init_from")
         start = run_folder(weights, training) if training and weights else None
         before, trained = (self.load(start / name if start else None) for name in files[:2])
-        evaluation_config, rules = (
-            self.load(folder / "config.yaml"),
-            evaluation.settings.model_dump(),
-        )
+        evaluation_config = self.load(folder / "config.yaml")
+        rules = evaluation.settings.model_dump()
         if evaluation_config:  # a threshold that the training chose is a result, no setting
             rules["threshold"] = evaluation_config.get("threshold")
         model = evaluation.model_dump(include={"method", "backbone", "reducer", "image_size"})
