@@ -22,6 +22,9 @@ ON_CHECKPOINTS = ("evaluate", "predict", "diagnose", "benchmark", "export", "dem
 """Commands whose groups replace what a checkpoint says, and hold nothing by themselves."""
 
 PARSER = OverridesParser.create()
+OPEN = "method|backbone|reducer|data|augment|schedule|optimizer|lr_scheduler|trainer"
+"""Groups whose options need not list every setting: a class checks them all."""
+
 OF_NAMES = {"search": "space", "benchmark": "models"}
 """Settings of commands in which any name is new."""
 
@@ -30,13 +33,11 @@ PATH = re.compile(r"(^|[.+_])(dir|root|path|files|image|init_from|teacher|reuse|
 
 
 def open_groups(overrides: Sequence[str], command: str = "train") -> list[str]:
-    """Overrides in which arguments of the classes that conf names need no ``+``.
+    """Overrides in which settings that the chosen option of a group does not list need no ``+``.
 
-    ``trainer.max_steps=5`` becomes ``++trainer.max_steps=5``; likewise arguments of a callback or
-    logger by its name, of the optimizer, of lr_scheduler and of data.dataset, and backbone.timm;
-    search's space and benchmark's models. In commands on checkpoints also what replaces a setting
-    of the method, backbone, reducer or data. The class itself refuses unknown names, see
-    `lfvit.utils.validation.instantiate`.
+    ``trainer.max_steps=5`` becomes ``++trainer.max_steps=5``; likewise the settings of `OPEN`, the
+    arguments of a callback or logger by its name, search's space and benchmark's models. Unknown
+    names are refused by the class that the settings are for, see `lfvit.utils.validation`.
 
     ``logger=null``, which Hydra's grammar for groups does not know, leaves the group out. A plain
     setting named like a group of conf, such as search's experiment, is set as any other.
@@ -45,20 +46,9 @@ def open_groups(overrides: Sequence[str], command: str = "train") -> list[str]:
         overrides: as on the command line.
         command: name of the primary config.
     """
-    groups = [
-        r"trainer\.",
-        r"optimizer\.",
-        r"lr_scheduler\.",
-        r"data\.dataset\.",
-        r"backbone\.timm",
-    ]
-    groups.append(r"(callbacks|logger)\.\w+\.")
+    groups = [rf"({OPEN})\.", r"(callbacks|logger)\.\w+\."]
     if command in OF_NAMES:
         groups.append(rf"{OF_NAMES[command]}\.")
-    if command in ON_CHECKPOINTS:
-        groups += [r"method\.", r"backbone\.", r"reducer\."]
-    if command in ("evaluate", "diagnose", "benchmark"):
-        groups.append(r"data\.")
     opened = re.compile(f"({'|'.join(groups)})[^=]*=")
     return [
         f"++{override}" if opened.match(override) else _plain_setting(override, command)

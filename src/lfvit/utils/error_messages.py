@@ -154,7 +154,7 @@ def _keys_beside(key: str, command: str, arguments: Sequence[str]) -> list[str]:
     parent = key.rpartition(".")[0]
     names = [(a, a.partition("=")[0].lstrip("+")) for a in arguments if "=" in a]
     beside = f"{parent}." if parent else f"{key}."  # where others may be unknown as well
-    others = [a for a, name in names if not f"{name}.".startswith((f"{key}.", beside))]
+    others = [a for a, name in names if name != key and not name.startswith((f"{key}.", beside))]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
