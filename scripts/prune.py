@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
+from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,6 +23,7 @@ from lfvit.data.augment import eval_transform, normalize
 from lfvit.data.images import images_of, read_image
 from lfvit.errors import LFViTError
 from lfvit.runs.models import load_trained
+from lfvit.utils.atomic_io import write_atomic
 
 
 def keep_blocks(vit: nn.Module, images: Tensor, depth: int) -> list[int]:
@@ -72,7 +74,8 @@ def narrow_mlp(vit: nn.Module, images: Tensor, index: int, width: int) -> float:
     weight = mlp.fc2.weight.detach()
     kept = (covariance.diagonal() * weight.square().sum(0)).topk(width).indices.sort().values
     fit = torch.linalg.lstsq(covariance[kept][:, kept], covariance[kept] @ weight.T, driver="gelsd")
-    fc1, fc2 = nn.Linear(mlp.fc1.in_features, width), nn.Linear(width, mlp.fc2.out_features)
+    fc1 = nn.Linear(mlp.fc1.in_features, width, dtype=weight.dtype)
+    fc2 = nn.Linear(width, mlp.fc2.out_features, dtype=weight.dtype)
     with torch.no_grad():
         fc1.weight.copy_(mlp.fc1.weight[kept])
         fc1.bias.copy_(mlp.fc1.bias[kept])
@@ -92,40 +95,51 @@ def predict(vit: nn.Module, images: Tensor) -> Tensor:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("ckpt", help="of a one-pass ViT, trained by train.py method=vit")
-    parser.add_argument("out", type=Path, help="file to write, .safetensors, for init_from=")
+    parser = argparse.ArgumentParser("prune.py", description=__doc__.partition("\n")[0])
+    parser.add_argument("ckpt", help="of a one-pass ViT, as train.py method=vit writes it")
+    parser.add_argument("out", type=Path, help="a new .safetensors file, for init_from=")
     parser.add_argument("--images", required=True, help="folder of training images")
     parser.add_argument("--count", type=int, default=500, help="how many of them (default: 500)")
     parser.add_argument("--depth", type=int, required=True, help="blocks to keep")
     parser.add_argument("--mlp-ratio", type=float, required=True, help="hidden units / embed_dim")
     args = parser.parse_args(arguments)
-    vit, record = load_trained(args.ckpt)
-    width = int(vit.embed_dim * args.mlp_ratio) if hasattr(vit, "embed_dim") else 0
-    if record.method["name"] != "vit" or not hasattr(vit, "blocks"):
-        parser.error(f"{args.ckpt} is a {record.method['name']}; pass a one-pass ViT (method=vit)")
-    if not 1 <= args.depth <= len(vit.blocks):
-        parser.error(f"--depth {args.depth}: the model has {len(vit.blocks)} blocks")
-    hidden = min(block.mlp.fc1.out_features for block in vit.blocks)
-    if not 1 <= width <= hidden:
-        parser.error(f"--mlp-ratio {args.mlp_ratio}: the model has {hidden / vit.embed_dim:g}")
     if args.out.suffix != ".safetensors" or args.out.exists():
         parser.error(f"{args.out}: pass the name of a new .safetensors file")
+    vit, record = load_trained(args.ckpt)
+    if record.method["name"] != "vit" or not all(type(b.mlp) is Mlp for b in vit.blocks):
+        parser.error(f"{args.ckpt}: pass the checkpoint of a plain one-pass ViT (method=vit)")
+    dim, deepest = vit.embed_dim, len(vit.blocks)
+    width, widest = int(dim * args.mlp_ratio), vit.blocks[0].mlp.fc1.out_features
+    if not 1 <= args.depth <= deepest:
+        parser.error(f"--depth {args.depth}: the model has {deepest} blocks; pass 1 to {deepest}")
+    if not 1 <= width <= widest:
+        parser.error(
+            f"--mlp-ratio {args.mlp_ratio:g}: {width} of the model's {widest} hidden units; pass "
+            f"at most {widest / dim:g}"
+        )
     paths = images_of(args.images, "--images")
     paths = random.Random(0).sample(paths, min(args.count, len(paths)))
     transform = eval_transform(record.preprocessing, record.image_size)
     pixels = torch.stack([torch.as_tensor(transform(read_image(path))) for path in paths])
     images = normalize(pixels, record.preprocessing)
+    print(f"{len(images)} images", flush=True)
     keep_blocks(vit, images, args.depth)
     for index in range(args.depth):
         lost = narrow_mlp(vit, images, index, width)
         print(f"block {index}: {lost:.1%} of the variance of its MLP is lost", flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in vit.state_dict().items()}, args.out)
-    print(
-        f"written to {args.out}; to train it: init_from={args.out} backbone.depth={args.depth} "
-        f"backbone.mlp_ratio={args.mlp_ratio:g}"
-    )
+    write_atomic(args.out, save({k: v.contiguous() for k, v in vit.state_dict().items()}))
+    scale = getattr(vit.blocks[0].ls1, "gamma", None)  # LayerScale
+    sizes = {
+        "embed_dim": dim,
+        "depth": args.depth,
+        "num_heads": vit.blocks[0].attn.num_heads,
+        "patch_size": vit.patch_embed.patch_size[0],
+        "mlp_ratio": args.mlp_ratio,
+        "init_values": "null" if scale is None else 1e-5,
+    }
+    settings = " ".join(f"backbone.{key}={value}" for key, value in sizes.items())
+    print(f"to train it: init_from={args.out} backbone=vit_small_slim {settings}")
 
 
 if __name__ == "__main__":

@@ -81,11 +81,11 @@ def test_a_folder_of_photographs_from_training_to_prediction(tmp_path, here):
     ("script", "arguments", "message"),
     [
         ("train", ["trainer.accelerator=quantum"], "trainer: You selected an invalid"),
-        ("train", ["method.alhpa=1"], "method has no setting 'alhpa'; did you mean alpha? valid:"),
+        ("train", ["method.alhpa=1"], "method.alhpa is no setting; did you mean alpha? valid:"),
         (
             "train",
-            ["data=imagefolder", "data.train_images=8", "data.val_images=8"],
-            "data has no setting 'train_images'",
+            ["data=imagefolder", "data.root=x", "data.train_images=8"],
+            "data.train_images is no setting",
         ),
         ("evaluate", [], "ckpt_path is not set; pass ckpt_path="),
         ("diagnose", ["ckpt_path=x", "remove=0.5"], "no setting 'remove'; did you mean removed?"),

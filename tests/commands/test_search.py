@@ -122,8 +122,8 @@ def test_values_of_every_kind(search, monkeypatch):
     ("arguments", "message"),
     [
         (["trials=0"], "trials=0 is not valid"),
-        (["space.method.alhpa=[0.3]"], "method has no setting 'alhpa'; did you mean alpha"),
-        (["overrides=data.train_imags=3"], "no setting 'train_imags'; did you mean train_images"),
+        (["space.method.alhpa=[0.3]"], "method.alhpa is no setting; did you mean alpha"),
+        (["overrides=data.train_imags=3"], "train_imags is no setting; did you mean train_images"),
         (["space.threshold={low:0.3,high:2,step:0}"], "step=0 is not valid"),
         (["space.threshold=0.5"], "space.threshold=0.5 must be a list of values, or low and high"),
         (["space.threshold.low=0.99"], "low=0.99 has to be below high=0.95"),

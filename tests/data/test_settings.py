@@ -45,6 +45,7 @@ def test_settings_of_the_data_module(settings, message):
         (["data=huggingface"], "data.path=None is not valid: pass data.path=NAME"),
         (["data.num_classes=9"], "data.num_classes=9 is not valid"),
         (["data.train_images=0"], "data.train_images=0 is not valid"),
+        (["data.root=x"], "for a folder of photographs pass data=imagefolder data.root=x"),
         (["seed=-1"], "data.seed=-1 is not valid"),
         (["+data.dataset.trian_images=3"], "data.trian_images is no setting; did you mean train"),
         (["image_size=32"], "data.image_size=32 is not valid"),

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from lfvit.errors import ConfigError
 from lfvit.runs.configs import (
     CONF,
+    check_settings,
     compose_config,
     open_groups,
     positional,
@@ -30,11 +31,37 @@ def test_arguments_of_classes_need_no_plus():
         assert str(OmegaConf.select(cfg, key)).lower() == value
 
 
+@pytest.mark.parametrize(
+    ("override", "chosen"),
+    [
+        ("method.beta=0.9", "method=lf_vit"),
+        ("backbone.mlp_ratio=2", "backbone=vit_micro"),
+        ("reducer.weighted_pool=False", "reducer=tome"),
+        ("augment.erasing=0.1", "augment=light"),
+        ("data.val_images=3", "data=needle"),
+        ("schedule.loss=bce", "schedule=pretrained"),
+    ],
+)
+def test_settings_that_an_option_does_not_list_are_set_or_refused_by_their_class(override, chosen):
+    cfg = compose_config("train", [chosen, override])
+    key, _, value = override.partition("=")
+    assert str(OmegaConf.select(cfg, key)) == value
+    group = key.partition(".")[0]
+    cfg = compose_config("train", [chosen, f"{group}.nosuch=1"])
+    with pytest.raises(ConfigError, match=rf"{group}.nosuch is no setting; valid: .*{key[-4:]}"):
+        check_settings(cfg)
+
+
 @pytest.mark.parametrize("group", ["method", "backbone", "reducer", "data"])
 def test_groups_of_a_checkpoint_are_open(group):
     override = f"{group}.something=1"
     assert open_groups([override], "evaluate") == [f"++{override}"]
-    assert open_groups([override], "train") == [override]
+    assert open_groups(["data.root=x"], "predict") == ["data.root=x"]
+
+
+def test_the_keys_beside_an_unknown_one_are_those_of_the_chosen_option():
+    with pytest.raises(ConfigError, match="artifact has no setting 'titel'; did you mean title"):
+        compose_config("reproduce", ["+artifact=lf_vit_table1", "artifact.titel=x"])
 
 
 def plain_settings_named_like_groups():

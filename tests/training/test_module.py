@@ -1,10 +1,12 @@
 """Phases, teachers, averaged weights, and what a training may start from."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch.optim.swa_utils import AveragedModel
 
 import lfvit
@@ -14,6 +16,7 @@ from lfvit.data import Batch
 from lfvit.errors import CheckpointError, ConfigError, TrainingError
 from lfvit.models.reduction import unreduced
 from lfvit.runs.models import build_model, load_trained
+from lfvit.runs.resume import check_resume
 from lfvit.training.callbacks import EMA
 from lfvit.training.losses import kl_divergence
 from lfvit.training.module import Classifier
@@ -140,6 +143,17 @@ def test_resuming_with_another_model_is_refused(composed, trained_run, tmp_path,
     )
     with pytest.raises(CheckpointError, match=message):
         train(cfg)
+
+
+def test_a_repeated_command_may_say_what_the_run_started_from(composed, trained_run, tmp_path):
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    config = OmegaConf.load(run / "config.yaml")
+    OmegaConf.save(OmegaConf.merge(config, {"init_from": "start.pth"}), run / "config.yaml")
+    last = f"ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
+    command = ("train", *NEEDLE_FAST, last, f"run_dir={run}")
+    assert check_resume(composed(*command, "init_from=start.pth")).step == 8
+    with pytest.raises(ConfigError, match="did not start from it; pass one of them"):
+        check_resume(composed(*command, "init_from=other.pth"))
 
 
 def test_starting_from_weights_is_not_resuming(composed, trained_run, tmp_path):

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from lfvit.errors import ConfigError
 from lfvit.utils.validation import Settings, validate
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -229,6 +230,11 @@ def check_data(group: Mapping[str, Any]) -> tuple[DataSettings, dict[str, Any]]:
     options = {key: settings[key] for key in settings if key not in common}
     schema = DATASETS.get(group["dataset"]["_target_"])
     if schema is not None:
+        if "root" in options and "root" not in schema.model_fields:
+            raise ConfigError(
+                "data.root is no setting of this kind of data; for a folder of photographs pass "
+                f"data=imagefolder data.root={options['root']}"
+            )
         shared = {key: common[key] for key in common if key in schema.model_fields}
         validate(schema, {**shared, **options, **dataset}, "data")
     return checked, options

@@ -22,9 +22,6 @@ ON_CHECKPOINTS = ("evaluate", "predict", "diagnose", "benchmark", "export", "dem
 """Commands whose groups replace what a checkpoint says, and hold nothing by themselves."""
 
 PARSER = OverridesParser.create()
-OPEN = "method|backbone|reducer|data|augment|schedule|optimizer|lr_scheduler|trainer"
-"""Groups whose options need not list every setting: a class checks them all."""
-
 OF_NAMES = {"search": "space", "benchmark": "models"}
 """Settings of commands in which any name is new."""
 
@@ -35,9 +32,10 @@ PATH = re.compile(r"(^|[.+_])(dir|root|path|files|image|init_from|teacher|reuse|
 def open_groups(overrides: Sequence[str], command: str = "train") -> list[str]:
     """Overrides in which settings that the chosen option of a group does not list need no ``+``.
 
-    ``trainer.max_steps=5`` becomes ``++trainer.max_steps=5``; likewise the settings of `OPEN`, the
-    arguments of a callback or logger by its name, search's space and benchmark's models. Unknown
-    names are refused by the class that the settings are for, see `lfvit.utils.validation`.
+    ``backbone.mlp_ratio=2`` becomes ``++backbone.mlp_ratio=2``; likewise arguments of the trainer,
+    and of a callback or logger by its name; search's space and benchmark's models; in commands on
+    checkpoints what replaces a setting of the method, backbone, reducer or data. Unknown names are
+    refused by the class that the settings are for, see `lfvit.utils.validation`.
 
     ``logger=null``, which Hydra's grammar for groups does not know, leaves the group out. A plain
     setting named like a group of conf, such as search's experiment, is set as any other.
@@ -46,10 +44,16 @@ def open_groups(overrides: Sequence[str], command: str = "train") -> list[str]:
         overrides: as on the command line.
         command: name of the primary config.
     """
-    groups = [rf"({OPEN})\.", r"(callbacks|logger)\.\w+\."]
+    groups = ["trainer", "optimizer", "lr_scheduler", r"(callbacks|logger)\.\w+"]
+    if command == "train" or command in ON_CHECKPOINTS:
+        groups += ["method", "backbone", "reducer"]
+    if command == "train":
+        groups += ["augment", "schedule"]
+    if command in ("train", "evaluate", "diagnose", "benchmark"):
+        groups.append("data")
     if command in OF_NAMES:
-        groups.append(rf"{OF_NAMES[command]}\.")
-    opened = re.compile(f"({'|'.join(groups)})[^=]*=")
+        groups.append(OF_NAMES[command])
+    opened = re.compile(rf"({'|'.join(groups)})\.[^=]*=")
     return [
         f"++{override}" if opened.match(override) else _plain_setting(override, command)
         for override in overrides

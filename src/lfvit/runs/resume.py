@@ -44,10 +44,19 @@ def check_resume(cfg: DictConfig) -> Resumed | None:
 
     Raises:
         CheckpointError: unreadable, no checkpoint of a training, or of another one.
+        ConfigError: another start is asked for as well.
     """
     if cfg.ckpt_path is None:
         return None
     path = cfg.ckpt_path = str(locate(cfg.ckpt_path))
+    if cfg.init_from is not None:  # as in a command that is repeated
+        config = Path(path).absolute().parents[1] / "config.yaml"
+        if not config.is_file() or OmegaConf.load(config).get("init_from") != cfg.init_from:
+            raise ConfigError(
+                f"init_from={cfg.init_from} starts a new run, and ckpt_path={path} continues one "
+                "that did not start from it; pass one of them"
+            )
+        cfg.init_from = None
     try:
         content = read_file(path)
     except CheckpointError as error:

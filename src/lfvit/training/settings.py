@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from lfvit.errors import ConfigError
 from lfvit.utils.validation import Settings, plain, validate
@@ -74,14 +74,6 @@ class TrainSettings(Settings):
     repeat: bool | None
     evaluate: bool | None
     overwrite: bool
-
-    @model_validator(mode="after")
-    def _one_start(self) -> "TrainSettings":
-        if self.init_from is not None and self.ckpt_path not in (None, "auto"):
-            raise ValueError(
-                "init_from starts a new run and ckpt_path continues one; pass one of them"
-            )
-        return self
 
 
 def check_training(cfg: Mapping[str, Any]) -> Schedule:
