@@ -51,7 +51,8 @@ def check_resume(cfg: DictConfig) -> Resumed | None:
     path = cfg.ckpt_path = str(locate(cfg.ckpt_path))
     if cfg.init_from is not None:  # as in a command that is repeated
         config = Path(path).absolute().parents[1] / "config.yaml"
-        if not config.is_file() or OmegaConf.load(config).get("init_from") != cfg.init_from:
+        began = OmegaConf.load(config) if config.is_file() else OmegaConf.create()
+        if OmegaConf.select(began, "init_from") != cfg.init_from:
             raise ConfigError(
                 f"init_from={cfg.init_from} starts a new run, and ckpt_path={path} continues one "
                 "that did not start from it; pass one of them"
