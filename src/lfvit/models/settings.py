@@ -178,15 +178,16 @@ def split_reducer(reducer: Any) -> tuple[str | None, dict[str, Any], str]:
     if reducer is not None and not isinstance(reducer, (str, Mapping)):
         raise ConfigError(f"reducer={reducer!r} must be a name, or a mapping with name and options")
     options = {"name": reducer} if isinstance(reducer, str) else dict(reducer or {})
-    name, passes = options.pop("name", None), options.pop("passes", "both")
-    check_choice("reducer.passes", passes, PASSES)
+    name = options.pop("name", None)
     if name in (None, "none"):
         if options:
             raise ConfigError(
                 f"reducer.{next(iter(options))} is set, but there is no reducer; name one as "
                 f"well: {', '.join(REDUCERS)}"
             )
-        return None, {}, passes
+        return None, {}, "both"
+    passes = options.pop("passes", "both")
+    check_choice("reducer.passes", passes, PASSES)
     check_choice("reducer.name", name, REDUCERS)
     from lfvit.models.reducer_settings import REDUCER_SETTINGS
 
