@@ -22,12 +22,13 @@ from lfvit.data.batches import (
 )
 from lfvit.data.classes import check_same_classes, readable_names
 from lfvit.data.sampling import Draw, EvalSampler, LazyLoader, TrainSampler
-from lfvit.data.settings import check_data
+from lfvit.data.settings import DATASETS, check_data
 from lfvit.errors import ConfigError, DataError
 from lfvit.models.tokens import downsample
 from lfvit.utils.distributed import gather_list, usable_cores
 from lfvit.utils.seeding import seeded
 from lfvit.utils.signals import outlive_signals
+from lfvit.utils.validation import suggest
 
 if TYPE_CHECKING:
     from lfvit.data.cache import ImageCache
@@ -266,6 +267,10 @@ class ImageDataModule(L.LightningDataModule):
         signature = inspect.signature(self.dataset)
         names = signature.parameters.keys() - getattr(self.dataset, "keywords", {}).keys()
         arguments = {key: available[key] for key in available if key in names}
+        others = {field for schema in DATASETS.values() for field in schema.model_fields}
+        for key in sorted(self.options.keys() - signature.parameters.keys() - others):
+            valid = sorted(signature.parameters.keys() - {"split", "train"})
+            raise ConfigError(f"data.{key}: {name} has no such argument; {suggest(key, valid)}")
         if not {"split", "train"} & names:
             raise ConfigError(
                 f"data.dataset: {name} takes neither split nor train, so training and validation "
