@@ -41,7 +41,8 @@ def run(composed, tmp_path_factory):
     randomise(model, seed=0)  # weights whose confidences differ from image to image
     torch.save(model.state_dict(), run_dir / "start.pth")
     start = (f"init_from={run_dir / 'start.pth'}", "optimizer.lr=1e-5", f"threshold={ETA}")
-    train(composed("train", *settings, *start))
+    slower = ("schedule.layer_decay=0.5", "schedule.lr_batch=8", "trainer.log_every_n_steps=1")
+    train(composed("train", *settings, *start, *slower))
     return run_dir
 
 
@@ -96,6 +97,8 @@ def test_tensorboard_and_csv_have_the_same_scalars(run, offline):
         assert written[name][-1] == expected, name
         assert board.Scalars(name)[-1].value == expected, name
     assert all(len(offline.values(name)) == 2 for name in EPOCH_METRICS)
+    assert [key for key in written if "lr" in key] == ["train/lr"]  # of all groups, the highest
+    assert max(written["train/lr"]) == pytest.approx(1e-5)
     logged = {key for row in offline.history for key in row if key.startswith(("val/", "train/"))}
     assert logged <= set(board.Tags()["scalars"])
     assert logged <= set(written)

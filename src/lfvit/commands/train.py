@@ -38,8 +38,8 @@ from lfvit.utils.validation import check_choice, instantiate, plain
 
 log = logging.getLogger(__name__)
 
-NEED_LOGGERS = ("LearningRateMonitor", "LogPredictions")
-"""Callbacks that are left out where nothing is logged."""
+NEEDS_LOGGERS = "LogPredictions"
+"""A callback that is left out where nothing is logged."""
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def build_callbacks(cfg: DictConfig, logs: bool = True) -> list[L.Callback]:
                 f"callbacks.{name}={settings!r} is no callback; callbacks.{name}=null leaves it out"
             )
         target = settings.get("_target_")  # callbacks=null keeps what the schedule says of ema
-        if target is not None and (logs or not target.endswith(NEED_LOGGERS)):
+        if target is not None and (logs or not target.endswith(NEEDS_LOGGERS)):
             callback = instantiate(f"callbacks.{name}", settings)
             (averages if isinstance(callback, WeightAveraging) else callbacks).append(callback)
     # averaged weights leave the model at the end of a validation: after all others have used them

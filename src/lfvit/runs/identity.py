@@ -27,7 +27,7 @@ NOT_WEIGHTS = (
     "callbacks.checkpoint.dirpath",
     "callbacks.last",
     "callbacks.progress",
-    "callbacks.lr_monitor",
+    "callbacks.lr_monitor",  # of runs of before
     "callbacks.throughput",
     "callbacks.predictions",
     "callbacks.nonfinite",  # where one setting stopped a training, the other continues it

@@ -150,6 +150,10 @@ class Classifier(L.LightningModule):
             self.log(f"train/{name}", value.detach(), batch_size=len(batch.images))
         return loss
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The learning rate: of the head, the highest of all."""
+        self.log("train/lr", max(group["lr"] for group in optimizer.param_groups))
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss: scalars, mean over the images of this process, in nats."""
         model: Any = self.model
