@@ -48,7 +48,7 @@ SMALL = {
     "export.py": ("agreement=0",),
 }
 INSTEAD = {
-    "pretrained=true": "pretrained=false",  # weights are not fetched
+    "pretrained=true": "schedule.layer_decay=1",  # weights are not fetched
     " backbone.timm=vit_small_patch14_dinov2": "",
     "method.region_size=4,5,6 method.alpha=0.5,0.88 seed=0,1,2": "method.alpha=0.5,0.88",
     "reducer.keep_rate=0.5,0.7,0.9": "reducer.keep_rate=0.5",

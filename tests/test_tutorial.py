@@ -6,6 +6,7 @@ from conftest import ROOT
 from test_docs import SMALL_FOLDER
 
 NOTEBOOK = json.loads((ROOT / "docs" / "tutorial.ipynb").read_text())
+SMALL = (*SMALL_FOLDER, "schedule.layer_decay=1")  # from random weights
 
 
 def test_the_cells_run_one_after_the_other(photographs, tmp_path, monkeypatch):
@@ -18,7 +19,7 @@ def test_the_cells_run_one_after_the_other(photographs, tmp_path, monkeypatch):
         exec(compile("".join(cell["source"]), f"cell {number}", "exec"), scope)
         if number == 0:  # a folder that is there, and a model that need not be fetched
             assert scope["SETTINGS"][0] == "experiment=finetune"
-            scope |= {"DATA": photographs, "SETTINGS": [*scope["SETTINGS"][:1], *SMALL_FOLDER]}
+            scope |= {"DATA": photographs, "SETTINGS": [*scope["SETTINGS"][:1], *SMALL]}
     run = scope["RUN"]
     assert run == tmp_path / "outputs" / "tutorial"
     assert {"config.json", "model.safetensors", "README.md"} == {

@@ -27,7 +27,7 @@ def options(group):
 
 def give_a_start(cfg, folder, num_classes):
     """Weights from a file, where training starts from weights: nothing is downloaded in tests."""
-    if cfg.pretrained or cfg.schedule.distill_weight:
+    if cfg.pretrained or cfg.schedule.distill_weight or cfg.schedule.layer_decay < 1:
         torch.save(build_model(cfg, num_classes).state_dict(), folder / "start.pth")
         cfg.pretrained, cfg.init_from = False, str(folder / "start.pth")
 
@@ -82,6 +82,8 @@ def test_every_option_builds(composed, tmp_path, group, option):
     cfg = composed("train", f"{group}={option}", *more, f"run_dir={tmp_path}")
     torch.save({}, tmp_path / "start.pth")
     cfg.init_from = str(tmp_path / "start.pth")
+    if "root" in cfg.data:
+        cfg.data.root = "photographs"
     with torch.device("meta"):
         check(cfg)
     build_callbacks(cfg)
@@ -153,6 +155,8 @@ def test_overrides_as_typed(composed, tmp_path, overrides):
         (["callbacks.last.every=2"], "callbacks.last has no setting 'every'; "),
         (["augment=lv_vit"], r"augment.mix_token=1.0 needs a backbone with an auxiliary head"),
         (["schedule=finetune"], "pass pretrained=true or init_from=FILE"),
+        (["experiment=finetune"], "layer_decay=0.75 .* random; pass pretrained=true or init_from"),
+        (["schedule.frozen=[pos_embed]"], r"frozen=\['pos_embed'\] .* schedule.frozen=\[\]$"),
     ],
 )
 def test_wrong_settings_are_refused_before_data_is_read(composed, tmp_path, overrides, message):

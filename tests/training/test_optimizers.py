@@ -10,6 +10,7 @@ import lfvit
 from conftest import NEEDLE_FAST
 from lfvit.commands.train import instantiate_partial, train
 from lfvit.errors import ConfigError
+from lfvit.runs.models import build_model
 from lfvit.training.optimizers import build_lr_scheduler, build_optimizer
 from lfvit.training.settings import Schedule
 from lfvit.utils.validation import validate
@@ -76,8 +77,10 @@ def test_the_backbone_learns_less_than_what_is_new_or_not_at_all(composed, tmp_p
         weights.append({name: p.detach().clone() for name, p in self.model.named_parameters()})
 
     overrides = ["method=vit", "reducer=dynamic_vit", "schedule.backbone_lr=0.01"]
-    overrides += ["data.train_images=16"]
+    overrides += ["data.train_images=16", f"init_from={tmp_path / 'start.pth'}"]
     overrides += ["schedule.backbone_start=1", "schedule.frozen=[cls_token,pos_embed]"]
+    model = build_model(composed("train", *NEEDLE_FAST, *overrides[:2]), 6)
+    torch.save(model.state_dict(), tmp_path / "start.pth")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lfvit.training.module.Classifier.on_before_optimizer_step", look)
         patch.setattr("lfvit.training.module.Classifier.on_fit_end", look)

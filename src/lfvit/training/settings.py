@@ -109,6 +109,14 @@ def check_training(cfg: Mapping[str, Any]) -> Schedule:
             "starts with; pass pretrained=true or init_from=FILE, name a schedule.teacher, or set "
             "it to 0"
         )
+    slow = {"layer_decay": 1.0, "backbone_lr": 1.0, "backbone_start": 0, "frozen": []}
+    for name, usual in slow.items():
+        if (value := getattr(schedule, name)) != usual and not from_weights:
+            raise ConfigError(
+                f"schedule.{name}={value} goes easy on weights that were trained before, and these "
+                "are random; pass pretrained=true or init_from=FILE, or for random weights "
+                f"schedule.{name}={usual}"
+            )
     if schedule.teacher and not schedule.distill_weight:
         raise ConfigError(
             f"schedule.teacher={schedule.teacher} teaches with schedule.distill_weight, which is 0"
