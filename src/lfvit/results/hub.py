@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lfvit.models import zoo
@@ -19,6 +19,7 @@ from lfvit.models.checkpoints import RECORD, load_checkpoint
 from lfvit.models.passes import EarlyExitOutput, early_exit
 from lfvit.runs.models import build_model, load_trained
 from lfvit.runs.record import CheckpointRecord
+from lfvit.utils.atomic_io import write_atomic
 from lfvit.utils.validation import validate
 
 DOWNLOAD = {"revision", "cache_dir", "force_download", "local_files_only", "token"}
@@ -72,7 +73,8 @@ class Pretrained(
         record = self.record.model_dump()
         (save_directory / "config.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
         weights = {key: value.contiguous() for key, value in self.model.state_dict().items()}
-        save_file(weights, save_directory / zoo.WEIGHTS, {RECORD: json.dumps(record)})
+        content = save(weights, {RECORD: json.dumps(record)})  # save_file's is for its owner alone
+        write_atomic(save_directory / zoo.WEIGHTS, content)
         if self.card is not None:
             (save_directory / zoo.CARD).write_text(json.dumps(self.card, indent=1) + "\n", "utf-8")
 
