@@ -9,6 +9,10 @@ class ConfigError(LFViTError, ValueError):
     """A setting has a value that cannot work."""
 
 
+class UnknownSettingError(ConfigError):
+    """A name that is no setting."""
+
+
 class DataError(LFViTError):
     """A folder or an image is not what was expected."""
 

@@ -326,6 +326,10 @@ TWO = "artifacts=[overview]"
         (["~runs.tome.start", "artifacts=methods"], "a run needs train, or start and evaluate"),
         (['overrides=["method.alpha=2"]', TWO], "run lf_vit: .*alpha=2"),
         (['overrides="method.alpha=2"', TWO], "run lf_vit: .*alpha=2"),
+        (
+            ['overrides=["augment.mixpu=1"]', TWO],
+            "run lf_vit: augment.mixpu is no setting; did you",
+        ),
         (['overrides=["seed=3"]'], "every run has its own seed; pass scale.seeds="),
         (['overrides=["method=vit"]'], "every run has its own method"),
         (['overrides=["reducer.name=tome"]'], r"every run has its own reducer\.name"),

@@ -123,6 +123,7 @@ def test_values_of_every_kind(search, monkeypatch):
     [
         (["trials=0"], "trials=0 is not valid"),
         (["space.method.alhpa=[0.3]"], "method.alhpa is no setting; did you mean alpha"),
+        (["overrides=augment.mixpu=1"], "augment.mixpu is no setting; did you mean mixup"),
         (["overrides=data.train_imags=3"], "train_imags is no setting; did you mean train_images"),
         (["space.threshold={low:0.3,high:2,step:0}"], "step=0 is not valid"),
         (["space.threshold=0.5"], "space.threshold=0.5 must be a list of values, or low and high"),

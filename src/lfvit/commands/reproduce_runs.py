@@ -17,7 +17,7 @@ from lfvit.commands.jobs import Job, evaluate_once, run_job
 from lfvit.commands.train import check
 from lfvit.errors import ConfigError, LFViTError, TrainingError
 from lfvit.results.artifacts.settings import Artifact, Run, Scale
-from lfvit.runs.configs import compose_config
+from lfvit.runs.configs import check_names, compose_config
 from lfvit.runs.identity import identity
 from lfvit.runs.models import build_model
 from lfvit.runs.record import CheckpointRecord, make_record, model_overrides, override
@@ -144,6 +144,7 @@ def plan_runs(
                     training.schedule.teacher = str(last_of(planned[teacher].folder))
                     checked.schedule.distill_weight = 0.0
                 if first:
+                    check_names(checked)
                     check(checked, weights_exist=start is None)
         except LFViTError as error:
             raise type(error)(f"run {name}: {error}") from error

@@ -15,7 +15,7 @@ from lfvit.commands.train import check
 from lfvit.errors import ConfigError
 from lfvit.measure.costs import pass_macs
 from lfvit.measure.schemas import read_evaluation
-from lfvit.runs.configs import check_settings, compose_config
+from lfvit.runs.configs import check_names, compose_config
 from lfvit.runs.models import build_model
 from lfvit.runs.provenance import environment
 from lfvit.runs.sweeps import refuse_launched
@@ -141,7 +141,7 @@ def _checked(cfg: DictConfig) -> SearchSettings:
             )
     settings = validate(SearchSettings, values)
     first = {k: v.low if isinstance(v, Range) else v[0] for k, v in settings.space.items()}
-    check_settings(compose_config("train", _overrides(settings, first)))
+    check_names(compose_config("train", _overrides(settings, first)))
     return settings
 
 

@@ -17,7 +17,7 @@ from lfvit.errors import ConfigError
 from lfvit.measure.costs import count_macs, pass_macs
 from lfvit.models.checkpoints import load_checkpoint, read_file
 from lfvit.models.reduction import unreduced
-from lfvit.runs.configs import check_settings, quote_path
+from lfvit.runs.configs import quote_path
 from lfvit.runs.datasets import check_split, make_data
 from lfvit.runs.directory import start_run, training_record
 from lfvit.runs.models import build_model, load_trained, with_preprocessing
@@ -135,7 +135,6 @@ def check(cfg: DictConfig, weights_exist: bool = True) -> None:
     Raises:
         ConfigError: naming the setting, its value and what would be valid.
     """
-    check_settings(cfg)
     module = build_module(cfg, ["", ""], load=False)
     for name, settings in cfg.callbacks.items():
         monitor = settings.get("monitor") if isinstance(settings, DictConfig) else None

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from lfvit.errors import ConfigError
+from lfvit.errors import UnknownSettingError
 from lfvit.utils.validation import Settings, validate
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -231,7 +231,7 @@ def check_data(group: Mapping[str, Any]) -> tuple[DataSettings, dict[str, Any]]:
     schema = DATASETS.get(group["dataset"]["_target_"])
     if schema is not None:
         if "root" in options and "root" not in schema.model_fields:
-            raise ConfigError(
+            raise UnknownSettingError(
                 "data.root is no setting of this kind of data; for a folder of photographs pass "
                 f"data=imagefolder data.root={options['root']}"
             )

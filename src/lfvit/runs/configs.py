@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from lfvit.errors import ConfigError
+from lfvit.errors import ConfigError, UnknownSettingError
 from lfvit.utils.error_messages import error_message
 from lfvit.utils.paths import CONF, program
 from lfvit.utils.validation import Settings, plain, suggest, validate
@@ -240,3 +240,17 @@ def check_settings(cfg: DictConfig, command: str = "train") -> None:
         valid -= {"defaults", "hydra"}
         for key in map(str, cfg.keys() - valid):
             raise ConfigError(f"{key} is no setting of {command}; {suggest(key, sorted(valid))}")
+
+
+def check_names(cfg: DictConfig) -> None:
+    """Refuse names that are no settings of a training; whether its values fit is left to it.
+
+    Raises:
+        UnknownSettingError: names the first, and those that are.
+    """
+    try:
+        check_settings(cfg)
+    except UnknownSettingError:
+        raise
+    except ConfigError:
+        pass

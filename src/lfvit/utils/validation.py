@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from lfvit.errors import ConfigError
+from lfvit.errors import ConfigError, UnknownSettingError
 
 
 def plain(cfg: Any) -> Any:
@@ -47,16 +47,20 @@ def validate(schema: type[S], values: Mapping[str, Any], where: str = "") -> S:
         where: the group's name, put before the names in messages, such as "augment".
 
     Raises:
+        UnknownSettingError: names the first that is no setting, and those that are.
         ConfigError: names the first setting at fault, its value and what would be valid.
     """
     try:
         return schema(**values)
     except ValidationError as error:
-        raise ConfigError(_first_fault(error, schema, where)) from None
+        faults = error.errors(include_url=False)
+    unknown = [fault for fault in faults if fault["type"] == "extra_forbidden"]
+    if unknown:
+        raise UnknownSettingError(_message(unknown[0], schema, where))
+    raise ConfigError(_message(faults[0], schema, where))
 
 
-def _first_fault(error: ValidationError, schema: type[BaseModel], where: str) -> str:
-    fault = error.errors(include_url=False)[0]
+def _message(fault: Any, schema: type[BaseModel], where: str) -> str:
     path = ".".join(str(part) for part in (*([where] if where else []), *fault["loc"]))
     kind, value = fault["type"], fault["input"]
     if kind == "extra_forbidden":
