@@ -328,7 +328,7 @@ TWO = "artifacts=[overview]"
         (['overrides="method.alpha=2"', TWO], "run lf_vit: .*alpha=2"),
         (
             ['overrides=["augment.mixpu=1"]', TWO],
-            "run lf_vit: augment.mixpu is no setting; did you",
+            "run lf_vit: augment.mixpu is no setting",
         ),
         (['overrides=["seed=3"]'], "every run has its own seed; pass scale.seeds="),
         (['overrides=["method=vit"]'], "every run has its own method"),
