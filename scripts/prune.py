@@ -117,6 +117,8 @@ def main(arguments: list[str]) -> None:
             f"--mlp-ratio {args.mlp_ratio:g}: {width} of the model's {widest} hidden units; pass "
             f"at most {widest / dim:g}"
         )
+    if args.count < 1:
+        parser.error(f"--count {args.count}: pass 1 or more")
     paths = images_of(args.images, "--images")
     paths = random.Random(0).sample(paths, min(args.count, len(paths)))
     transform = eval_transform(record.preprocessing, record.image_size)

@@ -81,6 +81,7 @@ def test_the_command_writes_what_a_training_starts_from(tmp_path, trained_vit, p
     [
         (["--depth", "9"], "the model has 4 blocks; pass 1 to 4"),
         (["--mlp-ratio", "5"], "--mlp-ratio 5: 120 of the model's 96 hidden units; pass at most 4"),
+        (["--count", "0"], "--count 0: pass 1 or more"),
         (["--mlp-ratio", "0"], "--mlp-ratio 0: 0 of the model's 96 hidden units; pass at most 4"),
     ],
 )

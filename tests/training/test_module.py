@@ -151,7 +151,8 @@ def test_a_repeated_command_may_say_what_the_run_started_from(composed, trained_
     OmegaConf.save(OmegaConf.merge(config, {"init_from": "start.pth"}), run / "config.yaml")
     last = f"ckpt_path={run / 'checkpoints' / 'last.ckpt'}"
     command = ("train", *NEEDLE_FAST, last, f"run_dir={run}")
-    assert check_resume(composed(*command, "init_from=start.pth")).step == 8
+    for start in ("start.pth", "moved/start.pth"):
+        assert check_resume(composed(*command, f"init_from={start}")).step == 8
     with pytest.raises(ConfigError, match="did not start from it; pass one of them"):
         check_resume(composed(*command, "init_from=other.pth"))
 

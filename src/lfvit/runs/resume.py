@@ -52,7 +52,7 @@ def check_resume(cfg: DictConfig) -> Resumed | None:
     if cfg.init_from is not None:  # as in a command that is repeated
         config = Path(path).absolute().parents[1] / "config.yaml"
         began = OmegaConf.load(config) if config.is_file() else OmegaConf.create()
-        if OmegaConf.select(began, "init_from") != cfg.init_from:
+        if not _same_file(OmegaConf.select(began, "init_from"), cfg.init_from):
             raise ConfigError(
                 f"init_from={cfg.init_from} starts a new run, and ckpt_path={path} continues one "
                 "that did not start from it; pass one of them"
@@ -90,6 +90,13 @@ def check_resume(cfg: DictConfig) -> Resumed | None:
             "checkpoint, or pass init_from= to start a new run from its weights"
         ) from error
     return Resumed(record, step, within)
+
+
+def _same_file(one: str | None, other: str) -> bool:
+    """Whether two paths can be of one file, which may have moved with the folder of its run."""
+    parts = [reversed(Path(path or "").parts) for path in (one, other)]
+    ends = list(zip(*parts, strict=False))[:4]  # as NAME/seed0/checkpoints/last.ckpt
+    return bool(ends) and all(ours == theirs for ours, theirs in ends)
 
 
 def check_data(
