@@ -303,6 +303,9 @@ def test_a_dataset_of_somebody_else():
     with pytest.raises(KeyError) as error:
         data.val_dataset()[99]
     assert error.value.__notes__ == ["while loading image 99"]
+    data = ImageDataModule(Squares, image_size=16, batch_size=4, root="photographs")
+    with pytest.raises(ConfigError, match="data.root: Squares has no such argument; valid: side"):
+        data.setup()
     data = ImageDataModule(Squares, image_size=16, batch_size=4, sdie=50, num_classes=2)
     with pytest.raises(ConfigError, match="data.sdie: Squares has no .* did you mean side"):
         data.setup()

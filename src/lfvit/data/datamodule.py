@@ -22,7 +22,7 @@ from lfvit.data.batches import (
 )
 from lfvit.data.classes import check_same_classes, readable_names
 from lfvit.data.sampling import Draw, EvalSampler, LazyLoader, TrainSampler
-from lfvit.data.settings import DATASETS, check_data
+from lfvit.data.settings import NeedleSettings, check_data
 from lfvit.errors import ConfigError, DataError
 from lfvit.models.tokens import downsample
 from lfvit.utils.distributed import gather_list, usable_cores
@@ -267,8 +267,9 @@ class ImageDataModule(L.LightningDataModule):
         signature = inspect.signature(self.dataset)
         names = signature.parameters.keys() - getattr(self.dataset, "keywords", {}).keys()
         arguments = {key: available[key] for key in available if key in names}
-        others = {field for schema in DATASETS.values() for field in schema.model_fields}
-        for key in sorted(self.options.keys() - signature.parameters.keys() - others):
+        given = {key for key, value in self.options.items() if value is not None}
+        of_default = NeedleSettings.model_fields.keys()  # which nobody has typed
+        for key in sorted(given - signature.parameters.keys() - of_default):
             valid = sorted(signature.parameters.keys() - {"split", "train"})
             raise ConfigError(f"data.{key}: {name} has no such argument; {suggest(key, valid)}")
         if not {"split", "train"} & names:

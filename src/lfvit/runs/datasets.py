@@ -10,7 +10,7 @@ from hydra.utils import get_method
 from timm.data import ImageNetInfo
 
 from lfvit.data.folders import HELD_OUT
-from lfvit.data.settings import DATASETS, FolderSettings
+from lfvit.data.settings import DATASETS, DataSettings, FolderSettings
 from lfvit.errors import ConfigError, DataError
 from lfvit.models.checkpoints import RECORD, read_file
 from lfvit.runs.record import LOCATIONS, CheckpointRecord, make_absolute
@@ -51,7 +51,10 @@ def open_data(chosen: Any, record: CheckpointRecord) -> "ImageDataModule":
                     "data=shards or data=huggingface"
                 )
         settings = {**own, **chosen}
-        if dataset.get("_target_") in (None, own["dataset"]["_target_"]):
+        if dataset.get("_target_") not in (None, own["dataset"]["_target_"]):
+            theirs = own.keys() - DataSettings.model_fields.keys() - chosen.keys()
+            settings = {key: value for key, value in settings.items() if key not in theirs}
+        else:
             settings["dataset"] = {**own["dataset"], **dataset}
         if settings.get("root", "") is None:
             raise ConfigError(
